@@ -1,0 +1,96 @@
+"""One exception tree. Every error a person can cause or meet is one line: what, field, remedy.
+
+    GlasshouseError             exit 1
+    ├── UsageError              exit 2   a bad word on the command line, a bad value in a config
+    ├── ProviderError           exit 3   a provider refused, failed, or had no capacity
+    │   └── RemoteError         exit 3   the pod could not be reached, or answered wrongly
+    │       └── OutcomeUnknown  exit 3   the transport died: what ran there may have finished
+    ├── CleanupNotProven        exit 4   something of ours may still be running
+    ├── LegError                exit 1   a leg ran and failed; carries a reason code
+    ├── SealError               exit 1   a sealed container or grant did not open
+    ├── AttestationError        exit 1   evidence, token or exchange refused; carries every reason code
+    └── VerificationError       exit 1   a bundle, artifact or ledger did not verify; carries every failure
+
+This module is part of the archive that runs on the pod: standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class GlasshouseError(Exception):
+    """Base of all errors raised on purpose.
+
+    `what` says what is wrong, `field` and `value` name where, `remedy` says what to do.
+    None of them may ever hold a secret: messages reach terminals, logs and records.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, field: str | None = None, value: object = None, remedy: str = ""
+    ) -> None:
+        self.what = what
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """Return the console line, without the leading `error: `."""
+        where = f" ({self.field}={self.value})" if self.field is not None else ""
+        tail = f": {self.remedy}" if self.remedy else ""
+        return " ".join(f"{self.what}{where}{tail}".split())
+
+
+class UsageError(GlasshouseError):
+    """A bad word on the command line or a bad value in a config; nothing was started."""
+
+    exit_code = 2
+
+
+class ProviderError(GlasshouseError):
+    """The provider refused, failed, or had nothing to rent."""
+
+    exit_code = 3
+
+
+class RemoteError(ProviderError):
+    """The pod could not be reached, or answered wrongly."""
+
+
+class OutcomeUnknown(RemoteError):
+    """The transport died while a command ran: it may have finished, failed, or still run."""
+
+
+class CleanupNotProven(GlasshouseError):
+    """Something of ours may still exist at the provider."""
+
+    exit_code = 4
+
+
+class LegError(GlasshouseError):
+    """A leg started and did not end well; `code` is the reason code for the record."""
+
+    def __init__(self, what: str, *, code: str, remedy: str = "") -> None:
+        self.code = code
+        super().__init__(what, field="code", value=code, remedy=remedy)
+
+
+class _WithCodes(GlasshouseError):
+    def __init__(self, what: str, *, codes: Sequence[str], remedy: str = "") -> None:
+        self.codes = tuple(codes)
+        super().__init__(what, field="failed", value=",".join(self.codes), remedy=remedy)
+
+
+class SealError(_WithCodes):
+    """A sealed container or a wrapped key did not open."""
+
+
+class AttestationError(_WithCodes):
+    """Evidence, a token or an exchange was refused; `codes` lists every failed check."""
+
+
+class VerificationError(_WithCodes):
+    """A bundle, artifact or ledger did not verify; `codes` lists every failure."""

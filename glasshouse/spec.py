@@ -1,0 +1,200 @@
+"""`RunSpec`: everything a run will do, in one frozen, strict value.
+
+Hydra composes conf/ (config.py); this model decides. Nothing past this point sees a DictConfig.
+Units are in the names: Sec seconds, Usd US dollars, Pct percent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Order = Literal["raw-first", "protected-first", "abba", "protected-only"]
+Arm = Literal["raw", "protected"]
+Control = Literal["none", "aa", "delay"]
+
+PAID_PROVIDERS = ("runpod", "vastai")
+
+
+class Strict(BaseModel):
+    """Base of all configuration values: no coercion, no unknown keys, no mutation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class LocalProvider(Strict):
+    """This machine, through an embedded SSH server on loopback."""
+
+    kind: Literal["local"]
+    python: str | None = None  # the pod's interpreter; None: the one that runs Glasshouse
+    boot_deadline_sec: float = Field(default=30.0, gt=0, le=3600)
+
+
+class SshProvider(Strict):
+    """Any machine with sshd and Python; it is not rented, so release removes only our folder."""
+
+    kind: Literal["ssh"]
+    host: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\-]+$")
+    port: int = Field(default=22, ge=1, le=65535)
+    user: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._\-]+$")
+    key: str = Field(min_length=1)  # path of the private key
+    known_hosts: str | None = None  # path; None: first use is recorded, and policy strict refuses
+    python: str = Field(default="python3", pattern=r"^[A-Za-z0-9._/+\-]+$")
+    workdir: str = Field(default=".glasshouse", pattern=r"^[A-Za-z0-9._/+\-]+$")
+    boot_deadline_sec: float = Field(default=60.0, gt=0, le=3600)
+
+
+class CloudProvider(Strict):
+    """RunPod or Vast.ai: what to ask for. Credentials come from the environment only."""
+
+    kind: Literal["runpod", "vastai"]
+    base_url: str = Field(pattern=r"^https?://")
+    image: str = Field(min_length=1)
+    disk_gb: int = Field(default=40, ge=10, le=2000)
+    region: str | None = None
+    interruptible: bool = False
+    tier: str = "secure"
+    python: str = "python3"
+    boot_deadline_sec: float = Field(default=1200.0, gt=0, le=7200)
+    request_timeout_sec: float = Field(default=30.0, gt=0, le=300)
+
+
+Provider = Annotated[LocalProvider | SshProvider | CloudProvider, Field(discriminator="kind")]
+
+
+class Gpu(Strict):
+    """One GPU type: exact names per provider, prices, and limits for the roofline note."""
+
+    name: str = Field(pattern=r"^[a-z0-9\-]+$")
+    provider_names: dict[str, str] = {}
+    count: int = Field(default=1, ge=1, le=16)
+    max_usd_per_hour: dict[str, float] = {}
+    peak_bf16_tflops: float | None = Field(default=None, gt=0)
+    memory_gbps: float | None = Field(default=None, gt=0)
+    compute_capability: str | None = None
+
+
+class MlpModel(Strict):
+    """A multi-layer perceptron trained on seeded synthetic data.
+
+    An epoch is `batches_per_epoch` optimiser steps of `batch` rows. Data are drawn once per
+    leg from `data_seed` on the device and reused, so host transfer is not what is measured.
+    """
+
+    kind: Literal["mlp"]
+    name: str = Field(pattern=r"^[a-z0-9.\-]+$")
+    inputs: int = Field(ge=1, le=65536)
+    hidden: int = Field(ge=1, le=65536)
+    layers: int = Field(ge=1, le=64)  # hidden layers
+    classes: int = Field(ge=2, le=65536)
+    batch: int = Field(ge=1, le=1 << 20)
+    batches_per_epoch: int = Field(ge=1, le=100_000)
+    learning_rate: float = Field(gt=0, le=10)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    data_seed: int = Field(default=20260101, ge=0, lt=2**53)
+
+
+class LoraModel(Strict):
+    """A causal language model from a transformers config, trained through a LoRA adapter."""
+
+    kind: Literal["lora"]
+    name: str = Field(pattern=r"^[a-z0-9.\-]+$")
+    model_id: str
+    revision: str | None = None
+    architecture: dict[str, int | float | bool | str]  # transformers config of the base model
+    weights: Literal["random", "pretrained"] = "random"
+    weights_seed: int = Field(default=20260102, ge=0, lt=2**53)
+    file_sha256: dict[str, str] = {}
+    rank: int = Field(default=4, ge=1, le=1024)
+    alpha: int = Field(default=8, ge=1, le=4096)
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    batch: int = Field(default=1, ge=1, le=4096)
+    max_length: int = Field(default=64, ge=2, le=131072)
+    learning_rate: float = Field(gt=0, le=10)
+    grad_clip: float = Field(default=1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    data_seed: int = Field(default=20260103, ge=0, lt=2**53)
+    examples: int = Field(default=256, ge=1, le=10_000_000)
+
+
+class CustomModel(Strict):
+    """A user's own workload: `entry` is `path/to/file.py:Workload`, sealed and run like the rest."""
+
+    kind: Literal["custom"]
+    name: str = Field(pattern=r"^[a-z0-9.\-]+$")
+    entry: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$")
+    data: tuple[str, ...] = ()  # files sealed with it
+    params: dict[str, int | float | bool | str] = {}
+
+
+Model = Annotated[MlpModel | LoraModel | CustomModel, Field(discriminator="kind")]
+
+
+class Policy(Strict):
+    """What the Verifier demands before the payload key is released."""
+
+    name: Literal["standard", "strict"]
+    freshness_sec: int = Field(ge=1, le=600)
+    require_landlock: bool
+    require_memfd_secret: bool
+    allow_host_key_first_use: bool
+    anti_debug_profile: Literal["standard", "strict"]
+    launch_retries: int = Field(default=2, ge=0, le=2)
+
+
+class Measure(Strict):
+    """How legs are timed and judged (DESIGN.md section 5)."""
+
+    warmup_sec: float = Field(ge=0, le=600)
+    discard_sec: float = Field(ge=0, le=600)  # start of each abba slot, not counted
+    blocks: int = Field(ge=2, le=100)
+    burn_in_slots: int = Field(default=1, ge=0, le=10)
+    margin_pct: float = Field(gt=0, le=50)
+    delay_pct: float = Field(default=3.0, gt=0, le=50)  # the positive control's injected delay
+    duration_tolerance_pct: float = Field(gt=0, le=50)
+    head_interval_sec: float = Field(gt=0, le=60)  # how often event heads are countersigned
+    leg_deadline_factor: float = Field(default=3.0, ge=1, le=20)
+    leg_deadline_extra_sec: float = Field(default=180.0, ge=10, le=7200)
+
+
+class Spend(Strict):
+    """The cost cap; paid providers require one, here or in GLASSHOUSE_MAX_USD."""
+
+    max_usd: float | None = Field(default=None, gt=0, le=100_000)
+
+
+class RunSpec(Strict):
+    """One run: one Hydra cell, one allocation."""
+
+    provider: Provider
+    gpu: Gpu
+    model: Model
+    policy: Policy
+    measure: Measure
+    spend: Spend = Spend()
+    order: Order
+    duration: float | None = Field(gt=0, le=86_400)  # measured seconds per arm
+    steps: int | None = Field(default=None, ge=1, le=10_000_000)  # fixes the work instead
+    control: Control = "none"
+    payload: Literal["public", "private"] = "public"
+    seed: int = Field(ge=0, lt=2**53)
+    repeat: int = Field(default=0, ge=0, le=10_000)
+
+    @model_validator(mode="after")
+    def _whole(self) -> RunSpec:
+        if (self.duration is None) == (self.steps is None):
+            raise ValueError("give exactly one of duration and steps (duration=null steps=N)")
+        if self.payload == "private" and self.order != "protected-only":
+            raise ValueError("payload=private discloses nothing: it needs order=protected-only")
+        if self.control != "none" and self.order == "protected-only":
+            raise ValueError("a control compares two arms: it cannot be order=protected-only")
+        if self.order == "abba" and self.measure.blocks < 8:
+            raise ValueError("measure.blocks must be at least 8 for order=abba")
+        return self
+
+    @property
+    def paid(self) -> bool:
+        """Whether the provider charges money."""
+        return self.provider.kind in PAID_PROVIDERS
