@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from glasshouse.measurement import randomisation
+from glasshouse.measurement.randomisation import balanced_sign_p, sign_flip_p
+
+# C. Darwin's Zea mays heights (crossed minus self-fertilised, eighths of an inch), as analysed by
+# R. A. Fisher, The Design of Experiments, 1935, section 21: of 2^15 sign flips, 863 give a sum of at
+# least 314 in one direction, so 1,726 in both (5.267%).
+DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+
+
+def test_fishers_analysis_of_darwins_maize() -> None:
+    assert sum(DARWIN) == 314
+    assert sign_flip_p([float(value) for value in DARWIN]) == 1726 / 2**15
+
+
+def test_balanced_design_by_brute_force() -> None:
+    rng = random.Random(1)
+    for plus, size in ((5, 10), (4, 9), (2, 6), (6, 6), (0, 3)):
+        contrasts = [rng.gauss(0.3, 1) for _ in range(size)]
+        signs = [1] * plus + [-1] * (size - plus)
+        observed = abs(sum(s * c for s, c in zip(signs, contrasts, strict=True)))
+        arrangements = set(itertools.permutations(signs)) if size <= 6 else {
+            tuple(1 if i in chosen else -1 for i in range(size))
+            for chosen in itertools.combinations(range(size), plus)
+        }  # fmt: skip
+        extreme = sum(
+            abs(sum(s * c for s, c in zip(arrangement, contrasts, strict=True))) >= observed - 1e-12
+            for arrangement in arrangements
+        )
+        assert balanced_sign_p(contrasts, signs) == pytest.approx(extreme / len(arrangements), abs=1e-15)
+
+
+def test_smallest_p_of_ten_balanced_blocks() -> None:
+    """All blocks agree exactly: only the drawn arrangement and its mirror are as extreme."""
+    signs = [1, -1] * 5
+    assert balanced_sign_p([float(sign) for sign in signs], signs) == 2 / 252
+
+
+def test_nothing_varies() -> None:
+    assert balanced_sign_p([0.0] * 8, [1, -1] * 4) == 1.0
+    assert sign_flip_p([0.0] * 30) == 1.0
+    assert balanced_sign_p([], []) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_convolution_is_never_below_the_exact_p_and_close(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    contrasts = [rng.gauss(0.25, 1) for _ in range(16)]
+    signs = [1, -1] * 8
+    exact = balanced_sign_p(contrasts, signs), sign_flip_p(contrasts)
+    monkeypatch.setattr(randomisation, "ENUMERATION_LIMIT", 0)
+    convolved = balanced_sign_p(contrasts, signs), sign_flip_p(contrasts)
+    for one, other in zip(exact, convolved, strict=True):
+        assert one - 1e-12 <= other <= one + 0.005
+
+
+def test_many_blocks() -> None:
+    rng = random.Random(9)
+    signs = [1, -1] * 30
+    null = balanced_sign_p([rng.gauss(0, 1) for _ in signs], signs)
+    effect = balanced_sign_p([sign * (3 + rng.gauss(0, 1)) for sign in signs], signs)
+    assert 0.01 < null <= 1
+    assert effect < 1e-12
