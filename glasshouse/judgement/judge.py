@@ -1,0 +1,152 @@
+"""`judge(facts)`: rules, figures and caveats joined into what the record says. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from glasshouse.canonical import canonical_json
+from glasshouse.judgement.caveats import Observed, caveats_of
+from glasshouse.judgement.facts import RunFacts
+from glasshouse.judgement.figures import figures_of, relaunched, roof_share
+from glasshouse.judgement.rules import Check, check_rules, equal_outputs
+from glasshouse.spec import RunSpec
+
+Status = Literal["verified", "excluded"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a run amounts to: status, why not, what to know, the figures, and every check."""
+
+    run: str
+    row: str
+    status: Status
+    exclusion: tuple[Check, ...]
+    caveats: tuple[str, ...]
+    figures: dict[str, Any]
+    checks: tuple[Check, ...]
+
+    @property
+    def overhead_pct(self) -> float | None:
+        """Steady-state overhead in percent; null also for excluded rows, which count for nothing."""
+        value: float | None = self.figures["overheadPct"]
+        return value if self.status == "verified" else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {
+            "run": self.run,
+            "id": self.row,
+            "status": self.status,
+            "exclusion": None
+            if self.status == "verified"
+            else {
+                "codes": [check.code for check in self.exclusion],
+                "observed": "; ".join(check.detail for check in self.exclusion),
+            },
+            "caveats": list(self.caveats),
+            "figures": self.figures,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def record(self) -> bytes:
+        """Return record.json's bytes: what is compared when the bundle is verified."""
+        return canonical_json(self.as_json())
+
+
+def judge(facts: RunFacts) -> Judgement:
+    """Decide. Total: any facts give a judgement."""
+    checks = check_rules(facts)
+    failed = tuple(check for check in checks if not check.ok)
+    figures = figures_of(facts)
+    return Judgement(
+        run=facts.run,
+        row=row_id(facts.run, facts.spec),
+        status="excluded" if failed else "verified",
+        exclusion=failed,
+        caveats=caveats_of(observed(facts, figures)),
+        figures=figures,
+        checks=checks,
+    )
+
+
+def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
+    """Reduce a run to what the caveats look at."""
+    spec, lives = facts.spec, [life for _, _, life in facts.lifecycles]
+    arms = [facts.results(arm) for arm in ("protected", "raw")]
+    measured = [sum(result.elapsed_sec for result in results) for results in arms if results]
+    warmups = [result.warmup_sec for results in arms for result in results]
+    reports = [life.zeroization for life in lives if life.zeroization is not None]
+    needles = [needle for report in reports for needle in report.needles]
+    gaps = [life.max_gap_sec for life in lives if life.max_gap_sec is not None]
+    overhead = figures["overhead"]
+    return Observed(
+        tier="signed",
+        overhead_pct=figures["overheadPct"],
+        samples=None if overhead is None else overhead["n"],
+        measured_sec=min(measured) if measured else None,
+        warmup_sec=min(warmups) if warmups else None,
+        order=spec.order,
+        order_clear=_order_clear(facts),
+        synthetic_workload=spec.model.kind in ("mlp", "lora"),
+        random_weights=spec.model.kind == "lora" and spec.model.weights == "random",
+        roof_share=roof_share(facts),
+        is_control=spec.control != "none",
+        raw_disclosed=any(not slot.plan.lifecycle and slot.launches for slot in facts.slots),
+        host_key_source=None if facts.allocation is None else facts.allocation.host_key_source,
+        max_gap_sec=max(gaps) if gaps else None,
+        head_interval_sec=spec.measure.head_interval_sec,
+        witnessed=bool(facts.witnesses),
+        provider=spec.provider.kind,
+        dropped_blocks=0 if overhead is None else overhead["droppedBlocks"],
+        relaunched=relaunched(facts),
+        residue_scanned=_scanned(facts) if reports else None,
+        residue_left=tuple(sorted({needle.name for needle in needles if needle.after})),
+        file_barrier=_weakest([life.file_barrier for life in lives if life.file_barrier]),
+        swap_kib=max((life.swap_kib for life in lives if life.swap_kib is not None), default=None),
+        bit_identical=any(explained for _, _, explained in equal_outputs(facts)),
+    )
+
+
+def _weakest(barriers: list[str]) -> str | None:
+    return None if not barriers else "none" if "none" in barriers else barriers[0]
+
+
+def _scanned(facts: RunFacts) -> bool:
+    """Whether every wipe was searched for every class of needle that was seen while it was live."""
+    reports = [life.zeroization for _, _, life in facts.lifecycles if life.zeroization is not None]
+    return all(
+        report.residue_scanned
+        and bool(report.needles)
+        and all(needle.positive_control > 0 for needle in report.needles)
+        for report in reports
+    )
+
+
+def _order_clear(facts: RunFacts) -> bool:
+    """Whether slots ran one after the other, in the planned order, by the controller's clock."""
+    finals = [slot.final for slot in facts.slots if slot.final is not None]
+    return all(later.started_at >= earlier.ended_at for earlier, later in itertools.pairwise(finals))
+
+
+def row_id(run: str, spec: RunSpec) -> str:
+    """The row's permanent id, from the run id and the spec: never reused, since run ids are not.
+
+    Like the published ones (`2026-05-16-runpod-h100-mlp-30m-protected-first`), with the run's own
+    last part behind.
+    """
+    day, _, rest = run.partition("-")
+    date = f"{day[:4]}-{day[4:6]}-{day[6:8]}"
+    if spec.duration is not None:
+        seconds = spec.duration
+        whole = seconds > 60 and seconds % 60 == 0
+        length = f"{int(seconds // 60)}m" if whole else f"{seconds:g}s"
+    else:
+        length = f"{spec.steps}steps"
+    control = "" if spec.control == "none" else f"-{spec.control}"
+    tail = rest.rpartition("-")[2].lower()
+    return (
+        f"{date}-{spec.provider.kind}-{spec.gpu.name}-{spec.model.name}-{length}-{spec.order}{control}-{tail}"
+    )

@@ -1,0 +1,336 @@
+"""When a run counts: every condition of "verified" as a named rule. Pure.
+
+A rule lists what it found wrong; nothing found means it holds. A rule looks only at what exists:
+a leg that never ran is `protected-incomplete`, not also a list of everything it did not do.
+A row for which any rule fails is excluded, with every failed rule's code, and still published.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from glasshouse.judgement.facts import Machine, RunFacts, SlotFacts
+
+CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named check: what was looked at, whether it holds, and what was found when it does not."""
+
+    code: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition of "verified": the reason code of its failure, what it demands, and the test."""
+
+    code: str
+    text: str
+    find: Callable[[RunFacts], Iterable[str]]
+
+
+def check_rules(facts: RunFacts) -> tuple[Check, ...]:
+    """Apply every rule; failures of launches and of the run itself follow under their own codes."""
+    checks = []
+    for rule in RULES:
+        found = list(rule.find(facts))
+        checks.append(Check(rule.code, not found, "; ".join(found) if found else rule.text))
+    checks += [Check(code, False, detail) for code, detail in _failures(facts)]
+    return tuple(checks)
+
+
+def reason_text(code: str) -> str:
+    """Say what a reason code means, for people."""
+    for rule in RULES:
+        if rule.code == code:
+            return f"Not met: {rule.text}"
+    return FAILURE_TEXTS.get(code, "A phase of the run ended with this code.")
+
+
+def _failures(facts: RunFacts) -> list[tuple[str, str]]:
+    """Codes of launches whose slot never completed, and of the run, each once, in order."""
+    ruled = {rule.code for rule in RULES}
+    found: dict[str, list[str]] = {}
+    for slot in facts.slots:
+        final = slot.final
+        if not slot.complete and final is not None and final.code:
+            found.setdefault(final.code, []).append(f"{slot.name} launch {final.number}")
+    for code in facts.failures:
+        found.setdefault(code, []).append("the run")
+    return [(code, f"ended {', '.join(where)}") for code, where in found.items() if code not in ruled]
+
+
+# --- the rules ------------------------------------------------------------------------------
+
+
+def _incomplete(arm: str) -> Callable[[RunFacts], Iterator[str]]:
+    def find(facts: RunFacts) -> Iterator[str]:
+        for slot in facts.slots:
+            if slot.plan.arm == arm and not slot.complete:
+                launches = len(slot.launches)
+                yield f"{slot.name} has no result after {launches} launch{'' if launches == 1 else 'es'}"
+
+    return find
+
+
+def _attestation(facts: RunFacts) -> Iterator[str]:
+    for slot, launch, life in facts.lifecycles:
+        if slot.final is launch and life.attestation:
+            yield f"{slot.name}: {', '.join(life.attestation)}"
+        elif slot.complete and slot.final is launch and (life.attestation is None or not life.released):
+            yield f"{slot.name}: no exchange shows that the payload was released to it"
+    for slot in facts.slots:
+        if slot.plan.lifecycle and slot.complete and slot.final is not None and slot.final.lifecycle is None:
+            yield f"{slot.name}: no evidence"
+
+
+def _chain(facts: RunFacts) -> Iterator[str]:
+    for slot, launch, life in facts.lifecycles:
+        if life.chain:
+            yield f"{slot.name} launch {launch.number}: {', '.join(life.chain)}"
+        elif life.chain is None and (life.released or launch.status == "complete"):
+            yield f"{slot.name} launch {launch.number}: no events"
+
+
+def _zeroized(facts: RunFacts) -> Iterator[str]:
+    for slot, launch, life in facts.lifecycles:
+        if not life.released and launch.status != "complete":
+            continue
+        where = f"{slot.name} launch {launch.number}"
+        report = life.zeroization
+        if report is None:
+            yield f"{where}: released, and no zeroization report"
+            continue
+        if report.unwiped:
+            yield f"{where}: not read back as zero: {', '.join(report.unwiped)}"
+        if report.trainer_exit is None or report.custodian_exit is None:
+            yield f"{where}: trainer or custodian not reaped"
+        if not report.tmpfs_removed:
+            yield f"{where}: scratch folder not removed"
+
+
+def _cleanup(facts: RunFacts) -> Iterator[str]:
+    release = facts.release
+    if release is None:
+        yield "nothing shows that the allocation was given back"
+        return
+    if release.proof != "zero":
+        active = "" if release.active is None else f", {release.active} active"
+        yield f"proof is {release.proof}{active}"
+    if release.pod_folder_removed is False:
+        yield "the pod folder is still there"
+    if release.processes_left:
+        yield f"{release.processes_left} processes of ours still run"
+
+
+def _raw_files(facts: RunFacts) -> Iterator[str]:
+    for slot in facts.slots:
+        for launch in slot.launches:
+            if slot.plan.arm == "raw" and not slot.plan.lifecycle and launch.raw_files_removed is False:
+                yield f"{slot.name} launch {launch.number}: raw files were not removed"
+
+
+_SAME = ("boot_id", "hostname_digest", "allocation", "driver", "gpu_names", "gpu_uuids", "pci_bus_ids")
+
+
+def _same_machine(facts: RunFacts) -> Iterator[str]:
+    edges: list[tuple[str, Machine]] = []
+    if facts.allocation is not None and facts.allocation.machine is not None:
+        edges.append(("at connect", facts.allocation.machine))
+    for slot, result in facts.all_results:
+        edges += [(f"{slot.name} start", result.start), (f"{slot.name} end", result.end)]
+    if not facts.all_results:
+        return
+    for name in _SAME:
+        values = {getattr(machine, name) for _, machine in edges}
+        if len(values) > 1:
+            odd = next(
+                where for where, machine in edges if getattr(machine, name) != getattr(edges[0][1], name)
+            )
+            yield f"{name.replace('_', ' ')} differs at {odd}"
+    if not all(machine.boot_id for _, machine in edges):
+        yield "no boot id"
+    if _asks_gpu(facts) and not all(machine.gpu_uuids for _, machine in edges):
+        yield "no GPU id"
+    for (before_at, before), (after_at, after) in itertools.pairwise(edges):
+        if after.uptime_sec < before.uptime_sec:
+            yield f"uptime falls from {before_at} to {after_at}"
+        if any(late < early for early, late in zip(_counts(before), _counts(after), strict=False)):
+            yield f"GPU error counters fall from {before_at} to {after_at}"
+
+
+def _counts(machine: Machine) -> list[int]:
+    """Uncorrected ECC errors per GPU; those that a GPU does not count are left out by both edges."""
+    return [int(value) if value.isdigit() else 0 for value in machine.ecc_uncorrected]
+
+
+def _asks_gpu(facts: RunFacts) -> bool:
+    """Whether a GPU type was asked for: `auto` takes what is there, `cpu` none."""
+    return bool(facts.spec.gpu.provider_names)
+
+
+def _gpu(facts: RunFacts) -> Iterator[str]:
+    gpu = facts.spec.gpu
+    if gpu.name == "cpu":
+        yield from (f"{slot.name} ran on {r.device}" for slot, r in facts.all_results if r.device != "cpu")
+    if not _asks_gpu(facts):
+        return
+    allocation, asked = facts.allocation, gpu.provider_names.get(facts.spec.provider.kind)
+    if asked is not None and allocation is not None and allocation.gpu_model not in (None, asked):
+        yield f"asked for {asked}, the provider gave {allocation.gpu_model}"
+    for slot, result in facts.all_results:
+        names, driver = result.start.gpu_names, gpu.provider_names.get("driver")
+        if driver is not None and any(name != driver for name in names):
+            yield f"{slot.name}: asked for {driver}, the driver reports {', '.join(names)}"
+        if len(names) != gpu.count:
+            yield f"{slot.name}: {len(names)} GPUs, asked for {gpu.count}"
+        if result.device == "cpu":
+            yield f"{slot.name} ran on the processor"
+
+
+def _one_value(name: str) -> Callable[[RunFacts], Iterator[str]]:
+    def find(facts: RunFacts) -> Iterator[str]:
+        results = facts.all_results
+        for slot, result in results:
+            if not getattr(result, name):
+                yield f"{slot.name} has none"
+            elif getattr(result, name) != getattr(results[0][1], name):
+                yield f"{slot.name} differs from {results[0][0].name}"
+
+    return find
+
+
+def _loss_missing(facts: RunFacts) -> Iterator[str]:
+    for slot, result in facts.all_results:
+        if result.final_loss is None:
+            yield f"{slot.name} reports no final loss"
+
+
+def _loss_finite(facts: RunFacts) -> Iterator[str]:
+    for slot, result in facts.all_results:
+        if any(loss is None for _, loss in result.loss_curve):
+            yield f"{slot.name}: a loss on the way was not finite"
+    for slot in facts.slots:
+        if not slot.complete and slot.final is not None and slot.final.code == "non-finite-loss":
+            yield f"{slot.name} stopped at a loss that was not finite"
+
+
+def _unchanged(facts: RunFacts) -> Iterator[str]:
+    for slot, result in facts.all_results:
+        if not result.output_differs:
+            yield f"{slot.name} ended with the weights it began with"
+
+
+def equal_outputs(facts: RunFacts) -> list[tuple[SlotFacts, SlotFacts, bool]]:
+    """Return (protected, raw, explained) slots with equal final digests.
+
+    Explained: both took equally many steps from the start, and the run is of fixed steps or the
+    workload declares itself deterministic there; then equal bits are what should come out.
+    """
+    pairs = []
+    for one in facts.of("protected"):
+        for other in facts.of("raw"):
+            left, right = one.result, other.result
+            if left is None or right is None or left.output_sha256 != right.output_sha256:
+                continue
+            same_work = (left.steps, left.warmup_units) == (right.steps, right.warmup_units)
+            fixed = facts.spec.steps is not None or (left.deterministic and right.deterministic)
+            pairs.append((one, other, same_work and fixed))
+    return pairs
+
+
+def _equal_adapters(facts: RunFacts) -> Iterator[str]:
+    if facts.spec.model.kind == "lora":
+        for one, other, explained in equal_outputs(facts):
+            if not explained:
+                yield f"{one.name} and {other.name} ended with the same adapter"
+
+
+def _duration(facts: RunFacts) -> Iterator[str]:
+    tolerance = facts.spec.measure.duration_tolerance_pct / 100
+    for slot, result in facts.all_results:
+        planned = slot.plan.measured_sec
+        if planned is None or slot.plan.burn_in:
+            continue
+        # A stretch ends on the first whole unit past its time, so one unit over is on time.
+        unit_sec = result.elapsed_sec / result.units if result.units > 0 else 0.0
+        late = max(planned * (1 + tolerance), planned + unit_sec)
+        if not planned * (1 - tolerance) <= result.elapsed_sec <= late:
+            yield f"{slot.name} measured {result.elapsed_sec:.3f} s of {planned:g} s planned"
+    for slot, result in facts.all_results:
+        if result.units <= 0 or result.elapsed_sec <= 0:
+            yield f"{slot.name} measured no work"
+
+
+def _steps(facts: RunFacts) -> Iterator[str]:
+    for slot, result in facts.all_results:
+        if slot.plan.steps is None:
+            continue
+        # Whole units only: the last one may take the count past the target, by less than itself.
+        per_unit = result.steps / result.units if result.units > 0 else 1
+        if not slot.plan.steps <= result.steps < slot.plan.steps + max(per_unit, 1):
+            yield f"{slot.name} took {result.steps} steps of {slot.plan.steps} planned"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("raw-incomplete", "every planned raw slot has a result", _incomplete("raw")),
+    Rule("protected-incomplete", "every planned protected slot has a result", _incomplete("protected")),
+    Rule(
+        "attestation-not-verified",
+        "every protected leg's evidence was appraised, released to, and verifies again offline",
+        _attestation,
+    ),
+    Rule(
+        "event-chain-broken",
+        "every protected leg's events are whole: signed, linked to the grant, countersigned",
+        _chain,
+    ),
+    Rule(
+        "runtime-not-zeroized",
+        "wherever a payload was released, buffers were wiped and read back and its processes reaped",
+        _zeroized,
+    ),
+    Rule("raw-files-not-removed", "files of raw slots were gone before the next slot", _raw_files),
+    Rule("cleanup-not-proven", "nothing of the run is left at the provider or on the host", _cleanup),
+    Rule("same-machine-not-proven", "all legs saw one boot, one allocation, the same GPUs", _same_machine),
+    Rule("gpu-not-as-asked", "the GPUs are those the config asked for", _gpu),
+    Rule("workload-digest-mismatch", "all legs ran the same workload files", _one_value("workload_digest")),
+    Rule("initial-weights-mismatch", "all legs began with the same weights", _one_value("initial_digest")),
+    Rule("final-loss-missing", "every leg reports its final loss", _loss_missing),
+    Rule("non-finite-loss", "every loss is a finite number", _loss_finite),
+    Rule("adapter-unchanged", "every leg's final weights differ from its initial ones", _unchanged),
+    Rule(
+        "adapter-digests-equal",
+        "the two arms' adapters differ, unless equal steps in a deterministic mode explain it",
+        _equal_adapters,
+    ),
+    Rule("duration-out-of-tolerance", "every slot measured the time that was planned", _duration),
+    Rule("steps-not-as-planned", "every fixed-step slot did the work that was planned", _steps),
+)
+
+FAILURE_TEXTS: dict[str, str] = {
+    "interrupted": "The operator stopped the run; what had been rented was still given back and recorded.",
+    "controller-killed": "The controlling process died; the reaper gave the machine back.",
+    "allocate-failed": "The provider gave no machine.",
+    "boot-failed": "The machine did not come up before its deadline.",
+    "connect-failed": "The machine was up but could not be reached.",
+    "gpu-probe-failed": "The machine's GPU could not be used as it is.",
+    "seal-failed": "The package could not be sealed.",
+    "upload-failed": "The package did not reach the machine whole.",
+    "start-failed": "The leg's process did not start.",
+    "attest-failed": "The exchange with the key broker did not complete.",
+    "unseal-failed": "The sealed package did not open on the machine.",
+    "train-failed": "The workload ended with an error.",
+    "outputs-failed": "The outputs could not be sealed for their owner.",
+    "zeroize-failed": "The runtime could not wipe what it held.",
+    "fetch-failed": "The leg's results could not be fetched.",
+    "leg-deadline": "The leg did not finish before its deadline.",
+    "outcome-unknown": "The connection died, and nothing shows how the leg ended.",
+    "lost-leg": "The leg's process vanished without a result.",
+}

@@ -1,0 +1,1 @@
+"""Records: keys and signatures, the evidence bundle, the event chain, the ledger, and `verify`."""

@@ -1,0 +1,302 @@
+"""Keys at rest and the keyring: who may sign what, from which ledger index to which.
+
+Private keys live under `paths.keys_dir()`, mode 0600, made on first use. Public keys that a
+verifier trusts come from a keyring file, never from the bundle: conf/trust/keyring.json is the
+committed one, keys_dir()/keyring.json holds this machine's own keys, shown as `local`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from glasshouse import paths
+from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, parse_json, sha256_hex
+from glasshouse.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from glasshouse.sealing.grant import KemKey
+
+Role = Literal["operator", "broker", "publisher", "witness"]
+ROLES: tuple[str, ...] = get_args(Role)
+COMMITTED_KEYRING = Path(__file__).resolve().parents[2] / "conf" / "trust" / "keyring.json"
+MAX_KEY_FILE = 64 << 10
+
+
+def keyid(public: bytes) -> str:
+    """Name a key: SHA-256 of the raw 32-byte Ed25519 public key, in hex."""
+    return sha256_hex(public)
+
+
+def public_bytes(key: Ed25519PrivateKey | Ed25519PublicKey) -> bytes:
+    """Raw 32-byte Ed25519 public key (RFC 8032)."""
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    return public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+# --- private keys ---------------------------------------------------------------------------
+
+
+def operator_key() -> Ed25519PrivateKey:
+    """The key that signs plans, event heads and bundles; made on first use and listed as local."""
+    return _signing_key("operator")
+
+
+def broker_key() -> Ed25519PrivateKey:
+    """The key broker's signing key: challenges, attestation results and grants."""
+    return _signing_key("broker")
+
+
+def publisher_key() -> Ed25519PrivateKey:
+    """The key that signs published artifacts and ledger checkpoints."""
+    return _signing_key("publisher")
+
+
+def owner_key() -> KemKey:
+    """The owner's X-Wing key: outputs of protected legs are sealed to it."""
+    from glasshouse.sealing import grant  # noqa: PLC0415  (HPKE is loaded only where outputs are opened)
+
+    path = paths.keys_dir() / "owner.xwing"
+    if not path.exists():
+        _link_new(path, lambda temporary: grant.save_kem_key(temporary, grant.generate_kem_key()))
+    return grant.load_kem_key(path)
+
+
+def _signing_key(role: Role) -> Ed25519PrivateKey:
+    def fresh() -> bytes:
+        return Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    name = f"{role}.ed25519.pem"
+    try:
+        key = serialization.load_pem_private_key(_private_file(name, fresh), password=None)
+    except ValueError as error:
+        raise UsageError("key file is not a PEM private key", field="key", value=name) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError("key file does not hold an Ed25519 key", field="key", value=name)
+    _list_local(role, public_bytes(key))
+    return key
+
+
+def _private_file(name: str, make: Callable[[], bytes]) -> bytes:
+    """Read a private file, creating it with `make` when absent; two processes agree on one."""
+    path = paths.keys_dir() / name
+    if not path.exists():
+        _link_new(path, lambda temporary: atomic_write(temporary, make(), mode=0o600))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077:
+            raise UsageError(
+                "key file is readable by others",
+                field="key",
+                value=name,
+                remedy="chmod 600 it, or replace the key",
+            )
+        if found.st_uid != os.geteuid():
+            raise UsageError("key file belongs to another user", field="key", value=name)
+        return file.read(MAX_KEY_FILE)
+
+
+def _link_new(path: Path, write: Callable[[Path], None]) -> None:
+    # link() fails when the name exists, so of two processes one wins and both read the winner's key.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        write(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- keyring --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """One trusted public key. `valid_from` and `valid_until` are ledger indexes, both inclusive."""
+
+    keyid: str
+    role: str
+    public: bytes
+    label: str
+    valid_from: int | None = None
+    valid_until: int | None = None
+    local: bool = False
+
+    @property
+    def name(self) -> str:
+        """How a signer is shown: label, and whether only this machine lists it."""
+        return f"{'local: ' if self.local else ''}{self.label} ({self.keyid[:16]})"
+
+    def check(self, signature: bytes, message: bytes) -> bool:
+        """Whether `signature` (64 bytes) is this key's over `message`."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry in the keyring file's form."""
+        return {
+            "keyid": self.keyid,
+            "role": self.role,
+            "publicKey": b64u(self.public),
+            "label": self.label,
+            "validFrom": self.valid_from,
+            "validUntil": self.valid_until,
+            "local": self.local,
+        }
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The keys a verifier trusts; a key may be listed once per role."""
+
+    entries: tuple[KeyEntry, ...] = field(default=())
+
+    def find(self, key: str, role: str, *, index: int | None = None) -> KeyEntry:
+        """Return the entry for a keyid in a role.
+
+        Raises VerificationError: signer-unknown, signer-role, signer-retired.
+        """
+        named = [entry for entry in self.entries if entry.keyid == key]
+        if not named:
+            raise VerificationError(
+                f"the keyring does not list the {role} key {key[:16]}",
+                codes=["signer-unknown"],
+                remedy="give the signer's keyring with --keys FILE",
+            )
+        entries = [entry for entry in named if entry.role == role]
+        if not entries:
+            raise VerificationError(f"key {key[:16]} is not listed as {role}", codes=["signer-role"])
+        for entry in entries:
+            low = entry.valid_from if entry.valid_from is not None else 0
+            high = entry.valid_until
+            if index is None or (low <= index and (high is None or index <= high)):
+                return entry
+        raise VerificationError(
+            f"{role} key {key[:16]} is not valid at ledger index {index}", codes=["signer-retired"]
+        )
+
+    def with_role(self, role: str, *, index: int | None = None) -> tuple[KeyEntry, ...]:
+        """All entries of a role that are valid at a ledger index (None: at any)."""
+        found = []
+        for entry in self.entries:
+            with contextlib.suppress(VerificationError):
+                if entry.role == role and self.find(entry.keyid, role, index=index) is entry:
+                    found.append(entry)
+        return tuple(found)
+
+    def __add__(self, other: Keyring) -> Keyring:
+        return Keyring(self.entries + tuple(e for e in other.entries if e not in self.entries))
+
+
+def parse_keyring(data: bytes, *, local: bool = False) -> Keyring:
+    """Parse a keyring file strictly; `local` marks every key as listed by this machine only.
+
+    Raises VerificationError(keyring-malformed).
+    """
+    try:
+        document = parse_json(data)
+        if (
+            not isinstance(document, dict)
+            or set(document) != {"keys"}
+            or not isinstance(document["keys"], list)
+        ):
+            raise CanonicalError('a keyring is {"keys": [...]}')
+        return Keyring(tuple(_entry(item, local) for item in document["keys"]))
+    except CanonicalError as error:
+        raise VerificationError(f"keyring: {error}", codes=["keyring-malformed"]) from error
+
+
+def _entry(item: Any, local: bool) -> KeyEntry:
+    names = {"keyid", "role", "publicKey", "label", "validFrom", "validUntil", "local"}
+    if not isinstance(item, dict) or set(item) != names:
+        raise CanonicalError("an entry has exactly " + ", ".join(sorted(names)))
+    public = b64u_decode(item["publicKey"], size=32)
+    bounds = (item["validFrom"], item["validUntil"])
+    if any(bound is not None and (type(bound) is not int or bound < 0) for bound in bounds):
+        raise CanonicalError("validFrom and validUntil are ledger indexes or null")
+    if item["role"] not in ROLES or type(item["local"]) is not bool:
+        raise CanonicalError("unknown role, or local is not true or false")
+    if not isinstance(item["label"], str) or not 0 < len(item["label"]) <= 100:
+        raise CanonicalError("label is 1 to 100 characters")
+    if item["keyid"] != keyid(public):
+        raise CanonicalError("keyid is not the digest of publicKey")
+    return KeyEntry(item["keyid"], item["role"], public, item["label"], *bounds, local=local or item["local"])
+
+
+def load_keyring(path: Path | None = None) -> Keyring:
+    """Load the keyring at `path`, or by default the committed one plus this machine's own keys."""
+    if path is not None:
+        try:
+            return parse_keyring(path.read_bytes())
+        except OSError as error:
+            raise UsageError("keyring cannot be read", field="keys", value=path.name) from error
+    committed = parse_keyring(COMMITTED_KEYRING.read_bytes()) if COMMITTED_KEYRING.exists() else Keyring()
+    return committed + local_keyring()
+
+
+def local_keyring() -> Keyring:
+    """This machine's own keys, each marked local."""
+    path = paths.keys_dir() / "keyring.json"
+    return parse_keyring(path.read_bytes(), local=True) if path.exists() else Keyring()
+
+
+def _list_local(role: Role, public: bytes) -> None:
+    entry = KeyEntry(keyid(public), role, public, f"{role} of this machine", local=True)
+    if entry in local_keyring().entries:
+        return
+    with _locked(paths.keys_dir() / ".keyring.lock"):
+        ring = local_keyring()
+        if entry in ring.entries:
+            return
+        document = {"keys": [item.as_json() for item in (*ring.entries, entry)]}
+        atomic_write(paths.keys_dir() / "keyring.json", canonical_json(document), mode=0o600)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old bytes or the new, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

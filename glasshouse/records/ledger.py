@@ -1,0 +1,223 @@
+"""The ledger: an append-only Merkle log of plans and row statements.
+
+One file of canonical JSON lines; a leaf's serial is its index, so serials have no gaps. A plan is
+entered before anything is rented, and ends as a row: what is open stays visible, and two published
+checkpoints show whether anything was removed or altered in between (RFC 6962 consistency).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse import paths
+from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
+from glasshouse.errors import UsageError, VerificationError
+from glasshouse.records import merkle
+from glasshouse.records.keys import fsync_folder, keyid, public_bytes
+from glasshouse.records.note import Checkpoint, sign_note
+
+KINDS = ("plan", "row", "supersede", "retract", "key")
+MAX_LEAF_BYTES = 16 << 10
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One entry: `body` is the parsed line, `data` the bytes that are hashed (without newline)."""
+
+    serial: int
+    kind: str
+    body: Mapping[str, Any]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A plan that stands in the ledger: its serial, and the signed envelope that names it."""
+
+    serial: int
+    envelope: bytes
+
+
+class Ledger:
+    """The ledger in a folder, by default this machine's; safe across threads and processes."""
+
+    def __init__(self, folder: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._folder = folder if folder is not None else paths.state_dir() / "ledger"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = self._folder / "leaves.jsonl"
+        self._clock = clock
+
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Read all leaves; a last line without newline was never acknowledged and does not count."""
+        if not self._path.exists():
+            return ()
+        return parse_leaves(_whole_lines(self._path.read_bytes()))
+
+    def register_plan(self, run: str, build: Callable[[int, float], bytes]) -> Registered:
+        """Enter a plan before anything is rented.
+
+        `build(serial, now)` returns the signed envelope that names its own serial; it is called
+        under the ledger's lock. Raises UsageError when the run already has a plan.
+        """
+        with self._locked():
+            leaves = self.leaves()
+            if any(leaf.kind == "plan" and leaf.body["run"] == run for leaf in leaves):
+                raise UsageError("the run already has a plan in the ledger", field="run", value=run)
+            now = self._clock()
+            envelope = build(len(leaves), now)
+            self._append(leaves, "plan", {"run": run, "planSha256": sha256_hex(envelope)}, now)
+            return Registered(len(leaves), envelope)
+
+    def append_row(
+        self, *, run: str, row: str, status: str, record_sha256: str, bundle_sha256: str | None
+    ) -> int:
+        """Resolve a run's plan with its row; return the leaf's serial.
+
+        bundle_sha256 is the SHA-256 of bundle.dsse.json. Raises UsageError without an open plan.
+        """
+        with self._locked():
+            leaves = self.leaves()
+            plan = next((leaf for leaf in open_plans(leaves) if leaf.body["run"] == run), None)
+            if plan is None:
+                raise UsageError("the run has no open plan in the ledger", field="run", value=run)
+            body = {
+                "run": run,
+                "row": row,
+                "status": status,
+                "planSerial": plan.serial,
+                "recordSha256": record_sha256,
+                "bundleSha256": bundle_sha256,
+            }
+            return self._append(leaves, "row", body, self._clock())
+
+    def append(self, kind: str, body: Mapping[str, Any]) -> int:
+        """Enter a statement about what stands in the ledger: supersede, retract, key."""
+        if kind not in KINDS or kind in ("plan", "row"):
+            raise UsageError("no such ledger statement", field="kind", value=kind)
+        with self._locked():
+            return self._append(self.leaves(), kind, body, self._clock())
+
+    def open_plans(self) -> tuple[Leaf, ...]:
+        """Plans that have no row yet."""
+        return open_plans(self.leaves())
+
+    def checkpoint(self, key: Ed25519PrivateKey) -> str:
+        """Sign the present tree head as a note; its origin and key name are the key's own log name."""
+        return sign_checkpoint(self.leaves(), key)
+
+    def _append(self, leaves: Sequence[Leaf], kind: str, body: Mapping[str, Any], now: float) -> int:
+        serial = len(leaves)
+        line = canonical_json({**body, "serial": serial, "kind": kind, "time": round(now, 3)})
+        if len(line) > MAX_LEAF_BYTES:
+            raise UsageError("ledger entry is too large", field="bytes", value=len(line))
+        end = sum(len(leaf.data) + 1 for leaf in leaves)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            file.truncate(end)  # drop what a crash left of an unacknowledged line
+            file.seek(end)
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(self._folder)
+        return serial
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
+
+
+def parse_leaves(data: bytes) -> tuple[Leaf, ...]:
+    """Parse a ledger file strictly; VerificationError(ledger-malformed) on any gap or stray byte."""
+    leaves: list[Leaf] = []
+    if data and not data.endswith(b"\n"):
+        raise VerificationError("ledger: the last line is not ended", codes=["ledger-malformed"])
+    for number, line in enumerate(data.split(b"\n")[:-1]):
+        try:
+            body = parse_canonical(line, max_bytes=MAX_LEAF_BYTES)
+            if not isinstance(body, dict) or body.get("serial") != number or body.get("kind") not in KINDS:
+                raise CanonicalError("serials have a gap, or a line of unknown kind")
+            if body["kind"] in ("plan", "row") and not isinstance(body.get("run"), str):
+                raise CanonicalError("a plan or row names no run")
+        except CanonicalError as error:
+            raise VerificationError(f"ledger line {number}: {error}", codes=["ledger-malformed"]) from error
+        leaves.append(Leaf(number, body["kind"], body, line))
+    return tuple(leaves)
+
+
+def open_plans(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
+    """Plans among `leaves` that no row resolves."""
+    resolved = {leaf.body["planSerial"] for leaf in leaves if leaf.kind == "row"}
+    return tuple(leaf for leaf in leaves if leaf.kind == "plan" and leaf.serial not in resolved)
+
+
+def hashes(leaves: Sequence[Leaf]) -> list[bytes]:
+    """RFC 6962 leaf hashes."""
+    return [merkle.leaf_hash(leaf.data) for leaf in leaves]
+
+
+def log_name(public: bytes) -> str:
+    """Name of the log that a key signs: origin line and note key name."""
+    return f"glasshouse/ledger/{keyid(public)[:16]}"
+
+
+def sign_checkpoint(leaves: Sequence[Leaf], key: Ed25519PrivateKey) -> str:
+    """Sign the tree head over `leaves` as a checkpoint note."""
+    name = log_name(public_bytes(key))
+    return sign_note(Checkpoint(name, len(leaves), merkle.root(hashes(leaves))).text(), name, key)
+
+
+def prove_inclusion(leaves: Sequence[Leaf], serial: int) -> list[str]:
+    """Audit path of a leaf in the tree over `leaves`, as hex."""
+    return [item.hex() for item in merkle.inclusion_proof(hashes(leaves), serial)]
+
+
+def prove_consistency(leaves: Sequence[Leaf], old_size: int) -> list[str]:
+    """Proof that the first `old_size` leaves are where they were, as hex."""
+    return [item.hex() for item in merkle.consistency_proof(hashes(leaves), old_size)]
+
+
+def check(old: Checkpoint, new: Checkpoint, proof: Sequence[str]) -> None:
+    """Check that nothing was removed or altered between two checkpoints of one log.
+
+    Raises VerificationError: ledger-other-log, ledger-shrunk, ledger-rewritten.
+    """
+    if old.origin != new.origin:
+        raise VerificationError("the checkpoints are of two logs", codes=["ledger-other-log"])
+    if new.size < old.size:
+        raise VerificationError("the newer checkpoint has fewer leaves", codes=["ledger-shrunk"])
+    path = [bytes.fromhex(item) for item in proof]
+    if not merkle.verify_consistency(old.size, new.size, old.root, new.root, path):
+        raise VerificationError(
+            "leaves were altered or removed between the checkpoints", codes=["ledger-rewritten"]
+        )
+
+
+def check_leaves(leaves: Sequence[Leaf], checkpoint: Checkpoint) -> None:
+    """Check that `leaves` begin with exactly what the checkpoint covers.
+
+    Raises VerificationError: ledger-shrunk, ledger-rewritten.
+    """
+    if len(leaves) < checkpoint.size:
+        raise VerificationError("the ledger has fewer leaves than the checkpoint", codes=["ledger-shrunk"])
+    if merkle.root(hashes(leaves[: checkpoint.size])) != checkpoint.root:
+        raise VerificationError(
+            "the ledger's leaves do not give the checkpoint's root", codes=["ledger-rewritten"]
+        )
