@@ -1,0 +1,321 @@
+"""Configuration: Hydra composes conf/, RunSpec decides, and every mistake becomes one line.
+
+No DictConfig leaves this module. Everything raised on purpose is a UsageError that names the
+setting by its dotted path, the value given, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from glasshouse.conf_files import GROUPS, conf_dir
+from glasshouse.errors import UsageError
+from glasshouse.spec import RunSpec
+from glasshouse.spec_errors import choose, from_pydantic, show
+
+# What Hydra raises for bad words on the command line. The plain ones are its answers to values that
+# its own checks do not foresee (`gpu=3`, `=5`); a warning is one about a search path that is not there.
+COMPOSE_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    UserWarning,
+)
+BASIC = "basic"
+
+
+def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
+    """Compose conf/ with `overrides` into one validated RunSpec.
+
+    Raises UsageError. Files that the spec names (SSH key, known hosts, a custom workload) must exist.
+    """
+    spec = validate(resolved(overrides, conf=conf))
+    _check_files(spec)
+    return spec
+
+
+def resolved(overrides: Sequence[str], *, conf: Path | None = None) -> dict[str, Any]:
+    """Compose conf/ with `overrides` into plain values, every interpolation resolved, not yet validated."""
+    with _composing(conf, overrides) as hydra:
+        config = _compose(hydra, overrides, RunMode.RUN)
+        with open_dict(config):
+            del config["hydra"]
+        return _plain(config)
+
+
+def validate(values: Mapping[str, Any]) -> RunSpec:
+    """Turn plain values into a RunSpec; the first of several mistakes is the one named."""
+    try:
+        # JSON, because strict mode takes a list for a tuple there and nowhere else.
+        return RunSpec.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise from_pydantic(error, values) from error
+
+
+def expand(overrides: Sequence[str], *, conf: Path | None = None) -> list[list[str]]:
+    """Return the overrides of every cell of a sweep, in order, as Hydra's basic sweeper makes them."""
+    with _composing(conf, overrides) as hydra:
+        config = _compose(hydra, overrides, RunMode.MULTIRUN)
+        chosen = config.hydra.runtime.choices["hydra/sweeper"]
+        if chosen != BASIC:
+            raise UsageError(
+                "unknown sweeper", field="hydra/sweeper", value=chosen,
+                remedy="cells are validated and budgeted beforehand, so only hydra/sweeper=basic will do",
+            )  # fmt: skip
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        search = [item for item in config.hydra.overrides.hydra if item.startswith("hydra.searchpath=")]
+        parser = OverridesParser.create(config_loader=hydra.config_loader)
+        parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        return [[*search, *cell] for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch]
+
+
+def wants_sweep(overrides: Sequence[str], *, conf: Path | None = None) -> bool:
+    """Whether the configuration itself asks for a sweep (`hydra.mode=MULTIRUN`)."""
+    with _composing(conf, overrides) as hydra:
+        return bool(_compose(hydra, overrides, RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN)
+
+
+def launcher(overrides: Sequence[str], *, conf: Path | None = None) -> str:
+    """Return the launcher that a sweep is to use: basic, joblib, submitit_slurm, ray, ..."""
+    with _composing(conf, overrides) as hydra:
+        return str(_compose(hydra, overrides, RunMode.MULTIRUN).hydra.runtime.choices["hydra/launcher"])
+
+
+def launch(
+    overrides: Sequence[str], job: Callable[[RunSpec, list[str]], int], *, conf: Path | None = None
+) -> list[int]:
+    """Run a sweep through Hydra's own launcher, each cell in the process that it chooses.
+
+    `job` must be picklable; it gets a cell's spec and overrides and returns its exit code. Compose the
+    cells with `expand` and `load` first: here a mistake is no longer one line.
+    """
+    folder = (conf or conf_dir()).resolve()
+    with initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        batches = hydra.multirun(
+            config_name="config",
+            task_function=_Job(job),
+            overrides=list(overrides),
+            with_log_configuration=False,
+        )
+        return [int(done.return_value) for batch in batches for done in batch]
+
+
+@dataclass(frozen=True)
+class _Job:
+    job: Callable[[RunSpec, list[str]], int]
+
+    def __call__(self, config: DictConfig) -> int:
+        return self.job(validate(_plain(config)), [str(item) for item in HydraConfig.get().overrides.task])
+
+
+# --- composing ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _composing(conf: Path | None, overrides: Sequence[str]) -> Iterator[Any]:
+    """Yield a Hydra bound to conf/; whatever it raises inside leaves as a UsageError."""
+    folder = (conf or conf_dir()).resolve()
+    _check_words(overrides)
+    try:
+        with (
+            warnings.catch_warnings(),
+            initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"),
+        ):
+            warnings.simplefilter("error", UserWarning)
+            yield GlobalHydra.instance().hydra
+    except UsageError:
+        raise
+    except COMPOSE_ERRORS as error:
+        raise _from_hydra(error, overrides, folder) from error
+
+
+def _compose(hydra: Any, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+    config = hydra.compose_config(
+        config_name="config",
+        overrides=list(overrides),
+        run_mode=mode,
+        from_shell=False,
+        with_log_configuration=False,
+    )
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_words(overrides: Sequence[str]) -> None:
+    """Refuse what Hydra's grammar accepts and its composition then trips over."""
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if not key.strip("+~ "):
+            raise UsageError(
+                "override without a name",
+                field="argument",
+                value=show(word),
+                remedy="write NAME=VALUE, see --help",
+            )
+        if key in GROUPS and (value.strip("'\" ") in ("", "null") or value.startswith("[")):
+            raise UsageError(
+                "a group takes one name",
+                field=key,
+                value=value or "nothing",
+                remedy="see --help for the names",
+            )
+        if key in GROUPS and "/" in value:
+            raise UsageError(
+                f"unknown {key}", field=key, value=show(value), remedy="see --help for the names"
+            )
+
+
+def _check_files(spec: RunSpec) -> None:
+    named: list[tuple[str, str]] = []
+    if spec.provider.kind == "ssh":
+        named.append(("provider.key", spec.provider.key))
+        if spec.provider.known_hosts is not None:
+            named.append(("provider.known_hosts", spec.provider.known_hosts))
+    if spec.model.kind == "custom":
+        named.append(("model.entry", spec.model.entry.rpartition(":")[0]))
+        named += [("model.data", path) for path in spec.model.data]
+    for field, path in named:
+        if not Path(path).expanduser().is_file():
+            raise UsageError(
+                "no such file", field=field, value=path, remedy="give the path of a file that exists"
+            )
+        if not os.access(Path(path).expanduser(), os.R_OK):
+            raise UsageError(
+                "file cannot be read", field=field, value=path, remedy="make it readable for you"
+            )
+
+
+# --- one line for each mistake ----------------------------------------------------------------
+
+
+def _from_hydra(error: BaseException, overrides: Sequence[str], conf: Path) -> UsageError:
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            return UsageError(
+                "not an override",
+                field="argument",
+                value=show(error.override),
+                remedy="write NAME=VALUE, see --help",
+            )
+        return UsageError(
+            "value cannot be read",
+            field=key,
+            value=show(value),
+            remedy="quote it: NAME='\"the value\"' in a shell",
+        )
+    if match := re.search(r"Could not (?:override|delete) '([^']+)'", text):
+        return _unknown_key(match[1], overrides, conf)
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^=']+)=(.*?)'", text):
+        return UsageError(
+            "several values for one run",
+            field=match[1],
+            value=match[2],
+            remedy="add -m to run a sweep over them",
+        )
+    if match := re.search(r"Multiple values for ([^.\s]+)", text):
+        group = match[1]
+        return UsageError(
+            "group chosen twice",
+            field=group,
+            value=_given(group, overrides),
+            remedy=f"write {group}=NAME, without +",
+        )
+    if isinstance(error, MissingMandatoryValue):
+        path = str(error.full_key)
+        return UsageError("missing setting", field=path, value="???", remedy=f"give {path}=VALUE")
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        path, what = str(cause.full_key), str(cause.msg or cause).splitlines()[0]
+        return UsageError(
+            "value cannot be resolved", field=path, value=_given(path, overrides), remedy=what.rstrip(".")
+        )
+    for override in overrides:
+        # The plain exceptions do not say which word they mean; find the one that is at fault alone.
+        key, _, value = override.partition("=")
+        if key in GROUPS or key.startswith("hydra"):
+            return UsageError("bad override", field=key, value=show(value), remedy=_first_line(text))
+    return UsageError("conf/ does not compose", field="folder", value=conf, remedy=_first_line(text))
+
+
+def _unknown_option(error: MissingConfigException) -> UsageError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    remedy = choose(name, sorted(error.options or ()))
+    if group == "hydra/launcher":
+        remedy += "; the extra `sweep` brings more"
+    return UsageError(f"unknown {group}", field=group, value=show(name), remedy=remedy)
+
+
+def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> UsageError:
+    rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != key]
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3", job_name="glasshouse"):
+            config = _compose(
+                GlobalHydra.instance().hydra, [item for item in rest if "," not in item], RunMode.RUN
+            )
+        values = OmegaConf.to_container(config, resolve=False)
+    except COMPOSE_ERRORS:
+        values = {}
+    assert isinstance(values, dict)
+    if not key.startswith("hydra"):
+        values.pop("hydra", None)
+    known = [*_paths(values), *GROUPS]
+    return UsageError(
+        "unknown setting", field=key, value=_given(key, overrides), remedy=choose(key, known, few=True)
+    )
+
+
+def _paths(values: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found += _paths(value, f"{prefix}{key}.")
+    return found
+
+
+def _given(path: str, overrides: Sequence[str]) -> str:
+    for item in reversed(overrides):
+        key, equals, value = item.lstrip("+~").partition("=")
+        if key == path:
+            return show(value) if equals else "deleted"
+    return "in conf/"
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it is not valid"])[0]
