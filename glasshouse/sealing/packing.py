@@ -1,0 +1,178 @@
+"""Seal a package: one pass over the plaintext for its digests, one to encrypt, chunk by chunk in threads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from glasshouse.sealing.keys import check_key, cipher_for, commitment
+from glasshouse.sealing.layout import (
+    MAX_CHUNK,
+    MIN_CHUNK,
+    Header,
+    SealedObject,
+    TensorSpec,
+    as_bytes,
+    build_manifest,
+    chunk_digest,
+    file_object,
+    manifest_object,
+    nonce,
+    object_digest,
+    refuse,
+    tensor_object,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+CHUNK_BYTES = 4 << 20
+MAX_THREADS = 16
+
+
+def seal_package(
+    out: BinaryIO,
+    *,
+    payload_key: ReadableBuffer,
+    files: Mapping[str, ReadableBuffer],
+    tensors: Iterable[tuple[TensorSpec, ReadableBuffer]],
+    extra: Mapping[str, Any],
+    chunk_bytes: int = CHUNK_BYTES,
+    threads: int | None = None,
+) -> str:
+    """Write one sealed container to `out` and return its manifest hash (64 hex), the only public part.
+
+    Args:
+        out: binary stream open for writing; written front to back, never read, never sought.
+        payload_key: 32 fresh random bytes for this container alone; the caller wipes them.
+        files: plain relative POSIX path to content.
+        tensors: spec and C-contiguous row-major buffer of exactly spec.nbytes bytes. Gone through twice: an
+            iterator becomes a list first, anything else with __iter__ may make one tensor at a time. A tensor
+            larger than memory is passed as an mmap. Contents must not change meanwhile.
+        extra: JSON object that travels in the sealed manifest.
+        chunk_bytes: plaintext bytes of one chunk, 64 bytes to 64 MiB.
+        threads: how many hash and encrypt at once; None takes the processors this process may use.
+
+    Raises:
+        SealError: payload-key-malformed, tensor-malformed, name-malformed, name-duplicate,
+            manifest-malformed, chunk-size-malformed, source-changed. After an error `out` holds part of a
+            container: delete it.
+    """
+    check_key(payload_key)  # before the long first pass
+    package = prepare(files=files, tensors=tensors, extra=extra, chunk_bytes=chunk_bytes, threads=threads)
+    package.write(out, payload_key)
+    return package.manifest_hash.hex()
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPackage:
+    """A package whose manifest is fixed and that is not encrypted yet: sealed outputs bind its hash first."""
+
+    manifest: bytes = field(repr=False)
+    manifest_hash: bytes
+    chunk_bytes: int
+    threads: int
+    objects: tuple[SealedObject, ...] = field(repr=False)
+    sources: Callable[[], Iterator[tuple[SealedObject, memoryview]]] = field(repr=False)
+
+    def write(self, out: BinaryIO, payload_key: ReadableBuffer) -> None:
+        """Encrypt everything to `out` under a fresh 32-byte key."""
+        key = check_key(payload_key)
+        digest = self.manifest_hash
+        header = Header(self.chunk_bytes, len(self.manifest), digest, commitment(key, digest))
+        head, table = header.pack(), manifest_object(header)
+        out.write(head)
+        out.write(
+            cipher_for(key, digest, table).encrypt(nonce(0), self.manifest, table.associated_data(head, 0))
+        )
+
+        def sealed(item: SealedObject, data: memoryview) -> Iterator[bytes]:
+            cipher = cipher_for(key, digest, item)
+
+            def seal(chunk: int) -> bytes:
+                plain = _chunk_of(item, data, chunk)
+                return cipher.encrypt(nonce(chunk), plain, item.associated_data(head, chunk))
+
+            return _in_order(pool, seal, item.chunks, 2 * self.threads)
+
+        sealed_objects = 0
+        with ThreadPoolExecutor(self.threads) as pool:
+            for expected, (item, data) in zip(self.objects, self.sources(), strict=False):
+                if item != expected:
+                    break
+                out.writelines(sealed(item, data))
+                sealed_objects += 1
+        if sealed_objects != len(self.objects):
+            raise refuse("tensors changed between the two passes of sealing", "source-changed")
+
+
+def prepare(
+    *,
+    files: Mapping[str, ReadableBuffer],
+    tensors: Iterable[tuple[TensorSpec, ReadableBuffer]],
+    extra: Mapping[str, Any],
+    chunk_bytes: int = CHUNK_BYTES,
+    threads: int | None = None,
+) -> PreparedPackage:
+    """First pass of `seal_package`: salt, digests, manifest. Arguments and errors as there."""
+    if type(chunk_bytes) is not int or not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK:
+        raise refuse(f"chunk size is not {MIN_CHUNK} to {MAX_CHUNK} bytes", "chunk-size-malformed")
+    named = sorted(files.items())
+    repeatable = list(tensors) if iter(tensors) is tensors else tensors
+    salt = os.urandom(32)
+    workers = thread_count(threads)
+
+    def sources() -> Iterator[tuple[SealedObject, memoryview]]:
+        for index, (name, content) in enumerate(named):
+            view = as_bytes(content)
+            yield file_object(index, name, view.nbytes, chunk_bytes), view
+        for index, (spec, content) in enumerate(repeatable, start=len(named)):
+            view = as_bytes(content)
+            if view.nbytes != spec.nbytes:
+                raise refuse("a tensor's buffer does not have the bytes of its shape", "tensor-malformed")
+            yield tensor_object(index, spec, chunk_bytes), view
+
+    with ThreadPoolExecutor(workers) as pool:
+        rows = [(item, digest_of(pool, item, data, salt, 4 * workers)) for item, data in sources()]
+    manifest = build_manifest(salt, chunk_bytes, rows, extra)
+    digest = hashlib.sha256(manifest).digest()
+    return PreparedPackage(manifest, digest, chunk_bytes, workers, tuple(item for item, _ in rows), sources)
+
+
+def thread_count(threads: int | None) -> int:
+    """How many threads to use, 1 to 16."""
+    return max(1, min(threads or len(os.sched_getaffinity(0)), MAX_THREADS))
+
+
+def digest_of(
+    pool: ThreadPoolExecutor, item: SealedObject, data: memoryview, salt: bytes, window: int
+) -> str:
+    """Salted digest (64 hex) of one object's plaintext, its chunks hashed in threads."""
+
+    def leaf(chunk: int) -> bytes:
+        return chunk_digest(salt, chunk, _chunk_of(item, data, chunk))
+
+    return object_digest(item, salt, _in_order(pool, leaf, item.chunks, window))
+
+
+def _chunk_of(item: SealedObject, data: memoryview, chunk: int) -> memoryview:
+    start = chunk * item.chunk_bytes
+    return data[start : start + item.chunk_size(chunk)]
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[int], bytes], chunks: int, window: int
+) -> Iterator[bytes]:
+    """Work in threads, yield in order, hold at most `window` results: Executor.map would hold them all."""
+    waiting: deque[Future[bytes]] = deque()
+    for chunk in range(chunks):
+        waiting.append(pool.submit(work, chunk))
+        if len(waiting) >= window:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
