@@ -1,0 +1,280 @@
+"""The key broker: issues tickets and challenges, has evidence appraised, releases the payload key.
+
+The order of `attest` is the protocol's and is numbered in the code: a challenge is consumed, durably, before
+a single claim is appraised, and the payload key is opened only after appraisal and a booked grant.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.attestation.appraise import Appraisal, Reference, appraise, challenge_context, refusal
+from glasshouse.attestation.evidence import evidence_nonce, parse_evidence
+from glasshouse.attestation.store import Store
+from glasshouse.attestation.tokens import (
+    LAUNCH_TYP,
+    check_launch,
+    check_name,
+    check_signature,
+    grant_info,
+    jwks,
+    key_id,
+    public_bytes_of,
+    read_jws,
+    sign_challenge,
+    sign_ear,
+    sign_grant,
+    verify_challenge,
+)
+from glasshouse.canonical import CanonicalError, b64u, b64u_decode, sha256_hex
+from glasshouse.errors import AttestationError, GlasshouseError
+from glasshouse.sealing.grant import wrap_key
+from glasshouse.spec import Policy
+
+TICKET_LIFETIME_SEC = 900
+RESULT_LIFETIME_SEC = 300  # of EAR and grant
+
+
+@dataclass(frozen=True)
+class Release:
+    """The broker's answer to evidence that was appraised well: two compact JWS."""
+
+    ear: str
+    grant: str
+
+
+class Broker:
+    """Verifier and key broker over one store. Thread-safe; the HTTP server only translates to it.
+
+    clock returns Unix seconds.
+    """
+
+    def __init__(
+        self, store: Store, signing_key: Ed25519PrivateKey, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store = store
+        self._key = signing_key
+        self._clock = clock
+        self.public_bytes = public_bytes_of(signing_key)
+        self.id = key_id(self.public_bytes)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+    def jwks(self) -> dict[str, Any]:
+        """JWK Set of the signing key."""
+        return jwks(self.public_bytes)
+
+    def register_payload(
+        self, run: str, manifest_hash: str, payload_key: bytes | bytearray, *, max_grants: int
+    ) -> None:
+        """Keep a payload key (32 bytes). max_grants bounds the whole run: planned launches + retries."""
+        if len(payload_key) != 32 or max_grants < 1:
+            raise AttestationError("no 32-byte key, or no grant allowed", codes=["malformed-request"])
+        check_name(run, "run")
+        self.store.put_payload(run, manifest_hash, bytes(payload_key), max_grants)
+        self.store.log("payload-registered", self._now(), (run, "", 0))
+
+    def issue_ticket(self, reference: Reference, policy: Policy) -> bytes:
+        """Make a one-use ticket (32 bytes) for one launch, with what its evidence will be held against.
+
+        Raises AttestationError: `payload-unknown`, `ticket-issued` (a retry is a new launch number), or
+        `launch-limit-reached` beyond the policy's retries.
+        """
+        run = check_name(reference.run, "run")
+        leg = check_name(reference.leg, "leg")
+        launch = check_launch(reference.launch)
+        if launch > 1 + policy.launch_retries:
+            raise AttestationError("the leg has had its retries", codes=["launch-limit-reached"])
+        if not self.store.has_payload(run, reference.manifest_hash):
+            raise AttestationError("no such package is registered", codes=["payload-unknown"])
+        ticket = secrets.token_bytes(32)
+        now = self._now()
+        self.store.put_ticket(
+            sha256_hex(ticket),
+            run,
+            leg,
+            launch,
+            reference=json.dumps(reference.to_dict()),
+            policy=policy.model_dump_json(),
+            expires=now + TICKET_LIFETIME_SEC,
+        )
+        self.store.log("ticket-issued", now, (run, leg, launch))
+        return ticket
+
+    def challenge(self, ticket: object, run: object, leg: object, launch: object) -> str:
+        """Spend a ticket (base64url, or its 32 bytes) on a signed challenge; return the compact JWS.
+
+        A ticket shown for another launch than its own is spent all the same: somebody else has it.
+        Raises AttestationError.
+        """
+        now = self._now()
+        try:
+            raw = bytes(ticket) if isinstance(ticket, bytes | bytearray) else _ticket_bytes(ticket)
+            asked = (check_name(run, "run"), check_name(leg, "leg"), check_launch(launch))
+            row = self.store.spend_ticket(sha256_hex(raw), now)
+            if asked != (row["run"], row["leg"], row["launch"]):
+                raise AttestationError("this ticket is for another launch", codes=["ticket-mismatch"])
+        except AttestationError as error:
+            self.store.log("challenge-refused", now, None, error.codes)
+            raise
+        reference = Reference.from_dict(json.loads(row["reference"]))
+        policy = Policy.model_validate_json(row["policy"])
+        nonce = secrets.token_bytes(32)
+        token = sign_challenge(
+            self._key,
+            audience=self.store.id,
+            now=now,
+            ttl=policy.freshness_sec,
+            run=reference.run,
+            leg=reference.leg,
+            launch=reference.launch,
+            allocation_id=reference.allocation_id,
+            manifest_hash=reference.manifest_hash,
+            nonce=nonce,
+        )
+        self.store.put_challenge(b64u(nonce), row["sha256"], token, asked, at=now)
+        return token
+
+    def attest(self, evidence: object, launch_token: object) -> Release:
+        """Appraise evidence and release the payload key, or refuse with every reason code.
+
+        Raises AttestationError. A refusal that belongs to a challenge is recorded as its exchange.
+        """
+        now = self._now()
+        # 1. Which challenge? By form only; evidence that names none goes to the log and no further.
+        nonce = evidence_nonce(evidence)
+        try:
+            if nonce is None or not isinstance(evidence, str):
+                parse_evidence(evidence)
+                raise AttestationError("evidence has no nonce", codes=["malformed-evidence"])
+            # 2. Consume it, durably, before anything is appraised.
+            row = self.store.consume_challenge(nonce, now)
+        except AttestationError as error:
+            self.store.log("evidence-refused", now, None, error.codes)
+            raise
+        reference = Reference.from_dict(json.loads(row["reference"]))
+        policy = Policy.model_validate_json(row["policy"])
+        challenge = verify_challenge(row["token"], self.public_bytes)
+        # 3. Appraise.
+        launch = launch_claims(launch_token, self.public_bytes, self.store.id)
+        appraisal = _appraise(evidence, reference, policy, challenge_context(challenge, launch, now))
+        # 4. Sign the EAR.
+        digest = {"ear.glasshouse.evidence-sha256": sha256_hex(evidence.encode("utf-8"))}
+        ear = sign_ear(
+            self._key,
+            audience=self.store.id,
+            now=now,
+            ttl=RESULT_LIFETIME_SEC,
+            ear_claims={**appraisal.ear_claims, **digest},
+        )
+        exchange = {
+            "ticketSha256": row["ticket"],
+            "challenge": row["token"],
+            "launchToken": launch_token if isinstance(launch_token, str) else "",
+            "evidence": evidence,
+            "ear": ear,
+        }
+        where = (reference.run, reference.leg, reference.launch)
+        # 5. to 7. Release.
+        try:
+            if not appraisal.ok:
+                raise AttestationError("the evidence was refused", codes=appraisal.codes)
+            grant = self._grant(exchange, reference, nonce, parse_evidence(evidence)["kem_key"], now)
+        except AttestationError as error:
+            document = {**exchange, "grant": None, "reasonCodes": list(error.codes)}
+            self.store.put_exchange(*where, document, at=now, event_name="exchange-refused")
+            raise
+        document = {**exchange, "grant": grant, "reasonCodes": []}
+        self.store.put_exchange(*where, document, at=now, event_name="grant-issued")
+        return Release(ear, grant)
+
+    def _grant(
+        self, exchange: dict[str, str], reference: Reference, nonce: str, kem_key: str, now: int
+    ) -> str:
+        where = (reference.run, reference.leg, reference.launch)
+        # 5. Book the grant, durably: it can be lost now, never given twice.
+        self.store.reserve_grant(nonce, *where, manifest_hash=reference.manifest_hash, now=now)
+        # 6. Bind it to the whole transcript and wrap the key.
+        info = grant_info(
+            self.id,
+            *where,
+            challenge=exchange["challenge"],
+            launch_token=exchange["launchToken"],
+            evidence=exchange["evidence"],
+            ear=exchange["ear"],
+        )
+        payload_key = self.store.unwrap(reference.run, reference.manifest_hash)
+        try:
+            ciphertext = wrap_key(payload_key, b64u_decode(kem_key), info)
+        finally:
+            payload_key[:] = bytes(len(payload_key))
+        # 7. Sign it.
+        return sign_grant(
+            self._key,
+            audience=self.store.id,
+            now=now,
+            ttl=RESULT_LIFETIME_SEC,
+            run=reference.run,
+            leg=reference.leg,
+            launch=reference.launch,
+            info=info,
+            ciphertext=ciphertext,
+        )
+
+    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
+        """The exchange of a launch for the bundle, or None when no evidence named its challenge.
+
+        {"ticketSha256", "challenge", "launchToken", "evidence", "ear", "grant", "reasonCodes"}:
+        strings; when it was refused, grant is null and reasonCodes is not empty. Nothing in it is secret: the
+        key in the grant opens only with the KEM key, which never leaves the pod.
+        """
+        return self.store.exchange(run, leg, launch)
+
+
+def launch_claims(token: object, public_bytes: bytes, audience: str) -> dict[str, Any] | None:
+    """Claims of a launch token signed by us for this store, or None.
+
+    Its times are the challenge's and are judged with it (appraise.py, step 3).
+    """
+    try:
+        claims = check_signature(read_jws(token, LAUNCH_TYP, what="launch"), public_bytes, what="launch")
+    except AttestationError:
+        return None
+    return claims if claims.get("aud") == audience else None
+
+
+def _appraise(evidence: str, reference: Reference, policy: Policy, context: dict[str, Any]) -> Appraisal:
+    try:
+        claims = parse_evidence(evidence)
+    except AttestationError as error:
+        return refusal(error.codes, reference, policy, context)
+    appraisal = appraise(claims, reference, policy, context)
+    if appraisal.ok and not _usable_kem_key(claims["kem_key"]):
+        return refusal(("kem-key-invalid",), reference, policy, context)
+    return appraisal
+
+
+def _ticket_bytes(ticket: object) -> bytes:
+    if ticket in (None, ""):
+        raise AttestationError("no ticket, no challenge", codes=["ticket-missing"])
+    try:
+        return b64u_decode(ticket if isinstance(ticket, str) else "", size=32)
+    except CanonicalError as error:
+        raise AttestationError("this is no ticket", codes=["ticket-malformed"]) from error
+
+
+def _usable_kem_key(kem_key: str) -> bool:
+    """Whether a key can be wrapped to it: tried with a throwaway one, so that a bad key costs no unwrap."""
+    try:
+        wrap_key(b"\x01" * 32, b64u_decode(kem_key), b"trial")
+    except (GlasshouseError, ValueError):
+        return False
+    return True

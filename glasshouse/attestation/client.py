@@ -1,0 +1,196 @@
+"""The Attester's side of the exchange: two HTTP requests to the broker, everything verified.
+
+The port on the pod's loopback is forwarded to the broker by SSH, and any process of the pod may have taken
+it over: nothing unsigned is believed. The ticket, broker key and run/leg/launch come from the
+supervisor's stdin, over the pinned SSH session.
+
+Part of the archive that runs on the pod: standard library, cryptography and jwt only.
+"""
+
+from __future__ import annotations
+
+import hmac
+import http.client
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from glasshouse.attestation.tokens import (
+    ear_status,
+    grant_info,
+    key_id,
+    verify_challenge,
+    verify_ear,
+    verify_grant,
+)
+from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, parse_json, sha256_hex
+from glasshouse.errors import AttestationError
+
+MAX_RESPONSE_BYTES = 256 << 10
+# Server time is cut to whole seconds, and the broker's clock may be slewed while we work.
+_CLOCK_SLACK_SEC = 2.0
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A verified challenge. server_time in Unix seconds; asked and received in monotonic seconds here."""
+
+    token: str
+    launch_token: str
+    nonce: str
+    run: str
+    leg: str
+    launch: int
+    audience: str
+    server_time: int
+    asked: float
+    received: float
+
+    def iat(self) -> int:
+        """The claim `iat`: server time plus our own monotonic time since, so never ahead of the broker."""
+        return self.server_time + int(time.monotonic() - self.received)
+
+    def judging_time(self) -> float:
+        """When to judge the broker's answer, in Unix seconds: never behind the broker's clock."""
+        return self.server_time + (time.monotonic() - self.asked) + _CLOCK_SLACK_SEC
+
+    def clock_skew_sec(self) -> int:
+        """Seconds that this machine's wall clock is ahead of the broker's: a claim, never a "stale"."""
+        return round(time.time() - self.server_time - (time.monotonic() - self.received))
+
+
+@dataclass(frozen=True)
+class Released:
+    """A verified release. `ciphertext` opens only with the KEM key of the evidence and `info`."""
+
+    ear: str
+    grant: str
+    info: bytes
+    ciphertext: bytes
+
+
+def fetch_challenge(  # noqa: PLR0917  (the six that name and prove a launch, in the supervisor's order)
+    port: int,
+    ticket: bytes,
+    run: str,
+    leg: str,
+    launch: int,
+    broker_public: bytes,
+    *,
+    timeout: float = 30.0,
+) -> Challenge:
+    """Spend the ticket (32 bytes) on a challenge and verify it (timeout in seconds).
+
+    Raises AttestationError with the broker's reason codes, `broker-unreachable`, or what did not verify.
+    """
+    asked = time.monotonic()
+    body = {"ticket": b64u(ticket), "run": run, "leg": leg, "launch": launch}
+    token = _text(_post(port, "/v1/challenge", body, timeout), "challenge")
+    received = time.monotonic()
+    claims = verify_challenge(token, broker_public)
+    if (claims["run"], claims["leg"], claims["launch"]) != (run, leg, launch):
+        raise AttestationError("the challenge is for another launch", codes=["jwt-claim-mismatch"])
+    return Challenge(
+        token=token,
+        launch_token=claims["launch_token"],
+        nonce=claims["nonce"],
+        run=run,
+        leg=leg,
+        launch=launch,
+        audience=claims["aud"],
+        server_time=claims["server_time"],
+        asked=asked,
+        received=received,
+    )
+
+
+def submit_evidence(
+    port: int, evidence: str, challenge: Challenge, broker_public: bytes, *, timeout: float = 30.0
+) -> Released:
+    """Send evidence (a compact JWS) and verify EAR and grant before anything is decrypted.
+
+    Raises AttestationError with every reason code of a refusal, or with what did not verify.
+    """
+    answer = _post(port, "/v1/attest", {"evidence": evidence, "launchToken": challenge.launch_token}, timeout)
+    ear, grant = _text(answer, "ear"), _text(answer, "grant")
+    return check_release(ear, grant, evidence, challenge, broker_public)
+
+
+def check_release(
+    ear: str, grant: str, evidence: str, challenge: Challenge, broker_public: bytes
+) -> Released:
+    """Verify what the broker answered against the whole transcript. Raises AttestationError.
+
+    1. EAR: signed by the broker, for this evidence and nonce, not contraindicated.
+    2. Grant: signed by the broker, for this run, leg and launch.
+    3. info: recomputed from the transcript, equal to the signed one.
+    """
+    now = challenge.judging_time()
+    # 1.
+    result = verify_ear(ear, broker_public, now, audience=challenge.audience)
+    if (
+        result.get("eat_nonce") != challenge.nonce
+        or result.get("ear.glasshouse.evidence-sha256") != sha256_hex(evidence.encode("ascii"))
+        or ear_status(result) not in ("affirming", "warning")
+    ):
+        raise AttestationError("the EAR is not about this evidence", codes=["ear-mismatch"])
+    # 2.
+    granted = verify_grant(grant, broker_public, now, audience=challenge.audience)
+    expected = (challenge.run, challenge.leg, challenge.launch)
+    if (granted.get("run"), granted.get("leg"), granted.get("launch")) != expected:
+        raise AttestationError("the grant is for another launch", codes=["grant-mismatch"])
+    # 3.
+    info = grant_info(
+        key_id(broker_public),
+        *expected,
+        challenge=challenge.token,
+        launch_token=challenge.launch_token,
+        evidence=evidence,
+        ear=ear,
+    )
+    if not hmac.compare_digest(info, b64u_decode(granted["info"])):
+        raise AttestationError("the grant answers another exchange", codes=["grant-info-mismatch"])
+    return Released(ear, grant, info, b64u_decode(granted["ct"]))
+
+
+def _post(port: int, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(
+            "POST", path, body=canonical_json(body), headers={"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        raw = response.read(MAX_RESPONSE_BYTES + 1)
+        status = response.status
+    except (OSError, http.client.HTTPException) as error:
+        raise AttestationError("the broker did not answer", codes=["broker-unreachable"]) from error
+    finally:
+        connection.close()
+    try:
+        answer = parse_json(raw, max_bytes=MAX_RESPONSE_BYTES)
+    except CanonicalError as error:
+        raise AttestationError("the broker's answer does not parse", codes=["malformed-answer"]) from error
+    if not isinstance(answer, dict):
+        raise AttestationError("the broker's answer is no object", codes=["malformed-answer"])
+    if status != 200:
+        _refuse(answer)
+    return answer
+
+
+def _refuse(answer: dict[str, Any]) -> NoReturn:
+    error = answer.get("error")
+    codes: list[str] = []
+    if isinstance(error, dict):
+        listed = error.get("reasonCodes")
+        if isinstance(listed, list):
+            codes = [code[:64] for code in listed[:64] if isinstance(code, str)]
+        if not codes and isinstance(error.get("code"), str):
+            codes = [error["code"][:64]]
+    raise AttestationError("the broker refused", codes=codes or ["malformed-answer"])
+
+
+def _text(answer: dict[str, Any], name: str) -> str:
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise AttestationError(f"the broker's answer has no {name}", codes=["malformed-answer"])
+    return value

@@ -1,0 +1,366 @@
+"""The broker's durable memory: tickets, challenges, payload keys under a KEK, exchanges, audit log.
+
+SQLAlchemy Core over SQLite (default) or PostgreSQL (by URL). What may happen once is decided by the
+database in one committed write: a consumed challenge stays consumed after a power cut
+(SQLite runs WAL with synchronous=FULL).
+
+A store has a random id, made anew each time it is opened. Tickets and challenges are valid only in the
+opening that issued them: so a restored backup, in which spent ones look unspent, accepts none of them.
+
+Secrets: tickets rest as SHA-256 only, payload keys AES-256-GCM-wrapped under the KEK with the run and
+manifest hash as AAD. `Store.unwrap` is the one function that opens them; it is counted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from glasshouse.canonical import length_prefixed
+from glasshouse.errors import AttestationError
+
+BUSY_TIMEOUT_MS = 30_000
+
+_meta = MetaData()
+_launch = ("run", "leg", "launch")
+
+tickets = Table(
+    "tickets",
+    _meta,
+    Column("sha256", String(64), primary_key=True),
+    Column("store", String(64), nullable=False),
+    Column("run", String(64), nullable=False),
+    Column("leg", String(64), nullable=False),
+    Column("launch", Integer, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("expires", Integer, nullable=False),
+    Column("used", Integer),
+    UniqueConstraint(*_launch),  # a launch has one ticket; a retry is another launch
+)
+challenges = Table(
+    "challenges",
+    _meta,
+    Column("nonce", String(64), primary_key=True),
+    Column("ticket", String(64), nullable=False, unique=True),  # a ticket yields one challenge
+    Column("store", String(64), nullable=False),
+    Column("token", Text, nullable=False),
+    Column("consumed", Integer),
+)
+payloads = Table(
+    "payloads",
+    _meta,
+    Column("run", String(64), primary_key=True),
+    Column("manifest_hash", String(64), primary_key=True),
+    Column("wrap_nonce", LargeBinary(12), nullable=False),
+    Column("wrapped", LargeBinary(64), nullable=False),
+    Column("max_grants", Integer, nullable=False),
+)
+grants = Table(
+    "grants",
+    _meta,
+    Column("nonce", String(64), primary_key=True),  # one grant per challenge
+    Column("run", String(64), nullable=False),
+    Column("leg", String(64), nullable=False),
+    Column("launch", Integer, nullable=False),
+    Column("issued", Integer, nullable=False),
+    UniqueConstraint(*_launch),
+)
+exchanges = Table(
+    "exchanges",
+    _meta,
+    Column("run", String(64), primary_key=True),
+    Column("leg", String(64), primary_key=True),
+    Column("launch", Integer, primary_key=True),
+    Column("document", Text, nullable=False),
+)
+audit = Table(
+    "audit",
+    _meta,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at", Integer, nullable=False),
+    Column("store", String(64), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("run", String(64)),
+    Column("leg", String(64)),
+    Column("launch", Integer),
+    Column("codes", Text, nullable=False),
+)
+
+
+class Store:
+    """One opening of the broker's database. Thread-safe; a context manager that closes the connections.
+
+    url: SQLAlchemy URL, `sqlite:///PATH` or `postgresql+psycopg://...`. kek: 32 bytes, kept in memory only.
+    """
+
+    def __init__(self, url: str, kek: bytes) -> None:
+        if len(kek) != 32:
+            raise ValueError("the KEK has 32 bytes")
+        self.id = secrets.token_hex(16)
+        self._kek = AESGCM(kek)
+        self._unwraps = 0
+        self._lock = threading.Lock()
+        self._engine = _engine(url)
+        # SQLite takes one writer at a time and polls for the lock; a queue of our own is fair and faster.
+        self._writer = threading.Lock() if self._engine.dialect.name == "sqlite" else None
+        with self._transaction() as tx:
+            _meta.create_all(tx)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        if self._writer is None:
+            with self._engine.begin() as tx:
+                yield tx
+        else:
+            with self._writer, self._engine.begin() as tx:
+                yield tx
+
+    # Payload keys
+
+    def put_payload(self, run: str, manifest_hash: str, payload_key: bytes, max_grants: int) -> None:
+        """Wrap a payload key (32 bytes) under the KEK and keep it; a package has one.
+
+        max_grants bounds the grants of the whole run: planned launches + retries.
+        """
+        nonce = secrets.token_bytes(12)
+        wrapped = self._kek.encrypt(nonce, bytes(payload_key), _aad(run, manifest_hash))
+        row = {"run": run, "manifest_hash": manifest_hash, "wrap_nonce": nonce, "wrapped": wrapped}
+        try:
+            with self._transaction() as tx:
+                tx.execute(insert(payloads).values(**row, max_grants=max_grants))
+        except IntegrityError as error:
+            raise AttestationError(
+                "this package is registered already", codes=["payload-registered"]
+            ) from error
+
+    def has_payload(self, run: str, manifest_hash: str) -> bool:
+        """Whether a payload key is registered for this package."""
+        with self._transaction() as tx:
+            return tx.execute(_payload(run, manifest_hash)).first() is not None
+
+    def unwrap(self, run: str, manifest_hash: str) -> bytearray:
+        """Open a payload key (32 bytes; the caller wipes it). The only function that does; every call counts.
+
+        Raises AttestationError `payload-unknown`, or `payload-unreadable` for another KEK or a moved row.
+        """
+        with self._lock:
+            self._unwraps += 1
+        with self._transaction() as tx:
+            row = tx.execute(_payload(run, manifest_hash)).mappings().first()
+        if row is None:
+            raise AttestationError("no such package is registered", codes=["payload-unknown"])
+        try:
+            return bytearray(self._kek.decrypt(row["wrap_nonce"], row["wrapped"], _aad(run, manifest_hash)))
+        except InvalidTag as error:
+            raise AttestationError("a payload key does not open", codes=["payload-unreadable"]) from error
+
+    @property
+    def unwrap_calls(self) -> int:
+        """How often `unwrap` was called in this opening."""
+        with self._lock:
+            return self._unwraps
+
+    # Tickets and challenges
+
+    def put_ticket(
+        self, sha256: str, run: str, leg: str, launch: int, *, reference: str, policy: str, expires: int
+    ) -> None:
+        """Keep a ticket's hash and what it is for. Raises AttestationError `ticket-issued` for a second."""
+        row = {"sha256": sha256, "store": self.id, "run": run, "leg": leg, "launch": launch}
+        try:
+            with self._transaction() as tx:
+                tx.execute(insert(tickets).values(**row, reference=reference, policy=policy, expires=expires))
+        except IntegrityError as error:
+            raise AttestationError("this launch has a ticket already", codes=["ticket-issued"]) from error
+
+    def spend_ticket(self, sha256: str, now: int) -> dict[str, Any]:
+        """Mark a ticket used, durably, and return its row: whatever else is wrong, it is spent.
+
+        Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch` or `ticket-expired`.
+        """
+        with self._transaction() as tx:
+            spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
+            first = tx.execute(spent.values(used=now)).rowcount == 1
+            row = tx.execute(select(tickets).where(tickets.c.sha256 == sha256)).mappings().first()
+        if row is None or not hmac.compare_digest(row["sha256"], sha256):
+            raise AttestationError("unknown ticket", codes=["ticket-unknown"])
+        if not first:
+            raise AttestationError("this ticket was used", codes=["ticket-used"])
+        if row["store"] != self.id:
+            raise AttestationError("this ticket is from another store", codes=["ticket-store-mismatch"])
+        if row["expires"] <= now:
+            raise AttestationError("this ticket has expired", codes=["ticket-expired"])
+        return dict(row)
+
+    def put_challenge(
+        self, nonce: str, ticket: str, token: str, launch: tuple[str, str, int], *, at: int
+    ) -> None:
+        """Keep an issued challenge, with its audit line in the same write."""
+        with self._transaction() as tx:
+            tx.execute(insert(challenges).values(nonce=nonce, ticket=ticket, store=self.id, token=token))
+            tx.execute(self._audit_line("challenge-issued", at, launch, ()))
+
+    def consume_challenge(self, nonce: str, now: int) -> dict[str, Any]:
+        """Consume a challenge, durably, and return its row joined with its ticket's.
+
+        Raises AttestationError `nonce-unknown`, `nonce-replay` or `challenge-store-mismatch`.
+        """
+        with self._transaction() as tx:
+            consume = update(challenges).where(challenges.c.nonce == nonce, challenges.c.consumed.is_(None))
+            first = tx.execute(consume.values(consumed=now)).rowcount == 1
+            joined = challenges.join(tickets, challenges.c.ticket == tickets.c.sha256)
+            columns = [challenges.c.store, challenges.c.token, challenges.c.ticket]
+            columns += [tickets.c.run, tickets.c.leg, tickets.c.launch, tickets.c.reference, tickets.c.policy]
+            query = select(*columns).select_from(joined).where(challenges.c.nonce == nonce)
+            row = tx.execute(query).mappings().first()
+        if row is None:
+            raise AttestationError("no such challenge was issued", codes=["nonce-unknown"])
+        if not first:
+            raise AttestationError("this challenge was answered before", codes=["nonce-replay"])
+        if row["store"] != self.id:
+            raise AttestationError("the challenge is from another store", codes=["challenge-store-mismatch"])
+        return dict(row)
+
+    # Grants and records
+
+    def reserve_grant(
+        self, nonce: str, run: str, leg: str, launch: int, *, manifest_hash: str, now: int
+    ) -> None:
+        """Book a grant before its key is opened: a crash can lose a grant and never yield a second.
+
+        Raises AttestationError `payload-unknown`, `grant-limit-reached` or `grant-issued`.
+        """
+        try:
+            with self._transaction() as tx:
+                # Lock the run's rows (SQLite's writers queue anyway), or two would count alike.
+                limits = select(payloads.c.manifest_hash, payloads.c.max_grants).where(payloads.c.run == run)
+                rows = tx.execute(limits.order_by(payloads.c.manifest_hash).with_for_update()).all()
+                if manifest_hash not in [row.manifest_hash for row in rows]:
+                    raise AttestationError("no such package is registered", codes=["payload-unknown"])
+                issued = tx.execute(
+                    select(func.count()).select_from(grants).where(grants.c.run == run)
+                ).scalar_one()
+                if issued >= min(row.max_grants for row in rows):
+                    raise AttestationError("the run has had its grants", codes=["grant-limit-reached"])
+                row = {"nonce": nonce, "run": run, "leg": leg, "launch": launch, "issued": now}
+                tx.execute(insert(grants).values(**row))
+        except IntegrityError as error:
+            raise AttestationError("this launch had its grant", codes=["grant-issued"]) from error
+
+    def grant_count(self, run: str) -> int:
+        """How many grants a run has had."""
+        with self._transaction() as tx:
+            return tx.execute(
+                select(func.count()).select_from(grants).where(grants.c.run == run)
+            ).scalar_one()
+
+    def put_exchange(
+        self, run: str, leg: str, launch: int, document: Mapping[str, Any], *, at: int, event_name: str
+    ) -> None:
+        """Record a finished exchange and its audit line in one write."""
+        with self._transaction() as tx:
+            text = json.dumps(document, sort_keys=True)
+            tx.execute(insert(exchanges).values(run=run, leg=leg, launch=launch, document=text))
+            tx.execute(self._audit_line(event_name, at, (run, leg, launch), document["reasonCodes"]))
+
+    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
+        """The recorded exchange of a launch, or None."""
+        where = (exchanges.c.run == run, exchanges.c.leg == leg, exchanges.c.launch == launch)
+        with self._transaction() as tx:
+            text = tx.execute(select(exchanges.c.document).where(*where)).scalar()
+        return None if text is None else dict(json.loads(text))
+
+    def log(
+        self, event_name: str, at: int, launch: tuple[str, str, int] | None = None, codes: Sequence[str] = ()
+    ) -> None:
+        """Append an audit line. `codes` are reason codes; nothing that a caller sent is written."""
+        with self._transaction() as tx:
+            tx.execute(self._audit_line(event_name, at, launch, codes))
+
+    def _audit_line(
+        self, event_name: str, at: int, launch: tuple[str, str, int] | None, codes: Sequence[str]
+    ) -> Any:
+        named = dict(zip(_launch, launch, strict=True)) if launch else {}
+        row = {"at": at, "store": self.id, "event": event_name, "codes": json.dumps(list(codes))}
+        return insert(audit).values(**row, **named)
+
+    def audit_log(self, run: str | None = None) -> list[dict[str, Any]]:
+        """The audit lines in order, of one run or of all."""
+        query = select(audit).order_by(audit.c.seq)
+        if run is not None:
+            query = query.where(audit.c.run == run)
+        with self._transaction() as tx:
+            rows = tx.execute(query).mappings().all()
+        return [{**row, "codes": json.loads(row["codes"])} for row in rows]
+
+
+def _payload(run: str, manifest_hash: str) -> Any:
+    return select(payloads).where(payloads.c.run == run, payloads.c.manifest_hash == manifest_hash)
+
+
+def _aad(run: str, manifest_hash: str) -> bytes:
+    parts = ["glasshouse/payload-wrap/v1", run, manifest_hash]
+    return length_prefixed([part.encode("utf-8") for part in parts])
+
+
+def _engine(url: str) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN is deferred: two readers that both turn writer then fail with SQLITE_BUSY.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,324 @@
+"""What the broker signs: challenge, launch token, EAR and grant, each a compact JWS.
+
+Every token is EdDSA over Ed25519 (RFC 8037) with its own `typ` (RFC 8725 section 3.11: explicit
+typing) and `kid` = SHA-256 of the raw public key in hex. The header holds exactly `alg`, `typ` and
+`kid`: `jwk`, `jku`, `x5u`, `crit` and anything else are refused, so a token can never bring its own key.
+Each part is parsed strictly (canonical.parse_json: bounded, no duplicate keys) *before* PyJWT verifies
+the signature; nothing reads a claim of an unverified token, except to find which key must verify it.
+
+Time claims are checked here and not by PyJWT, against the `now` that the caller gives and with leeway 0:
+PyJWT knows only the machine's clock, and tokens are judged offline long after they expired, at the time
+the broker signed for (PROTOCOL: "Verifying offline").
+
+Part of the archive that runs on the pod: standard library, cryptography and jwt only.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from glasshouse.canonical import (
+    CanonicalError,
+    b64u,
+    b64u_decode,
+    canonical_json,
+    domain_hash,
+    parse_json,
+    sha256_hex,
+)
+from glasshouse.errors import AttestationError
+
+CHALLENGE_TYP = "gh-challenge+jwt"
+LAUNCH_TYP = "gh-launch+jwt"
+EAR_TYP = "gh-ear+jwt"
+GRANT_TYP = "gh-grant+jwt"
+
+MAX_TOKEN_CHARS = 24 << 10
+_MAX_HEADER_CHARS = 1024
+_SIGNATURE_BYTES = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+# One strict JWS object: PyJWT's default list would accept every algorithm it knows.
+_JWS = jwt.PyJWS(algorithms=["EdDSA"])
+
+
+@dataclass(frozen=True)
+class ReadToken:
+    """The parts of a JWS whose form was checked and whose signature was not."""
+
+    text: str
+    kid: str
+    claims: dict[str, Any]
+
+
+def key_id(public_bytes: bytes) -> str:
+    """Key id of a raw 32-byte Ed25519 public key: its SHA-256 in hex."""
+    return sha256_hex(public_bytes)
+
+
+def public_bytes_of(key: Ed25519PrivateKey) -> bytes:
+    """Raw public key (32 bytes) of a private key."""
+    return key.public_key().public_bytes_raw()
+
+
+def check_name(value: object, field: str) -> str:
+    """Return `value` if it can be a run id or leg id; raise AttestationError otherwise."""
+    if not isinstance(value, str) or _NAME.match(value) is None:
+        raise AttestationError(f"{field} is not a name", codes=["malformed-request"])
+    return value
+
+
+def check_launch(value: object) -> int:
+    """Return `value` if it is a launch number (1..999); raise AttestationError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 999:
+        raise AttestationError("launch is not a launch number", codes=["malformed-request"])
+    return value
+
+
+def sign_jws(claims: Mapping[str, Any], key: Ed25519PrivateKey, typ: str) -> str:
+    """Sign canonical claims as a compact JWS.
+
+    Floats are refused (CanonicalError), as in everything that is hashed.
+    """
+    headers = {"typ": typ, "kid": key_id(public_bytes_of(key))}
+    return _JWS.encode(canonical_json(claims, floats=False), key, algorithm="EdDSA", headers=headers)
+
+
+def read_jws(token: object, typ: str, *, what: str) -> ReadToken:
+    """Parse a compact JWS strictly, without verifying its signature.
+
+    Raises AttestationError with `malformed-<what>`, `algorithm-not-allowed`, `token-type-mismatch`,
+    `forbidden-header` or `key-id-mismatch` (a kid that is no key id).
+    """
+    malformed = f"malformed-{what}"
+    if not isinstance(token, str) or not token.isascii() or len(token) > MAX_TOKEN_CHARS:
+        raise AttestationError(f"{what} is no bounded JWS", codes=[malformed])
+    parts = token.split(".")
+    if len(parts) != 3 or len(parts[0]) > _MAX_HEADER_CHARS:
+        raise AttestationError(f"{what} is no compact JWS", codes=[malformed])
+    try:
+        header = parse_json(b64u_decode(parts[0]))
+        claims = parse_json(b64u_decode(parts[1]))
+        signature = b64u_decode(parts[2])
+    except CanonicalError as error:
+        raise AttestationError(f"{what} does not parse ({error})", codes=[malformed]) from error
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise AttestationError(f"{what} holds no objects", codes=[malformed])
+    if header.get("alg") != "EdDSA":
+        raise AttestationError(f"{what} is not signed with EdDSA", codes=["algorithm-not-allowed"])
+    if set(header) - {"alg", "typ", "kid"}:
+        raise AttestationError(f"{what} has a header we do not take", codes=["forbidden-header"])
+    if header.get("typ") != typ:
+        raise AttestationError(f"{what} has another type", codes=["token-type-mismatch"])
+    kid = header.get("kid")
+    if not isinstance(kid, str) or re.fullmatch(r"[0-9a-f]{64}", kid) is None:
+        raise AttestationError(f"{what} names no key", codes=["key-id-mismatch"])
+    if len(signature) != _SIGNATURE_BYTES:
+        raise AttestationError(f"{what} has no Ed25519 signature", codes=[malformed])
+    return ReadToken(token, kid, claims)
+
+
+def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> dict[str, Any]:
+    """Verify a parsed token against one known key and return its claims.
+
+    Raises AttestationError with `key-id-mismatch` or `<what>-signature-invalid`.
+    """
+    if not hmac.compare_digest(token.kid, key_id(public_bytes)):
+        raise AttestationError(f"{what} names another key", codes=["key-id-mismatch"])
+    try:
+        key = Ed25519PublicKey.from_public_bytes(public_bytes)
+        _JWS.decode(token.text, key, algorithms=["EdDSA"])
+    except (jwt.PyJWTError, ValueError, UnsupportedAlgorithm) as error:
+        raise AttestationError(
+            f"{what} was not signed by that key", codes=[f"{what}-signature-invalid"]
+        ) from error
+    return token.claims
+
+
+def check_times(claims: Mapping[str, Any], now: float, *, what: str) -> None:
+    """Check iat, nbf and exp (whole seconds) against `now`, leeway 0.
+
+    Raises AttestationError with `<what>-not-yet-valid`, `<what>-expired` or `malformed-<what>`.
+    """
+    times = [claims.get(name) for name in ("iat", "nbf", "exp")]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in times):
+        raise AttestationError(f"{what} lacks iat, nbf or exp", codes=[f"malformed-{what}"])
+    if claims["iat"] > now or claims["nbf"] > now:
+        raise AttestationError(f"{what} is not valid yet", codes=[f"{what}-not-yet-valid"])
+    if claims["exp"] <= now:
+        raise AttestationError(f"{what} has expired", codes=[f"{what}-expired"])
+
+
+def _verify(
+    token: str, public_bytes: bytes, now: float, audience: str | None, *, typ: str, what: str
+) -> dict[str, Any]:
+    claims = check_signature(read_jws(token, typ, what=what), public_bytes, what=what)
+    check_times(claims, now, what=what)
+    if claims.get("iss") != key_id(public_bytes):
+        raise AttestationError(f"{what} names another issuer", codes=[f"{what}-issuer-mismatch"])
+    if audience is not None and claims.get("aud") != audience:
+        raise AttestationError(f"{what} is for another store", codes=[f"{what}-audience-mismatch"])
+    return claims
+
+
+def _envelope(key: Ed25519PrivateKey, audience: str, now: int, ttl: int) -> dict[str, Any]:
+    return {
+        "iss": key_id(public_bytes_of(key)),
+        "aud": audience,
+        "iat": now,
+        "nbf": now,
+        "exp": now + ttl,
+    }
+
+
+def sign_challenge(
+    key: Ed25519PrivateKey,
+    *,
+    audience: str,
+    now: int,
+    ttl: int,
+    run: str,
+    leg: str,
+    launch: int,
+    allocation_id: str,
+    manifest_hash: str,
+    nonce: bytes,
+) -> str:
+    """Sign a challenge (message 2), with its launch token inside.
+
+    now and ttl in whole seconds; nonce 32 bytes; audience = the random id of the store that will accept it.
+    Claims: envelope, run, leg, launch, nonce (base64url), server_time, launch_token.
+    """
+    envelope = _envelope(key, audience, now, ttl)
+    bound = {"run": run, "leg": leg, "launch": launch, "nonce": b64u(nonce)}
+    token = sign_jws(
+        {**envelope, **bound, "allocation_id": allocation_id, "manifest_hash": manifest_hash}, key, LAUNCH_TYP
+    )
+    return sign_jws({**envelope, **bound, "server_time": now, "launch_token": token}, key, CHALLENGE_TYP)
+
+
+def verify_challenge(
+    token: str, public_bytes: bytes, now: float | None = None, *, audience: str | None = None
+) -> dict[str, Any]:
+    """Verify a challenge and the launch token in it; return the challenge's claims.
+
+    now=None judges it at its own issue time: the pod has no clock it trusts, and the one-use ticket already
+    makes the answer fresh. Raises AttestationError.
+    """
+    read = read_jws(token, CHALLENGE_TYP, what="challenge")
+    at = read.claims.get("iat") if now is None else now
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        raise AttestationError("challenge has no issue time", codes=["malformed-challenge"])
+    claims = _verify(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
+    launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=claims["aud"])
+    _check_nonce(claims.get("nonce"), "challenge")
+    if claims.get("server_time") != claims["iat"]:
+        raise AttestationError("challenge has two times", codes=["malformed-challenge"])
+    if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp")):
+        raise AttestationError("challenge and launch token differ", codes=["jwt-claim-mismatch"])
+    return claims
+
+
+def verify_launch(
+    token: object, public_bytes: bytes, now: float, *, audience: str | None = None
+) -> dict[str, Any]:
+    """Verify a launch token and return its claims. Raises AttestationError."""
+    if not isinstance(token, str):
+        raise AttestationError("no launch token", codes=["malformed-launch"])
+    return _verify(token, public_bytes, now, audience, typ=LAUNCH_TYP, what="launch")
+
+
+def _check_nonce(value: object, what: str) -> None:
+    try:
+        b64u_decode(value if isinstance(value, str) else "", size=32)
+    except CanonicalError as error:
+        raise AttestationError(f"{what} has no 32-byte nonce", codes=[f"malformed-{what}"]) from error
+
+
+def sign_ear(
+    key: Ed25519PrivateKey,
+    *,
+    audience: str,
+    now: int,
+    ttl: int,
+    ear_claims: Mapping[str, Any],
+) -> str:
+    """Sign an EAR (attestation result) over the claims that appraise.py made of it."""
+    return sign_jws({**ear_claims, **_envelope(key, audience, now, ttl)}, key, EAR_TYP)
+
+
+def verify_ear(token: str, public_bytes: bytes, now: float, *, audience: str | None = None) -> dict[str, Any]:
+    """Verify an EAR and return its claims; what its status means is the caller's. Raises AttestationError."""
+    return _verify(token, public_bytes, now, audience, typ=EAR_TYP, what="ear")
+
+
+def ear_status(claims: Mapping[str, Any]) -> str:
+    """Status of a verified EAR: affirming, warning, contraindicated, or none without a usable submodule."""
+    submods = claims.get("submods")
+    runtime = submods.get("runtime") if isinstance(submods, dict) else None
+    status = runtime.get("ear.status") if isinstance(runtime, dict) else None
+    return status if isinstance(status, str) else "none"
+
+
+def sign_grant(
+    key: Ed25519PrivateKey,
+    *,
+    audience: str,
+    now: int,
+    ttl: int,
+    run: str,
+    leg: str,
+    launch: int,
+    info: bytes,
+    ciphertext: bytes,
+) -> str:
+    """Sign a grant: `info` (32 bytes) and the HPKE ciphertext of the payload key."""
+    claims = {"run": run, "leg": leg, "launch": launch, "info": b64u(info), "ct": b64u(ciphertext)}
+    return sign_jws({**_envelope(key, audience, now, ttl), **claims}, key, GRANT_TYP)
+
+
+def verify_grant(
+    token: str, public_bytes: bytes, now: float, *, audience: str | None = None
+) -> dict[str, Any]:
+    """Verify a grant; return its claims with `info` and `ct` still base64url. Raises AttestationError."""
+    claims = _verify(token, public_bytes, now, audience, typ=GRANT_TYP, what="grant")
+    try:
+        b64u_decode(claims.get("info", ""), size=32)
+        b64u_decode(claims.get("ct", ""))
+    except CanonicalError as error:
+        raise AttestationError("grant holds no ciphertext", codes=["malformed-grant"]) from error
+    return claims
+
+
+def grant_info(
+    broker_id: str,
+    run: str,
+    leg: str,
+    launch: int,
+    *,
+    challenge: str,
+    launch_token: str,
+    evidence: str,
+    ear: str,
+) -> bytes:
+    """HPKE `info` of a grant: a hash of the whole transcript (32 bytes; PROTOCOL: "Messages").
+
+    A grant thereby opens only for the exchange it answers: other implementations left the party info empty
+    and could not tell one exchange's wrapped key from another's.
+    """
+    texts = [broker_id, run, leg, str(launch), challenge, launch_token, evidence, ear]
+    return domain_hash("glasshouse/grant/v1", [text.encode("utf-8") for text in texts])
+
+
+def jwks(public_bytes: bytes) -> dict[str, Any]:
+    """JWK Set (RFC 7517, RFC 8037) of one raw Ed25519 public key."""
+    key = {"kty": "OKP", "crv": "Ed25519", "x": b64u(public_bytes), "kid": key_id(public_bytes)}
+    return {"keys": [{**key, "alg": "EdDSA", "use": "sig"}]}
