@@ -1,0 +1,79 @@
+"""What every provider gives: an allocation, and afterwards proof that none of ours is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from glasshouse.remote.endpoint import Endpoint, HostKeySource
+from glasshouse.spec import RunSpec
+
+__all__ = ["Allocation", "Endpoint", "HostKeySource", "Progress", "Proof", "Provider", "ReleaseProof"]
+
+Proof = Literal["zero", "nonzero", "unknown"]
+Progress = Callable[[str], None]  # one short line for the person who waits
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One machine (or one folder on a machine that is not rented), from create to proven gone.
+
+    `id` is the provider's own id and stays private; `instance_id` is what may be published. `gpu_model` is
+    what the provider declares, None where nobody declares one. `image_digest` is "" unless created by
+    `@sha256:`.
+    """
+
+    provider: str
+    id: str
+    name: str
+    endpoint: Endpoint
+    gpu_model: str | None
+    instance_id: str | None
+    tier: str | None
+    image_digest: str
+    usd_per_hour: float | None
+
+
+@dataclass(frozen=True)
+class ReleaseProof:
+    """What was found after a release, looked at twice.
+
+    zero: nothing of ours is left. nonzero: `active` things (machines, processes, folders) are. unknown:
+    nobody could look. `account_total` counts all machines of a paid account, ours or not; it proves nothing
+    and is only recorded. `processes_left` and `folder_removed` are None where the whole machine is gone.
+    `checked_at` holds Unix seconds of each look.
+    """
+
+    proof: Proof
+    active: int | None
+    detail: str
+    account_total: int | None = None
+    processes_left: int | None = None
+    folder_removed: bool | None = None
+    checked_at: tuple[float, ...] = ()
+
+
+class Provider(Protocol):
+    """Rent one machine at a time; a context manager whose exit stops helpers but releases nothing."""
+
+    @property
+    def kind(self) -> str:
+        """The name used in config: local, ssh, runpod, vastai."""
+
+    def plan_price(self, spec: RunSpec) -> float | None:
+        """US dollars an hour to budget with, before anything is asked of the provider; None when free."""
+
+    def allocate(self, name: str, spec: RunSpec, progress: Progress) -> Allocation:
+        """Create what `name` (`gh-<run>-<nonce>`) will be known by. Raises UsageError, ProviderError."""
+
+    def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
+        """Destroy it, also from another process and with `allocation_id` unknown; never raises for remote
+        faults."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,111 @@
+"""`provider=local`: this machine as the pod, behind a real SSH server, so that nothing above knows.
+
+Everything of an allocation lives under state_dir()/pods/<name>/ (mode 0700): `home` is the pod's home and
+working folder, `keys` the throwaway client key. The place follows from the name alone, so any process can
+release it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from glasshouse import paths, spec
+from glasshouse.errors import ProviderError, UsageError
+from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.pod_server import USER, PodServer
+from glasshouse.providers.proofs import proof_from_sweep, unknown
+from glasshouse.remote.sweep_script import NAME, sweep
+
+
+def pod_place(name: str) -> Path:
+    """The folder of allocation `name` on this machine. Raises ProviderError for what is no allocation
+    name."""
+    if NAME.match(name) is None:
+        raise ProviderError("not an allocation name", field="name", value=name)
+    return paths.state_dir() / "pods" / name
+
+
+class LocalProvider:
+    """Provider over embedded SSH servers; several allocations may live at once."""
+
+    kind = "local"
+
+    def __init__(self, config: spec.LocalProvider) -> None:
+        self._config = config
+        self._servers: dict[str, PodServer] = {}
+
+    def plan_price(self, _spec: spec.RunSpec) -> float | None:
+        """Nothing is rented."""
+        return None
+
+    def allocate(self, name: str, _spec: spec.RunSpec, progress: Progress) -> Allocation:
+        """Make the pod's home and start its server. Raises UsageError, ProviderError."""
+        python = self._config.python or sys.executable
+        if shutil.which(python) is None:
+            raise UsageError(
+                "no such interpreter",
+                field="provider.python",
+                value=python,
+                remedy="give the path of a Python 3.11 or later",
+            )
+        place = pod_place(name)
+        home, keys = place / "home", place / "keys"
+        try:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            for folder in (place, home, keys):
+                folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise ProviderError(
+                f"cannot make the local pod's folder: {error.strerror}", field="name", value=name
+            ) from error
+        progress("starting an SSH server on loopback")
+        server = PodServer(home, keys)
+        server.start(self._config.boot_deadline_sec)
+        self._servers[name] = server
+        endpoint = Endpoint(
+            host="127.0.0.1",
+            port=server.port,
+            user=USER,
+            key_path=server.key_path,
+            known_hosts=(server.known_hosts_line(),),
+            host_key_source="created",
+            python=python,
+            workdir=str(home),
+        )
+        return Allocation(
+            provider=self.kind,
+            id=name,
+            name=name,
+            endpoint=endpoint,
+            gpu_model=None,
+            instance_id=None,
+            tier=None,
+            image_digest="",
+            usd_per_hour=None,
+        )
+
+    def release(self, name: str, _allocation_id: str | None = None) -> ReleaseProof:
+        """Kill what runs under the name, stop the server, remove the folder; look twice."""
+        try:
+            report = sweep(name, str(pod_place(name)))
+        except (OSError, ValueError) as error:
+            return unknown(f"the local pod could not be swept: {type(error).__name__}")
+        finally:
+            server = self._servers.pop(name, None)
+            if server is not None:
+                server.stop()
+        return proof_from_sweep(report)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the servers; what was not released stays for `reap`, as it would at a paid provider."""
+        while self._servers:
+            self._servers.popitem()[1].stop()

@@ -1,0 +1,38 @@
+"""Turn the sweeper's report into a `ReleaseProof`; shared by the providers that rent nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from glasshouse.providers.base import ReleaseProof
+
+
+def proof_from_sweep(report: object) -> ReleaseProof:
+    """Judge a report of remote/sweep_script.py; whatever is not exactly such a report proves nothing."""
+    if not isinstance(report, Mapping):
+        return unknown("the pod's clean-up report was not readable")
+    left, removed, checked = (report.get(key) for key in ("processesLeft", "folderRemoved", "checkedAt"))
+    if (
+        type(left) is not int
+        or left < 0
+        or type(removed) is not bool
+        or not isinstance(checked, list)
+        or len(checked) != 2
+        or not all(type(moment) in (int, float) for moment in checked)
+    ):
+        return unknown("the pod's clean-up report was not readable")
+    active = left + (0 if removed else 1)
+    folder = "its folder is gone" if removed else "its folder is still there"
+    return ReleaseProof(
+        proof="nonzero" if active else "zero",
+        active=active,
+        detail=f"{left} processes left, {folder} (looked twice)",
+        processes_left=left,
+        folder_removed=removed,
+        checked_at=tuple(float(moment) for moment in checked),
+    )
+
+
+def unknown(detail: str) -> ReleaseProof:
+    """Nobody could look."""
+    return ReleaseProof(proof="unknown", active=None, detail=detail)

@@ -1,0 +1,1 @@
+"""Reaching a pod over SSH: the only package that imports fabric and paramiko."""

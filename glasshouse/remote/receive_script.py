@@ -1,0 +1,91 @@
+"""Receive one file on the pod, verified and resumable: `python -I -S -c SOURCE PATH SIZE MODE` there.
+
+It writes PATH.part, and renames it to PATH only once the SHA-256 of all SIZE bytes matched. Conversation, on
+stdin and stdout: it says `<bytes already there> <their sha256>`; the sender answers `a` (append after
+those) or `r` (from the start), sends the bytes and then the SHA-256 of all of them in hex; it says `done`.
+
+Exit 3: the sender went away, the part is kept. Exit 4: damaged, the part is removed. Exit 5: the machine
+refused, with the reason on stderr. Standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+PIECE = 1 << 20
+
+
+def _open(part: Path) -> int:
+    """Open the part file for this process alone."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o600)
+    for _ in range(50):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            time.sleep(0.1)
+    # The receiver of a connection that never ended still holds it: leave it that inode, and take a fresh one.
+    os.close(descriptor)
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, flags, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def receive(path: Path, size: int, mode: int) -> int:
+    """Hold the conversation; return the exit status."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    descriptor = _open(part)
+    hasher = hashlib.sha256()
+    have = os.fstat(descriptor).st_size
+    if have > size:
+        os.ftruncate(descriptor, 0)
+        have = 0
+    view = memoryview(bytearray(PIECE))
+    while count := os.readv(descriptor, [view]):
+        hasher.update(view[:count])
+    sys.stdout.write(f"{have} {hasher.hexdigest()}\n")
+    sys.stdout.flush()
+    answer = os.read(0, 1)
+    if answer not in (b"a", b"r"):
+        return 3
+    if answer == b"r":
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        hasher, have = hashlib.sha256(), 0
+    while have < size:
+        count = os.readv(0, [view[: min(PIECE, size - have)]])
+        if not count:
+            return 3
+        hasher.update(view[:count])
+        written = 0
+        while written < count:
+            written += os.write(descriptor, view[written:count])
+        have += count
+    digest = b""
+    while len(digest) < 64 and (piece := os.read(0, 64 - len(digest))):
+        digest += piece
+    if len(digest) < 64:
+        return 3
+    if hasher.hexdigest().encode() != digest:
+        part.unlink()
+        return 4
+    os.fchmod(descriptor, mode)
+    part.replace(path)
+    sys.stdout.write("done\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(receive(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3], 8)))
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror}\n")
+        sys.exit(5)

@@ -1,0 +1,180 @@
+"""Files to and from a pod, verified by SHA-256 on both ends and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import paramiko
+
+from glasshouse.errors import OutcomeUnknown, RemoteError
+from glasshouse.remote import receive_script
+from glasshouse.remote.channel import PIECE, session
+from glasshouse.remote.connection import Link
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+TransferProgress = Callable[[int, int], None]  # bytes done, bytes in total
+STALL_SECONDS = 60.0  # without the far side taking or giving a byte
+_READ = 1 << 20
+
+
+def send_file(
+    link: Link,
+    python: str,
+    data: bytes | Path,
+    path: str,
+    *,
+    mode: int,
+    request_timeout: float,
+    progress: TransferProgress | None,
+) -> None:
+    """Put `data` at `path` on the pod, making its folder (0700) when missing.
+
+    What an interrupted transfer of the same file left is verified and continued. Raises OutcomeUnknown when
+    the connection dies, RemoteError when the pod refuses or the bytes arrive damaged.
+    """
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
+        size = source.seek(0, os.SEEK_END)
+        source.seek(0)
+        script = Path(receive_script.__file__).read_text(encoding="utf-8")
+        argv = [python, "-I", "-S", "-c", script, path, str(size), f"{mode:o}"]
+        with session(link, argv, request_timeout) as channel:
+            channel.settimeout(STALL_SECONDS + size / 100e6)  # it hashes what is there before it speaks
+            start, hasher = _agree(channel, source, path)
+            channel.settimeout(STALL_SECONDS)
+            _stream(channel, source, done=start, size=size, hasher=hasher, progress=progress)
+            _finish(channel, hasher.hexdigest(), path)
+
+
+def _agree(channel: paramiko.Channel, source: BinaryIO, path: str) -> tuple[int, _Hash]:
+    """Compare what is already there with our own prefix; leave `source` and the hash where sending starts."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 100:
+        byte = channel.recv(1)
+        if not byte:
+            raise _refused(channel, path)
+        line += byte
+    have_text, _, digest = line.decode("ascii", "replace").strip().partition(" ")
+    have = int(have_text) if have_text.isdigit() else 0
+    hasher = hashlib.sha256()
+    left = have
+    while left and (piece := source.read(min(left, _READ))):
+        hasher.update(piece)
+        left -= len(piece)
+    if hasher.hexdigest() == digest:
+        channel.sendall(b"a")
+        return have, hasher
+    source.seek(0)
+    channel.sendall(b"r")
+    return 0, hashlib.sha256()
+
+
+def _stream(
+    channel: paramiko.Channel,
+    source: BinaryIO,
+    *,
+    done: int,
+    size: int,
+    hasher: _Hash,
+    progress: TransferProgress | None,
+) -> None:
+    """Send from `done` to `size`; hash on a thread beside, since encryption takes as long as hashing."""
+    hashing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        while done < size and (piece := source.read(min(_READ, size - done))):
+            if hashing is not None:
+                hashing.result()
+            hashing = pool.submit(hasher.update, piece)
+            for start in range(0, len(piece), PIECE):
+                try:
+                    channel.sendall(piece[start : start + PIECE])
+                except TimeoutError:
+                    raise
+                except OSError:
+                    return  # the far side stopped reading: its exit status says why
+            done += len(piece)
+            if progress is not None:
+                progress(done, size)
+
+
+def _finish(channel: paramiko.Channel, digest: str, path: str) -> None:
+    if not channel.closed:
+        channel.sendall(digest.encode("ascii"))
+        channel.shutdown_write()
+    said = b""
+    while piece := channel.recv(100):
+        said = (said + piece)[:100]
+    channel.status_event.wait(STALL_SECONDS)
+    if channel.exit_status != 0 or said != b"done\n":
+        raise _refused(channel, path)
+
+
+def _refused(channel: paramiko.Channel, path: str) -> RemoteError:
+    """Say why the receiver ended."""
+    channel.status_event.wait(STALL_SECONDS)
+    code = channel.exit_status
+    if code in (-1, 3):
+        return OutcomeUnknown("the connection died while a file was sent")
+    if code == 4:
+        return RemoteError("a file arrived damaged", field="path", value=path, remedy="send it again")
+    if code in (126, 127):
+        return RemoteError(
+            "the pod has no such interpreter",
+            field="provider.python",
+            remedy="give the path of Python 3.11 or later there",
+        )
+    reason = b""
+    while len(reason) < 400 and (piece := channel.recv_stderr(400)):
+        reason += piece
+    lines = reason.decode("utf-8", "replace").split("\n")
+    return RemoteError(
+        f"the pod could not take a file ({lines[0] or f'exit {code}'})",
+        field="path",
+        value=path,
+        remedy="check space and permissions there",
+    )
+
+
+def receive_file(
+    fetch: Callable[[int, int], bytes],
+    target: Path,
+    *,
+    size: int,
+    digest: str,
+    progress: TransferProgress | None,
+) -> None:
+    """Write `size` bytes from `fetch(offset, count)` to `target`; resume TARGET.part; verify; rename.
+
+    Raises RemoteError when the bytes do not have the SHA-256 `digest`. What `fetch` raises passes through,
+    and the part stays for the next try.
+    """
+    part = target.with_name(target.name + ".part")
+    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+        hasher = hashlib.file_digest(file, "sha256")
+        done = file.tell()
+        if done > size:
+            file.seek(0)
+            file.truncate()
+            hasher, done = hashlib.sha256(), 0
+        while done < size:
+            piece = fetch(done, min(32 << 20, size - done))
+            if not piece:
+                break
+            file.write(piece)
+            hasher.update(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(done, size)
+    if done != size or hasher.hexdigest() != digest:
+        part.unlink()
+        raise RemoteError(
+            "a file came back damaged", field="file", value=target.name, remedy="fetch it again"
+        )
+    part.replace(target)
