@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from glasshouse.measurement.randomisation import balanced_sign_p, sign_flip_p
+from glasshouse.measurement.schedule import Slot
 from glasshouse.measurement.stats import mean, sample_sd, t_quantile, t_tail
 from glasshouse.spec import Arm
 
@@ -124,6 +125,20 @@ def log_from_overhead(percent: float) -> float:
 def pair_overhead_pct(raw_rate: float, protected_rate: float) -> float:
     """(raw - protected) / raw in percent, as published for single pairs; raw_rate > 0."""
     return 100.0 * (raw_rate - protected_rate) / raw_rate
+
+
+def collect_blocks(schedule: Sequence[Slot], rates: Mapping[int, SlotRate]) -> tuple[Block, ...]:
+    """Gather measured slots, by slot index, into the blocks of their schedule; a pair is one block.
+
+    Burn-in slots are left out. A slot without a rate leaves its block incomplete, not absent.
+    """
+    members: dict[int | None, list[SlotRate]] = {}
+    for slot in schedule:
+        if not slot.burn_in:
+            found = members.setdefault(slot.block, [])
+            if slot.index in rates:
+                found.append(rates[slot.index])
+    return tuple(Block(tuple(slots)) for slots in members.values())
 
 
 def estimate_pair(raw: tuple[float, float], protected: tuple[float, float], margin_pct: float) -> Estimate:

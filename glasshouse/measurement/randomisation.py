@@ -13,8 +13,6 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-import numpy as np
-
 ENUMERATION_LIMIT = 20  # 20 choose 10 = 184,756 arrangements; 2^20 / 2 sign flips
 GRID = 1 << 14  # steps in the sum of all absolute values, for more blocks than that
 _TOLERANCE = 1e-12  # relative: sums in another order must tie with the observed one
@@ -43,10 +41,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     observed = abs(math.fsum(differences))
     if len(differences) > ENUMERATION_LIMIT:
         return _convolved(differences, observed, None)
-    sums = np.zeros(1)
+    sums = [0.0]
     for value in differences:
-        sums = np.concatenate([sums + value, sums - value])
-    return float(np.mean(np.abs(sums) >= observed - _slack(differences)))
+        sums = [total + flipped for total in sums for flipped in (value, -value)]
+    threshold = observed - _slack(differences)
+    return sum(abs(total) >= threshold for total in sums) / len(sums)
 
 
 def _slack(values: Sequence[float]) -> float:
@@ -61,6 +60,8 @@ def _convolved(values: Sequence[float], observed: float, plus: int | None) -> fl
     and above it only by arrangements within that distance. No sampling.
     plus None: free signs; otherwise exactly `plus` of them are +1.
     """
+    import numpy as np  # noqa: PLC0415 -- keeps numpy out of the command line's start
+
     step = math.fsum(abs(value) for value in values) / GRID
     if step == 0.0:
         return 1.0
