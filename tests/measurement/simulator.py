@@ -157,7 +157,7 @@ def blocked(
         y += np.where(protected, luck[:, :1, None], luck[:, 1:, None])
     else:
         y += scenario.luck * rng.standard_normal(y.shape)
-    kept = ~flagged.reshape(repetitions, BLOCKS, 4).any(axis=2)
+    kept: NDArray[np.bool_] = np.logical_not(flagged.reshape(repetitions, BLOCKS, 4).any(axis=2))
     return y, signs, kept
 
 

@@ -91,7 +91,8 @@ def test_roofs() -> None:
     assert host_bound(heavy) is False
     light = roofline(Work(1e9, 3e12), gpu, 0.1)
     assert light is not None
-    assert (light.bound, light.fraction) == ("memory", pytest.approx(0.1))
+    assert light.bound == "memory"
+    assert light.fraction == pytest.approx(0.1)
     assert host_bound(light) is True
     two = roofline(Work(1e15, 1e9), gpu.model_copy(update={"count": 2}), 0.5)
     assert two is not None
