@@ -125,7 +125,7 @@ def open_package(
     """
     key = check_key(payload_key)
     expected = _check_hash(manifest_hash)
-    mapped = _map_file(path, offset)
+    mapped = map_file(path, offset + HEADER_BYTES)
     try:
         return _open(memoryview(mapped)[offset:], key, expected, thread_count(threads), verify_digests)
     finally:
@@ -144,21 +144,25 @@ def _check_hash(text: str) -> bytes:
     return digest
 
 
-def _map_file(path: str | Path, offset: int) -> mmap.mmap:
+def map_file(path: str | Path, least: int) -> mmap.mmap:
+    """Map a regular file of at least `least` bytes for reading.
+
+    Raises SealError: container-unreadable, container-truncated.
+    """
     try:
         # O_NONBLOCK: a FIFO in the file's place must not hang us before fstat refuses it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise refuse("sealed container is not a regular file", "container-unreadable")
-            if status.st_size < offset + HEADER_BYTES:
-                raise refuse("sealed container ends inside its header", "container-truncated")
+                raise refuse("sealed file is not a regular file", "container-unreadable")
+            if status.st_size < least:
+                raise refuse("sealed file ends inside its header", "container-truncated")
             return mmap.mmap(descriptor, status.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise refuse(f"cannot read the sealed container: {error.strerror}", "container-unreadable") from error
+        raise refuse(f"cannot read the sealed file: {error.strerror}", "container-unreadable") from error
 
 
 @dataclass(frozen=True)

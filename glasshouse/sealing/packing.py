@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glasshouse.sealing.keys import check_key, cipher_for, commitment
 from glasshouse.sealing.layout import (
@@ -31,12 +32,20 @@ from glasshouse.sealing.layout import (
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+
+class Sink(Protocol):
+    """Where a container is written: a binary file, or anything else with its `write`."""
+
+    def write(self, data: bytes | memoryview, /) -> int | None:
+        """Write some bytes and return how many."""
+
+
 CHUNK_BYTES = 4 << 20
 MAX_THREADS = 16
 
 
 def seal_package(
-    out: BinaryIO,
+    out: Sink,
     *,
     payload_key: ReadableBuffer,
     files: Mapping[str, ReadableBuffer],
@@ -80,16 +89,15 @@ class PreparedPackage:
     objects: tuple[SealedObject, ...] = field(repr=False)
     sources: Callable[[], Iterator[tuple[SealedObject, memoryview]]] = field(repr=False)
 
-    def write(self, out: BinaryIO, payload_key: ReadableBuffer) -> None:
+    def write(self, out: Sink, payload_key: ReadableBuffer) -> None:
         """Encrypt everything to `out` under a fresh 32-byte key."""
         key = check_key(payload_key)
         digest = self.manifest_hash
         header = Header(self.chunk_bytes, len(self.manifest), digest, commitment(key, digest))
         head, table = header.pack(), manifest_object(header)
-        out.write(head)
-        out.write(
-            cipher_for(key, digest, table).encrypt(nonce(0), self.manifest, table.associated_data(head, 0))
-        )
+        write_all(out, head)
+        cipher = cipher_for(key, digest, table)
+        write_all(out, cipher.encrypt(nonce(0), self.manifest, table.associated_data(head, 0)))
 
         def sealed(item: SealedObject, data: memoryview) -> Iterator[bytes]:
             cipher = cipher_for(key, digest, item)
@@ -105,7 +113,8 @@ class PreparedPackage:
             for expected, (item, data) in zip(self.objects, self.sources(), strict=False):
                 if item != expected:
                     break
-                out.writelines(sealed(item, data))
+                for ciphertext in sealed(item, data):
+                    write_all(out, ciphertext)
                 sealed_objects += 1
         if sealed_objects != len(self.objects):
             raise refuse("tensors changed between the two passes of sealing", "source-changed")
@@ -142,6 +151,16 @@ def prepare(
     manifest = build_manifest(salt, chunk_bytes, rows, extra)
     digest = hashlib.sha256(manifest).digest()
     return PreparedPackage(manifest, digest, chunk_bytes, workers, tuple(item for item, _ in rows), sources)
+
+
+def write_all(out: Sink, data: bytes) -> None:
+    """Write every byte, also to an unbuffered file, whose `write` may take only some. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        taken = out.write(rest)
+        if not taken:
+            raise BlockingIOError(errno.EAGAIN, "the output takes no more bytes")
+        rest = rest[taken:]
 
 
 def thread_count(threads: int | None) -> int:

@@ -1,0 +1,148 @@
+"""Seal a leg's outputs for their owner, and open them: a container under a fresh key that only the owner
+unwraps.
+
+    prefix (1212 bytes)   magic "GHOUTPUT", version u16, zero u16, manifest hash (32), HPKE-wrapped key (1168)
+    container             see layout.py
+
+The wrapping's info is SHA-256 over a label, the context (run, leg, launch, package) and the manifest hash,
+so a prefix fits one container of one leg. Anyone can seal to a public key: that a leg made these outputs is
+what its signed event chain says, which names both digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.canonical import canonical_json, domain_hash
+from glasshouse.sealing.container import OpenedPackage, map_file, open_package
+from glasshouse.sealing.grant import WRAPPED_BYTES, KemKey, unwrap_key, wrap_key
+from glasshouse.sealing.keys import fresh_payload_key
+from glasshouse.sealing.layout import TensorSpec, refuse
+from glasshouse.sealing.memory import overwrite
+from glasshouse.sealing.packing import CHUNK_BYTES, Sink, prepare, write_all
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+MAGIC = b"GHOUTPUT"
+VERSION = 1
+
+_PREFIX = struct.Struct(f">8sHH32s{WRAPPED_BYTES}s")
+PREFIX_BYTES = _PREFIX.size
+
+
+class _Digesting:
+    """A sink that hashes and counts what passes through it."""
+
+    def __init__(self, out: Sink) -> None:
+        self.out, self.state, self.bytes = out, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview, /) -> int | None:
+        taken = self.out.write(data) or 0
+        self.state.update(data[:taken])
+        self.bytes += taken
+        return taken
+
+
+def seal_outputs(
+    out: Sink,
+    *,
+    owner_public: ReadableBuffer,
+    context: Mapping[str, str],
+    files: Mapping[str, ReadableBuffer],
+    tensors: Iterable[tuple[TensorSpec, ReadableBuffer]],
+    extra: Mapping[str, Any] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Write sealed outputs to `out`, under a fresh key wrapped to the owner's X-Wing public key.
+
+    Args:
+        out: as `seal_package`.
+        owner_public: 1216 bytes (`kem_public_bytes`).
+        context: what names this leg, such as run, leg, launch, package; not empty; needed again to open.
+        files: as `seal_package`.
+        tensors: as `seal_package`.
+        extra: as `seal_package`; None is {}.
+        chunk_bytes: as `seal_package`.
+        threads: as `seal_package`.
+
+    Returns:
+        {"plaintextSha256", "ciphertextSha256", "bytes"}: SHA-256 of the sealed manifest, which holds a
+        salted digest of every output (publishing it confirms no guess; the owner checks it by opening);
+        SHA-256 and size of all that was written.
+
+    Raises:
+        SealError: as `seal_package`, and kem-key-malformed, context-malformed.
+    """
+    package = prepare(
+        files=files, tensors=tensors, extra=extra or {}, chunk_bytes=chunk_bytes, threads=threads
+    )
+    info = _info(context, package.manifest_hash)
+    digesting = _Digesting(out)
+    key = fresh_payload_key()
+    try:
+        wrapped = wrap_key(key, owner_public, info)
+        write_all(digesting, _PREFIX.pack(MAGIC, VERSION, 0, package.manifest_hash, wrapped))
+        package.write(digesting, key)
+    finally:
+        overwrite(key)
+    return {
+        "plaintextSha256": package.manifest_hash.hex(),
+        "ciphertextSha256": digesting.state.hexdigest(),
+        "bytes": digesting.bytes,
+    }
+
+
+def open_outputs(
+    path: str | Path,
+    owner_private: KemKey,
+    *,
+    context: Mapping[str, str],
+    plaintext_sha256: str | None = None,
+    threads: int | None = None,
+) -> OpenedPackage:
+    """Open sealed outputs with the owner's key; every digest is recomputed.
+
+    Args:
+        path: the file that `seal_outputs` wrote.
+        owner_private: the owner's X-Wing key.
+        context: exactly the mapping it was sealed with.
+        plaintext_sha256: "plaintextSha256" from the leg's signed events, if any: ties these bytes to them.
+        threads: as `open_package`.
+
+    Raises:
+        SealError: as `open_package`, and outputs-malformed, context-malformed, grant-unwrap-failed
+        (altered, another owner's, or another context).
+    """
+    mapped = map_file(path, PREFIX_BYTES)
+    prefix = mapped[:PREFIX_BYTES]
+    mapped.close()
+    magic, version, zero, digest, wrapped = _PREFIX.unpack(prefix)
+    if (magic, version, zero) != (MAGIC, VERSION, 0):
+        raise refuse("not sealed outputs of a known version", "outputs-malformed")
+    if plaintext_sha256 is not None and digest.hex() != plaintext_sha256:
+        raise refuse("sealed outputs are not the ones the events name", "manifest-hash-mismatch")
+    key = unwrap_key(wrapped, owner_private, _info(context, digest))
+    try:
+        return open_package(
+            path,
+            payload_key=key,
+            manifest_hash=digest.hex(),
+            threads=threads,
+            verify_digests=True,
+            offset=PREFIX_BYTES,
+        )
+    finally:
+        overwrite(key)
+
+
+def _info(context: Mapping[str, str], manifest_hash: bytes) -> bytes:
+    strings = all(isinstance(name, str) and isinstance(value, str) for name, value in context.items())
+    if not context or not strings:
+        raise refuse("outputs need a context of strings", "context-malformed", "name the run, leg and launch")
+    return domain_hash("glasshouse/outputs/v1", [canonical_json(dict(context)), manifest_hash])
