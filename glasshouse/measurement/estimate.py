@@ -130,14 +130,14 @@ def pair_overhead_pct(raw_rate: float, protected_rate: float) -> float:
 def collect_blocks(schedule: Sequence[Slot], rates: Mapping[int, SlotRate]) -> tuple[Block, ...]:
     """Gather measured slots, by slot index, into the blocks of their schedule; a pair is one block.
 
-    Burn-in slots are left out. A slot without a rate leaves its block incomplete, not absent.
+    Burn-in slots are left out. A slot without a rate stands as one without work, so that its block
+    is dropped as incomplete.
     """
     members: dict[int | None, list[SlotRate]] = {}
     for slot in schedule:
         if not slot.burn_in:
-            found = members.setdefault(slot.block, [])
-            if slot.index in rates:
-                found.append(rates[slot.index])
+            nothing = SlotRate(slot.position, slot.arm, 0.0, 0.0)
+            members.setdefault(slot.block, []).append(rates.get(slot.index, nothing))
     return tuple(Block(tuple(slots)) for slots in members.values())
 
 
@@ -219,7 +219,7 @@ def verdict(tost_pct: tuple[float, float] | None, margin_pct: float) -> Verdict:
 
 
 def _sift(blocks: Sequence[Block]) -> tuple[list[Block], Dropped]:
-    """Split off the blocks that are disturbed or incomplete. The commonest size is the whole one."""
+    """Split off the blocks that are disturbed or incomplete. The largest size is the whole one."""
     size = max((len(block.slots) for block in blocks), default=0)
     kept: list[Block] = []
     left_out: list[int] = []

@@ -42,12 +42,11 @@ def main(folder):
         if not slot["burn_in"]:
             blocks.setdefault(slot["block"], []).append((slot, results[slot["index"]]))
     # 2. A block with a disturbed or missing slot is dropped whole.
-    size = max(sum(result is not None for _, result in members) for members in blocks.values())
     kept, dropped = [], {"blocks": [], "protected": 0, "raw": 0, "incomplete": 0}
     for index, members in enumerate(blocks.values()):
         found = [(slot, result) for slot, result in members if result is not None]
         arms = [slot["arm"] for slot, _ in found]
-        whole = len(found) == size and arms.count("raw") == arms.count("protected") > 0
+        whole = len(found) == len(members) and arms.count("raw") == arms.count("protected") > 0
         whole = whole and all(usable(result) for _, result in found)
         troubled = [slot["arm"] for slot, result in found if disturbed(result)]
         if whole and not troubled:

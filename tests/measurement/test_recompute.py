@@ -158,6 +158,16 @@ def test_without_blocks(tmp_path: Path, order: str) -> None:
     assert_same(figures, estimate)
 
 
+def test_a_run_cut_off_after_two_slots_has_no_block(tmp_path: Path) -> None:
+    spec = make_spec(measure={"burn_in_slots": 0})
+    rng = random.Random(3)
+    results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)[:2]}
+    schedule, _ = write_bundle(tmp_path / "bundle", spec, results)
+    estimate = ours(schedule, results)
+    assert (estimate.overhead_pct, estimate.dropped.incomplete) == (None, 10)
+    assert_same(recompute(tmp_path / "bundle"), estimate)
+
+
 def test_nothing_measured(tmp_path: Path) -> None:
     schedule, _ = write_bundle(tmp_path / "bundle", make_spec(), {})
     assert_same(recompute(tmp_path / "bundle"), ours(schedule, {}))
