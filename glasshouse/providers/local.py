@@ -38,11 +38,16 @@ class LocalProvider:
         self._config = config
         self._servers: dict[str, PodServer] = {}
 
-    def plan_price(self, _spec: spec.RunSpec) -> float | None:
+    def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
         """Nothing is rented."""
         return None
 
-    def allocate(self, name: str, _spec: spec.RunSpec, progress: Progress) -> Allocation:
+    def allocate(
+        self,
+        name: str,
+        spec: spec.RunSpec,  # noqa: ARG002  this machine is what it is
+        progress: Progress,
+    ) -> Allocation:
         """Make the pod's home and start its server. Raises UsageError, ProviderError."""
         python = self._config.python or sys.executable
         if shutil.which(python) is None:
@@ -88,7 +93,11 @@ class LocalProvider:
             usd_per_hour=None,
         )
 
-    def release(self, name: str, _allocation_id: str | None = None) -> ReleaseProof:
+    def release(
+        self,
+        name: str,
+        allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
+    ) -> ReleaseProof:
         """Kill what runs under the name, stop the server, remove the folder; look twice."""
         try:
             report = sweep(name, str(pod_place(name)))

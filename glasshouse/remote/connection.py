@@ -85,6 +85,45 @@ def load_key(path: Path) -> paramiko.PKey:
         ) from error
 
 
+def pinned_lines(path: Path, name: str) -> tuple[str, ...]:
+    """Return the lines of a known_hosts file that hold keys of host `name` (`[host]:port` off port 22).
+
+    Raises UsageError naming provider.known_hosts: a missing file, or none for this host.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "cannot read known_hosts", field="provider.known_hosts", value=path, remedy="give a readable file"
+        ) from error
+    keys = paramiko.HostKeys()
+    found = []
+    for line in lines:
+        entry = None
+        with contextlib.suppress(paramiko.SSHException, ValueError):
+            entry = paramiko.hostkeys.HostKeyEntry.from_line(line) if line.strip() else None
+        if (
+            entry is not None
+            and entry.hostnames
+            and any(_names(keys, pattern, name) for pattern in entry.hostnames)
+        ):
+            found.append(line)
+    if not found:
+        raise UsageError(
+            f"known_hosts has no key for {name}",
+            field="provider.known_hosts",
+            value=path,
+            remedy="add one (ssh-keyscan, then compare the fingerprint with the host's owner)",
+        )
+    return tuple(found)
+
+
+def _names(keys: paramiko.HostKeys, pattern: str, name: str) -> bool:
+    if pattern.startswith("|1|"):
+        return keys.hash_host(name, pattern) == pattern
+    return pattern == name
+
+
 def fetch_host_key(endpoint: Endpoint, timeouts: Timeouts) -> str:
     """Shake hands without logging in and return the host's key as one known_hosts line. Raises
     RemoteError."""

@@ -1,0 +1,200 @@
+"""The write-ahead journal of allocations: what may exist at a provider, known even after a killed controller.
+
+The intent is on disk before the create call leaves; the entry stays open until a release proved zero.
+SQLite by default (state_dir()/state.db, WAL, synchronous=FULL: a commit that returned survives a power
+cut), any SQLAlchemy URL in GLASSHOUSE_STATE, so that a sweep over several hosts shares one journal.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from glasshouse import paths
+from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.errors import UsageError
+from glasshouse.providers.base import Proof
+
+_metadata = sa.MetaData()
+_allocations = sa.Table(
+    "allocations",
+    _metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("run", sa.String(80), nullable=False),
+    sa.Column("provider", sa.String(40), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),  # canonical JSON, never a secret
+    sa.Column("controller", sa.String(200), nullable=False),
+    sa.Column("intended_at", sa.Float, nullable=False),  # Unix seconds, as all times here
+    sa.Column("allocation_id", sa.String(200)),
+    sa.Column("created_at", sa.Float),
+    sa.Column("proof", sa.String(20)),
+    sa.Column("closed_at", sa.Float),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One allocation that was intended. `allocation_id` None: the create call's outcome is not known.
+
+    `detail` is what `intend` was given: what another process needs to open the same provider again.
+    `controller` names the process that wrote it: host, boot, pid and start time.
+    """
+
+    name: str
+    run: str
+    provider: str
+    detail: Mapping[str, Any]
+    controller: str
+    intended_at: float
+    allocation_id: str | None
+    proof: Proof | None
+
+    @property
+    def controller_alive(self) -> bool:
+        """Whether the process that wrote the entry still runs on this machine.
+
+        False for a controller on another host: that is not visible from here, so ask before reaping shared
+        journals (`controller_host`).
+        """
+        return self.controller == _controller(self.controller.rsplit(":", 2)[1])
+
+    @property
+    def controller_host(self) -> str:
+        """The name of the machine whose controller wrote the entry."""
+        return self.controller.split(":", 1)[0]
+
+
+class Journal:
+    """Open with `Journal()`; safe to use from several processes, and from threads of one."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self._url = url or os.environ.get("GLASSHOUSE_STATE") or f"sqlite:///{paths.state_dir() / 'state.db'}"
+        try:
+            # No pool: a connection is open only while a statement runs, so forks and threads share nothing.
+            self._engine = sa.create_engine(self._url, poolclass=sa.NullPool)
+        except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+            raise UsageError(
+                "not a usable database address",
+                field="GLASSHOUSE_STATE",
+                value=_scheme(self._url),
+                remedy="give an SQLAlchemy URL such as sqlite:////path/state.db or postgresql+psycopg://...",
+            ) from error
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _durable)
+            if self._engine.url.database:
+                Path(self._engine.url.database).touch(mode=0o600)
+        with self._transaction() as connection:
+            _metadata.create_all(connection)
+
+    def intend(self, run: str, name: str, provider: str, detail: Mapping[str, Any]) -> None:
+        """Record that `name` is about to be created; returns once that is durable.
+
+        Raises UsageError when it cannot be written: then nothing may be created.
+        """
+        row = {
+            "name": name,
+            "run": run,
+            "provider": provider,
+            "detail": canonical_json(dict(detail)).decode("utf-8"),
+            "controller": _controller(str(os.getpid())),
+            "intended_at": time.time(),
+        }
+        with self._transaction() as connection:
+            connection.execute(_allocations.insert().values(row))
+
+    def created(self, name: str, allocation_id: str) -> None:
+        """Record the provider's id for `name`."""
+        self._update(name, allocation_id=allocation_id, created_at=time.time())
+
+    def closed(self, name: str, proof: Proof) -> None:
+        """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
+        self._update(name, proof=proof, closed_at=time.time() if proof == "zero" else None)
+
+    def open_entries(self) -> tuple[Entry, ...]:
+        """Return every allocation not proven gone, oldest first."""
+        query = (
+            sa.select(_allocations)
+            .where(_allocations.c.closed_at.is_(None))
+            .order_by(_allocations.c.intended_at, _allocations.c.name)
+        )
+        with self._transaction() as connection:
+            return tuple(_entry(row) for row in connection.execute(query).mappings())
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _update(self, name: str, **values: object) -> None:
+        with self._transaction() as connection:
+            changed = connection.execute(
+                _allocations.update().where(_allocations.c.name == name).values(**values)
+            ).rowcount
+        if changed != 1:
+            raise UsageError("not in the journal", field="allocation", value=name)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.IntegrityError as error:
+            raise UsageError("this allocation name is already in the journal") from error
+        except sa.exc.SQLAlchemyError as error:
+            raise UsageError(
+                f"the journal cannot be used ({type(error).__name__})",
+                field="GLASSHOUSE_STATE",
+                value=_scheme(self._url),
+                remedy="check that the state folder, or the database, is there and writable",
+            ) from error
+
+
+def _entry(row: sa.RowMapping) -> Entry:
+    return Entry(
+        name=row["name"],
+        run=row["run"],
+        provider=row["provider"],
+        detail=parse_json(row["detail"]),
+        controller=row["controller"],
+        intended_at=row["intended_at"],
+        allocation_id=row["allocation_id"],
+        proof=row["proof"],
+    )
+
+
+def _scheme(url: str) -> str:
+    """What may be shown of a database URL: it can hold a password."""
+    return url.split(":", 1)[0]
+
+
+def _durable(connection: Any, _record: object) -> None:
+    # synchronous=FULL: in WAL mode the default of some builds (NORMAL) may lose the last commits at a power
+    # cut.
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _controller(pid: str) -> str:
+    """Name process `pid` so that no later process can be taken for it: host:boot:pid:start time."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        start = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode("ascii")
+        return f"{socket.gethostname()}:{boot.read_text(encoding='ascii').strip()}:{pid}:{start}"
+    except (OSError, IndexError):
+        return f"{socket.gethostname()}::{pid}:"

@@ -1,0 +1,23 @@
+"""From a provider's config to its client. A new provider adds one line here and one model in spec.py."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from glasshouse import spec
+from glasshouse.providers.base import Provider
+
+# kind -> module:callable that takes the config. Imported on use: each pulls in its own SSH or HTTP library.
+_OPENERS = {
+    "local": "glasshouse.providers.local:LocalProvider",
+    "ssh": "glasshouse.providers.ssh:SshProvider",
+    "runpod": "glasshouse.providers.runpod:open_runpod",
+    "vastai": "glasshouse.providers.vastai:open_vastai",
+}
+
+
+def open_provider(config: spec.Provider) -> Provider:
+    """Make the client of the configured provider; enter it before use. Raises UsageError (a missing key)."""
+    module, _, name = _OPENERS[config.kind].partition(":")
+    return cast(Provider, getattr(importlib.import_module(module), name)(config))

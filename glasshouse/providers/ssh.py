@@ -1,0 +1,137 @@
+"""`provider=ssh`: a machine that somebody already has. Nothing is rented; release removes what we put there.
+
+The pod folder is `<workdir>/<allocation name>`, workdir relative to the login's home unless absolute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from glasshouse import spec
+from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.errors import RemoteError, UsageError
+from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.proofs import proof_from_sweep, unknown
+from glasshouse.remote import sweep_script
+from glasshouse.remote.connection import load_key, pinned_lines
+from glasshouse.remote.pod import Pod, Timeouts
+
+_PROBE = "import sys; print(*sys.version_info[:2])"
+
+
+class SshProvider:
+    """Provider over one given host."""
+
+    kind = "ssh"
+
+    def __init__(self, config: spec.SshProvider, timeouts: Timeouts | None = None) -> None:
+        self._config = config
+        self._timeouts = timeouts or Timeouts()
+        self._pinned: tuple[str, ...] | None = None  # a first-use key, once met
+
+    def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
+        """Nothing is rented."""
+        return None
+
+    def allocate(
+        self,
+        name: str,
+        spec: spec.RunSpec,  # noqa: ARG002  the host is what it is
+        progress: Progress,
+    ) -> Allocation:
+        """Check key file, known_hosts, reachability and interpreter; make the pod folder.
+
+        Raises UsageError for what is wrong on this side, RemoteError for the other.
+        """
+        endpoint = self._endpoint()
+        progress(f"connecting to {endpoint.host}:{endpoint.port}")
+        timeouts = dataclasses.replace(
+            self._timeouts, connect=min(self._timeouts.connect, self._config.boot_deadline_sec)
+        )
+        with Pod(endpoint, timeouts=timeouts) as pod:
+            self._pinned = pod.known_hosts
+            _check_python(pod)
+            folder = f"{endpoint.workdir}/{name}"
+            pod.check(["mkdir", "-p", "-m", "700", "--", folder], "making the pod folder")
+        return Allocation(
+            provider=self.kind,
+            id=name,
+            name=name,
+            endpoint=dataclasses.replace(endpoint, known_hosts=self._pinned),
+            gpu_model=None,
+            instance_id=None,
+            tier=None,
+            image_digest="",
+            usd_per_hour=None,
+        )
+
+    def release(
+        self,
+        name: str,
+        allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
+    ) -> ReleaseProof:
+        """Run the sweeper there; a host that cannot be asked proves nothing."""
+        try:
+            endpoint = self._endpoint()
+            with Pod(endpoint, timeouts=self._timeouts) as pod:
+                report = pod.check(
+                    [endpoint.python, "-I", "-", name, f"{endpoint.workdir}/{name}"],
+                    "the clean-up",
+                    input=Path(sweep_script.__file__).read_bytes(),
+                    timeout=60.0,
+                )
+            return proof_from_sweep(parse_json(report))
+        except (RemoteError, UsageError) as error:
+            return unknown(f"the host could not be asked: {error.what}")
+        except CanonicalError:
+            return proof_from_sweep(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing of ours runs on this side."""
+
+    def _endpoint(self) -> Endpoint:
+        config = self._config
+        key_path = Path(config.key).expanduser()
+        load_key(key_path)
+        endpoint = Endpoint(
+            host=config.host,
+            port=config.port,
+            user=config.user,
+            key_path=key_path,
+            known_hosts=self._pinned,
+            host_key_source="first-use" if config.known_hosts is None else "pinned",
+            python=config.python,
+            workdir=config.workdir,
+        )
+        if config.known_hosts is None:
+            return endpoint
+        path = Path(config.known_hosts).expanduser()
+        return dataclasses.replace(endpoint, known_hosts=pinned_lines(path, endpoint.known_hosts_name))
+
+
+def _check_python(pod: Pod) -> None:
+    result = pod.run([pod.endpoint.python, "-I", "-S", "-c", _PROBE])
+    words = result.stdout.split()
+    if result.exit != 0 or len(words) != 2 or not all(word.isdigit() for word in words):
+        raise RemoteError(
+            "the host has no such interpreter",
+            field="provider.python",
+            value=pod.endpoint.python,
+            remedy="give the path of Python 3.11 or later there",
+        )
+    version = (int(words[0]), int(words[1]))
+    if version < (3, 11):
+        raise RemoteError(
+            f"the host's Python is {version[0]}.{version[1]}",
+            field="provider.python",
+            value=pod.endpoint.python,
+            remedy="give the path of Python 3.11 or later there",
+        )
