@@ -101,7 +101,7 @@ def choose(name: str, known: Sequence[str], *, few: bool = False) -> str:
         leaf = name.rpartition(".")[2]
         close = [item for item in known if item.rpartition(".")[2] == leaf][:1]
     if few:
-        return f"did you mean {close[0]}? --help lists the settings" if close else "--help lists the settings"
+        return f"did you mean {close[0]}? --cfg job lists all" if close else "--cfg job lists all"
     listed = "choose one of " + ", ".join(known)
     return f"did you mean {close[0]}? {listed}" if close else listed
 

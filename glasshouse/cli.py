@@ -1,0 +1,133 @@
+"""The command line: which command, its arguments, and one line for whatever goes wrong.
+
+Each command is a module in commands/ with `arguments(parser)` and `run(args) -> exit code`, imported
+only when it is called, so that `--help` loads neither Hydra nor torch. Without a command it is `run`.
+
+Exit codes: 0 fine, 1 ran but excluded or failed verification, 2 usage or config, 3 provider or remote,
+4 clean-up not proven, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from glasshouse import __version__
+from glasshouse.conf_files import GROUPS, options
+from glasshouse.errors import GlasshouseError, UsageError
+
+COMMANDS = {
+    "run": "one run, as without a command; for `run --json`",
+    "plan": "what a run or sweep would do, take and cost at most; rents nothing, needs no key",
+    "runs": "the runs in runs/, with status and overhead",
+    "show": "one run: figures, checks, caveats, curves",
+    "ledger": "the ledger of plans and rows: list, checkpoint, check",
+    "keys": "this machine's public keys, and the keys that are trusted",
+    "doctor": "what this machine can and cannot do, each line with its remedy",
+}
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a UsageError, so that it takes one line like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with argparse's sentence."""
+        raise UsageError(message, field="command", value=self.prog, remedy="see --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` excludes the program's name. Returns the exit code, raises nothing.
+
+    With GLASSHOUSE_DEBUG=1 an unexpected exception is raised, with its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except GlasshouseError as error:
+        return _fail(error.line(), error.exit_code, words)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, words)
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): point stdout elsewhere, or Python complains on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last line of defence: a person gets a line, never a traceback
+        if os.environ.get("GLASSHOUSE_DEBUG") == "1":
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(f"unexpected {what}: a fault of Glasshouse; GLASSHOUSE_DEBUG=1 shows where", 1, words)
+
+
+def _fail(line: str, code: int, words: Sequence[str]) -> int:
+    sys.stderr.write(f"error: {line}\n")
+    if "--json" in words:
+        sys.stdout.write(json.dumps({"ok": False, "error": line, "exitCode": code}) + "\n")
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0
+    if first == "--version":
+        sys.stdout.write(f"glasshouse {__version__}\n")
+        return 0
+    name = "run"
+    if first in COMMANDS:
+        name, words = first, words[1:]
+    elif first and "=" not in first and not first.startswith(("-", "~")):
+        close = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            "unknown command",
+            field="command",
+            value=first,
+            remedy=f"{hint}choose one of {', '.join(COMMANDS)}",
+        )
+    module = importlib.import_module(f"glasshouse.commands.{name}")
+    parser = Parser(
+        prog=f"glasshouse {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    module.arguments(parser)
+    # Intermixed, since overrides and options come in any order: plan gpu=h100 --json duration=60
+    args = parser.parse_intermixed_args(words)
+    return int(module.run(args))
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    lines = []
+    for group in GROUPS:
+        names = options(group)
+        if group == "experiment":
+            names = [f"{len(names)} files in conf/experiment, each opening with the command that runs it"]
+        lines.append(f"  {group:<{width}}  {', '.join(names)}")
+    groups = "\n".join(lines)
+    return f"""\
+Train on rented GPUs under an attested lifecycle, and measure what the protection costs.
+
+  glasshouse [-m] [NAME=VALUE ...]    one run; with -m a sweep over comma-separated values
+  glasshouse COMMAND [--help]         `python -m glasshouse` is the same program
+
+commands (each with --json):
+{commands}
+
+config groups (NAME=VALUE; conf/ holds what each one is):
+{groups}
+
+settings, for example: duration=60 order=protected-first repeat=0,1,2 measure.blocks=12 spend.max_usd=20
+`glasshouse --cfg job [NAME=VALUE ...]` prints all of them as they resolve.
+"""

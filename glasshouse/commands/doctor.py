@@ -1,0 +1,226 @@
+"""What this machine, its credentials and, for provider=ssh, that machine can and cannot do.
+
+  glasshouse doctor
+  glasshouse doctor provider=ssh provider.host=box.example provider.user=me provider.key=~/.ssh/id_ed25519
+
+Each line that is not ok ends with its remedy. Credentials are only looked for, never shown. The exit code
+is 1 when a run with the given settings could not start, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from glasshouse import config, paths
+from glasshouse.commands.terminal import emit, say, table
+from glasshouse.errors import UsageError
+from glasshouse.providers.journal import Journal
+from glasshouse.providers.money import CAP_VARIABLE, parse_usd
+from glasshouse.runtime import linux
+from glasshouse.spec import RunSpec, SshProvider
+
+SSH_TIMEOUT_SEC = 5.0
+KEY_VARIABLES = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. state: ok, limited (works, with less), missing (a run with these settings cannot start)."""
+
+    what: str
+    state: Literal["ok", "limited", "missing"]
+    detail: str
+    remedy: str = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="as for the run you have in mind")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every finding."""
+    findings = list(examine(config.load(args.overrides)))
+    good = all(item.state != "missing" for item in findings)
+    if args.json:
+        emit({"ok": good, "findings": [asdict(item) for item in findings]})
+    else:
+        say(table(["", "what", "found", "remedy"], [[f.state, f.what, f.detail, f.remedy] for f in findings]))
+    return 0 if good else 1
+
+
+def examine(spec: RunSpec) -> Iterator[Finding]:
+    """Yield the findings for a run of `spec` from this machine."""
+    yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+    yield from _trains(spec)
+    yield from _hardening(spec)
+    yield from _memory()
+    yield from _store()
+    yield from _rents(spec)
+    if isinstance(spec.provider, SshProvider):
+        yield _reaches(spec.provider)
+        yield _key_file(Path(spec.provider.key).expanduser())
+
+
+def _trains(spec: RunSpec) -> Iterator[Finding]:
+    local = spec.provider.kind == "local"
+    wanted = ["torch"] + (["transformers", "peft"] if spec.model.kind == "lora" else [])
+    for name in wanted:
+        # Looked for, not imported: torch takes seconds.
+        if importlib.util.find_spec(name) is None:
+            yield Finding(
+                name,
+                "missing" if local else "limited",
+                "not installed here",
+                "pip install 'glasshouse[train]'",
+            )
+        else:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+    gpus = _gpus()
+    if gpus:
+        yield Finding("gpu", "ok", ", ".join(gpus))
+    else:
+        wants = local and spec.gpu.name not in ("auto", "cpu")
+        yield Finding(
+            "gpu", "missing" if wants else "limited", "none here", "rent one: gpu=a4000, or give provider=ssh"
+        )
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def _hardening(spec: RunSpec) -> Iterator[Finding]:
+    """What a protected leg on this machine (provider=local) could use."""
+    strict = spec.provider.kind == "local"
+    abi = linux.landlock_abi()
+    lacks: Literal["missing", "limited"] = "missing" if strict and spec.policy.require_landlock else "limited"
+    yield Finding(
+        "landlock",
+        "ok" if abi > 0 else lacks,
+        f"ABI {abi}" if abi > 0 else "not available",
+        "" if abi > 0 else "boot with Landlock in lsm=; without it rows say fs: none",
+    )
+    page = linux.secret_memory()
+    lacks = "missing" if strict and spec.policy.require_memfd_secret else "limited"
+    if page is None:
+        yield Finding(
+            "memfd_secret",
+            lacks,
+            "not available",
+            "boot with secretmem.enable=1; else keys rest in locked memory",
+        )
+    else:
+        page.close()
+        yield Finding("memfd_secret", "ok", "available")
+
+
+def _memory() -> Iterator[Finding]:
+    huge = _read("/sys/kernel/mm/transparent_hugepage/enabled")
+    off = "[never]" in huge or not huge
+    yield Finding(
+        "huge pages",
+        "limited" if off else "ok",
+        huge or "unknown",
+        "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled; sealed loads are several times faster"
+        if off
+        else "",
+    )
+    swap = next(
+        (line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("SwapTotal")), "0"
+    )
+    yield Finding(
+        "swap",
+        "ok" if swap == "0" else "limited",
+        "none" if swap == "0" else f"{int(swap) // 1024} MiB",
+        "" if swap == "0" else "swapoff -a, or read rows with it in mind: memory may reach the disk",
+    )
+    yield Finding("processors", "ok", f"{os.cpu_count()} cores")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _store() -> Iterator[Finding]:
+    folder = paths.keys_dir()
+    loose = folder.stat().st_mode & 0o077
+    yield Finding(
+        "keys folder",
+        "limited" if loose else "ok",
+        "readable by others" if loose else "private",
+        "chmod 700 the keys folder under GLASSHOUSE_HOME" if loose else "",
+    )
+    try:
+        with Journal() as journal:
+            left = journal.open_entries()
+    except UsageError as error:
+        yield Finding("state store", "missing", error.what, error.remedy)
+        return
+    yield Finding(
+        "state store",
+        "limited" if left else "ok",
+        f"{len(left)} allocation{'' if len(left) == 1 else 's'} not proven gone",
+        "glasshouse reap" if left else "",
+    )
+
+
+def _rents(spec: RunSpec) -> Iterator[Finding]:
+    for provider, variable in KEY_VARIABLES.items():
+        needed = spec.provider.kind == provider
+        present = bool(os.environ.get(variable))
+        yield Finding(
+            f"{provider} key",
+            "ok" if present else "missing" if needed else "limited",
+            "in the environment" if present else "not in the environment",
+            "" if present else f"export {variable} to rent there",
+        )
+    text = os.environ.get(CAP_VARIABLE, "")
+    try:
+        cap = spec.spend.max_usd if not text else parse_usd(text)
+    except UsageError as error:
+        yield Finding("cost cap", "missing", error.what, error.remedy)
+        return
+    yield Finding(
+        "cost cap",
+        "ok" if cap else "missing" if spec.paid else "limited",
+        f"{cap:.2f} USD" if cap else "none",
+        "" if cap else f"export {CAP_VARIABLE} to rent anywhere",
+    )
+
+
+def _reaches(provider: SshProvider) -> Finding:
+    name = f"sshd at {provider.host}:{provider.port}"
+    try:
+        with socket.create_connection((provider.host, provider.port), timeout=SSH_TIMEOUT_SEC) as peer:
+            peer.settimeout(SSH_TIMEOUT_SEC)
+            banner = peer.recv(255)
+    except OSError as error:
+        return Finding(name, "missing", error.strerror or "no answer", "check host, port and firewall")
+    if not banner.startswith(b"SSH-2.0-"):
+        return Finding(name, "missing", "answers, but not as an SSH server", "check provider.port")
+    return Finding(name, "ok", banner.decode("ascii", "replace").strip()[:80])
+
+
+def _key_file(path: Path) -> Finding:
+    if path.stat().st_mode & 0o077:
+        return Finding("ssh key", "limited", "readable by others", f"chmod 600 {path}")
+    return Finding("ssh key", "ok", "private")

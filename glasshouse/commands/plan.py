@@ -1,0 +1,157 @@
+"""What a run or sweep would do, how long it may take and what it can cost at most.
+
+  glasshouse plan -m gpu=h100,pro6000 duration=1800
+  glasshouse plan -m gpu=h100,pro6000 duration=1800 --against main    the change as Markdown, for a review
+
+Reads conf/ only: no key, no network, nothing rented. "At most" is what the cost cap is held against:
+every boot attempt and every leg at its deadline, at the dearest price that conf/gpu accepts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glasshouse import config
+from glasshouse.commands.against import difference
+from glasshouse.commands.terminal import emit, say, table
+from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.providers.money import cap_usd, cost_ceiling, rental_deadline_sec
+from glasshouse.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a plan. hours and max_usd bound it; scheduled_hours is warm-up and measured time alone,
+    None where the work is fixed instead of the time.
+    """
+
+    overrides: list[str]
+    spec: RunSpec
+    slots: tuple[Slot, ...]
+    hours: float
+    scheduled_hours: float | None
+    max_usd: float
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="as for a run")
+    parser.add_argument("-m", "--multirun", action="store_true", help="a sweep over comma-separated values")
+    parser.add_argument("--against", metavar="REF", help="print what differs from conf/ at this git revision")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan, or with --against the difference."""
+    if args.against:
+        text, document = difference(args.overrides, args.against, sweep=args.multirun)
+        if args.json:
+            emit(document)
+        else:
+            say(text)
+        return 0
+    cells = plan(args.overrides, sweep=args.multirun)
+    if args.json:
+        emit(as_json(cells))
+    else:
+        _print(cells)
+    return 0
+
+
+def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None) -> list[Cell]:
+    """Resolve every cell and bound its time and cost. Raises UsageError."""
+    if sweep or config.wants_sweep(overrides, conf=conf):
+        cells = config.expand(overrides, conf=conf)
+    else:
+        cells = [list(overrides)]
+    return [_cell(cell, config.load(cell, conf=conf)) for cell in cells]
+
+
+def _cell(overrides: list[str], spec: RunSpec) -> Cell:
+    slots = build_schedule(spec)
+    timed = [slot.warmup_sec + slot.measured_sec for slot in slots if slot.measured_sec is not None]
+    return Cell(
+        overrides=overrides,
+        spec=spec,
+        slots=slots,
+        hours=rental_deadline_sec(spec) / 3600,
+        scheduled_hours=sum(timed) / 3600 if len(timed) == len(slots) else None,
+        max_usd=cost_ceiling(spec),
+    )
+
+
+def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the plan's JSON form; hours and maxUsd are ceilings."""
+    return {
+        "cells": [
+            {
+                "overrides": cell.overrides,
+                "spec": cell.spec.model_dump(mode="json"),
+                "slots": len(cell.slots),
+                "scheduledHours": cell.scheduled_hours,
+                "hours": cell.hours,
+                "maxUsd": cell.max_usd,
+            }
+            for cell in cells
+        ],
+        "hours": sum(cell.hours for cell in cells),
+        "maxUsd": sum(cell.max_usd for cell in cells),
+        "capUsd": cap_usd([cell.spec for cell in cells]),
+    }
+
+
+def _print(cells: Sequence[Cell]) -> None:
+    rows = [
+        [
+            number,
+            " ".join(cell.overrides) or "(defaults)",
+            cell.spec.provider.kind,
+            cell.spec.gpu.name,
+            cell.spec.model.name,
+            cell.spec.order,
+            _length(cell.spec),
+            len(cell.slots),
+            None if cell.scheduled_hours is None else cell.scheduled_hours * 60,
+            cell.hours * 60,
+            cell.max_usd,
+        ]
+        for number, cell in enumerate(cells)
+    ]
+    header = [
+        "cell", "overrides", "provider", "gpu", "model", "order", "each arm", "slots",
+        "scheduled min", "at most min", "at most USD",
+    ]  # fmt: skip
+    say(table(header, rows))
+    say()
+    for number, cell in enumerate(cells):
+        say(f"cell {number} schedule: {drawn(cell.slots)}")
+    say("P protected, R raw, one fresh process each; [ ] burn-in, not counted")
+    say()
+    total = sum(cell.max_usd for cell in cells)
+    say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
+    if total > 0:
+        say(_cap_line(total, cap_usd([cell.spec for cell in cells])))
+
+
+def _length(spec: RunSpec) -> str:
+    return f"{spec.steps} steps" if spec.duration is None else f"{spec.duration:g} s"
+
+
+def _cap_line(total: float, cap: float | None) -> str:
+    if cap is None:
+        return "no cap is set, so nothing would be rented: export GLASSHOUSE_MAX_USD or give spend.max_usd="
+    return f"cap {cap:.2f} USD: " + (
+        "it fits" if total <= cap else "it does not fit, so nothing would be rented"
+    )
+
+
+def drawn(slots: Sequence[Slot]) -> str:
+    """Draw a schedule as letters, a block or pair a word."""
+    words: dict[tuple[bool, int | None], str] = {}
+    for slot in slots:
+        key = (slot.burn_in, slot.block)
+        words[key] = words.get(key, "") + slot.arm[0].upper()
+    return " ".join(f"[{word}]" if burn_in else word for (burn_in, _), word in words.items())

@@ -1,0 +1,78 @@
+"""One run, or with -m a sweep: rent, protect, measure, prove, record.
+
+  python -m glasshouse                                      provider=local, model=mlp, a short duration
+  python -m glasshouse -m gpu=h100,pro6000 duration=1800    a sweep; every cell is checked and budgeted first
+  python -m glasshouse -m order=raw-first,protected-first hydra/launcher=joblib hydra.launcher.n_jobs=2
+
+`glasshouse --help` shows the other commands and the config groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+
+from glasshouse import config
+from glasshouse.commands.terminal import emit, say
+from glasshouse.errors import UsageError
+from glasshouse.providers.money import cap_usd, check_budget
+from glasshouse.run import run_sweep
+from glasshouse.spec import RunSpec
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="see glasshouse --help")
+    parser.add_argument("-m", "--multirun", action="store_true", help="a sweep over comma-separated values")
+    parser.add_argument("--cfg", choices=["job"], help="print the settings as they resolve, and run nothing")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the cell or the cells; the exit code is the highest of theirs."""
+    overrides: list[str] = args.overrides
+    if args.cfg:
+        return _print_settings(overrides, as_json=args.json)
+    if not args.multirun and not config.wants_sweep(overrides):
+        cells = [(overrides, config.load(overrides))]
+        check_budget([cells[0][1]], cap_usd([cells[0][1]]))
+        return run_sweep(cells, out=args.out, as_json=args.json)
+    # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
+    cells = [(cell, config.load(cell)) for cell in config.expand(overrides)]
+    specs = [spec for _, spec in cells]
+    check_budget(specs, cap_usd(specs))
+    launcher = config.launcher(overrides)
+    if launcher == config.BASIC:
+        return run_sweep(cells, out=args.out, as_json=args.json)
+    if args.json:
+        raise UsageError(
+            "--json cannot join the output of several processes",
+            field="hydra/launcher",
+            value=launcher,
+            remedy="drop --json, or use hydra/launcher=basic",
+        )
+    return max(config.launch(overrides, _RunCell(args.out.resolve())))
+
+
+@dataclass(frozen=True)
+class _RunCell:
+    """What a launcher's worker calls; a class, since a launcher pickles it."""
+
+    out: Path
+
+    def __call__(self, spec: RunSpec, overrides: list[str]) -> int:
+        return run_sweep([(overrides, spec)], out=self.out)
+
+
+def _print_settings(overrides: list[str], *, as_json: bool) -> int:
+    values = config.load(overrides).model_dump(mode="json")
+    if as_json:
+        emit(values)
+    else:
+        say(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip())
+    return 0

@@ -1,0 +1,50 @@
+"""The runs in runs/: what each one was, whether it counts, and the overhead it found."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from glasshouse.commands.records import Found, find_runs
+from glasshouse.commands.terminal import emit, say, table
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the runs, oldest first."""
+    found = find_runs(args.out)
+    if args.json:
+        emit({"runs": [_as_json(item) for item in found]})
+    elif not found:
+        say(f"no runs in {args.out}; `python -m glasshouse` makes one")
+    else:
+        rows = [
+            [
+                item.run,
+                item.status,
+                item.overhead_pct,
+                len(item.caveats),
+                ", ".join(item.exclusion) or item.row or "",
+            ]
+            for item in found
+        ]
+        say(table(["run", "status", "overhead %", "caveats", "row, or why it is excluded"], rows))
+    return 0
+
+
+def _as_json(item: Found) -> dict[str, object]:
+    return {
+        "path": str(item.path),
+        "run": item.run,
+        "id": item.row,
+        "status": item.status,
+        "overheadPct": item.overhead_pct,
+        "exclusion": list(item.exclusion),
+        "caveats": list(item.caveats),
+    }

@@ -1,0 +1,52 @@
+"""What commands print: lines, JSON documents, and tables that also read well in a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def say(text: str = "") -> None:
+    """Print one line."""
+    sys.stdout.write(text + "\n")
+
+
+def emit(document: Any) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Align columns with spaces; numbers to the right. No cutting: a terminal can scroll, a log cannot."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    right = [all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(header))]
+    lines = []
+    for line in (list(header), ["-" * width for width in widths], *cells):
+        padded = [
+            text.rjust(width) if numeric else text.ljust(width)
+            for text, width, numeric in zip(line, widths, right, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def spark(values: Sequence[float], width: int = 60) -> str:
+    """Draw a curve in one line of `width` characters at most, from its least value to its greatest."""
+    if not values:
+        return ""
+    step = max(1, -(-len(values) // width))
+    means = [sum(part) / len(part) for part in (values[i : i + step] for i in range(0, len(values), step))]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((value - low) * scale)] for value in means)
