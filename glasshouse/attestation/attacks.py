@@ -1,0 +1,302 @@
+"""The moves of an attacker against broker and client, from which scenarios.py builds the tamper suite.
+
+A claim attack signs its lie properly and recomputes the composite hash, unless it says otherwise: an attacker
+on the pod can do both. Attacks on the client (a hijacked port that answers in the broker's place) reuse the
+control's finished exchange, since there the attacker has what the broker once sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.attestation.client import check_release
+from glasshouse.attestation.evidence import EVIDENCE_TYP, composite_hash
+from glasshouse.attestation.tamper import Attack, Launch, Stage, with_launch_token
+from glasshouse.attestation.tokens import (
+    LAUNCH_TYP,
+    key_id,
+    public_bytes_of,
+    sign_challenge,
+    sign_jws,
+    verify_challenge,
+)
+from glasshouse.canonical import b64u, b64u_decode, canonical_json, sha256_hex
+
+Claims = dict[str, Any]
+
+
+def change_claims(change: Callable[[Claims], object]) -> Attack:
+    """Change honest claims, sign them, send them."""
+
+    def attack(_stage: Stage, mine: Launch, _control: Launch) -> None:
+        claims = mine.claims()
+        change(claims)
+        mine.submit(mine.sign(claims))
+
+    return attack
+
+
+def set_claims(**values: Any) -> Attack:
+    """Change top-level claims."""
+    return change_claims(lambda claims: claims.update(values))
+
+
+def set_hardening(**values: Any) -> Attack:
+    """Change claims of `hardening`."""
+    return change_claims(lambda claims: claims["hardening"].update(values))
+
+
+def forge_jws(forge: Callable[[Launch, Claims], str]) -> Attack:
+    """Build the evidence JWS by hand from complete honest claims."""
+
+    def attack(_stage: Stage, mine: Launch, _control: Launch) -> None:
+        claims = {"event_key": b64u(public_bytes_of(mine.event_key)), **mine.claims()}
+        claims["eat_profile"] = "tag:glasshouse,2026:eat/v1"
+        claims["composite_hash"] = composite_hash(claims)
+        mine.submit(forge(mine, claims))
+
+    return attack
+
+
+def compact(header: Claims | bytes, payload: Claims | bytes, sign: Callable[[bytes], bytes]) -> str:
+    """A compact JWS from any header and payload; `sign` gets the signing input."""
+    parts = [part if isinstance(part, bytes) else canonical_json(part) for part in (header, payload)]
+    text = f"{b64u(parts[0])}.{b64u(parts[1])}"
+    return f"{text}.{b64u(sign(text.encode('ascii')))}"
+
+
+def _header(mine: Launch, **changed: Any) -> Claims:
+    kid = key_id(public_bytes_of(mine.event_key))
+    return {"alg": "EdDSA", "typ": EVIDENCE_TYP, "kid": kid, **changed}
+
+
+def with_header(**changed: Any) -> Attack:
+    """Sign honest claims under a changed header."""
+    return forge_jws(lambda mine, claims: compact(_header(mine, **changed), claims, mine.event_key.sign))
+
+
+def hs256(mine: Launch, claims: Claims) -> str:
+    """An HMAC keyed with the public key: what a verifier that lets the token choose would accept."""
+    secret = public_bytes_of(mine.event_key)
+    header = _header(mine, alg="HS256")
+    return compact(header, claims, lambda data: hmac.new(secret, data, hashlib.sha256).digest())
+
+
+def embedded_key(mine: Launch, claims: Claims) -> str:
+    """Sign with a key of our own, handed along in the header."""
+    other = Ed25519PrivateKey.generate()
+    jwk = {"kty": "OKP", "crv": "Ed25519", "x": b64u(public_bytes_of(other))}
+    return compact(_header(mine, jwk=jwk), claims, other.sign)
+
+
+def unsigned_change(name: str, value: Callable[[], str]) -> Attack:
+    """Change a claim in transit, composite hash and all, without the key to sign it."""
+
+    def forge(mine: Launch, claims: Claims) -> str:
+        changed = {**claims, name: value()}
+        changed["composite_hash"] = composite_hash(changed)
+        signature = b64u_decode(mine.sign(claims).split(".")[2])
+        kid = key_id(b64u_decode(changed["event_key"]))
+        return compact(_header(mine, kid=kid), changed, lambda _data: signature)
+
+    return forge_jws(forge)
+
+
+def duplicate_claim(mine: Launch, claims: Claims) -> str:
+    """Name a claim twice, so that two parsers may read two values."""
+    payload = canonical_json(claims)[:-1] + b',"runtime_state":"awaiting-release"}'
+    return compact(_header(mine), payload, mine.event_key.sign)
+
+
+def deep_claim(mine: Launch, claims: Claims) -> str:
+    """Nest beyond what a parser should follow."""
+    payload = canonical_json(claims)[:-1] + b',"deep":' + b"[" * 500 + b"]" * 500 + b"}"
+    return compact(_header(mine), payload, mine.event_key.sign)
+
+
+def replay(_stage: Stage, _mine: Launch, control: Launch) -> None:
+    """Send the control's evidence once more."""
+    control.submit(control.evidence)
+
+
+def replay_after_restart(stage: Stage, _mine: Launch, control: Launch) -> None:
+    """Send the control's evidence to the broker restarted on the same store."""
+    _broker, port = stage.open_broker()
+    replace(control, port=port).submit(control.evidence)
+
+
+def restored_backup(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Answer a challenge at a broker that opened the store anew: to it, a restored backup."""
+    evidence = mine.sign(mine.claims())
+    _broker, port = stage.open_broker()
+    replace(mine, port=port).submit(evidence)
+
+
+def restored_ticket(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Spend a ticket at a broker that opened the store anew."""
+    _broker, port = stage.open_broker()
+    replace(mine, port=port).honest()
+
+
+def other_launch_token(_stage: Stage, mine: Launch, control: Launch) -> None:
+    """Honest evidence with the control's launch token."""
+    challenge = with_launch_token(mine.fetch(), control.fetch().launch_token)
+    mine.submit(mine.sign(mine.claims()), challenge)
+
+
+def forged_launch_token(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Honest evidence with a launch token that we signed ourselves."""
+    challenge = mine.fetch()
+    claims = json.loads(b64u_decode(challenge.launch_token.split(".")[1]))
+    forged = sign_jws(claims, Ed25519PrivateKey.generate(), LAUNCH_TYP)
+    mine.submit(mine.sign(mine.claims()), with_launch_token(challenge, forged))
+
+
+def other_nonce(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """A nonce that no challenge holds."""
+    mine.submit(mine.sign({**mine.claims(), "eat_nonce": b64u(bytes(32))}))
+
+
+def other_evidence(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Evidence of another pod, honest there, signed for our challenge."""
+    other = stage.launch()
+    mine.submit(mine.sign({**other.claims(), "eat_nonce": mine.fetch().nonce}))
+
+
+def late_evidence(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Honest evidence, after the challenge expired."""
+    claims = mine.claims()
+    stage.clock.shift = mine.policy.freshness_sec + 1
+    claims["iat"] += mine.policy.freshness_sec + 1
+    mine.submit(mine.sign(claims))
+
+
+def late_ticket(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """An honest exchange, after the ticket expired."""
+    stage.clock.shift = 901
+    mine.honest()
+
+
+def used_ticket(_stage: Stage, _mine: Launch, control: Launch) -> None:
+    """The control's ticket once more."""
+    replace(control, challenge=None).honest()
+
+
+def stolen_ticket(_stage: Stage, mine: Launch, control: Launch) -> None:
+    """A neighbour's fresh ticket, for our own launch."""
+    replace(control, ticket=mine.ticket, challenge=None).honest()
+
+
+def burnt_ticket(_stage: Stage, mine: Launch, control: Launch) -> None:
+    """A ticket shown once for the wrong launch is spent, for its owner too."""
+    thief = replace(control, ticket=mine.ticket, challenge=None)
+    try:
+        thief.honest()
+    except Exception:  # noqa: BLE001  (that it is refused is another scenario)
+        mine.honest()
+
+
+def change_ticket_request(change: Callable[[Claims], object]) -> Attack:
+    """Change the request for a challenge."""
+
+    def attack(stage: Stage, mine: Launch, _control: Launch) -> None:
+        name = mine.reference
+        body = {"ticket": b64u(mine.ticket), "run": name.run, "leg": name.leg, "launch": name.launch}
+        change(body)
+        stage.post("/v1/challenge", body)
+
+    return attack
+
+
+def raw_body(raw: bytes, **headers: str) -> Attack:
+    """Post these bytes as evidence; an empty header value leaves the header out."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda stage, _mine, _control: stage.post("/v1/attest", raw, names)
+
+
+def duplicate_body(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Name the evidence twice in the body."""
+    challenge = mine.fetch()
+    evidence = mine.sign(mine.claims())
+    body = canonical_json({"evidence": evidence, "launchToken": challenge.launch_token})
+    stage.post("/v1/attest", body[:-1] + b',"evidence":"x"}')
+
+
+def oversized_evidence(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Evidence beyond the size of a token."""
+    mine.submit(mine.sign({**mine.claims(), "padding": "x" * 30_000}))
+
+
+def beyond_grant_limit(stage: Stage, _mine: Launch, _control: Launch) -> None:
+    """An honest exchange in a run that has had every grant it was planned for (here: one)."""
+    run = stage.new_run()
+    stage.broker.register_payload(run, sha256_hex(f"manifest {run}".encode()), b"\x07" * 32, max_grants=1)
+    launch = stage.launch(run)
+    where = (run, "s999", 1)
+    stage.broker.store.reserve_grant(
+        "booked", *where, manifest_hash=launch.reference.manifest_hash, now=int(stage.clock())
+    )
+    launch.honest()
+
+
+def forged_challenge(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """A challenge that we signed ourselves, shown to the client."""
+    forged = sign_challenge(
+        Ed25519PrivateKey.generate(),
+        audience="0" * 32,
+        now=1,
+        ttl=60,
+        run=mine.reference.run,
+        leg=mine.reference.leg,
+        launch=mine.reference.launch,
+        allocation_id=mine.reference.allocation_id,
+        manifest_hash=mine.reference.manifest_hash,
+        nonce=bytes(32),
+    )
+    verify_challenge(forged, mine.broker_public)
+
+
+def change_answer(change: Callable[[dict[str, Any], Launch], object]) -> Attack:
+    """A hijacked port: what the control was sent, changed, checked as the client would."""
+
+    def attack(_stage: Stage, mine: Launch, control: Launch) -> None:
+        if control.released is None:
+            raise RuntimeError("the control was not released")
+        sent: dict[str, Any] = {
+            "ear": control.released.ear,
+            "grant": control.released.grant,
+            "evidence": control.evidence,
+            "challenge": control.fetch(),
+            "broker_public": control.broker_public,
+        }
+        change(sent, mine)
+        check_release(**sent)
+
+    return attack
+
+
+def resigned(sent: dict[str, Any], name: str, typ: str, **changed: Any) -> None:
+    """Sign a token's claims again, with a key of our own."""
+    claims = json.loads(b64u_decode(sent[name].split(".")[1]))
+    sent[name] = sign_jws({**claims, **changed}, Ed25519PrivateKey.generate(), typ)
+
+
+def shift_challenge(seconds: int) -> Attack:
+    """Check the answer as if the challenge had been given at another time (seconds)."""
+    return change_answer(
+        lambda sent, _mine: sent.update(
+            challenge=replace(sent["challenge"], server_time=sent["challenge"].server_time + seconds)
+        )
+    )
+
+
+def another_transcript(sent: dict[str, Any], mine: Launch) -> None:
+    """Put another challenge into the transcript."""
+    sent["challenge"] = replace(sent["challenge"], token=mine.fetch().token)
