@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from glasshouse.canonical import parse_json
 from glasshouse.errors import VerificationError
+from glasshouse.judgement.caveats import Observed, caveats_of
 from glasshouse.publishing.artifact import (
     Artifact,
     Check,
@@ -29,8 +30,6 @@ from glasshouse.publishing.artifact import (
     Reported,
     Text,
 )
-
-SHORT_SEC = 300.0  # below this a leg measures warm-up, boost clocks and a cold cache as much as training
 
 _FIGURES: Final = frozenset(
     """
@@ -283,18 +282,18 @@ def _checks(
     return tuple(checks)
 
 
-def _caveats(row: Mapping[str, Any], order: str | None, published: float | None) -> tuple[str, ...]:
-    """The caveats that can be decided from published figures, by the codes that signed rows use."""
-    fired = ["reported-only", "not-a-tee"]
-    if published is not None:
-        fired += ["single-sample", "no-control", "order-unclear" if order is None else "order-confounded"]
-        if published < 0:
-            fired.append("negative-delta")
-        seconds = (
-            row.get("durationSec") or row.get("protectedElapsedSec") or row.get("protectedTrainElapsedSec")
+def _caveats(row: Mapping[str, Any], order: Order | None, published: float | None) -> tuple[str, ...]:
+    """The same rules as for rows of ours, over what the figures tell."""
+    return caveats_of(
+        Observed(
+            tier="reported",
+            overhead_pct=published,
+            samples=None if published is None else 1,
+            measured_sec=row.get("durationSec") or row.get("rawElapsedSec") or row.get("rawTrainElapsedSec"),
+            warmup_sec=row.get("warmupSec"),
+            order=order,
+            order_clear=order is not None,
+            synthetic_workload=row["model"] == "mlp",
+            provider=row["provider"],
         )
-        if seconds is not None and seconds < SHORT_SEC:
-            fired.append("short")
-    if row["model"] == "mlp":
-        fired.append("synthetic-workload")
-    return tuple(fired)
+    )

@@ -1,0 +1,227 @@
+"""`render(publication) -> {path: bytes}`: every generated page and data file, without I/O.
+
+Paths are relative to the site's source folder. Pages are finished HTML behind front matter; the hook
+hands them to MkDocs, `glasshouse pages` writes the same to disk. Links are relative, so the site
+works under any address.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+
+from glasshouse.judgement.caveats import CAVEATS, caveat
+from glasshouse.judgement.rules import reason_text
+from glasshouse.publishing import charts, downloads, reanalysis, words
+from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256
+from glasshouse.publishing.history import Remark
+from glasshouse.publishing.store import Publication
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row as pages see it: the artifact and what is derived from it."""
+
+    artifact: Artifact
+    local: bool
+    bundle: tuple[str, ...]
+    remarks: tuple[Remark, ...]
+
+    @property
+    def id(self) -> str:
+        """The row's id, which is also its address."""
+        return self.artifact.id
+
+    @cached_property
+    def title(self) -> str:
+        """Heading for readers."""
+        return words.title(self.artifact)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the artifact's bytes."""
+        return artifact_sha256(self.artifact)
+
+    @cached_property
+    def json_text(self) -> str:
+        """The artifact, indented for reading."""
+        return json.dumps(json.loads(artifact_bytes(self.artifact)), indent=2, ensure_ascii=False)
+
+    @property
+    def badge(self) -> tuple[str, str]:
+        """CSS class and text of the status badge."""
+        row = self.artifact
+        if row.retracted is not None:
+            return "retracted", "retracted"
+        if self.local:
+            return "local", f"local, {row.status}"
+        if row.evidence_tier == "simulated":
+            return "simulated", "simulated"
+        if row.evidence_tier == "reported":
+            return "reported", "reported, excluded" if row.exclusion else "reported, not verified by us"
+        return row.status, row.status
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the ledger says: attempted = verified + excluded for signed rows; reported apart."""
+
+    verified: int
+    excluded: int
+    jobs: int
+    reported: int
+    reported_without_raw: int
+    reported_excluded: int
+    local: int
+
+    @property
+    def attempted(self) -> int:
+        """Signed attempts; unknown for the reported history."""
+        return self.verified + self.excluded
+
+
+def render(publication: Publication) -> dict[str, bytes]:
+    """Render all pages and data files: {path: bytes}. Pure: equal publications give equal bytes."""
+    rows = _views(publication)
+    environment = _environment(publication.templates)
+    shared: dict[str, Any] = {
+        "rows": rows,
+        "counts": count(rows),
+        "published": [row for row in rows if not row.local],
+        "remarks": publication.remarks,
+        "tamper": publication.tamper,
+        "words": words,
+        "charts": charts,
+        "pools": reanalysis.pools([row.artifact for row in rows if not row.local]),
+        "caveat": caveat,
+        "all_caveats": CAVEATS,
+        "reason_text": reason_text,
+        "by_id": {row.id: row for row in rows},
+    }
+    pages: dict[str, bytes] = {}
+    for path, template, title, description, extra in _plan(rows, publication):
+        root = "../" * path.count("/") + ("" if path == "index.md" else "../")
+        body = environment.get_template(template).render(
+            **shared, **extra, root=root or "./", page_title=title, page_path=path
+        )
+        pages[path] = _page(title, description, body)
+    pages |= downloads.files([row.artifact for row in rows if not row.local])
+    return pages
+
+
+def count(rows: Iterable[RowView]) -> Counts:
+    """Count rows by status and tier. Local, simulated and control rows never enter published counts."""
+    published = [row.artifact for row in rows if not row.local]
+    signed = [row for row in published if row.evidence_tier == "signed"]
+    reported = [row for row in published if row.evidence_tier == "reported"]
+    return Counts(
+        verified=sum(row.status == "verified" for row in signed),
+        excluded=sum(row.status == "excluded" for row in signed),
+        jobs=sum(row.status == "job" for row in signed),
+        reported=sum(row.overhead_pct is not None for row in reported),
+        reported_without_raw=sum(row.order == "protected-only" for row in reported),
+        reported_excluded=sum(row.exclusion is not None for row in reported),
+        local=sum(row.local for row in rows),
+    )
+
+
+def _views(publication: Publication) -> tuple[RowView, ...]:
+    views = [
+        RowView(
+            artifact=artifact,
+            local=artifact.id in publication.local,
+            bundle=publication.bundles.get(artifact.id, ()),
+            remarks=publication.remarks.about(artifact.id),
+        )
+        for artifact in publication.artifacts
+    ]
+    rank = {"signed": 0, "reported": 1, "simulated": 2}
+    return tuple(sorted(views, key=lambda row: (row.local, rank[row.artifact.evidence_tier], row.id)))
+
+
+_Plan = tuple[str, str, str, str, Mapping[str, Any]]
+
+_PAGES = (
+    (
+        "index.md",
+        "index",
+        "Glasshouse",
+        "What it costs to train on a rented GPU under an attested lifecycle.",
+    ),
+    ("results.md", "results", "Results", "Every published row, with its status, tier, interval and caveats."),
+    ("exclusions.md", "exclusions", "Exclusion ledger", "What was attempted, what was excluded, and why."),
+    ("caveats.md", "caveats", "Caveats explained", "What each caveat means and which rows carry it."),
+    (
+        "downloads.md",
+        "downloads",
+        "Downloads",
+        "The rows as JSON, CSV and JSON-LD, their schema, and a feed.",
+    ),
+    ("research/index.md", "research", "Research", "Articles written from the published rows."),
+    (
+        "research/same-instance-overhead.md",
+        "article-same-instance",
+        "Same-instance overhead on three GPUs",
+        "Protected against raw MLP training on one machine: an H100, an RTX PRO 6000 and an RTX A4000.",
+    ),
+    (
+        "research/h100-follow-up.md",
+        "article-h100",
+        "The H100 half hour, repeated",
+        "The same thirty minutes with the protected leg first, and why the two figures do not agree.",
+    ),
+    (
+        "research/model-workload.md",
+        "article-model",
+        "LoRA on 0.5B and 7B models",
+        "What the published LoRA rows say, and what kept the GPU from being the bottleneck.",
+    ),
+    (
+        "research/history-reanalysis.md",
+        "article-history",
+        "The history, read again",
+        "What the rows published before this software can and cannot show.",
+    ),
+    (
+        "research/tamper-report.md",
+        "tamper",
+        "Tamper report",
+        "Altered exchanges must be refused, each beside a control.",
+    ),
+)
+
+
+def _plan(rows: tuple[RowView, ...], publication: Publication) -> Iterable[_Plan]:
+    for path, template, title, description in _PAGES:
+        yield path, f"{template}.html.j2", title, description, {}
+    for row in rows:
+        overhead = words.percent(row.artifact.overhead_pct)
+        description = f"{row.title}: overhead {overhead}. {row.badge[1].capitalize()}."
+        yield f"rows/{row.id}.md", "row.html.j2", row.title, description, {"row": row}
+
+
+def _page(title: str, description: str, body: str) -> bytes:
+    wide = "hide: [navigation, toc]"
+    front = f"---\ntitle: {json.dumps(title)}\ndescription: {json.dumps(description)}\nfinished: true\n{wide}\n---\n"
+    return (front + body.strip() + "\n").encode("utf-8")
+
+
+def _environment(templates: Mapping[str, str]) -> Environment:
+    environment = Environment(
+        loader=DictLoader(dict(templates)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": words.percent,
+        "number": words.number,
+        "seconds": words.seconds,
+    }
+    return environment

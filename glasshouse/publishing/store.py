@@ -1,0 +1,118 @@
+"""The publication on disk: read and check it before a page is made.
+
+    site/research/artifacts/<id>.json   committed rows
+    site/research/bundles/<id>/         their evidence bundles
+    site/research/tamper-report.json    the last published run of the tamper suite
+    conf/history/                       published figures and our remarks, from which reported rows follow
+    build/artifacts/                    local rows (git-ignored): an overlay, labelled local
+
+A committed artifact is never taken at its word: a reported one must equal, byte for byte, what the
+importer makes of the figures; a signed one must equal what its bundle verifies to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glasshouse.canonical import parse_json
+from glasshouse.errors import VerificationError
+from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
+from glasshouse.publishing.history import Remarks, read_history, read_remarks
+
+ARTIFACTS = Path("site/research/artifacts")
+BUNDLES = Path("site/research/bundles")
+TAMPER = Path("site/research/tamper-report.json")
+HISTORY = Path("conf/history")
+TEMPLATES = Path("templates/pages")
+OVERLAY = Path("build/artifacts")
+OVERLAY_SWITCH = "GLASSHOUSE_SITE_LOCAL"  # "0" leaves the overlay out even when it is there
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Everything `pages.render` needs, read and checked."""
+
+    artifacts: tuple[Artifact, ...]
+    local: frozenset[str]  # ids that come from the overlay
+    bundles: Mapping[str, tuple[str, ...]]  # id -> files of its bundle, relative to it
+    remarks: Remarks
+    templates: Mapping[str, str]
+    tamper: Mapping[str, Any] | None
+
+
+def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
+    """Read the publication under `root`. Raises VerificationError listing everything that is wrong.
+
+    overlay=None reads build/artifacts when it is there, unless GLASSHOUSE_SITE_LOCAL=0.
+    """
+    if overlay is None:
+        overlay = os.environ.get(OVERLAY_SWITCH, "1") != "0"
+    failures: list[str] = []
+    committed = _read_artifacts(root / ARTIFACTS, failures)
+    failures += _reported_failures(root, committed)
+    local = _read_artifacts(root / OVERLAY, failures) if overlay else {}
+    failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
+    bundles = {
+        item: _bundle_files(base / item)
+        for base, items in ((root / BUNDLES, committed), (root / OVERLAY / "bundles", local))
+        for item in items
+        if (base / item).is_dir()
+    }
+    every = {**committed, **local}
+    for item, artifact in every.items():
+        if artifact.superseded_by is not None and artifact.superseded_by not in every:
+            failures.append(f"superseded-by-unknown:{item}")
+        if artifact.evidence_tier == "simulated" and item in committed:
+            failures.append(f"simulated-row-published:{item}")
+    if failures:
+        raise VerificationError("the publication does not check out", codes=failures)
+    tamper = root / TAMPER
+    return Publication(
+        artifacts=tuple(every[item] for item in sorted(every)),
+        local=frozenset(local),
+        bundles=bundles,
+        remarks=read_remarks(root / HISTORY),
+        templates=read_templates(root),
+        tamper=parse_json(tamper.read_bytes()) if tamper.exists() else None,
+    )
+
+
+def read_templates(root: Path) -> dict[str, str]:
+    """Read the page templates, by file name."""
+    return {path.name: path.read_text("utf-8") for path in sorted((root / TEMPLATES).glob("*.j2"))}
+
+
+def _read_artifacts(folder: Path, failures: list[str]) -> dict[str, Artifact]:
+    found: dict[str, Artifact] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            artifact = parse_artifact(path.read_bytes(), name=path.name)
+        except VerificationError as error:
+            failures += [f"{code}:{path.name}" for code in error.codes]
+            continue
+        if artifact.id != path.stem:
+            failures.append(f"id-is-not-file-name:{path.name}")
+        found[artifact.id] = artifact
+    return found
+
+
+def _reported_failures(root: Path, committed: Mapping[str, Artifact]) -> list[str]:
+    """Reported rows are a function of conf/history: any edit of one, or a missing one, shows."""
+    expected = {row.artifact.id: row.artifact for row in read_history(root / HISTORY)}
+    published = {item for item, artifact in committed.items() if artifact.evidence_tier == "reported"}
+    failures = [f"reported-row-missing:{item}" for item in sorted(expected.keys() - published)]
+    failures += [f"reported-row-unknown:{item}" for item in sorted(published - expected.keys())]
+    failures += [
+        f"reported-row-edited:{item}"
+        for item in sorted(published & expected.keys())
+        if artifact_bytes(committed[item]) != artifact_bytes(expected[item])
+    ]
+    return failures
+
+
+def _bundle_files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))

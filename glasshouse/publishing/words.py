@@ -1,0 +1,133 @@
+"""Names and number formats used on pages and charts. Pure; no markup."""
+
+from __future__ import annotations
+
+from glasshouse.publishing.artifact import Artifact
+
+MINUS = "\N{MINUS SIGN}"
+NBSP = "\N{NO-BREAK SPACE}"
+DASH = "\N{EN DASH}"
+
+GPUS = {
+    "h100": "H100",
+    "h200": "H200",
+    "pro6000": "RTX PRO 6000",
+    "a4000": "RTX A4000",
+    "rtx4090": "RTX 4090",
+    "rtx3090": "RTX 3090",
+    "cpu": "CPU",
+}
+PROVIDERS = {"runpod": "RunPod", "vastai": "Vast.ai", "local": "this machine", "ssh": "SSH host"}
+ORDERS = {
+    "raw-first": "raw first",
+    "protected-first": "protected first",
+    "abba": "ABBA blocks",
+    "protected-only": "protected only",
+}
+MODELS = {
+    "mlp": "MLP",
+    "Qwen/Qwen2.5-0.5B-Instruct": "Qwen2.5 0.5B",
+    "Qwen/Qwen2.5-7B-Instruct": "Qwen2.5 7B",
+}
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Signed percent with a real minus sign; an en dash when there is none."""
+    if value is None:
+        return DASH
+    text = f"{abs(value):.{digits}f}%"
+    if float(f"{value:.{digits}f}") == 0:
+        return text
+    return (MINUS if value < 0 else "+") + text
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`−0.4 to +1.2%`, or an en dash."""
+    if low is None or high is None:
+        return DASH
+    return f"{percent(low)} to {percent(high)}"
+
+
+def seconds(value: float | None) -> str:
+    """A length of time in the unit a person would use."""
+    if value is None:
+        return DASH
+    if value >= 60 and value % 60 == 0:
+        return f"{value / 60:g}{NBSP}min"
+    return f"{value:,.3g}{NBSP}s" if value < 1000 else f"{value:,.0f}{NBSP}s"
+
+
+def number(value: float | int | None) -> str:
+    """A count or rate with thousands separators; integers stay whole, small losses scientific."""
+    if value is None:
+        return DASH
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 1e-3:
+        return f"{value:.4g}".replace("-", MINUS)
+    return f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def gpu(row: Artifact) -> str:
+    """Short GPU name."""
+    if row.gpu is None:
+        return row.gpu_model or "not stated"
+    return GPUS.get(row.gpu, row.gpu)
+
+
+def model(row: Artifact) -> str:
+    """Short model name."""
+    return MODELS.get(row.model, row.model)
+
+
+def provider(row: Artifact) -> str:
+    """Provider name for readers."""
+    return "not stated" if row.provider is None else PROVIDERS.get(row.provider, row.provider)
+
+
+def order(row: Artifact) -> str:
+    """Order of the legs for readers."""
+    return "unclear" if row.order is None else ORDERS[row.order]
+
+
+def length(row: Artifact) -> str:
+    """How long an arm ran: seconds, or steps for fixed-step rows."""
+    if row.duration_sec is not None:
+        return seconds(row.duration_sec)
+    steps = row.target_steps or row.steps
+    if steps is None:
+        return DASH
+    return f"{steps:,}{NBSP}step{'' if steps == 1 else 's'}"
+
+
+def measured_seconds(row: Artifact) -> float | None:
+    """Measured seconds of an arm, whichever field holds them; for sorting and axes."""
+    return row.duration_sec or row.raw_elapsed_sec or row.raw_train_elapsed_sec
+
+
+def title(row: Artifact) -> str:
+    """The heading of a row page."""
+    return f"{model(row)} on {gpu(row)}, {length(row)}, {order(row)}"
+
+
+def rate(row: Artifact, arm: str) -> float | None:
+    """Work units per second of one arm ("protected" or "raw"), published or derived."""
+    for name in ("epochs_per_sec", "steps_per_sec", "units_per_sec"):
+        value: float | None = getattr(row, f"{arm}_{name}")
+        if value is not None:
+            return value
+    elapsed: float | None = getattr(row, f"{arm}_elapsed_sec")
+    count: float | None = getattr(row, f"{arm}_steps") or getattr(row, f"{arm}_epochs")
+    return count / elapsed if count and elapsed else None
+
+
+def why_no_interval(row: Artifact) -> str:
+    """One sentence for a row without an interval."""
+    if row.overhead_pct is None:
+        return "There is no overhead here, so there is no interval."
+    if row.overhead is not None and row.overhead.method == "single-pair":
+        return (
+            "One pair of legs is one difference. It has no spread of its own, so no interval can be given: "
+            "anything that changed between the two legs, their order included, is in the figure."
+        )
+    return "The method of this row gives no interval."
