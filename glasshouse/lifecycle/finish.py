@@ -1,0 +1,97 @@
+"""Steps 7 to 9 of a run: release, judge, record. They happen whatever came before.
+
+Also done by `glasshouse reap` and by the watchdog, from the run folder alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from glasshouse.canonical import parse_json, sha256_hex
+from glasshouse.lifecycle.context import RunContext
+from glasshouse.providers.base import Provider, ReleaseProof
+from glasshouse.providers.journal import Journal
+from glasshouse.records import keys
+from glasshouse.records.bundle import write_bundle
+from glasshouse.records.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its record, and the exit code that says it."""
+
+    run: str
+    folder: str
+    record: dict[str, Any]
+    exit_code: int
+
+
+def release(context: RunContext, provider: Provider, journal: Journal) -> ReleaseProof:
+    """Destroy the allocation, prove it, write release.json, close the journal entry."""
+    screen = context.screen
+    with screen.phase("releasing the allocation"):
+        proof = provider.release(context.name, context.allocation_id)
+    context.write(
+        "release.json",
+        {
+            "proof": proof.proof,
+            "active": proof.active,
+            "detail": proof.detail,
+            "accountTotal": proof.account_total,
+            "podFolderRemoved": proof.folder_removed,
+            "processesLeft": proof.processes_left,
+            "checkedAt": [round(moment, 3) for moment in proof.checked_at],
+        },
+    )
+    journal.closed(context.name, proof.proof)
+    if proof.proof != "zero":
+        context.exit_code = 4
+        screen.alarm(
+            f"CLEAN-UP NOT PROVEN ({proof.proof}): {context.name}: {proof.detail}. "
+            "Run `glasshouse reap`, and look at the provider's console."
+        )
+    return proof
+
+
+def record(context: RunContext) -> Outcome:
+    """Judge what was gathered, write and sign the bundle, resolve the plan in the ledger."""
+    with contextlib.suppress(FileNotFoundError):
+        (context.folder / "package.sealed").unlink()
+    for leftover in context.folder.glob("broker.db*"):
+        leftover.unlink()
+    ended = time.time()
+    context.write(
+        "outcome.json",
+        {"codes": context.failures, "startedAt": round(context.started, 3), "endedAt": round(ended, 3)},
+    )
+    files = {
+        str(path.relative_to(context.parts)): path.read_bytes()
+        for path in sorted(context.parts.rglob("*"))
+        if path.is_file()
+    }
+    keys.broker_key()  # its public half must be in the keyring that verifies the exchanges
+    judgement = write_bundle(
+        context.bundle,
+        files,
+        run=context.run,
+        key=keys.operator_key(),
+        keyring=keys.load_keyring() + keys.local_keyring(),
+        now=ended,
+    )
+    record_bytes = (context.bundle / "record.json").read_bytes()
+    Ledger().append_row(
+        run=context.run,
+        row=context.run,
+        status=judgement.status,
+        record_sha256=sha256_hex(record_bytes),
+        bundle_sha256=sha256_hex((context.bundle / "bundle.dsse.json").read_bytes()),
+    )
+    shutil.rmtree(context.parts)
+    code = context.exit_code
+    if judgement.status == "excluded":
+        code = max(code, 1)
+    return Outcome(context.run, str(context.folder), parse_json(record_bytes), code)

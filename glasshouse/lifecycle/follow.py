@@ -1,0 +1,168 @@
+"""Follow a detached leg: poll its result file, countersign event heads, survive dropped connections."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from glasshouse.canonical import CanonicalError, b64u, canonical_json, domain_hash, parse_json
+from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
+from glasshouse.remote.pod import Pod
+from glasshouse.runtime.events import check_line, event_hash, first_link
+
+RECONNECT_ROUNDS = 3
+MAX_POLL_BYTES = 4 << 20
+MAX_RESULT_BYTES = 4 << 20
+MAX_EVENTS_BYTES = 64 << 20
+# One command a poll: is the result there, and what is new in the file that is followed.
+_POLL = """
+test -f "$1/result.json" && echo done || echo wait
+tail -c "+$2" "$1/$3" 2>/dev/null | head -c "$4"
+true
+"""
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class EventLog:
+    """The controller's copy of a leg's events, and its signed log of heads.
+
+    A head is signed only when the events since the last one verify and extend it; so whoever
+    rewrites the chain later must have done it within one gap.
+    """
+
+    def __init__(self, folder: Path, operator: Ed25519PrivateKey, run: str, leg: str, launch: int) -> None:
+        self._folder = folder
+        self._operator = operator
+        self._names = {"run": run, "leg": leg, "launch": launch}
+        self._event_key: Ed25519PublicKey | None = None
+        self._prev: str | None = None
+        self._pending = b""
+        self.count = 0
+        self.size = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether the event key is known, so that lines can be checked."""
+        return self._event_key is not None
+
+    @property
+    def head(self) -> str | None:
+        """Hash of the newest checked event."""
+        return self._prev if self.count else None
+
+    def begin(self, event_key: bytes, grant: str) -> None:
+        """Learn the key (from the appraised evidence) and the first link (from the grant)."""
+        self._event_key = Ed25519PublicKey.from_public_bytes(event_key)
+        self._prev = first_link(grant)
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Check new bytes, append whole lines to events.jsonl, sign a head; return the new events."""
+        if not data or self._event_key is None:
+            return []
+        self.size += len(data)
+        if self.size > MAX_EVENTS_BYTES:
+            raise LegError("the event log is too large", code="event-chain-broken")
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        events = []
+        try:
+            for line in lines:
+                event = check_line(line, self._event_key)
+                if event["seq"] != self.count or event["prev"] != self._prev:
+                    raise CanonicalError("event does not extend the last head")
+                self._prev = event_hash(line)
+                self.count += 1
+                events.append(event)
+        except CanonicalError as error:
+            raise LegError(str(error), code="event-chain-broken") from error
+        if lines:
+            with (self._folder / "events.jsonl").open("ab") as stream:
+                stream.write(b"".join(line + b"\n" for line in lines))
+            self._sign_head()
+        return events
+
+    def _sign_head(self) -> None:
+        core = {**self._names, "seq": self.count - 1, "head": self._prev, "time": round(time.time(), 3)}
+        signature = self._operator.sign(domain_hash("glasshouse/head/v1", [canonical_json(core)]))
+        with (self._folder / "heads.jsonl").open("ab") as stream:
+            stream.write(canonical_json({**core, "sig": b64u(signature)}) + b"\n")
+
+
+def follow(
+    pod: Pod,
+    leg_dir: str,
+    *,
+    followed: str,
+    interval: float,
+    deadline: float,
+    on_data: Callable[[bytes], None],
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """Poll until result.json is there; return it. `deadline` is on the monotonic clock.
+
+    A lost connection is mended and polling goes on: the leg is detached and does not notice.
+    Raises LegError (leg-deadline, pod-unreachable) and whatever `on_data` raises.
+    """
+    offset = 0
+    while True:
+        if time.monotonic() > deadline:
+            raise LegError("the leg did not end in time", code="leg-deadline")
+        try:
+            done, data = _poll(pod, leg_dir, offset, followed)
+        except OutcomeUnknown:
+            _reconnect(pod, warn)
+            continue
+        offset += len(data)
+        on_data(data)
+        if done and not data:
+            return _fetch_result(pod, leg_dir, warn)
+        if not done:
+            time.sleep(interval)
+
+
+def _poll(pod: Pod, leg_dir: str, offset: int, followed: str) -> tuple[bool, bytes]:
+    # The order matters: "done" is decided before the tail is read, so nothing written before the
+    # result file can be missed by the read that follows.
+    said = pod.run(
+        ["sh", "-c", _POLL, "sh", leg_dir, str(offset + 1), followed, str(MAX_POLL_BYTES)],
+        timeout=60,
+        max_output=MAX_POLL_BYTES + 16,
+    )
+    word, _, data = said.stdout.partition(b"\n")
+    if word not in (b"done", b"wait"):
+        raise RemoteError("the pod answered a poll with something else", field="exit", value=said.exit)
+    return word == b"done", data
+
+
+def _fetch_result(pod: Pod, leg_dir: str, warn: Callable[[str], None]) -> dict[str, Any]:
+    for _ in range(RECONNECT_ROUNDS):
+        try:
+            data = pod.fetch(f"{leg_dir}/result.json", max_bytes=MAX_RESULT_BYTES)
+            break
+        except OutcomeUnknown:
+            _reconnect(pod, warn)
+    else:
+        raise LegError("the result could not be fetched", code="pod-unreachable")
+    try:
+        result = parse_json(data, max_bytes=MAX_RESULT_BYTES)
+    except CanonicalError as error:
+        raise LegError("the result file does not parse", code="result-malformed") from error
+    if not isinstance(result, dict) or result.get("status") not in ("complete", "failed"):
+        raise LegError("the result file is not one", code="result-malformed")
+    return result
+
+
+def _reconnect(pod: Pod, warn: Callable[[str], None]) -> None:
+    warn("connection lost; the leg goes on, reconnecting")
+    for attempt in range(RECONNECT_ROUNDS):
+        try:
+            pod.reconnect()
+        except RemoteError as error:
+            if "host key" in error.what or attempt == RECONNECT_ROUNDS - 1:
+                raise LegError("the pod cannot be reached any more", code="pod-unreachable") from error
+        else:
+            return

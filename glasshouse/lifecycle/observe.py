@@ -1,0 +1,136 @@
+"""Reference values and facts about the pod, read by the controller over its own SSH session.
+
+Only plain system tools are used, never the runtime that is about to be attested. What comes back
+was said by the host all the same: it binds evidence to *this* session's machine and files, it does
+not make a lying host honest (site/threat-model.md).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from glasshouse.attestation.evidence import container_id
+from glasshouse.canonical import sha256_hex
+from glasshouse.errors import LegError, RemoteError
+from glasshouse.remote.pod import Pod
+from glasshouse.spec import RunSpec
+
+_SCRIPT = r"""
+set -eu
+field() { printf '%s=%s\n' "$1" "$2"; }
+python=$(command -v "$2") || { echo "no interpreter" >&2; exit 3; }
+python=$(readlink -f "$python")
+field archive "$(sha256sum < "$1" | cut -d' ' -f1)"
+field interpreter "$(sha256sum < "$python" | cut -d' ' -f1)"
+field boot "$(cat /proc/sys/kernel/random/boot_id)"
+field pid "$(readlink /proc/self/ns/pid | tr -cd 0-9)"
+field mnt "$(readlink /proc/self/ns/mnt | tr -cd 0-9)"
+field host "$(cat /proc/sys/kernel/hostname)"
+field uptime "$(cut -d' ' -f1 /proc/uptime)"
+field kernel "$(uname -r)"
+field cpus "$(getconf _NPROCESSORS_ONLN)"
+if command -v nvidia-smi >/dev/null 2>&1; then
+  nvidia-smi --query-gpu=name,uuid,pci.bus_id,driver_version --format=csv,noheader |
+    while IFS= read -r line; do field gpu "$line"; done
+fi
+"""
+_LINE = re.compile(r"([a-z]+)=(.{0,400})\Z")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The pod as the controller saw it. Digests are hex; `gpus` holds (name, uuid, bus id, driver)."""
+
+    archive_sha256: str
+    interpreter_sha256: str
+    boot_id: str
+    pid_namespace: str
+    container_id: str
+    hostname_digest: str
+    uptime_sec: float
+    kernel: str
+    cpu_count: int
+    gpus: tuple[tuple[str, str, str, str], ...]
+
+    def machine(self, allocation: str) -> dict[str, Any]:
+        """The machine dict that is compared with what the legs report."""
+        return {
+            "bootId": self.boot_id,
+            "hostnameDigest": self.hostname_digest,
+            "allocation": allocation,
+            "gpuNames": [gpu[0] for gpu in self.gpus],
+            "gpuUuids": [gpu[1] for gpu in self.gpus],
+            "pciBusIds": [gpu[2] for gpu in self.gpus],
+            "driver": self.gpus[0][3] if self.gpus else "",
+            "uptimeSec": self.uptime_sec,
+            "cpuCount": self.cpu_count,
+            "kernel": self.kernel,
+        }
+
+
+def observe(pod: Pod, archive: str, python: str) -> Observed:
+    """Read hashes, namespaces and GPUs. Raises RemoteError where a tool or file is missing."""
+    said = pod.check(["sh", "-c", _SCRIPT, "sh", archive, python], "looking at the pod", timeout=60)
+    fields: dict[str, str] = {}
+    gpus = []
+    for line in said.decode("utf-8", "replace").splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        name, value = match.groups()
+        if name == "gpu":
+            parts = tuple(part.strip() for part in value.split(","))
+            if len(parts) == 4:
+                gpus.append((parts[0], parts[1], parts[2], parts[3]))
+        else:
+            fields[name] = value
+    try:
+        return Observed(
+            archive_sha256=fields["archive"],
+            interpreter_sha256=fields["interpreter"],
+            boot_id=fields["boot"],
+            pid_namespace=fields["pid"],
+            container_id=container_id(fields["boot"], fields["pid"], fields["mnt"], fields["host"]),
+            hostname_digest=sha256_hex(fields["host"].encode()),
+            uptime_sec=float(fields["uptime"]),
+            kernel=fields["kernel"],
+            cpu_count=int(fields["cpus"]),
+            gpus=tuple(gpus),
+        )
+    except (KeyError, ValueError) as error:
+        raise RemoteError("the pod's description is incomplete", field="missing", value=error) from error
+
+
+def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
+    """Return the GPU's name; raise LegError where it is not exactly the one asked for.
+
+    Names are compared whole, since MIG slices share prefixes.
+    """
+    found = [gpu[0] for gpu in observed.gpus]
+    if spec.gpu.name in ("auto", "cpu"):
+        return found[0] if found and spec.gpu.name == "auto" else None
+    names = spec.gpu.provider_names
+    # A machine of one's own goes by any of the GPU's names; a provider by its own spelling or the driver's.
+    if len(found) < spec.gpu.count or any(name not in names.values() for name in found):
+        seen = ", ".join(found) or "no GPU"
+        raise LegError(f"asked for {spec.gpu.name}, found {seen}", code="gpu-not-as-asked")
+    return found[0]
+
+
+def prepare_python(pod: Pod, python: str) -> None:
+    """Check that the pod's interpreter can run the runtime and the workload; one line when not."""
+    script = (
+        "import sys, jwt, torch; assert sys.version_info >= (3, 11); "
+        "from cryptography.hazmat.primitives import hpke"
+    )
+    result = pod.run([python, "-I", "-c", script], timeout=180)
+    if result.exit != 0:
+        last = (result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1][:160]
+        raise RemoteError(
+            f"the pod's Python cannot run the job: {last}",
+            field="provider.python",
+            value=python,
+            remedy="give an interpreter (3.11 or later) that has torch, cryptography>=50 and pyjwt",
+        )

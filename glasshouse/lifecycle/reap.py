@@ -1,0 +1,104 @@
+"""Finish what a killed controller left: release its allocation, prove it, write its excluded row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from glasshouse.errors import GlasshouseError
+from glasshouse.lifecycle import finish
+from glasshouse.lifecycle.context import RunContext, RunLock, reopen
+from glasshouse.lifecycle.ui import Screen
+from glasshouse.providers.journal import Entry, Journal
+from glasshouse.providers.registry import open_provider
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """One allocation looked at. `state`: reaped, recorded, live (its controller runs), would-reap, failed."""
+
+    run: str
+    name: str
+    provider: str
+    state: str
+    proof: str | None
+    detail: str
+
+
+def reap_all(screen: Screen, *, dry_run: bool = False) -> list[Reaped]:
+    """Reap every allocation in the journal that is not proven gone and whose controller is dead."""
+    with Journal() as journal:
+        return list(_each(journal, screen, dry_run))
+
+
+def _each(journal: Journal, screen: Screen, dry_run: bool) -> Iterator[Reaped]:
+    for entry in journal.open_entries():
+        folder = Path(str(entry.detail.get("folder", "")))
+        if entry.controller_alive:
+            yield _said(entry, "live", "its controller is running")
+        elif dry_run:
+            yield _said(entry, "would-reap", "its controller is gone")
+        else:
+            yield _reap(entry, folder, journal, screen)
+
+
+def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Reaped:
+    return Reaped(entry.run, entry.name, entry.provider, state, proof, detail)
+
+
+def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
+    try:
+        context = reopen(folder, screen)
+        context.allocation_id = context.allocation_id or entry.allocation_id
+        lock = RunLock(folder)
+        try:
+            if not lock.take():
+                return _said(entry, "live", "another process is finishing it")
+            proof = finish_dead(context, journal)
+        finally:
+            lock.close()
+    except GlasshouseError as error:
+        return _said(entry, "failed", error.line())
+    return _said(entry, "reaped", proof, proof.partition(":")[0])
+
+
+def finish_dead(context: RunContext, journal: Journal) -> str:
+    """Release and, if that was not done yet, record as excluded; return "proof: detail"."""
+    with open_provider(context.spec.provider) as provider:
+        proof = finish.release(context, provider, journal)
+    if not context.bundle.exists():
+        context.fail("controller-killed", "the controller died; this run was finished by reap")
+        finish.record(context)
+    return f"{proof.proof}: {proof.detail}"
+
+
+def watch(folder: Path, screen: Screen) -> None:
+    """Body of the watchdog after its controller died: wait for the lock, then finish the run."""
+    lock = RunLock(folder)
+    lock.take(wait=True)
+    try:
+        context = reopen(folder, screen)
+        with Journal() as journal:
+            mine = [entry for entry in journal.open_entries() if entry.name == context.name]
+            if mine:
+                context.allocation_id = context.allocation_id or mine[0].allocation_id
+                finish_dead(context, journal)
+            elif not context.bundle.exists():
+                context.fail("controller-killed", "the controller died before it asked for a machine")
+                context.write("release.json", _nothing_created())
+                finish.record(context)
+    finally:
+        lock.close()
+
+
+def _nothing_created() -> dict[str, object]:
+    return {
+        "proof": "zero",
+        "active": 0,
+        "detail": "nothing was asked of the provider",
+        "accountTotal": None,
+        "podFolderRemoved": None,
+        "processesLeft": None,
+        "checkedAt": [],
+    }

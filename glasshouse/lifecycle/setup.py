@@ -1,0 +1,188 @@
+"""From a reachable pod to a sealed package on it: steps 3 and 4 of a run."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.server import serve
+from glasshouse.attestation.store import Store
+from glasshouse.canonical import b64u, canonical_json
+from glasshouse.errors import LegError
+from glasshouse.lifecycle.context import RunContext, public_allocation
+from glasshouse.lifecycle.observe import Observed, check_gpu, observe, prepare_python
+from glasshouse.providers.base import Allocation
+from glasshouse.records import keys
+from glasshouse.remote.pod import Pod
+from glasshouse.runtime.archive import build_archive
+from glasshouse.sealing.container import fresh_payload_key, seal_package
+from glasshouse.sealing.grant import kem_public_bytes
+from glasshouse.sealing.memory import overwrite
+from glasshouse.workloads.package import Payload, prepare
+
+PYTHON_ENTRY = "launch"
+
+
+@dataclass
+class Ready:
+    """A pod with everything on it that legs need."""
+
+    pod: Pod
+    allocation: Allocation
+    root: str  # the pod folder, absolute
+    archive: str
+    observed: Observed
+    broker: Broker
+    broker_port: int
+    payload: Payload
+    manifest_hash: str
+    package: str
+    salt: bytes
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def python(self) -> str:
+        """The pod's interpreter."""
+        return self.allocation.endpoint.python
+
+    @property
+    def public_allocation(self) -> str:
+        """The digest by which results name the allocation."""
+        return public_allocation(self.allocation.name)
+
+
+@contextmanager
+def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[Ready]:
+    """Look at the pod, start a broker, seal and upload; yield what the slots need.
+
+    The payload key exists here only between sealing and registration with the broker.
+    """
+    screen, spec = context.screen, context.spec
+    with screen.phase("looking at the pod"):
+        root = _pod_root(pod, allocation)
+        archive_data, archive_sha = build_archive()
+        archive = f"{root}/runtime-{archive_sha}.zip"
+        prepare_python(pod, allocation.endpoint.python)
+        pod.put(archive_data, archive)
+        seen = observe(pod, archive, allocation.endpoint.python)
+        if seen.archive_sha256 != archive_sha:
+            raise LegError("the runtime archive on the pod is not the one sent", code="runtime-altered")
+        gpu_model = check_gpu(spec, seen)
+        context.write("allocation.json", _allocation(allocation, pod, seen, gpu_model))
+
+    payload = prepare(spec)
+    store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
+    with store:
+        broker = Broker(store, keys.broker_key())
+        protected = sum(1 for slot in context.schedule if slot.lifecycle)
+        manifest_hash, package, salt = "", "", secrets.token_bytes(32)
+        timings: dict[str, float] = {}
+        if protected:
+            package = f"{root}/package.sealed"
+            with screen.phase("sealing the package"):
+                began = time.monotonic()
+                manifest_hash = _seal(context, broker, payload, salt, protected)
+                timings["sealSec"] = time.monotonic() - began
+            sealed = context.folder / "package.sealed"
+            with screen.phase(f"uploading {sealed.stat().st_size / 1e6:.1f} MB of ciphertext"):
+                began = time.monotonic()
+                pod.put(
+                    sealed,
+                    package,
+                    progress=lambda done, total: screen.progress(
+                        f"uploading {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+                    ),
+                )
+                timings["uploadSec"] = time.monotonic() - began
+        with serve(broker) as server:
+            yield Ready(
+                pod=pod,
+                allocation=allocation,
+                root=root,
+                archive=archive,
+                observed=seen,
+                broker=broker,
+                broker_port=server.port,
+                payload=payload,
+                manifest_hash=manifest_hash,
+                package=package,
+                salt=salt,
+                timings=timings,
+            )
+
+
+def _pod_root(pod: Pod, allocation: Allocation) -> str:
+    """Make the pod folder, named after the allocation, readable by its user only; return its real path."""
+    script = 'umask 077; mkdir -p -- "$1/$2" && cd -- "$1/$2" && pwd -P'
+    said = pod.check(
+        ["sh", "-c", script, "sh", allocation.endpoint.workdir, allocation.name], "making the pod folder"
+    )
+    return said.decode("utf-8").strip()
+
+
+def _allocation(allocation: Allocation, pod: Pod, seen: Observed, gpu_model: str | None) -> dict[str, Any]:
+    digest = public_allocation(allocation.name)
+    return {
+        "provider": allocation.provider,
+        "gpuModel": gpu_model or allocation.gpu_model,
+        "instanceId": allocation.instance_id,
+        "tier": allocation.tier,
+        "hostKeySource": pod.host_key_source,
+        "imageDigest": allocation.image_digest,
+        "usdPerHour": allocation.usd_per_hour,
+        "allocationIdSha256": digest,
+        "machine": seen.machine(digest),
+    }
+
+
+def _seal(context: RunContext, broker: Broker, payload: Payload, salt: bytes, protected: int) -> str:
+    owner_public = kem_public_bytes(keys.owner_key())
+    key = fresh_payload_key()
+    try:
+        with (context.folder / "package.sealed").open("xb") as out:
+            manifest_hash = seal_package(
+                out,
+                payload_key=key,
+                # The marker exists nowhere but in the sealed package: what scans look for.
+                files={**payload.files, "marker": secrets.token_bytes(32)},
+                tensors=payload.tensors(),
+                extra={
+                    "entry": payload.entry,
+                    "ownerPublicKey": b64u(owner_public),
+                    "matchSalt": b64u(salt),
+                    "run": context.run,
+                },
+            )
+        retries = context.spec.policy.launch_retries
+        broker.register_payload(context.run, manifest_hash, key, max_grants=protected * (1 + retries))
+    finally:
+        overwrite(memoryview(key))
+    return manifest_hash
+
+
+def put_raw_files(ready: Ready, folder: str) -> None:
+    """Place the workload in the clear in `folder`: what the raw leg discloses."""
+    index: list[dict[str, Any]] = []
+    weights = bytearray()
+    for spec, view in ready.payload.tensors():
+        index.append(
+            {
+                "name": spec.name,
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "offset": len(weights),
+                "nbytes": view.nbytes,
+            }
+        )
+        weights += view
+        weights += bytes(-len(weights) % 64)
+    for name, data in ready.payload.files.items():
+        ready.pod.put(data, f"{folder}/{name}")
+    ready.pod.put(bytes(weights), f"{folder}/weights.bin")
+    described = {"entry": ready.payload.entry, "tensors": index}
+    ready.pod.put(canonical_json(described), f"{folder}/index.json")

@@ -1,0 +1,291 @@
+"""One slot of the schedule: launch a leg on the pod, follow it to its result, record everything.
+
+Every launch, also a refused or failed one, leaves a folder in the bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from glasshouse.attestation.appraise import Reference
+from glasshouse.attestation.evidence import parse_evidence
+from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
+from glasshouse.errors import AttestationError, GlasshouseError, LegError, OutcomeUnknown, RemoteError
+from glasshouse.lifecycle.context import RunContext, leg_id
+from glasshouse.lifecycle.follow import EventLog, follow
+from glasshouse.lifecycle.setup import Ready, put_raw_files
+from glasshouse.measurement.schedule import Slot
+from glasshouse.records import keys
+
+MAX_OUTPUT_BYTES = 64 << 30
+TRANSPORT_CODES = frozenset({"broker-unreachable", "malformed-answer", "start-unknown"})
+
+
+def leg_deadline_sec(context: RunContext, slot: Slot) -> float:
+    """How long a launch may take, in seconds; fixed-step slots get the extra time alone."""
+    measure = context.spec.measure
+    planned = slot.warmup_sec + (slot.measured_sec or 0.0)
+    extra = measure.leg_deadline_extra_sec * (1 if slot.steps is None else 10)
+    return planned * measure.leg_deadline_factor + extra
+
+
+def run_slot(context: RunContext, ready: Ready, slot: Slot, label: str) -> dict[str, Any]:
+    """Run one slot, with new launches where only the transport failed; return its leg result.
+
+    Raises LegError with the last launch's reason code.
+    """
+    attempts = 1 + (context.spec.policy.launch_retries if slot.lifecycle else 0)
+    for launch in range(1, attempts + 1):
+        launched = _Launch(context, ready, slot, launch, label)
+        try:
+            return launched.run()
+        except LegError as error:
+            retry = launched.codes & TRANSPORT_CODES or error.code in TRANSPORT_CODES
+            if launch == attempts or not retry:
+                raise
+            context.screen.warn(f"{label}: {error.code}; launching once more with a new ticket")
+            with contextlib.suppress(RemoteError):
+                ready.pod.reconnect()
+    raise LegError("no launch was made", code="runtime-error")
+
+
+class _Launch:
+    """One launch of a slot and what it left behind."""
+
+    def __init__(self, context: RunContext, ready: Ready, slot: Slot, launch: int, label: str) -> None:
+        self.context = context
+        self.ready = ready
+        self.slot = slot
+        self.launch = launch
+        self.label = label
+        self.leg = leg_id(slot)
+        self.leg_dir = f"{ready.root}/legs/{self.leg}-{launch}"
+        self.raw_dir = f"{ready.root}/raw/{self.leg}-{launch}"
+        self.folder = context.leg_folder(slot, launch)
+        self.folder.mkdir(parents=True)
+        self.timings: dict[str, float] = {}
+        self.codes: set[str] = set()
+        self.log = EventLog(self.folder, keys.operator_key(), context.run, self.leg, launch)
+        self.raw_removed: bool | None = None
+        self.last_progress: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Launch, follow, collect; launch.json is written whatever happens."""
+        started = time.time()
+        began = time.monotonic()
+        status, code = "failed", "interrupted"
+        try:
+            result = self._protected() if self.slot.lifecycle else self._raw()
+            status, code = "complete", ""
+            return result
+        except LegError as error:
+            code = error.code
+            raise
+        except RemoteError as error:
+            code = "pod-unreachable"
+            raise LegError(error.what, code=code) from error
+        except GlasshouseError:
+            code = "runtime-error"
+            raise
+        finally:
+            self.timings["totalSec"] = time.monotonic() - began
+            name = f"legs/{self.folder.name}/launch.json"
+            self.context.write(
+                name,
+                {
+                    "slot": self.slot.index,
+                    "arm": self.slot.arm,
+                    "launch": self.launch,
+                    "status": status,
+                    "code": code or None,
+                    "timings": {key: round(value, 6) for key, value in self.timings.items()},
+                    "rawFilesRemoved": self.raw_removed,
+                    "startedAt": round(started, 3),
+                    "endedAt": round(time.time(), 3),
+                },
+            )
+
+    # --- the two arms -------------------------------------------------------------------
+
+    def _protected(self) -> dict[str, Any]:
+        ready = self.ready
+        if self.launch == 1 and ready.timings:
+            # Sealing and uploading happen once a run; they are booked on its first protected launch.
+            self.timings.update(ready.timings)
+            ready.timings.clear()
+        reference = self._reference()
+        self.context.write(f"legs/{self.folder.name}/reference.json", reference.to_dict())
+        ticket = ready.broker.issue_ticket(reference, self.context.spec.policy)
+        params = {
+            **self._params("protected"),
+            "ticket": b64u(ticket),
+            "broker_public": b64u(ready.broker.public_bytes),
+            "allocation_id": ready.allocation.id,
+            "image_digest": ready.allocation.image_digest,
+            "manifest_hash": ready.manifest_hash,
+            "package": ready.package,
+            "anti_debug_profile": self.context.spec.policy.anti_debug_profile,
+            "require_landlock": self.context.spec.policy.require_landlock,
+        }
+        try:
+            with ready.pod.forward_remote(ready.broker_port) as port:
+                self._start({**params, "broker_port": port})
+                answer = self._follow("events.jsonl", self._on_events)
+        finally:
+            self._save_exchange()
+        self.codes |= {str(code) for code in answer.get("reasonCodes", [])}
+        for name, value in dict(answer.get("timings", {})).items():
+            self.timings[name] = float(value)
+        if answer["status"] != "complete":
+            raise LegError("the protected leg failed", code=str(answer.get("code") or "runtime-error"))
+        if answer.get("eventsHead") != self.log.head or answer.get("eventCount") != self.log.count:
+            raise LegError("the events fetched are not all there were", code="event-chain-broken")
+        began = time.monotonic()
+        self._fetch_outputs()
+        self.timings["fetchSec"] = time.monotonic() - began
+        return self._trained()
+
+    def _raw(self) -> dict[str, Any]:
+        ready = self.ready
+        began = time.monotonic()
+        put_raw_files(ready, self.raw_dir)
+        self.timings["uploadSec"] = time.monotonic() - began
+        self._start({**self._params("raw"), "raw_dir": self.raw_dir})
+        try:
+            answer = self._follow("progress.jsonl", self._on_progress)
+        finally:
+            with contextlib.suppress(RemoteError):
+                script = 'rm -rf -- "$1" "$1-scratch"; test ! -e "$1" && test ! -e "$1-scratch"'
+                self.raw_removed = ready.pod.run(["sh", "-c", script, "sh", self.raw_dir]).exit == 0
+        if answer["status"] != "complete":
+            raise LegError("the raw leg failed", code=str(answer.get("code") or "runtime-error"))
+        if not self.raw_removed:
+            raise LegError("the raw leg's files could not be removed", code="raw-files-left")
+        result = answer["result"]
+        self.context.write(f"legs/{self.folder.name}/result.json", result)
+        return dict(result)
+
+    # --- parts --------------------------------------------------------------------------
+
+    def _params(self, arm: str) -> dict[str, Any]:
+        slot = self.slot
+        return {
+            "arm": arm,
+            "run": self.context.run,
+            "leg": self.leg,
+            "launch": self.launch,
+            "leg_dir": self.leg_dir,
+            "allocation": self.ready.allocation.name,
+            "public_allocation": self.ready.public_allocation,
+            "stretch": {
+                "warmup_sec": slot.warmup_sec,
+                "measured_sec": slot.measured_sec,
+                "steps": slot.steps,
+                "delay_pct": slot.delay_pct,
+            },
+            "device": "cpu" if self.context.spec.gpu.name == "cpu" else "auto",
+            "deadline_sec": leg_deadline_sec(self.context, slot),
+            "salt": b64u(self.ready.salt),
+        }
+
+    def _reference(self) -> Reference:
+        ready, seen = self.ready, self.ready.observed
+        return Reference(
+            run=self.context.run,
+            leg=self.leg,
+            launch=self.launch,
+            allocation_id=ready.allocation.id,
+            container_id=seen.container_id,
+            manifest_hash=ready.manifest_hash,
+            runtime_sha256=seen.archive_sha256,
+            interpreter_sha256=seen.interpreter_sha256,
+            boot_id=seen.boot_id,
+            pid_namespace=seen.pid_namespace,
+            image_digest=ready.allocation.image_digest,
+            gpu_name=seen.gpus[0][0] if seen.gpus else None,
+            host_key_source=ready.pod.host_key_source,
+        )
+
+    def _start(self, params: dict[str, Any]) -> None:
+        began = time.monotonic()
+        argv = [self.ready.python, "-I", self.ready.archive, "launch", self.leg_dir]
+        try:
+            # The ticket travels on stdin: never argv, never the environment, never a file.
+            said = self.ready.pod.run(argv, input=canonical_json(params), timeout=60)
+        except OutcomeUnknown as error:
+            raise LegError("the connection died while launching", code="start-unknown") from error
+        if said.exit != 0:
+            raise LegError("the runtime did not start on the pod", code="runtime-not-started")
+        self.timings["startSec"] = time.monotonic() - began
+
+    def _follow(self, followed: str, on_data: Any) -> dict[str, Any]:
+        measure = self.context.spec.measure
+        return follow(
+            self.ready.pod,
+            self.leg_dir,
+            followed=followed,
+            interval=measure.head_interval_sec,
+            # Beyond the pod's own deadline, so that its reason wins over ours.
+            deadline=time.monotonic() + leg_deadline_sec(self.context, self.slot) + 30,
+            on_data=on_data,
+            warn=self.context.screen.warn,
+        )
+
+    def _on_events(self, data: bytes) -> None:
+        if not self.log.open and data:
+            exchange = self._exchange()
+            if exchange is not None and exchange["grant"]:
+                claims = parse_evidence(exchange["evidence"])
+                self.log.begin(b64u_decode(claims["event_key"]), exchange["grant"])
+        for event in self.log.feed(data):
+            self._show(event["type"], event["body"])
+
+    def _on_progress(self, data: bytes) -> None:
+        for line in data.splitlines():
+            with contextlib.suppress(ValueError):
+                self._show("progress", parse_json(line))
+        if not data:
+            self._show("", {})
+
+    def _show(self, kind: str, body: dict[str, Any]) -> None:
+        if kind == "progress":
+            self.last_progress = body
+        shown = self.last_progress
+        phase = {"measure": "measuring", "warmup": "warming up", "setup": "setting up"}.get(
+            str(shown.get("phase")), kind.replace("-", " ") or "starting"
+        )
+        elapsed, units = float(shown.get("elapsedSec") or 0.0), shown.get("units") or 0
+        rate = f", {units / elapsed:.1f} /s" if units and elapsed > 0 else ""
+        self.context.screen.progress(f"{self.label}: {phase} {elapsed:.0f} s, {units} units{rate}")
+
+    def _exchange(self) -> dict[str, Any] | None:
+        try:
+            return self.ready.broker.exchange(self.context.run, self.leg, self.launch)
+        except (AttestationError, KeyError):
+            return None
+
+    def _save_exchange(self) -> None:
+        exchange = self._exchange()
+        if exchange is not None:
+            self.context.write(f"legs/{self.folder.name}/exchange.json", exchange)
+            self.codes |= set(exchange.get("reasonCodes") or [])
+
+    def _fetch_outputs(self) -> None:
+        """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""
+        target = self.context.folder / "outputs"
+        target.mkdir(exist_ok=True)
+        for name in ("outputs.sealed", "log.sealed"):
+            source = f"{self.leg_dir}/{name}"
+            if self.ready.pod.exists(source):
+                place = target / f"{self.leg}-{self.launch}-{name}"
+                self.ready.pod.fetch_file(source, Path(place), max_bytes=MAX_OUTPUT_BYTES)
+
+    def _trained(self) -> dict[str, Any]:
+        for line in (self.folder / "events.jsonl").read_bytes().splitlines():
+            event = parse_json(line)
+            if event["type"] == "trained":
+                return dict(event["body"]["result"])
+        raise LegError("the events hold no result", code="protected-incomplete")

@@ -1,0 +1,115 @@
+"""What a person sees while a run goes on: one line a phase, a live line a leg, a table at the end.
+
+Everything goes to stderr; stdout belongs to --json. Without a terminal, plain lines at a slow rate.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+PLAIN_EVERY_SEC = 10.0
+
+
+class Screen:
+    """Progress output of one run. `quiet` says nothing at all."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, file=sys.stderr)
+        self._status: Status | None = None
+        self._last_plain = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether a line can be redrawn."""
+        return self._console.is_terminal
+
+    def headline(self, text: str) -> None:
+        """Announce a run."""
+        self._console.print(f"[bold]{escape(text)}[/bold]", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say one thing."""
+        self._console.print(f"  {escape(text)}", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Say one thing that needs attention."""
+        self._console.print(f"  [yellow]{escape(text)}[/yellow]", soft_wrap=True)
+
+    def alarm(self, text: str) -> None:
+        """Say something loudly."""
+        self._console.print(f"[bold red]{escape(text)}[/bold red]", soft_wrap=True)
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """Show a phase while it goes on, and how long it took."""
+        began = time.monotonic()
+        self._last_plain = began
+        if self.live:
+            with self._console.status(f"{escape(text)} …") as status:
+                self._status = status
+                try:
+                    yield
+                finally:
+                    self._status = None
+        else:
+            self._console.print(f"  … {escape(text)}", soft_wrap=True)
+            yield
+        took = time.monotonic() - began
+        self._console.print(f"  [green]✓[/green] {escape(text)} [dim]{took:.1f} s[/dim]", soft_wrap=True)
+
+    def progress(self, text: str) -> None:
+        """Redraw the live line; on a plain stream, a line every few seconds."""
+        if self._status is not None:
+            self._status.update(escape(text))
+            return
+        now = time.monotonic()
+        if now - self._last_plain >= PLAIN_EVERY_SEC:
+            self._last_plain = now
+            self._console.print(f"    {escape(text)}", soft_wrap=True)
+
+    def summary(self, rows: list[Mapping[str, Any]]) -> None:
+        """Print the table at the end: one line a run."""
+        table = Table(title="Runs", title_justify="left")
+        for column in (
+            "run",
+            "order",
+            "status",
+            "raw /s",
+            "protected /s",
+            "overhead",
+            "fixed cost",
+            "why or caveats",
+        ):
+            wrap = column == "why or caveats"
+            table.add_column(
+                column,
+                overflow="fold",
+                no_wrap=not wrap,
+                justify="left" if wrap or column in ("run", "order", "status") else "right",
+            )
+        for row in rows:
+            colour = {"verified": "green", "completed": "green"}.get(str(row["status"]), "red")
+            table.add_row(
+                escape(str(row["run"])),
+                escape(str(row["order"])),
+                f"[{colour}]{escape(str(row['status']))}[/{colour}]",
+                _number(row.get("rawPerSec"), "{:.2f}"),
+                _number(row.get("protectedPerSec"), "{:.2f}"),
+                _number(row.get("overheadPct"), "{:+.2f}%"),
+                _number(row.get("fixedSec"), "{:.1f} s"),
+                escape(", ".join(row.get("codes", []))),
+            )
+        self._console.print(table)
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)

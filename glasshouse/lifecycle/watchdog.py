@@ -1,0 +1,53 @@
+"""The dead man's switch on the operator's side: a process that outlives a killed controller.
+
+It holds the read end of a pipe. The controller writes one byte when it has released and recorded;
+if the pipe closes without it, the controller died, and the watchdog reaps the run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+DONE = b"d"
+
+
+class Watchdog:
+    """Started when a run is registered; told when the run has released its allocation."""
+
+    def __init__(self, folder: Path) -> None:
+        read_end, self._write_end = os.pipe()
+        log = folder / "watchdog.log"
+        try:
+            with log.open("wb") as out:
+                # Its own session: neither Ctrl-C nor a closed terminal reaches it.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "glasshouse", "reap", "--watch", str(folder.resolve())],
+                    stdin=read_end,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+        finally:
+            os.close(read_end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            os.write(self._write_end, DONE)
+        os.close(self._write_end)
+        if kind is None:
+            self._process.wait(timeout=30)
+
+
+def wait_for_end() -> bool:
+    """Block on stdin until the controller says done or dies; True when it said done."""
+    return os.read(0, 1) == DONE

@@ -1,0 +1,242 @@
+"""One run, top to bottom (DESIGN.md section 3), and a sweep of them.
+
+    plan -> allocate -> connect -> seal -> legs, slot by slot -> release -> judge -> record
+
+A registered plan always ends as a row. Whatever fails after the plan is registered, release,
+judgement and record still happen, also after Ctrl-C; a controller that is killed outright leaves
+them to its watchdog, or to `glasshouse reap`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
+from glasshouse.lifecycle import finish
+from glasshouse.lifecycle.context import RunContext, RunLock, create
+from glasshouse.lifecycle.setup import prepared
+from glasshouse.lifecycle.slots import run_slot
+from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.watchdog import Watchdog
+from glasshouse.measurement.schedule import Slot
+from glasshouse.providers.base import Provider
+from glasshouse.providers.journal import Journal
+from glasshouse.providers.registry import open_provider
+from glasshouse.records import keys
+from glasshouse.records.ledger import Ledger
+from glasshouse.records.plan import register_plan
+from glasshouse.remote.pod import Pod
+from glasshouse.spec import RunSpec
+from glasshouse.workloads.package import prepare
+
+
+def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Screen) -> finish.Outcome:
+    """Execute one run; return its outcome. Raises UsageError for what can be known beforehand."""
+    # What can be refused is refused before anything exists: no folder, no plan, no allocation.
+    prepare(spec)
+    provider = open_provider(spec.provider)
+    context = create(spec, out, screen, list(overrides))
+    lock = RunLock(context.folder)
+    lock.take(wait=True)
+    screen.headline(f"run {context.run}  {_describe(spec)}")
+
+    # 1. Plan: signed and in the ledger before anything is rented.
+    registered = register_plan(Ledger(), keys.operator_key(), context.run, spec)
+    (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
+    try:
+        with Journal() as journal, Watchdog(context.folder), provider:
+            with _interruptible():
+                _attempt(context, provider, journal)
+            # 7. Release: destroy and prove it, whatever happened.
+            with _uninterrupted(screen):
+                finish.release(context, provider, journal)
+        # 8. and 9. Judge, record.
+        with _uninterrupted(screen), screen.phase("judging and signing the record"):
+            outcome = finish.record(context)
+    finally:
+        lock.close()
+    for message in context.messages:
+        screen.warn(message)
+    return outcome
+
+
+def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
+    """Steps 2 to 6; every way they can end is noted in the context."""
+    phase = "boot-failed"
+    try:
+        # 2. Allocate: the intent is on disk before the create call, the id right after it.
+        journal.intend(context.run, context.name, provider.kind, {"folder": str(context.folder.resolve())})
+        with context.screen.phase(f"allocating on {provider.kind}"):
+            allocation = provider.allocate(context.name, context.spec, context.screen.progress)
+        context.allocation_id = allocation.id
+        journal.created(context.name, allocation.id)
+        context.save()
+        # 3. Connect.
+        phase = "connect-failed"
+        with context.screen.phase("connecting"):
+            pod = Pod(allocation.endpoint).__enter__()
+        try:
+            # 4. Seal, upload.
+            phase = "seal-failed"
+            with prepared(context, pod, allocation) as ready:
+                # 5. and 6. The legs, in the order of the plan.
+                phase = "leg-failed"
+                for slot in context.schedule:
+                    label = _label(context.schedule, slot)
+                    with context.screen.phase(label):
+                        result = run_slot(context, ready, slot, label)
+                    context.screen.note(_result_line(slot, result))
+        finally:
+            pod.close()
+    except KeyboardInterrupt:
+        context.fail("interrupted", "interrupted: the run is excluded; releasing what it holds")
+    except LegError as error:
+        if error.code == "gpu-not-as-asked" or phase != "leg-failed":
+            context.fail(error.code, f"error: {error.line()}")
+        else:
+            context.messages.append(f"error: {error.line()}")
+            context.exit_code = max(context.exit_code, 1)
+    except ProviderError as error:
+        context.fail(phase, f"error: {error.line()}", 3)
+    except GlasshouseError as error:
+        context.fail(phase, f"error: {error.line()}", error.exit_code)
+
+
+def run_sweep(
+    cells: Sequence[tuple[list[str], RunSpec]], *, out: Path, as_json: bool = False, quiet: bool = False
+) -> int:
+    """Run every cell, one after the other; return the highest exit code.
+
+    All cells are validated before the first starts; a sweep goes on past an excluded cell.
+    """
+    screen = Screen(quiet=quiet)
+    for _, spec in cells:
+        prepare(spec)
+        open_provider(spec.provider)
+    outcomes: list[finish.Outcome] = []
+    code = 0
+    for number, (overrides, spec) in enumerate(cells, start=1):
+        if len(cells) > 1:
+            screen.headline(f"cell {number} of {len(cells)}: {' '.join(overrides) or 'defaults'}")
+        try:
+            outcome = run_one(spec, overrides=overrides, out=out, screen=screen)
+        except KeyboardInterrupt:
+            code = max(code, 1)
+            break
+        except UsageError as error:
+            if len(cells) == 1:
+                raise
+            screen.alarm(f"error: {error.line()}")
+            code = max(code, error.exit_code)
+            continue
+        outcomes.append(outcome)
+        code = max(code, outcome.exit_code)
+        if "interrupted" in _codes(outcome.record):
+            break
+    screen.summary([summary_row(outcome.record) for outcome in outcomes])
+    for outcome in outcomes:
+        screen.note(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
+    if as_json:
+        runs = [{"folder": item.folder, "exitCode": item.exit_code, **item.record} for item in outcomes]
+        print(json.dumps({"exitCode": code, "runs": runs}))  # noqa: T201 -- the one JSON document of --json
+    return code
+
+
+def summary_row(record: dict[str, Any]) -> dict[str, Any]:
+    """Pick what the table at the end shows from a record."""
+    figures = record.get("figures") or {}
+    fixed = figures.get("fixedCostSec") or {}
+    codes = _codes(record) or [str(code) for code in record.get("caveats", [])]
+    return {
+        "run": record["run"],
+        "order": figures.get("order") or record.get("order") or "",
+        "status": record["status"],
+        "rawPerSec": figures.get("rawPerSec"),
+        "protectedPerSec": figures.get("protectedPerSec"),
+        "overheadPct": figures.get("overheadPct"),
+        "fixedSec": sum(fixed.values()) if fixed else None,
+        "codes": codes,
+    }
+
+
+def _codes(record: dict[str, Any]) -> list[str]:
+    exclusion = record.get("exclusion") or {}
+    return [str(code) for code in exclusion.get("codes", [])]
+
+
+def _describe(spec: RunSpec) -> str:
+    amount = f"{spec.steps} steps" if spec.steps is not None else f"{spec.duration:g} s per arm"
+    what = {
+        "provider": spec.provider.kind,
+        "gpu": spec.gpu.name,
+        "model": spec.model.name,
+        "order": spec.order,
+    }
+    return " ".join([*(f"{key}={value}" for key, value in what.items()), amount])
+
+
+def _label(schedule: Sequence[Slot], slot: Slot) -> str:
+    arm = slot.arm if slot.lifecycle or slot.arm == "raw" else "raw (control)"
+    if len(schedule) <= 2:
+        return f"{arm} leg"
+    left = sum((later.measured_sec or 0.0) + later.warmup_sec for later in schedule[slot.index :])
+    burn_in = ", burn-in" if slot.burn_in else ""
+    return f"slot {slot.index + 1} of {len(schedule)} ({arm}{burn_in}), {left / 60:.0f} min of training to go"
+
+
+def _result_line(slot: Slot, result: dict[str, Any]) -> str:
+    elapsed = float(result["elapsedSec"])
+    # In a block design the arms are not shown side by side before the end: no peeking.
+    if slot.block is not None or slot.burn_in:
+        return f"done: {elapsed:.1f} s"
+    rate = result["units"] / elapsed if elapsed else 0.0
+    done = f"{result['units']} {result['unit']} in {elapsed:.1f} s"
+    return f"{done}: {rate:.2f} /s, loss {result['finalLoss']:.4f}"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM mean what Ctrl-C means."""
+
+    def terminate(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: a launcher's worker, which has its own ways
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted(screen: Screen) -> Iterator[None]:
+    """Finish what must be finished: Ctrl-C is answered with a word, not obeyed."""
+    said = [0.0]
+
+    def hold(_signal: int, _frame: object) -> None:
+        if time.monotonic() - said[0] > 1:
+            said[0] = time.monotonic()
+            screen.warn("finishing: releasing and recording; one moment")
+
+    try:
+        before = [(number, signal.signal(number, hold)) for number in (signal.SIGINT, signal.SIGTERM)]
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+        sys.stderr.flush()

@@ -1,0 +1,4 @@
+"""What runs on the pod: supervisor, custodian, trainer, sealer, and the raw leg's minder.
+
+Standard library, cryptography and PyJWT only; torch is imported by workloads, in the trainer.
+"""

@@ -1,0 +1,61 @@
+"""Build the archive that runs on the pod: a zip of a fixed list of modules, the same bytes each time.
+
+Content-addressed: its SHA-256 names the file on the pod, is a reference value of the appraisal,
+and depends on nothing but these sources.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import glasshouse
+from glasshouse.canonical import sha256_hex
+
+MODULES = (
+    "__init__.py",
+    "canonical.py",
+    "errors.py",
+    "attestation/__init__.py",
+    "attestation/client.py",
+    "attestation/evidence.py",
+    "attestation/tokens.py",
+    "runtime/__init__.py",
+    "runtime/channel.py",
+    "runtime/custodian.py",
+    "runtime/entry.py",
+    "runtime/events.py",
+    "runtime/harness.py",
+    "runtime/leg.py",
+    "runtime/linux.py",
+    "runtime/machine.py",
+    "runtime/params.py",
+    "runtime/raw.py",
+    "runtime/residue.py",
+    "runtime/sealer.py",
+    "runtime/supervisor.py",
+    "runtime/trainer.py",
+    "sealing/__init__.py",
+    "sealing/container.py",
+    "sealing/grant.py",
+    "sealing/keys.py",
+    "sealing/layout.py",
+    "sealing/memory.py",
+    "sealing/outputs.py",
+    "sealing/packing.py",
+)
+_MAIN = "import sys\nfrom glasshouse.runtime.entry import main\nsys.exit(main(sys.argv))\n"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def build_archive() -> tuple[bytes, str]:
+    """Return the archive's bytes and their SHA-256 in hex."""
+    root = Path(glasshouse.__file__).parent
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _MAIN)
+        for name in MODULES:
+            archive.writestr(zipfile.ZipInfo(f"glasshouse/{name}", _EPOCH), (root / name).read_bytes())
+    data = buffer.getvalue()
+    return data, sha256_hex(data)

@@ -1,0 +1,123 @@
+"""Messages between the processes on the pod: framed JSON, raw bytes and descriptors.
+
+A frame is a 4-byte length, a JSON object, and `nbytes` raw bytes where the object names them.
+Raw bytes never pass through a Python `bytes` or `str` on the sending side, so that a needle that
+is sent leaves no copy behind in the memory that is about to be scanned.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+from glasshouse.errors import LegError
+
+MAX_FRAME = 4 << 20
+
+
+class ChannelClosedError(Exception):
+    """The peer is gone."""
+
+
+class Channel:
+    """One end of a Unix stream socket between two roles."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select."""
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        """Close this end."""
+        self.sock.close()
+
+    def send(self, kind: str, body: dict[str, Any] | None = None, raw: bytearray | None = None) -> None:
+        """Send one message; `raw` is sent from the caller's buffer, uncopied."""
+        frame = {"kind": kind, "body": body or {}, "nbytes": len(raw) if raw is not None else 0}
+        data = json.dumps(frame, separators=(",", ":"), allow_nan=False).encode()
+        try:
+            self.sock.sendall(struct.pack(">I", len(data)) + data)
+            if raw:
+                self.sock.sendall(raw)
+        except OSError as error:
+            raise ChannelClosedError(kind) from error
+
+    def send_descriptors(self, descriptors: list[int]) -> None:
+        """Pass open descriptors (SCM_RIGHTS), announced by a message of kind `descriptors`."""
+        self.send("descriptors", {"count": len(descriptors)})
+        if descriptors:
+            socket.send_fds(self.sock, [b"F"], descriptors)
+
+    def receive(self, timeout: float | None = None) -> tuple[str, dict[str, Any], bytearray]:
+        """Wait for one message: (kind, body, raw). Raises LegError after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        (size,) = struct.unpack(">I", self._exactly(4, deadline))
+        if size > MAX_FRAME:
+            raise ChannelClosedError("oversized frame")
+        frame = json.loads(bytes(self._exactly(size, deadline)))
+        nbytes = int(frame["nbytes"])
+        if nbytes > MAX_FRAME:
+            raise ChannelClosedError("oversized raw part")
+        return frame["kind"], frame["body"], self._exactly(nbytes, deadline)
+
+    def expect(self, kind: str, timeout: float | None = None) -> tuple[dict[str, Any], bytearray]:
+        """Wait for a message of `kind`; a `failed` message becomes a LegError with its code."""
+        found, body, raw = self.receive(timeout)
+        if found == "failed":
+            raise LegError("a process of the leg failed", code=str(body.get("code", "runtime-error")))
+        if found != kind:
+            raise LegError(f"expected {kind}, got {found}", code="runtime-error")
+        return body, raw
+
+    def receive_descriptors(self, timeout: float | None = None) -> list[int]:
+        """Receive what send_descriptors sent."""
+        body, _ = self.expect("descriptors", timeout)
+        count = int(body["count"])
+        if count == 0:
+            return []
+        # recvmsg with exactly one data byte, so that no byte of the next frame is swallowed.
+        size = array.array("i").itemsize
+        _, ancillary, _, _ = self.sock.recvmsg(1, socket.CMSG_LEN(count * size))
+        descriptors = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data[: len(data) - len(data) % size])
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        return list(descriptors)
+
+    def _exactly(self, size: int, deadline: float | None) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        have = 0
+        while have < size:
+            if deadline is not None:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise LegError("a process of the leg did not answer", code="runtime-timeout")
+                self.sock.settimeout(remaining)
+            else:
+                self.sock.settimeout(None)
+            try:
+                count = self.sock.recv_into(view[have:])
+            except TimeoutError as error:
+                raise LegError("a process of the leg did not answer", code="runtime-timeout") from error
+            except OSError as error:
+                raise ChannelClosedError("receive") from error
+            if count == 0:
+                raise ChannelClosedError("end of stream")
+            have += count
+        return data
+
+
+def channel_pair() -> tuple[Channel, Channel]:
+    """Return two connected ends."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return Channel(left), Channel(right)

@@ -1,0 +1,124 @@
+"""The custodian: holds the KEM key, unwraps, unseals, wipes, is scanned, forks the trainer, exits.
+
+It imports no torch and runs no workload code. The trainer is forked without exec, so it inherits
+the unsealed memory without a copy; once the custodian is gone the pages are the trainer's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from glasshouse.canonical import b64u, b64u_decode
+from glasshouse.errors import GlasshouseError, SealError
+from glasshouse.runtime import residue, trainer
+from glasshouse.runtime.channel import Channel, ChannelClosedError
+from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, overwrite, prctl, secret_memory
+from glasshouse.runtime.params import Launch
+from glasshouse.sealing.container import OpenedPackage, open_package
+from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, unwrap_key
+
+NEEDLE_BYTES = 8
+MARKER_FILE = "marker"
+
+
+@dataclass(frozen=True)
+class Plumbing:
+    """Descriptors the custodian inherits for the trainer it will fork."""
+
+    trainer: Channel  # trainer's end
+    log: int  # write end: the trainer's stdout and stderr
+    outputs: int  # write end: sealed outputs
+    scratch: str  # per-run tmpfs folder
+
+
+def main(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
+    """Run the custodian to its exit; never returns."""
+    code = 1
+    try:
+        # Nothing of this process may print: tracebacks hold data.
+        null = os.open("/dev/null", os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        channel.send_descriptors(residue.open_self())
+        harden()
+        _serve(channel, launch, plumbing)
+        code = 0
+    except SealError as error:
+        _failed(channel, error.codes[0] if error.codes else "unseal-failed")
+    except GlasshouseError:
+        _failed(channel, "unseal-failed")
+    except (ChannelClosedError, OSError):
+        pass
+    except BaseException:  # noqa: BLE001 -- a forked role must never unwind into the supervisor's frames
+        traceback.clear_frames(None)
+        _failed(channel, "runtime-error")
+    finally:
+        os._exit(code)
+
+
+def _failed(channel: Channel, code: str) -> None:
+    with contextlib.suppress(ChannelClosedError):
+        channel.send("failed", {"code": code})
+
+
+def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
+    kem_key = generate_kem_key()
+    channel.send("kem-key", {"public": b64u(kem_public_bytes(kem_key))})
+    body, _ = channel.expect("grant")
+    heap_key = unwrap_key(b64u_decode(body["ciphertext"]), kem_key, b64u_decode(body["info"]))
+    del kem_key
+
+    # Positive control: while the key is live on the heap, the supervisor's scan must find it.
+    channel.send("key-live", raw=heap_key[:NEEDLE_BYTES])
+    channel.expect("continue")
+    secret = secret_memory()
+    if secret is not None:
+        secret[: len(heap_key)] = bytes(len(heap_key))
+        memoryview(secret)[: len(heap_key)] = heap_key
+        overwrite(heap_key)
+        key_view = memoryview(secret)[:32]
+    else:
+        key_view = memoryview(heap_key)
+
+    began = time.monotonic()
+    package = open_package(launch.package, payload_key=key_view, manifest_hash=launch.manifest_hash)
+    unseal_sec = time.monotonic() - began
+    overwrite(key_view)
+    key_view.release()
+    if secret is not None:
+        secret.close()
+    channel.send("unsealed", _describe(package, unseal_sec, secret is not None), raw=_marker(package))
+    channel.expect("continue")
+
+    # No thread is running here: open_package joined its own. Fork without exec.
+    pid = os.fork()
+    if pid == 0:
+        channel.close()
+        trainer.main(plumbing, launch, package)
+    plumbing.trainer.close()
+    channel.send("forked", {"pid": pid})
+
+
+def _marker(package: OpenedPackage) -> bytearray:
+    return bytearray(package.files[MARKER_FILE][:32]) if MARKER_FILE in package.files else bytearray()
+
+
+def _describe(package: OpenedPackage, unseal_sec: float, memfd_secret: bool) -> dict[str, Any]:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as stream:  # noqa: PTH123 -- procfs
+        peak = next(int(line.split()[1]) for line in stream if line.startswith("VmHWM:"))
+    return {
+        "tensors": len(package.tensors),
+        "files": len(package.files),
+        "bytes": len(package.region) if package.region is not None else 0,
+        "unsealSec": round(unseal_sec, 6),
+        "keyAtRest": "memfd-secret" if memfd_secret else "heap",
+        "peakKib": peak,
+        "ownerPublicKey": package.extra.get("ownerPublicKey", ""),
+    }

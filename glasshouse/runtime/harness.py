@@ -1,0 +1,288 @@
+"""The measured part of a leg, identical in both arms.
+
+Imports the workload from memory, builds a session, warms up, times one stretch between device
+synchronisations, and reports. Nothing here knows whether it runs protected or raw.
+
+A workload is a module with `build(config, tensors, device) -> session`; a session has
+
+    unit: str                       what is counted: "epochs", "steps"
+    steps_per_unit: int             optimiser steps in one unit
+    info: dict                      rows, tokens, FLOPs a unit; parameter counts
+    run_unit() -> None              do one unit; may return before the device has finished
+    synchronize() -> None           wait for the device
+    loss() -> float                 the latest loss (synchronises)
+    trainable() -> dict[str, Tensor]   what is trained, in a fixed order
+    buffers() -> list[Tensor]       everything that holds data, weights or their descendants
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import struct
+import time
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from glasshouse.canonical import domain_hash
+from glasshouse.errors import LegError
+from glasshouse.runtime import machine
+
+CURVE_POINTS = 200
+PROGRESS_SEC = 2.0
+DELAY_CHUNK_SEC = 0.1
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+class Session(Protocol):
+    """What a workload builds; see the module's docstring."""
+
+    unit: str
+    steps_per_unit: int
+    info: dict[str, Any]
+
+    def run_unit(self) -> None: ...  # noqa: D102 -- described above, once
+    def synchronize(self) -> None: ...  # noqa: D102
+    def loss(self) -> float: ...  # noqa: D102
+    def trainable(self) -> dict[str, Any]: ...  # noqa: D102
+    def buffers(self) -> list[Any]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What to measure: warm-up seconds, then `measured_sec` seconds or `steps` optimiser steps."""
+
+    warmup_sec: float
+    measured_sec: float | None
+    steps: int | None
+    delay_pct: float = 0.0
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Stretch:
+        """Read a slot's timing from launch parameters."""
+        return cls(
+            warmup_sec=float(value["warmup_sec"]),
+            measured_sec=None if value["measured_sec"] is None else float(value["measured_sec"]),
+            steps=None if value["steps"] is None else int(value["steps"]),
+            delay_pct=float(value.get("delay_pct", 0.0)),
+        )
+
+
+def import_workload(source: bytes | memoryview, name: str = "workload.py") -> types.ModuleType:
+    """Execute workload source as a module that exists in memory only."""
+    module = types.ModuleType("glasshouse_workload")
+    module.__file__ = f"<sealed:{name}>"
+    code = compile(bytes(source), module.__file__, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 -- running the owner's code is the purpose; it is authenticated
+    return module
+
+
+def run(
+    module: types.ModuleType,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    *,
+    stretch: Stretch,
+    device: str,
+    allocation: str,
+    salt: bytes,
+    report: Report,
+) -> tuple[Session, dict[str, Any]]:
+    """Build the session, warm up, measure; return it with the leg's result (see records).
+
+    Raises LegError("non-finite-loss") when a loss is not finite.
+    """
+    began = time.monotonic()
+    cpu_began = time.process_time()
+    session: Session = module.build(config, tensors, device)
+    initial = tensor_digest(session.trainable(), salt)
+    session.synchronize()
+    setup_sec = time.monotonic() - began
+    report("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
+
+    warmup_units = _stretch(session, stretch.warmup_sec, None, report=report, phase="warmup")[0]
+    machine_start = machine.identity(allocation)
+    losses: list[list[float]] = []
+    throughput: list[list[float]] = []
+    target_units = None
+    if stretch.steps is not None:
+        target_units = math.ceil(stretch.steps / session.steps_per_unit)
+    cpu_start = time.process_time()
+    with machine.Telemetry() as telemetry:
+        units, elapsed = _stretch(
+            session,
+            stretch.measured_sec,
+            target_units,
+            delay_pct=stretch.delay_pct,
+            report=report,
+            phase="measure",
+            losses=losses,
+            throughput=throughput,
+        )
+    cpu_sec = time.process_time() - cpu_start
+    machine_end = machine.identity(allocation)
+    final_loss = _finite(session.loss())
+    outputs = session.trainable()
+    digest, size = export_digest(outputs)
+    result = {
+        "unit": session.unit,
+        "units": units,
+        "steps": units * session.steps_per_unit,
+        "elapsedSec": elapsed,
+        "setupSec": setup_sec,
+        "warmupSec": stretch.warmup_sec,
+        "warmupUnits": warmup_units,
+        "delayPct": stretch.delay_pct,
+        "finalLoss": final_loss,
+        "lossCurve": _thin(losses),
+        "throughputCurve": _thin(throughput),
+        "initialDigest": initial,
+        "outputDigest": tensor_digest(outputs, salt),
+        "outputSha256": digest,
+        "outputBytes": size,
+        "unitInfo": session.info,
+        "machineStart": machine_start,
+        "machineEnd": machine_end,
+        "cpuSec": cpu_sec,
+        "totalCpuSec": time.process_time() - cpu_began,
+        "device": str(next(iter(outputs.values())).device.type),
+        "telemetry": telemetry.samples,
+    }
+    result["outputDiffers"] = result["initialDigest"] != result["outputDigest"]
+    return session, result
+
+
+def _stretch(
+    session: Session,
+    seconds: float | None,
+    target_units: int | None,
+    *,
+    report: Report,
+    phase: str,
+    delay_pct: float = 0.0,
+    losses: list[list[float]] | None = None,
+    throughput: list[list[float]] | None = None,
+) -> tuple[int, float]:
+    """Run units until `seconds` passed or `target_units` are done; return (units, seconds).
+
+    The clock starts and stops on an idle device, so units counted are units finished. Losses are
+    read about CURVE_POINTS times, not every unit, because reading one stalls the device.
+    """
+    session.synchronize()
+    start = time.monotonic()
+    units = 0
+    every = (seconds or 60.0) / CURVE_POINTS
+    next_point = start + every
+    next_report = start + PROGRESS_SEC
+    chunk_start = start
+    while True:
+        now = time.monotonic()
+        if target_units is not None:
+            if units >= target_units:
+                break
+        elif now - start >= (seconds or 0.0):
+            break
+        session.run_unit()
+        units += 1
+        if delay_pct and time.monotonic() - chunk_start >= DELAY_CHUNK_SEC:
+            # The positive control: a known share of the time worked, slept on an idle device.
+            session.synchronize()
+            time.sleep((time.monotonic() - chunk_start) * delay_pct / 100.0)
+            chunk_start = time.monotonic()
+        now = time.monotonic()
+        if losses is not None and throughput is not None and now >= next_point:
+            losses.append([units, _finite(session.loss())])
+            throughput.append([round(now - start, 4), units])
+            next_point = time.monotonic() + every
+        if now >= next_report:
+            body = {"phase": phase, "elapsedSec": round(now - start, 3), "units": units}
+            report("progress", body)
+            next_report = now + PROGRESS_SEC
+    session.synchronize()
+    return units, time.monotonic() - start
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise LegError("the loss is not finite", code="non-finite-loss")
+    return loss
+
+
+def _thin(points: list[list[float]]) -> list[list[float]]:
+    while len(points) > CURVE_POINTS:
+        points = points[1::2]
+    return points
+
+
+def workload_digest(files: Mapping[str, Any], salt: bytes) -> str:
+    """Salted digest over the workload's files (code, config, data), by name: what both arms ran."""
+    parts = [salt]
+    for name in sorted(files):
+        parts += [name.encode(), hashlib.sha256(files[name]).digest()]
+    return domain_hash("glasshouse/workload/v1", parts).hex()
+
+
+def tensor_bytes(tensor: Any) -> Any:
+    """A memory view of a tensor's bytes on the host; no copy when it is there and contiguous."""
+    host = tensor.detach().contiguous().cpu()
+    size = host.numel() * host.element_size()
+    if size == 0:
+        return memoryview(b""), host
+    return memoryview((ctypes.c_char * size).from_address(host.data_ptr())).cast("B"), host
+
+
+def dtype_name(tensor: Any) -> str:
+    """A tensor's dtype as containers name it: "float32", "bfloat16", ..."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def tensor_digest(tensors: Mapping[str, Any], salt: bytes) -> str:
+    """Salted digest over named tensors: name, dtype, shape and bytes, length-prefixed."""
+    parts = [salt]
+    for name, tensor in tensors.items():
+        view, host = tensor_bytes(tensor)
+        described = f"{name}|{dtype_name(host)}|{list(host.shape)}"
+        parts += [described.encode(), hashlib.sha256(view).digest()]
+    return domain_hash("glasshouse/tensors/v1", parts).hex()
+
+
+_SAFETENSORS_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "uint8": "U8",
+}
+
+
+def export_digest(tensors: Mapping[str, Any]) -> tuple[str, int]:
+    """SHA-256 and size of the canonical safetensors file of `tensors`, without writing it.
+
+    Canonical: names sorted, compact JSON header padded with spaces to 8 bytes, tensors in name
+    order, no metadata. Format: safetensors README, "Format".
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _SAFETENSORS_DTYPES[dtype_name(tensor)],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256(struct.pack("<Q", len(text)) + text)
+    for name in sorted(tensors):
+        view, _host = tensor_bytes(tensors[name])
+        digest.update(view)
+    return digest.hexdigest(), 8 + len(text) + offset

@@ -1,0 +1,172 @@
+"""A protected leg's state, and how it ends: kill, remove, seal the log, write the result file.
+
+Kept apart from the supervisor's story so that the end does not depend on how far the story came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.canonical import canonical_json
+from glasshouse.errors import LegError, SealError
+from glasshouse.runtime.events import EventWriter
+from glasshouse.runtime.linux import is_tmpfs
+from glasshouse.runtime.params import Launch
+from glasshouse.runtime.residue import Needle
+from glasshouse.sealing.outputs import seal_outputs
+
+MAX_LOG_BYTES = 4 << 20
+
+
+class Leg:
+    """What a leg accumulates, so that its end can be written from wherever it stopped."""
+
+    def __init__(self, launch: Launch, folder: Path) -> None:
+        self.launch = launch
+        self.folder = folder
+        self.started = time.monotonic()
+        self.deadline = self.started + launch.deadline_sec
+        self.scratch = scratch_folder(launch)
+        descriptor = os.open(
+            folder / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600
+        )
+        self.event_key: Ed25519PrivateKey | None = None
+        self.events_descriptor = descriptor
+        self.events: EventWriter | None = None
+        self.status = "failed"
+        self.code: str | None = "runtime-error"
+        self.reason_codes: list[str] = []
+        self.timings: dict[str, float] = {}
+        self.children: set[int] = set()
+        self.exits: dict[str, int] = {}
+        self.needles: list[dict[str, Any]] = []  # as recorded: classes and counts, no bytes
+        self.live_needles: list[Needle] = []
+        self.unscanned = 0
+        self.scanned = True
+        self.owner_public = b""
+        self.log = bytearray()
+
+    def remaining(self) -> float:
+        """Seconds to the leg's deadline; LegError once it passed."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise LegError("the leg's deadline passed", code="leg-deadline")
+        return left
+
+    def event(self, kind: str, body: dict[str, Any]) -> None:
+        """Append an event, where there is a chain yet."""
+        if self.events is not None:
+            self.events.append(kind, body)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Book the seconds spent inside under `name`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[name] = round(time.monotonic() - began, 6)
+
+
+def scratch_folder(launch: Launch) -> Path:
+    """Name the per-run folder the trainer may write: on tmpfs where there is one."""
+    base = Path("/dev/shm")  # noqa: S108 -- a tmpfs that is per boot and never swapped to a file of ours
+    if not (base.is_dir() and is_tmpfs(base) and os.access(base, os.W_OK)):
+        base = Path(launch.leg_dir)
+    return base / f"{launch.allocation}-{launch.leg}-{launch.launch}-{secrets.token_hex(4)}"
+
+
+def end(leg: Leg) -> None:
+    """Kill what is left, remove the scratch folder, seal the log, write the result file."""
+    for pid in leg.children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _kill_orphans()
+    shutil.rmtree(leg.scratch, ignore_errors=True)
+    if leg.code is not None and leg.events is not None:
+        with contextlib.suppress(ValueError, OSError):
+            leg.event("failed", {"code": leg.code, "tmpfsRemoved": not leg.scratch.exists()})
+    head = leg.events.head if leg.events else None
+    count = leg.events.count if leg.events else 0
+    if leg.owner_public and leg.log:
+        _seal_log(leg)
+    # Last of all: after this nothing can be signed in the leg's name.
+    if leg.events is not None:
+        leg.events.destroy_key()
+    leg.event_key = None
+    write_result(
+        leg.folder,
+        {
+            "arm": "protected",
+            "status": leg.status,
+            "code": leg.code,
+            "reasonCodes": leg.reason_codes,
+            "eventsHead": head,
+            "eventCount": count,
+            "timings": leg.timings,
+        },
+    )
+
+
+def _kill_orphans() -> None:
+    """Reap everything below this subreaper, killing what still runs."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            own = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+            for child in Path(own).read_text(encoding="ascii").split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
+            time.sleep(0.01)
+
+
+def _seal_log(leg: Leg) -> None:
+    context = {
+        "run": leg.launch.run,
+        "leg": leg.launch.leg,
+        "launch": str(leg.launch.launch),
+        "manifestHash": leg.launch.manifest_hash,
+    }
+    with contextlib.suppress(SealError, OSError, ValueError), (leg.folder / "log.sealed").open("xb") as out:
+        seal_outputs(
+            out, owner_public=leg.owner_public, context=context, files={"trainer.log": leg.log}, tensors=()
+        )
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write result.json by atomic rename: it is there whole or not at all."""
+    partial = folder / "result.json.partial"
+    with partial.open("xb") as stream:
+        stream.write(canonical_json(result))
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(folder / "result.json")
+
+
+def drain_log(descriptor: int, log: bytearray) -> None:
+    """Read a pipe to its end into `log`, keeping at most MAX_LOG_BYTES."""
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        while part := stream.read(1 << 16):
+            room = MAX_LOG_BYTES - len(log)
+            log += part[: max(0, room)]
+
+
+def drain_file(descriptor: int, path: Path) -> None:
+    """Read a pipe to its end into a new file."""
+    with os.fdopen(descriptor, "rb", buffering=0) as stream, path.open("xb") as out:
+        while part := stream.read(1 << 20):
+            out.write(part)

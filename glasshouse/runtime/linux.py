@@ -1,0 +1,184 @@
+"""The Linux calls that hardening needs, by ctypes: prctl, Landlock, memfd_secret, madvise.
+
+Sources: prctl(2), landlock(7) and include/uapi/linux/landlock.h, memfd_secret(2), x86-64 and
+arm64 syscall tables (the numbers used here are the same on both).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import stat
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
+PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_SYS_LANDLOCK_ADD_RULE = 445
+_SYS_LANDLOCK_RESTRICT_SELF = 446
+_SYS_MEMFD_SECRET = 447
+
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
+
+_FS_EXECUTE = 1 << 0
+_FS_WRITE_FILE = 1 << 1
+_FS_READ_FILE = 1 << 2
+_FS_READ_DIR = 1 << 3
+_FS_REMOVE_DIR = 1 << 4
+_FS_REMOVE_FILE = 1 << 5
+_FS_MAKE = sum(1 << bit for bit in range(6, 13))  # char, dir, reg, sock, fifo, block, symlink
+_FS_REFER = 1 << 13  # ABI 2
+_FS_TRUNCATE = 1 << 14  # ABI 3
+_FS_IOCTL_DEV = 1 << 15  # ABI 5
+
+# Every right to change the file system; reading and executing stay free.
+_WRITE_V1 = _FS_WRITE_FILE | _FS_REMOVE_DIR | _FS_REMOVE_FILE | _FS_MAKE
+
+
+def prctl(option: int, value: int = 0) -> int:
+    """Call prctl(2) with one argument; raise OSError when it fails."""
+    result = int(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def harden() -> None:
+    """Make this process unreadable to others of its user, dump no core, gain no privilege.
+
+    execve resets DUMPABLE, fork keeps it (measured); so each forked role inherits this.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_DUMPABLE, 0)
+
+
+def hardening_state() -> dict[str, int | bool]:
+    """Read back what harden() set, from the kernel; integers and booleans only (hashed claims)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    tracer = next(line for line in status.splitlines() if line.startswith("TracerPid:"))
+    return {
+        "dumpable": prctl(PR_GET_DUMPABLE),
+        "core_limit": min(resource.getrlimit(resource.RLIMIT_CORE)[0], 2**31),
+        "no_new_privs": prctl(PR_GET_NO_NEW_PRIVS) == 1,
+        "tracer_pid": int(tracer.split()[1]),
+    }
+
+
+def landlock_abi() -> int:
+    """Return the kernel's Landlock ABI version, 0 where there is none."""
+    try:
+        return _syscall(
+            _SYS_LANDLOCK_CREATE_RULESET,
+            None,
+            ctypes.c_size_t(0),
+            ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION),
+        )
+    except OSError:
+        return 0
+
+
+def restrict_writes(folders: Iterable[Path], devices: Iterable[Path]) -> bool:
+    """Let this process and its children change only what lies beneath `folders`.
+
+    `devices` may be opened for writing but nothing is made or removed there. Returns False
+    where the kernel has no Landlock; raises OSError when it has and refuses. Cannot be undone.
+    """
+    abi = landlock_abi()
+    if abi == 0:
+        return False
+    rights = _WRITE_V1 | (_FS_REFER if abi >= 2 else 0) | (_FS_TRUNCATE if abi >= 3 else 0)
+    attribute = struct.pack("=Q", rights)
+    ruleset = _syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint32(0)
+    )
+    try:
+        for path in folders:
+            _allow(ruleset, path, rights)
+        for path in devices:
+            _allow(ruleset, path, rights & (_FS_WRITE_FILE | _FS_TRUNCATE))
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _syscall(_SYS_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+    finally:
+        os.close(ruleset)
+    return True
+
+
+def _allow(ruleset: int, path: Path, rights: int) -> None:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        rule = struct.pack("=Qi", rights, descriptor)
+        _syscall(
+            _SYS_LANDLOCK_ADD_RULE,
+            ctypes.c_int(ruleset),
+            ctypes.c_int(_LANDLOCK_RULE_PATH_BENEATH),
+            rule,
+            ctypes.c_uint32(0),
+        )
+    finally:
+        os.close(descriptor)
+
+
+def secret_memory(size: int = mmap.PAGESIZE) -> mmap.mmap | None:
+    """Map pages that no other process can read, not even root through /proc; None if refused.
+
+    The kernel's memfd_secret(2); it counts against RLIMIT_MEMLOCK, so it is for keys.
+    """
+    try:
+        descriptor = _syscall(_SYS_MEMFD_SECRET, ctypes.c_uint(os.O_CLOEXEC))
+    except OSError:
+        return None
+    try:
+        os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size, mmap.MAP_SHARED)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def is_tmpfs(path: Path) -> bool:
+    """Whether `path` lies on a tmpfs, read from /proc/self/mountinfo (longest mount wins)."""
+    resolved = path.resolve()
+    best = ("", "")
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        left, _, right = line.partition(" - ")
+        mount_point = left.split()[4].encode().decode("unicode_escape")
+        if resolved.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
+            best = (mount_point, right.split()[0])
+    return best[1] == "tmpfs"
+
+
+def gpu_devices() -> list[Path]:
+    """Device nodes a CUDA process opens for writing, and /dev/null."""
+    nodes = [Path("/dev/null"), *Path("/dev").glob("nvidia*"), *Path("/dev/nvidia-caps").glob("*")]
+    return [node for node in nodes if stat.S_ISCHR(node.stat().st_mode)]
+
+
+def overwrite(buffer: bytearray | memoryview | mmap.mmap) -> None:
+    """Overwrite a writable buffer with zeros in place."""
+    view = memoryview(buffer).cast("B")
+    if view.nbytes:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        ctypes.memset(address, 0, view.nbytes)

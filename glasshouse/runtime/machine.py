@@ -1,0 +1,241 @@
+"""What this machine is: identity for the same-machine proof, claims for evidence, load for telemetry.
+
+Both arms record it at the edges of every slot; measurement compares. NVML is reached through
+`nvidia-smi`, which every GPU image has, so nothing more must be installed on the pod.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from glasshouse.attestation.evidence import container_id
+from glasshouse.canonical import domain_hash, sha256_hex
+
+_GPU_FIELDS = (
+    "name",
+    "uuid",
+    "pci.bus_id",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "temperature.gpu",
+    "power.draw",
+    "clocks_throttle_reasons.active",
+    "ecc.errors.uncorrected.volatile.total",
+    "utilization.gpu",
+    "memory.used",
+    "memory.total",
+)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def boot_id() -> str:
+    """The kernel's random boot id: two legs with the same one ran on one booted machine."""
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def namespace(kind: str) -> str:
+    """Inode of one of this process's namespaces, as the kernel names it, digits only."""
+    return "".join(char for char in str(Path(f"/proc/self/ns/{kind}").readlink()) if char.isdigit())
+
+
+def own_container_id() -> str:
+    """Which container this is, without its name: see evidence.container_id."""
+    return container_id(boot_id(), namespace("pid"), namespace("mnt"), socket.gethostname())
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, streamed."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def interpreter_sha256() -> str:
+    """SHA-256 of the interpreter's executable, behind its links."""
+    return file_sha256(Path(sys.executable).resolve())
+
+
+def distributions_sha256() -> str:
+    """One digest over every installed distribution's name, version and RECORD file."""
+    found = set()
+    for distribution in metadata.distributions():
+        record = distribution.read_text("RECORD") or ""
+        name = str(distribution.metadata["Name"] or "").lower()
+        found.add(f"{name}=={distribution.version} {sha256_hex(record.encode())}")
+    parts = [line.encode() for line in sorted(found)]
+    return domain_hash("glasshouse/distributions/v1", parts).hex()
+
+
+def swap_total_kib() -> int:
+    """Size of the host's swap in KiB: memory of ours may be written there."""
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("SwapTotal:"):
+            return int(line.split()[1])
+    return 0
+
+
+def query_gpus() -> list[dict[str, str]]:
+    """One dict a GPU from nvidia-smi; empty where there is none or it does not answer in 10 s."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        reply = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = []
+    for line in reply.stdout.splitlines():
+        values = [value.strip() for value in line.split(",")]
+        if len(values) == len(_GPU_FIELDS):
+            rows.append(dict(zip(_GPU_FIELDS, values, strict=True)))
+    return rows
+
+
+def other_gpu_processes(own: set[int]) -> int:
+    """Number of compute processes on the GPUs that are not among `own` pids."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    command = [tool, "--query-compute-apps=pid", "--format=csv,noheader,nounits"]
+    try:
+        reply = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    pids = {int(line) for line in reply.stdout.split() if line.isdigit()}
+    return len(pids - own)
+
+
+def identity(allocation: str) -> dict[str, Any]:
+    """The machine as the same-machine proof needs it; see INTERFACES in ARCHITECTURE.md."""
+    gpus = query_gpus()
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in _read("/proc/cpuinfo").splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return {
+        "bootId": boot_id(),
+        "hostnameDigest": sha256_hex(socket.gethostname().encode()),
+        "allocation": allocation,
+        "gpuNames": [gpu["name"] for gpu in gpus],
+        "gpuUuids": [gpu["uuid"] for gpu in gpus],
+        "pciBusIds": [gpu["pci.bus_id"] for gpu in gpus],
+        "driver": gpus[0]["driver_version"] if gpus else "",
+        "eccUncorrected": [gpu["ecc.errors.uncorrected.volatile.total"] for gpu in gpus],
+        "uptimeSec": float((_read("/proc/uptime") or "0").split()[0]),
+        "cpuModel": cpu,
+        "cpuCount": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "loadAvg1": float((_read("/proc/loadavg") or "0").split()[0]),
+    }
+
+
+def gpu_claim() -> dict[str, Any]:
+    """GPU identity as a claim: names, UUIDs, driver; empty without a GPU. Self-reported."""
+    gpus = query_gpus()
+    if not gpus:
+        return {}
+    return {
+        "names": [gpu["name"] for gpu in gpus],
+        "uuids": [gpu["uuid"] for gpu in gpus],
+        "driver": gpus[0]["driver_version"],
+    }
+
+
+class Telemetry:
+    """Samples the machine once a second in a thread, identically in both arms.
+
+    A sample is {"t": seconds since start, "cpuSec": of this process, "stealPct"?, "load1",
+    "others": busy share of all CPUs not ours in percent, "gpu": [...]}; at most `limit` are kept
+    by halving the rate of what is kept.
+    """
+
+    def __init__(self, interval: float = 1.0, limit: int = 240) -> None:
+        self._interval = interval
+        self._limit = limit
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
+        self._started = time.monotonic()
+        self._has_gpu = shutil.which("nvidia-smi") is not None
+        self.samples: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Telemetry:
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=15)
+
+    def _loop(self) -> None:
+        stride = 1
+        tick = 0
+        before = _cpu_ticks()
+        own_before = time.process_time()
+        wall_before = time.monotonic()
+        while not self._stop.wait(self._interval):
+            tick += 1
+            now = _cpu_ticks()
+            own = time.process_time()
+            wall = time.monotonic()
+            if tick % stride == 0:
+                self.samples.append(self._sample(before, now, own - own_before, wall - wall_before))
+                if len(self.samples) > self._limit:
+                    self.samples = self.samples[1::2]
+                    stride *= 2
+            before, own_before, wall_before = now, own, wall
+
+    def _sample(
+        self, before: tuple[int, int, int], now: tuple[int, int, int], own_sec: float, wall: float
+    ) -> dict[str, Any]:
+        busy = (now[0] - before[0]) / os.sysconf("SC_CLK_TCK")
+        total = max(wall * (os.cpu_count() or 1), 1e-9)
+        steal = (now[2] - before[2]) / os.sysconf("SC_CLK_TCK")
+        sample: dict[str, Any] = {
+            "t": round(time.monotonic() - self._started, 3),
+            "cpuSec": round(time.process_time(), 3),
+            "othersPct": round(max(0.0, 100.0 * (busy - own_sec) / total), 2),
+            "stealPct": round(100.0 * steal / total, 2),
+        }
+        if self._has_gpu:
+            sample["gpu"] = [
+                {
+                    "smMhz": gpu["clocks.sm"],
+                    "memMhz": gpu["clocks.mem"],
+                    "tempC": gpu["temperature.gpu"],
+                    "powerW": gpu["power.draw"],
+                    "throttle": gpu["clocks_throttle_reasons.active"],
+                    "utilPct": gpu["utilization.gpu"],
+                }
+                for gpu in query_gpus()
+            ]
+        return sample
+
+
+def _cpu_ticks() -> tuple[int, int, int]:
+    """(busy, idle, steal) ticks of the whole machine from /proc/stat."""
+    fields = [int(value) for value in _read("/proc/stat").splitlines()[0].split()[1:9]]
+    user, nice, system, idle, iowait, irq, softirq, steal = fields
+    return user + nice + system + irq + softirq, idle + iowait, steal

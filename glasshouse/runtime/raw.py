@@ -1,0 +1,170 @@
+"""The raw leg: the same workload in the clear, with no lifecycle around it.
+
+A minder process, detached, forks the trainer and outlives it. The trainer reads the raw folder
+into memory; the minder then removes the folder at once, so that a leg that is killed while it
+trains leaves no plaintext behind, and the next protected slot starts on a clean disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.errors import LegError
+from glasshouse.runtime import harness
+from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
+from glasshouse.runtime.leg import write_result
+from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from glasshouse.runtime.params import Launch
+from glasshouse.sealing.container import TensorSpec
+
+INDEX_FILE = "index.json"
+WEIGHTS_FILE = "weights.bin"
+
+
+def mind(launch: Launch, folder: Path) -> None:
+    """Run one raw launch; result.json is in `folder` when it returns, the raw folder is gone."""
+    signal.signal(signal.SIGTERM, _terminated)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    raw = Path(launch.raw_dir)
+    outcome: dict[str, Any] = {"arm": "raw", "status": "failed", "code": "runtime-error", "result": None}
+    pid = 0
+    try:
+        channel, other = channel_pair()
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            channel.close()
+            _trainer(other, launch, raw)
+        other.close()
+        outcome["result"] = _follow(channel, launch, folder, raw)
+        outcome["status"], outcome["code"] = "complete", None
+    except LegError as error:
+        outcome["code"] = error.code
+    except ChannelClosedError:
+        outcome["code"] = "process-died"
+    except OSError as error:
+        outcome["code"] = "runtime-os-error"
+        print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        shutil.rmtree(raw, ignore_errors=True)
+        outcome["rawFilesRemoved"] = not raw.exists()
+        write_result(folder, outcome)
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    raise LegError("the leg was told to end", code="terminated")
+
+
+def _follow(channel: Channel, launch: Launch, folder: Path, raw: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + launch.deadline_sec
+    result: dict[str, Any] | None = None
+    with (folder / "progress.jsonl").open("ab", buffering=0) as progress:
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise LegError("the leg's deadline passed", code="leg-deadline")
+            kind, body, _ = channel.receive(remaining)
+            if kind == "loaded":
+                shutil.rmtree(raw, ignore_errors=True)
+                channel.send("go")
+            elif kind == "progress":
+                progress.write(canonical_json(body) + b"\n")
+            elif kind == "trained":
+                result = body["result"]
+            elif kind == "done" and result is not None:
+                return result
+            elif kind == "failed":
+                raise LegError("the trainer failed", code=str(body.get("code", "workload-error")))
+            else:
+                raise LegError("the trainer said something unknown", code="runtime-error")
+
+
+def _trainer(channel: Channel, launch: Launch, raw: Path) -> None:
+    code = 1
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        files, tensors = load_raw(raw)
+        scratch = raw.parent / f"{raw.name}-scratch"
+        scratch.mkdir(mode=0o700)
+        os.environ["TMPDIR"] = str(scratch)
+        os.chdir(scratch)
+        sys.dont_write_bytecode = True
+        channel.send("loaded")
+        channel.expect("go")
+        index = parse_json(bytes(files.pop(INDEX_FILE)))
+        module = harness.import_workload(files[index["entry"]], index["entry"])
+        module.__dict__["SEALED_FILES"] = files
+        _session, result = harness.run(
+            module,
+            parse_json(bytes(files["config.json"])),
+            tensors,
+            stretch=launch.stretch,
+            device=launch.device,
+            allocation=launch.public_allocation,
+            salt=launch.salt,
+            report=channel.send,
+        )
+        result["workloadDigest"] = harness.workload_digest(files, launch.salt)
+        channel.send("trained", {"result": result})
+        os.chdir("/")
+        shutil.rmtree(scratch, ignore_errors=True)
+        channel.send("done")
+        code = 0
+    except LegError as error:
+        traceback.print_exc()
+        _failed(channel, error.code)
+    except ChannelClosedError:
+        pass
+    except BaseException:  # noqa: BLE001 -- a forked role must never unwind into its parent's frames
+        traceback.print_exc()
+        _failed(channel, "workload-error")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _failed(channel: Channel, code: str) -> None:
+    with contextlib.suppress(ChannelClosedError):
+        channel.send("failed", {"code": code})
+
+
+def load_raw(raw: Path) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, memoryview]]]:
+    """Read a raw folder into memory: files as bytes, tensors as views of one anonymous mapping."""
+    files: dict[str, Any] = {
+        path.name: path.read_bytes() for path in sorted(raw.iterdir()) if path.name != WEIGHTS_FILE
+    }
+    index = json.loads(files[INDEX_FILE])
+    size = (raw / WEIGHTS_FILE).stat().st_size
+    region = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region.madvise(mmap.MADV_HUGEPAGE)
+    view = memoryview(region)
+    with (raw / WEIGHTS_FILE).open("rb") as stream:
+        have = 0
+        while have < size:
+            count = stream.readinto(view[have:size])
+            if not count:
+                raise LegError("the raw weights are cut short", code="raw-files-incomplete")
+            have += count
+    tensors = {}
+    for item in index["tensors"]:
+        spec = TensorSpec(item["name"], item["dtype"], tuple(item["shape"]))
+        tensors[spec.name] = (spec, view[item["offset"] : item["offset"] + item["nbytes"]])
+    return files, tensors

@@ -1,0 +1,310 @@
+"""The supervisor: root of a protected leg on the pod.
+
+Subreaper of custodian, trainer and sealer; holds the event key; gathers evidence; signs events;
+scans the others' memory; ends the leg whatever happens. No torch, no payload key.
+
+    ticket (stdin) -> custodian -> challenge -> evidence -> grant -> unseal -> fork trainer
+    -> train -> seal outputs -> needles, wipe, scan -> reap -> last event -> result file
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.attestation.client import Released, fetch_challenge, submit_evidence
+from glasshouse.attestation.evidence import make_evidence
+from glasshouse.canonical import b64u, b64u_decode
+from glasshouse.errors import AttestationError, LegError, SealError
+from glasshouse.runtime import custodian, machine
+from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
+from glasshouse.runtime.events import EventWriter
+from glasshouse.runtime.leg import Leg, drain_file, drain_log, end
+from glasshouse.runtime.linux import (
+    PR_SET_CHILD_SUBREAPER,
+    harden,
+    hardening_state,
+    landlock_abi,
+    prctl,
+    secret_memory,
+)
+from glasshouse.runtime.params import Launch
+from glasshouse.runtime.residue import Needle, ScannedProcess
+
+STEP_TIMEOUT_SEC = 120.0
+
+
+def supervise(launch: Launch, folder: Path) -> None:
+    """Run one protected launch; everything it has to say is in `folder` when it returns."""
+    signal.signal(signal.SIGTERM, _terminated)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    leg = Leg(launch, folder)
+    try:
+        _lifecycle(leg)
+        leg.status, leg.code = "complete", None
+    except AttestationError as error:
+        leg.code = "attestation-refused"
+        leg.reason_codes = list(error.codes)
+    except SealError as error:
+        leg.code = "unseal-failed"
+        leg.reason_codes = list(error.codes)
+    except LegError as error:
+        leg.code = error.code
+    except ChannelClosedError:
+        leg.code = "process-died"
+    except OSError as error:
+        leg.code = "runtime-os-error"
+        print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end(leg)
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    raise LegError("the leg was told to end", code="terminated")
+
+
+def _lifecycle(leg: Leg) -> None:
+    launch = leg.launch
+    leg.scratch.mkdir(mode=0o700)
+    custodian_channel, custodian_end = channel_pair()
+    trainer_channel, trainer_end = channel_pair()
+    log_read, log_write = os.pipe()
+    out_read, out_write = os.pipe()
+
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for descriptor in (log_read, out_read, leg.events_descriptor):
+            os.close(descriptor)
+        custodian_channel.close()
+        trainer_channel.close()
+        plumbing = custodian.Plumbing(trainer_end, log_write, out_write, str(leg.scratch))
+        custodian.main(custodian_end, launch, plumbing)
+    leg.children.add(pid)
+    custodian_end.close()
+    trainer_end.close()
+    os.close(log_write)
+    os.close(out_write)
+
+    # Made after the fork, so that only this process ever holds the event key.
+    harden()
+    leg.event_key = Ed25519PrivateKey.generate()
+    leg.events = EventWriter(leg.events_descriptor, leg.event_key, leg.started)
+    drains = [
+        threading.Thread(target=drain_log, args=(log_read, leg.log), daemon=True),
+        threading.Thread(target=drain_file, args=(out_read, leg.folder / "outputs.sealed"), daemon=True),
+    ]
+    for drain in drains:
+        drain.start()
+
+    scanned = _scanned(custodian_channel, leg)
+    kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC)[0]["public"])
+    with leg.timed("attestSec"):
+        released = _attest(leg, kem_public)
+    leg.events.begin(released.grant)
+    leg.event("released", {"run": launch.run, "leg": launch.leg, "launch": launch.launch})
+    trainer_pid = _unseal(leg, custodian_channel, scanned, released)
+    leg.exits["custodian"] = _reap(pid)
+    leg.children.add(trainer_pid)
+    leg.children.discard(pid)
+    custodian_channel.close()
+
+    result_outputs = _train(leg, trainer_channel, drains)
+    leg.exits["trainer"] = _reap(trainer_pid)
+    leg.children.discard(trainer_pid)
+    for drain in drains:
+        drain.join(timeout=STEP_TIMEOUT_SEC)
+    trainer_channel.close()
+    shutil.rmtree(leg.scratch, ignore_errors=True)
+    leg.event(
+        "zeroized", {**result_outputs, **_residue_report(leg), "tmpfsRemoved": not leg.scratch.exists()}
+    )
+
+
+def _scanned(channel: Channel, leg: Leg) -> ScannedProcess | None:
+    descriptors = channel.receive_descriptors(STEP_TIMEOUT_SEC)
+    if len(descriptors) != 2:
+        leg.scanned = False
+        return None
+    return ScannedProcess(*descriptors)
+
+
+def _attest(leg: Leg, kem_public: bytes) -> Released:
+    launch = leg.launch
+    assert leg.event_key is not None
+    challenge = fetch_challenge(
+        launch.broker_port,
+        b64u_decode(launch.ticket, size=32),
+        launch.run,
+        launch.leg,
+        launch.launch,
+        launch.broker_public,
+        timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
+    )
+    claims = _claims(leg, kem_public)
+    claims["eat_nonce"] = challenge.nonce
+    claims["clock_skew_sec"] = challenge.clock_skew_sec()
+    claims["iat"] = challenge.iat()
+    evidence = make_evidence(claims, leg.event_key)
+    return submit_evidence(
+        launch.broker_port,
+        evidence,
+        challenge,
+        launch.broker_public,
+        timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
+    )
+
+
+def _claims(leg: Leg, kem_public: bytes) -> dict[str, Any]:
+    """Everything evidence states about this launch, except nonce and time."""
+    launch = leg.launch
+    assert leg.event_key is not None
+    secret = secret_memory()
+    if secret is not None:
+        secret.close()
+    landlock = landlock_abi()
+    return {
+        "eat_profile": "tag:glasshouse,2026:eat/v1",
+        "run": launch.run,
+        "leg": launch.leg,
+        "launch": launch.launch,
+        "allocation_id": launch.allocation_id,
+        "container_id": machine.own_container_id(),
+        "manifest_hash": launch.manifest_hash,
+        "runtime_sha256": machine.file_sha256(Path(sys.argv[0])),
+        "interpreter_sha256": machine.interpreter_sha256(),
+        "interpreter_isolated": bool(sys.flags.isolated),
+        "python_version": sys.version.split()[0],
+        "distributions_sha256": machine.distributions_sha256(),
+        "boot_id": machine.boot_id(),
+        "pid_namespace": machine.namespace("pid"),
+        "image_digest": launch.image_digest,
+        "event_key": b64u(leg.event_key.public_key().public_bytes_raw()),
+        "kem_key": b64u(kem_public),
+        "runtime_state": "awaiting-release",
+        "anti_debug_profile": launch.anti_debug_profile,
+        "hardening": {
+            **hardening_state(),
+            "landlock_abi": landlock,
+            "memfd_secret": secret is not None,
+            "swap_total_kib": machine.swap_total_kib(),
+            "subreaper": True,
+        },
+        "fs": "landlock" if landlock else "none",
+        "gpu": machine.gpu_claim(),
+    }
+
+
+def _unseal(leg: Leg, channel: Channel, scanned: ScannedProcess | None, released: Released) -> int:
+    """Hand the grant to the custodian, scan it around the unsealing, return the trainer's pid."""
+    grant = {"ciphertext": b64u(released.ciphertext), "info": b64u(released.info)}
+    channel.send("grant", grant)
+    _, key_prefix = channel.expect("key-live", STEP_TIMEOUT_SEC)
+    needles = [Needle("payload-key-prefix", key_prefix)]
+    if scanned:
+        needles[0].positive_control = scanned.scan(needles).counts[0]
+    channel.send("continue")
+    body, marker = channel.expect("unsealed", leg.remaining())
+    leg.owner_public = b64u_decode(body.pop("ownerPublicKey"))
+    needles.append(Needle("package-marker", marker))
+    leg.timings["unsealSec"] = body["unsealSec"]
+    if scanned:
+        scan = scanned.scan(needles)
+        needles[0].after = scan.counts[0]
+        needles[1].positive_control = scan.counts[1]
+        leg.unscanned += scan.unreadable_regions
+        scanned.close()
+    leg.needles = [{**_summary(needles[:1], "payload-key-prefix"), "where": "custodian"}]
+    leg.event("unsealed", {**body, "keyResidue": leg.needles[0]})
+    channel.send("continue")
+    forked, _ = channel.expect("forked", STEP_TIMEOUT_SEC)
+    # Kept for the trainer's scan: it inherited whatever the custodian left behind.
+    leg.live_needles = needles
+    return int(forked["pid"])
+
+
+def _train(leg: Leg, channel: Channel, drains: list[threading.Thread]) -> dict[str, Any]:
+    scanned = _scanned(channel, leg)
+    channel.send("go")
+    body, _ = channel.expect("hardened", STEP_TIMEOUT_SEC)
+    leg.event("trainer-hardened", body)
+    if body["dumpable"] != 0 or not body["no_new_privs"]:
+        raise LegError("the trainer did not harden", code="trainer-not-hardened")
+    sealed: dict[str, Any] = {}
+    needles = leg.live_needles
+    began = 0.0
+    while True:
+        kind, body, raw = channel.receive(leg.remaining())
+        if kind in ("progress", "trained"):
+            leg.event(kind, body)
+        elif kind == "sealed-outputs":
+            began = time.monotonic()
+            drains[1].join(timeout=STEP_TIMEOUT_SEC)
+            leg.timings["sealOutputsSec"] = body.pop("sealSec")
+            sealed = dict(body)
+            leg.event(kind, body)
+        elif kind == "needle":
+            needles.append(Needle(f"{body['class']}@{body['where']}", raw))
+        elif kind == "needles-done":
+            break
+        elif kind == "failed":
+            raise LegError("the trainer failed", code=str(body.get("code", "workload-error")))
+        else:
+            raise LegError("the trainer said something unknown", code="runtime-error")
+    if scanned:
+        for needle, count in zip(needles, scanned.scan(needles).counts, strict=True):
+            # The key must already be gone; for the rest this is the positive control.
+            needle.positive_control = count
+    channel.send("wipe")
+    wiped, _ = channel.expect("wiped", leg.remaining())
+    if scanned:
+        scan = scanned.scan(needles)
+        leg.unscanned += scan.unreadable_regions
+        for needle, count in zip(needles, scan.counts, strict=True):
+            needle.after = count
+        scanned.close()
+    leg.needles += [_summary(needles, klass) for klass in dict.fromkeys(needle.klass for needle in needles)]
+    channel.send("exit")
+    leg.timings["zeroizeSec"] = round(time.monotonic() - began, 6)
+    return {"buffers": wiped, "outputs": sealed}
+
+
+def _summary(needles: list[Needle], klass: str) -> dict[str, Any]:
+    chosen = [needle for needle in needles if needle.klass == klass]
+    return {
+        "class": klass.partition("@")[0],
+        "where": "trainer" + (f"/{klass.partition('@')[2]}" if "@" in klass else ""),
+        "needles": len(chosen),
+        "positiveControl": sum(needle.positive_control for needle in chosen),
+        "after": sum(needle.after for needle in chosen),
+    }
+
+
+def _residue_report(leg: Leg) -> dict[str, Any]:
+    return {
+        "needles": leg.needles,
+        "residue": "scanned" if leg.scanned else "not-scanned",
+        "unscannedRegions": leg.unscanned,
+        "custodianExit": leg.exits.get("custodian", -1),
+        "trainerExit": leg.exits.get("trainer", -1),
+    }
+
+
+def _reap(pid: int) -> int:
+    """Wait for a child to end; its exit code, negative for a signal."""
+    deadline = time.monotonic() + STEP_TIMEOUT_SEC
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found == pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    raise LegError("a process did not end", code="process-stuck")

@@ -1,0 +1,234 @@
+"""The trainer: forked from the custodian, confined, runs the workload, holds no key.
+
+Its life: hand memory descriptors to the supervisor; confine itself to one tmpfs folder by
+Landlock; train; fork the sealer for the outputs; give needles; wipe; wait to be told to exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.canonical import b64u_decode, parse_json
+from glasshouse.errors import LegError
+from glasshouse.runtime import harness, residue, sealer
+from glasshouse.runtime.channel import Channel, ChannelClosedError
+from glasshouse.runtime.linux import (
+    PR_SET_PDEATHSIG,
+    gpu_devices,
+    harden,
+    hardening_state,
+    is_tmpfs,
+    overwrite,
+    prctl,
+    restrict_writes,
+)
+from glasshouse.runtime.params import Launch
+from glasshouse.sealing.container import OpenedPackage
+
+if TYPE_CHECKING:
+    from glasshouse.runtime.custodian import Plumbing
+
+NEEDLES_PER_CLASS = 3
+NEEDLE_BYTES = 24
+CACHE_VARIABLES = (
+    "TMPDIR",
+    "HOME",
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "TORCH_HOME",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "CUDA_CACHE_PATH",
+    "MPLCONFIGDIR",
+)
+
+
+def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
+    """Run the trainer to its exit; never returns."""
+    code = 1
+    channel = plumbing.trainer
+    try:
+        # The supervisor becomes the parent once the custodian is reaped; it says when.
+        channel.send_descriptors(residue.open_self())
+        channel.expect("go", timeout=60)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            raise LegError("the supervisor is gone", code="runtime-error")
+        _confine(plumbing, launch, channel)
+        _work(plumbing, launch, package, channel)
+        code = 0
+    except LegError as error:
+        traceback.print_exc()
+        _failed(channel, error.code)
+    except ChannelClosedError:
+        pass
+    except BaseException:  # noqa: BLE001 -- whatever the owner's code raises ends here; its traceback goes to the sealed log
+        traceback.print_exc()
+        _failed(channel, "workload-error")
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # The package's own memory is wiped on every path; torch's copies end with the process.
+        package.wipe()
+        os._exit(code)
+
+
+def _failed(channel: Channel, code: str) -> None:
+    with contextlib.suppress(ChannelClosedError):
+        channel.send("failed", {"code": code})
+
+
+def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
+    os.dup2(plumbing.log, 1)
+    os.dup2(plumbing.log, 2)
+    os.close(plumbing.log)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    scratch = Path(plumbing.scratch)
+    for variable in CACHE_VARIABLES:
+        os.environ[variable] = str(scratch)
+    os.chdir(scratch)
+    sys.dont_write_bytecode = True
+    harden()
+    landlocked = restrict_writes([scratch], gpu_devices())
+    if landlocked and _can_write_outside(scratch):
+        raise LegError("Landlock did not confine the trainer", code="landlock-ineffective")
+    if launch.require_landlock and not landlocked:
+        raise LegError("the kernel has no Landlock", code="landlock-missing")
+    state = hardening_state()
+    channel.send(
+        "hardened",
+        {**state, "fs": "landlock" if landlocked else "none", "scratchTmpfs": is_tmpfs(scratch)},
+    )
+
+
+def _can_write_outside(scratch: Path) -> bool:
+    """Try what must fail: make a file beside the scratch folder."""
+    probe = scratch.parent / f"{scratch.name}-probe"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError:
+        return False
+    probe.unlink()
+    return True
+
+
+def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: Channel) -> None:
+    files = package.files
+    entry = str(package.extra.get("entry", "workload.py"))
+    config = parse_json(bytes(files["config.json"]))
+    # The salt is the manifest's, authenticated with it; the raw arm is given the same one.
+    salt = b64u_decode(str(package.extra["matchSalt"]))
+    shared = {name: files[name] for name in files if name != "marker"}
+    module = harness.import_workload(files[entry], entry)
+    module.__dict__["SEALED_FILES"] = shared
+    session, result = harness.run(
+        module,
+        config,
+        package.tensors,
+        stretch=launch.stretch,
+        device=launch.device,
+        allocation=launch.public_allocation,
+        salt=salt,
+        report=channel.send,
+    )
+    result["workloadDigest"] = harness.workload_digest(shared, salt)
+    channel.send("trained", {"result": result})
+
+    outputs = session.trainable()
+    began = time.monotonic()
+    sealed = sealer.seal_in_child(
+        plumbing.outputs,
+        outputs,
+        owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
+        context={
+            "run": launch.run,
+            "leg": launch.leg,
+            "launch": str(launch.launch),
+            "manifestHash": launch.manifest_hash,
+        },
+    )
+    channel.send("sealed-outputs", {**sealed, "sealSec": round(time.monotonic() - began, 6)})
+    _zeroize(session, outputs, package, channel)
+
+
+def _zeroize(
+    session: harness.Session, outputs: Mapping[str, Any], package: OpenedPackage, channel: Channel
+) -> None:
+    # Needles are sampled now, from what is live: initial weights are long gone.
+    buffers = session.buffers()
+    trained = list(outputs.values())
+    known = {id(tensor) for tensor in trained}
+    rest = [tensor for tensor in buffers if id(tensor) not in known]
+    for klass, tensors in (("trained-parameter", trained), ("optimizer-or-data", rest)):
+        for where, sample in _samples(tensors):
+            channel.send("needle", {"class": klass, "where": where}, raw=sample)
+            overwrite(sample)
+    channel.send("needles-done")
+    channel.expect("wipe")
+    report = wipe_tensors([*trained, *rest])
+    report["package"] = {
+        "count": 1,
+        "bytes": len(package.region or b""),
+        "readBackZero": package.wipe(),
+    }
+    channel.send("wiped", report)
+    channel.expect("exit")
+
+
+def _samples(tensors: list[Any]) -> list[tuple[str, bytearray]]:
+    """Take up to NEEDLES_PER_CLASS samples from random places of the largest tensors."""
+    found: list[tuple[str, bytearray]] = []
+    ranked = sorted(tensors, key=lambda tensor: tensor.numel() * tensor.element_size(), reverse=True)
+    for tensor in ranked:
+        if len(found) == NEEDLES_PER_CLASS:
+            break
+        view, _host = harness.tensor_bytes(tensor)
+        sample = _sample(view)
+        if sample is not None:
+            found.append((tensor.device.type, sample))
+    return found
+
+
+def _sample(view: memoryview) -> bytearray | None:
+    """A stretch with at least 8 distinct bytes: zeros and repeated values occur anywhere."""
+    if view.nbytes < NEEDLE_BYTES:
+        return None
+    for _ in range(64):
+        start = secrets.randbelow(view.nbytes - NEEDLE_BYTES + 1)
+        sample = bytearray(view[start : start + NEEDLE_BYTES])
+        if len(set(sample)) >= 8:
+            return sample
+        overwrite(sample)
+    return None
+
+
+def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
+    """Overwrite tensors with zeros and read them back: {"host": {...}, "device": {...}}."""
+    report: dict[str, Any] = {
+        place: {"count": 0, "bytes": 0, "readBackZero": True} for place in ("host", "device")
+    }
+    for tensor in tensors:
+        part = report["host" if tensor.device.type == "cpu" else "device"]
+        part["count"] += 1
+        part["bytes"] += tensor.numel() * tensor.element_size()
+        # `.data` leaves autograd out of it: leaf parameters refuse in-place writes otherwise.
+        data = tensor.data
+        if data.device.type == "cpu" and data.is_contiguous():
+            ctypes.memset(data.data_ptr(), 0, data.numel() * data.element_size())
+        else:
+            data.zero_()
+        if int(data.count_nonzero()) != 0:
+            part["readBackZero"] = False
+    return report

@@ -1,0 +1,96 @@
+"""The MLP workload as it runs on the pod, in both arms. Self-contained: torch and nothing else.
+
+An epoch is `batches_per_epoch` AdamW steps over a data set that stays on the device. Rows are
+drawn from a seeded normal distribution and labelled by a fixed random linear teacher, so that the
+loss falls for a reason. The initial weights come from the package, never from a seed here.
+"""
+
+import torch
+
+
+def build(config, tensors, device):
+    """Return a session; see glasshouse/runtime/harness.py for what a session is."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return MlpSession(config, tensors, torch.device(device))
+
+
+class MlpSession:
+    """Trains a multi-layer perceptron; one unit is one epoch."""
+
+    unit = "epochs"
+
+    def __init__(self, config, tensors, device):
+        self.device = device
+        self.dtype = getattr(torch, config["dtype"])
+        self.batch = config["batch"]
+        self.steps_per_unit = config["batches_per_epoch"]
+        self.parameters = {name: self._load(spec, view) for name, (spec, view) in tensors.items()}
+        self.layers = config["layers"] + 1
+        weights = list(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(
+            weights, lr=config["learning_rate"], weight_decay=config["weight_decay"]
+        )
+        self.rows, self.labels = self._data(config)
+        self.last_loss = None
+        count = sum(weight.numel() for weight in weights)
+        matmul = sum(weight.numel() for weight in weights if weight.dim() == 2)
+        self.info = {
+            "rowsPerUnit": self.batch * self.steps_per_unit,
+            "stepsPerUnit": self.steps_per_unit,
+            # Forward 2 FLOPs per weight and row, backward twice that.
+            "flopsPerUnit": 6 * matmul * self.batch * self.steps_per_unit,
+            "trainableParams": count,
+            "totalParams": count,
+        }
+
+    def _load(self, spec, view):
+        flat = torch.frombuffer(view, dtype=getattr(torch, spec.dtype)).reshape(spec.shape)
+        # A copy in both arms, so that both train in memory from the same allocator.
+        return flat.clone().to(self.device, self.dtype).requires_grad_()
+
+    def _data(self, config):
+        generator = torch.Generator().manual_seed(config["data_seed"])
+        count = self.batch * self.steps_per_unit
+        rows = torch.randn(count, config["inputs"], generator=generator)
+        teacher = torch.randn(config["inputs"], config["classes"], generator=generator)
+        labels = (rows @ teacher).argmax(dim=1)
+        return rows.to(self.device, self.dtype), labels.to(self.device)
+
+    def run_unit(self):
+        """Train one epoch."""
+        for index in range(self.steps_per_unit):
+            begin = index * self.batch
+            hidden = self.rows[begin : begin + self.batch]
+            for layer in range(self.layers):
+                weight = self.parameters[f"layer{layer}.weight"]
+                bias = self.parameters[f"layer{layer}.bias"]
+                hidden = torch.nn.functional.linear(hidden, weight, bias)
+                if layer < self.layers - 1:
+                    hidden = torch.relu(hidden)
+            loss = torch.nn.functional.cross_entropy(hidden.float(), self.labels[begin : begin + self.batch])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        self.last_loss = loss.detach()
+
+    def synchronize(self):
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def loss(self):
+        """Return the last batch's loss; NaN before the first."""
+        return float("nan") if self.last_loss is None else float(self.last_loss)
+
+    def trainable(self):
+        """Return what is trained, by name."""
+        return {name: weight.detach() for name, weight in self.parameters.items()}
+
+    def buffers(self):
+        """Return every tensor that holds data, weights or what came of them."""
+        held = [self.rows, self.labels, *self.parameters.values()]
+        held += [weight.grad for weight in self.parameters.values() if weight.grad is not None]
+        for state in self.optimizer.state.values():
+            held += [value for value in state.values() if torch.is_tensor(value)]
+        return held
