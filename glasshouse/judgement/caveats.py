@@ -13,7 +13,6 @@ from typing import Literal
 SHORT_SEC = 900.0  # below a quarter of an hour an arm, clocks, caches and neighbours dominate
 PAIR_WARMUP_SEC = 5.0  # DESIGN.md section 5
 SLOT_DISCARD_SEC = 1.0
-HOST_BOUND_SHARE = 0.2  # of the nearer of the two roofs
 GAP_FACTOR = 3.0  # PROTOCOL.md, Events
 
 
@@ -22,7 +21,7 @@ class Observed:
     """What caveats are decided from. None: not known, and no caveat is made of it.
 
     measured_sec: measured seconds of the shorter arm. samples: independent differences behind the
-    overhead. roof_share: achieved share of the nearer roof (arithmetic or memory), 0 to 1.
+    overhead. host_bound: far below what the GPU's arithmetic or memory allows (measurement/roofline.py).
     control_failed, controlled: whether controls of the same kind of run failed, or stand beside it.
     """
 
@@ -35,7 +34,7 @@ class Observed:
     order_clear: bool = True
     synthetic_workload: bool = False
     random_weights: bool = False
-    roof_share: float | None = None
+    host_bound: bool | None = None
     is_control: bool = False
     controlled: bool = False
     control_failed: bool = False
@@ -183,7 +182,7 @@ CAVEATS: tuple[Caveat, ...] = (
         "The workload reached less than a fifth of what the GPU's arithmetic or memory allows. Mostly the "
         "host's launch of small kernels was timed. A cost that protection adds on the GPU could have "
         "hidden in the idle time.",
-        lambda seen: seen.roof_share is not None and seen.roof_share < HOST_BOUND_SHARE,
+        lambda seen: seen.host_bound is True,
     ),
     Caveat(
         "no-control",

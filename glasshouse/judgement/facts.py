@@ -13,20 +13,7 @@ from typing import Any, Literal
 from glasshouse.measurement.schedule import Slot
 from glasshouse.spec import RunSpec
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What a leg read about the machine at one edge of its slot. Empty strings: not readable."""
-
-    boot_id: str
-    hostname_digest: str
-    allocation: str
-    driver: str
-    uptime_sec: float
-    gpu_names: tuple[str, ...] = ()
-    gpu_uuids: tuple[str, ...] = ()
-    pci_bus_ids: tuple[str, ...] = ()
-    ecc_uncorrected: tuple[str, ...] = ()
+Machine = Mapping[str, Any]  # what runtime/machine.py reads at one edge of a slot
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class LegResult:
 
 @dataclass(frozen=True)
 class Needle:
-    """One class of bytes searched for in memory: hits while live, hits after the wipe."""
+    """One class of bytes searched for in one process: hits while live, hits after the wipe."""
 
     name: str
     positive_control: int
@@ -109,9 +96,9 @@ class Lifecycle:
     chain: tuple[str, ...] | None
     max_gap_sec: float | None
     zeroization: Zeroization | None
+    boot_id: str = ""  # as the controller read it before the launch
     file_barrier: str = ""  # claim `fs`: landlock | none
     swap_kib: int | None = None
-    gpu_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

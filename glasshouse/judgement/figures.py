@@ -1,22 +1,23 @@
 """The figures of a record: rates, overhead, fixed cost, interval. Pure.
 
 Two prices are stated, always: the fixed cost in seconds a protected launch pays once, and the
-steady-state overhead in percent of throughput. `overhead_at` joins them for a run length.
+steady-state overhead in percent of throughput; measurement/fixed_cost.py joins them for a length.
 Values are rounded here, once, so that a record comes out the same on every machine.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from glasshouse.judgement.facts import LegResult, RunFacts, SlotFacts
+from glasshouse.measurement.controls import judge_aa, judge_delay
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
+from glasshouse.measurement.fixed_cost import fixed_cost
+from glasshouse.measurement.roofline import Roofline, roofline, work
 
 DIGITS = 6
-# Phases of a protected launch that a raw one does not have, by their names in launch timings.
-FIXED_PHASES = ("seal", "upload", "attest", "release", "unseal", "zeroize")
 
 
 def rounded(value: float | None) -> float | None:
@@ -29,16 +30,26 @@ def figures_of(facts: RunFacts) -> dict[str, Any]:
     protected, raw = facts.results("protected"), facts.results("raw")
     estimate = estimate_of(facts)
     gaps = [life.max_gap_sec for _, _, life in facts.lifecycles if life.max_gap_sec is not None]
+    roof = roofline_of(facts)
     some = next(iter((*protected, *raw)), None)
+    arms = {"protected": _arm(protected), "raw": _arm(raw)}
     return {
+        "order": facts.spec.order,
         "unit": some.unit if some else None,
-        "protected": _arm(protected),
-        "raw": _arm(raw),
+        **arms,
+        **{f"{name}PerSec": None if arm is None else arm["perSec"] for name, arm in arms.items()},
         "overheadPct": rounded(overhead_pct(facts)),
         "overhead": None if estimate is None else _estimate_json(estimate),
-        "fixedCostSec": fixed_cost(facts),
-        "rawFixedCostSec": raw_fixed_cost(facts),
-        "roofShare": rounded(roof_share(facts)),
+        "control": _control_json(facts, estimate),
+        "fixedCostSec": fixed_sec(facts),
+        "rawUploadSec": raw_upload_sec(facts),
+        "roofline": None
+        if roof is None
+        else {
+            "bound": roof.bound,
+            "attainablePerSec": rounded(roof.attainable_units_per_sec),
+            "share": rounded(roof.fraction),
+        },
         "maxEventGapSec": rounded(max(gaps)) if gaps else None,
         "launches": sum(len(slot.launches) for slot in facts.slots),
         "relaunched": relaunched(facts),
@@ -107,6 +118,22 @@ def _estimate_json(estimate: Estimate) -> dict[str, Any]:
     }
 
 
+def _control_json(facts: RunFacts, estimate: Estimate | None) -> dict[str, Any] | None:
+    """What a control run shows about the method; None for a run that is no control."""
+    if facts.spec.control == "none" or estimate is None:
+        return None
+    if facts.spec.control == "aa":
+        result = judge_aa(estimate)
+    else:
+        result = judge_delay(estimate, facts.spec.measure.delay_pct)
+    return {
+        "kind": result.kind,
+        "outcome": result.outcome,
+        "expectedPct": rounded(result.expected_pct),
+        "reason": result.reason,
+    }
+
+
 def _arm(results: Sequence[LegResult]) -> dict[str, Any] | None:
     """Totals of one arm over its slots; loss and digest are those of its last slot."""
     if not results:
@@ -141,49 +168,25 @@ def _slot(slot: SlotFacts) -> dict[str, Any]:
     }
 
 
-def fixed_cost(facts: RunFacts) -> dict[str, float] | None:
-    """Seconds that one protected launch pays once, by phase: medians over complete launches.
-
-    `total` is the sum of the phases shown; a phase that nobody timed is absent, not zero.
-    """
+def fixed_sec(facts: RunFacts) -> dict[str, float] | None:
+    """Seconds that one protected launch pays once, by step, and in total; None when none completed."""
     timings = [
         slot.final.timings
         for slot in facts.slots
         if slot.plan.lifecycle and slot.complete and slot.final is not None
     ]
-    return _phases(timings, FIXED_PHASES)
+    cost = fixed_cost(timings)
+    return {name: round(value, DIGITS) for name, value in cost.items()} if len(cost) > 1 else None
 
 
-def raw_fixed_cost(facts: RunFacts) -> dict[str, float] | None:
-    """Seconds that one raw launch pays for getting the same bytes there: what protection replaces."""
-    timings = [
-        slot.final.timings
+def raw_upload_sec(facts: RunFacts) -> float | None:
+    """Seconds that a raw launch pays for getting the same bytes there, median: not protection's price."""
+    values = [
+        slot.final.timings["uploadSec"]
         for slot in facts.slots
-        if not slot.plan.lifecycle and slot.complete and slot.final is not None
+        if not slot.plan.lifecycle and slot.complete and slot.final and "uploadSec" in slot.final.timings
     ]
-    return _phases(timings, ("upload", "load"))
-
-
-def _phases(timings: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float] | None:
-    found = {}
-    for name in names:
-        values = [item[f"{name}Sec"] for item in timings if f"{name}Sec" in item]
-        if values:
-            found[name] = statistics.median(values)
-    if not found:
-        return None
-    found["total"] = sum(found.values())
-    return {name: round(value, DIGITS) for name, value in found.items()}
-
-
-def overhead_at(seconds: float, steady_pct: float, fixed_sec: float) -> float:
-    """Overhead in percent for work that takes `seconds` (above 0) unprotected, fixed cost included.
-
-    The work takes seconds / (1 - steady) protected, plus the fixed seconds; the overhead is the
-    share of throughput lost over all of it.
-    """
-    protected = seconds / (1 - steady_pct / 100) + fixed_sec
-    return 100 * (1 - seconds / protected)
+    return round(statistics.median(values), DIGITS) if values else None
 
 
 def relaunched(facts: RunFacts) -> int:
@@ -191,25 +194,11 @@ def relaunched(facts: RunFacts) -> int:
     return sum(max(0, len(slot.launches) - 1) for slot in facts.slots)
 
 
-def roof_share(facts: RunFacts) -> float | None:
-    """Achieved share of the nearer roof, arithmetic or memory, on the raw arm (else the protected).
-
-    Work per unit comes from unitInfo (flopsPerUnit, bytesPerUnit), roofs from the config's GPU
-    (S. Williams, A. Waterman, D. Patterson, Roofline, CACM 52(4), 2009). None when either is unknown.
-    """
+def roofline_of(facts: RunFacts) -> Roofline | None:
+    """How far the raw arm (else the protected one) stayed below the GPU's roofs; None when unknown."""
     results = facts.results("raw") or facts.results("protected")
-    gpu = facts.spec.gpu
-    if not results:
-        return None
+    amount = work(facts.spec.model)
     elapsed = sum(result.elapsed_sec for result in results)
-    rate = sum(result.units for result in results) / elapsed if elapsed > 0 else 0.0
-    info = results[0].unit_info
-    shares = []
-    for name, roof in (
-        ("flopsPerUnit", (gpu.peak_bf16_tflops or 0) * 1e12),
-        ("bytesPerUnit", (gpu.memory_gbps or 0) * 1e9),
-    ):
-        work = info.get(name)
-        if roof and isinstance(work, int | float) and not isinstance(work, bool):
-            shares.append(rate * work / (roof * gpu.count))
-    return max(shares) if shares else None
+    if amount is None or elapsed <= 0:
+        return None
+    return roofline(amount, facts.spec.gpu, sum(result.units for result in results) / elapsed)

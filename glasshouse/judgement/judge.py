@@ -9,8 +9,9 @@ from typing import Any, Literal
 from glasshouse.canonical import canonical_json
 from glasshouse.judgement.caveats import Observed, caveats_of
 from glasshouse.judgement.facts import RunFacts
-from glasshouse.judgement.figures import figures_of, relaunched, roof_share
+from glasshouse.judgement.figures import figures_of, relaunched, roofline_of
 from glasshouse.judgement.rules import Check, check_rules, equal_outputs
+from glasshouse.measurement.roofline import host_bound
 from glasshouse.spec import RunSpec
 
 Status = Literal["verified", "excluded"]
@@ -92,7 +93,7 @@ def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
         order_clear=_order_clear(facts),
         synthetic_workload=spec.model.kind in ("mlp", "lora"),
         random_weights=spec.model.kind == "lora" and spec.model.weights == "random",
-        roof_share=roof_share(facts),
+        host_bound=host_bound(roofline_of(facts)),
         is_control=spec.control != "none",
         raw_disclosed=any(not slot.plan.lifecycle and slot.launches for slot in facts.slots),
         host_key_source=None if facts.allocation is None else facts.allocation.host_key_source,
@@ -115,14 +116,15 @@ def _weakest(barriers: list[str]) -> str | None:
 
 
 def _scanned(facts: RunFacts) -> bool:
-    """Whether every wipe was searched for every class of needle that was seen while it was live."""
-    reports = [life.zeroization for _, _, life in facts.lifecycles if life.zeroization is not None]
-    return all(
-        report.residue_scanned
-        and bool(report.needles)
-        and all(needle.positive_control > 0 for needle in report.needles)
-        for report in reports
-    )
+    """Whether after every wipe memory was searched, for nothing that was not also found while live."""
+    for _, _, life in facts.lifecycles:
+        report = life.zeroization
+        if report is None:
+            continue
+        live = {needle.name for needle in report.needles if needle.positive_control > 0}
+        if not report.residue_scanned or not live or live != {needle.name for needle in report.needles}:
+            return False
+    return True
 
 
 def _order_clear(facts: RunFacts) -> bool:

@@ -7,12 +7,12 @@ A row for which any rule fails is excluded, with every failed rule's code, and s
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from glasshouse.judgement.facts import Machine, RunFacts, SlotFacts
+from glasshouse.judgement.facts import RunFacts, SlotFacts
+from glasshouse.measurement.telemetry import same_machine
 
 CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
 
@@ -37,11 +37,12 @@ class Rule:
 
 def check_rules(facts: RunFacts) -> tuple[Check, ...]:
     """Apply every rule; failures of launches and of the run itself follow under their own codes."""
+    ended = _failures(facts)
     checks = []
     for rule in RULES:
-        found = list(rule.find(facts))
+        found = [*rule.find(facts), *ended.pop(rule.code, [])]
         checks.append(Check(rule.code, not found, "; ".join(found) if found else rule.text))
-    checks += [Check(code, False, detail) for code, detail in _failures(facts)]
+    checks += [Check(code, False, "; ".join(where)) for code, where in ended.items()]
     return tuple(checks)
 
 
@@ -53,17 +54,16 @@ def reason_text(code: str) -> str:
     return FAILURE_TEXTS.get(code, "A phase of the run ended with this code.")
 
 
-def _failures(facts: RunFacts) -> list[tuple[str, str]]:
-    """Codes of launches whose slot never completed, and of the run, each once, in order."""
-    ruled = {rule.code for rule in RULES}
+def _failures(facts: RunFacts) -> dict[str, list[str]]:
+    """Codes with which a slot's last launch or the run itself ended, and what ended so."""
     found: dict[str, list[str]] = {}
     for slot in facts.slots:
         final = slot.final
         if not slot.complete and final is not None and final.code:
-            found.setdefault(final.code, []).append(f"{slot.name} launch {final.number}")
+            found.setdefault(final.code, []).append(f"{slot.name} launch {final.number} ended so")
     for code in facts.failures:
-        found.setdefault(code, []).append("the run")
-    return [(code, f"ended {', '.join(where)}") for code, where in found.items() if code not in ruled]
+        found.setdefault(code, []).append("the run ended so")
+    return found
 
 
 # --- the rules ------------------------------------------------------------------------------
@@ -109,8 +109,13 @@ def _zeroized(facts: RunFacts) -> Iterator[str]:
             continue
         if report.unwiped:
             yield f"{where}: not read back as zero: {', '.join(report.unwiped)}"
-        if report.trainer_exit is None or report.custodian_exit is None:
-            yield f"{where}: trainer or custodian not reaped"
+        for process, code in (("trainer", report.trainer_exit), ("custodian", report.custodian_exit)):
+            if code != 0:
+                yield (
+                    f"{where}: {process} not reaped"
+                    if code is None
+                    else f"{where}: {process} ended with {code}"
+                )
         if not report.tmpfs_removed:
             yield f"{where}: scratch folder not removed"
 
@@ -136,38 +141,19 @@ def _raw_files(facts: RunFacts) -> Iterator[str]:
                 yield f"{slot.name} launch {launch.number}: raw files were not removed"
 
 
-_SAME = ("boot_id", "hostname_digest", "allocation", "driver", "gpu_names", "gpu_uuids", "pci_bus_ids")
-
-
 def _same_machine(facts: RunFacts) -> Iterator[str]:
-    edges: list[tuple[str, Machine]] = []
-    if facts.allocation is not None and facts.allocation.machine is not None:
-        edges.append(("at connect", facts.allocation.machine))
-    for slot, result in facts.all_results:
-        edges += [(f"{slot.name} start", result.start), (f"{slot.name} end", result.end)]
-    if not facts.all_results:
+    edges = [edge for _, result in facts.all_results for edge in (result.start, result.end)]
+    if not edges:
         return
-    for name in _SAME:
-        values = {getattr(machine, name) for _, machine in edges}
-        if len(values) > 1:
-            odd = next(
-                where for where, machine in edges if getattr(machine, name) != getattr(edges[0][1], name)
-            )
-            yield f"{name.replace('_', ' ')} differs at {odd}"
-    if not all(machine.boot_id for _, machine in edges):
-        yield "no boot id"
-    if _asks_gpu(facts) and not all(machine.gpu_uuids for _, machine in edges):
-        yield "no GPU id"
-    for (before_at, before), (after_at, after) in itertools.pairwise(edges):
-        if after.uptime_sec < before.uptime_sec:
-            yield f"uptime falls from {before_at} to {after_at}"
-        if any(late < early for early, late in zip(_counts(before), _counts(after), strict=False)):
-            yield f"GPU error counters fall from {before_at} to {after_at}"
-
-
-def _counts(machine: Machine) -> list[int]:
-    """Uncorrected ECC errors per GPU; those that a GPU does not count are left out by both edges."""
-    return [int(value) if value.isdigit() else 0 for value in machine.ecc_uncorrected]
+    if facts.allocation is not None and facts.allocation.machine is not None:
+        # The controller reads less about the machine than a leg does: what it did not read is not compared.
+        edges.insert(0, {**edges[0], **facts.allocation.machine})
+    yield from same_machine(edges)
+    for slot, launch, life in facts.lifecycles:
+        if launch.result is not None and launch.result.start.get("bootId") != life.boot_id:
+            yield f"{slot.name}: not the boot that the controller saw"
+    if _asks_gpu(facts) and not all(edge.get("gpuUuids") for edge in edges):
+        yield "gpu-uuid-missing"
 
 
 def _asks_gpu(facts: RunFacts) -> bool:
@@ -181,15 +167,17 @@ def _gpu(facts: RunFacts) -> Iterator[str]:
         yield from (f"{slot.name} ran on {r.device}" for slot, r in facts.all_results if r.device != "cpu")
     if not _asks_gpu(facts):
         return
-    allocation, asked = facts.allocation, gpu.provider_names.get(facts.spec.provider.kind)
-    if asked is not None and allocation is not None and allocation.gpu_model not in (None, asked):
-        yield f"asked for {asked}, the provider gave {allocation.gpu_model}"
+    allocation, names = facts.allocation, set(gpu.provider_names.values())
+    if allocation is not None and allocation.gpu_model is not None and allocation.gpu_model not in names:
+        yield f"asked for {gpu.name}, given {allocation.gpu_model}"
+    # What the driver calls it, where config says so: providers have names of their own.
+    driver = {gpu.provider_names["driver"]} if "driver" in gpu.provider_names else names
     for slot, result in facts.all_results:
-        names, driver = result.start.gpu_names, gpu.provider_names.get("driver")
-        if driver is not None and any(name != driver for name in names):
-            yield f"{slot.name}: asked for {driver}, the driver reports {', '.join(names)}"
-        if len(names) != gpu.count:
-            yield f"{slot.name}: {len(names)} GPUs, asked for {gpu.count}"
+        found = list(result.start.get("gpuNames") or ())
+        if any(name not in driver for name in found):
+            yield f"{slot.name}: asked for {gpu.name}, the driver reports {', '.join(map(str, found))}"
+        if len(found) < gpu.count:
+            yield f"{slot.name}: {len(found)} GPUs, asked for {gpu.count}"
         if result.device == "cpu":
             yield f"{slot.name} ran on the processor"
 
@@ -216,9 +204,6 @@ def _loss_finite(facts: RunFacts) -> Iterator[str]:
     for slot, result in facts.all_results:
         if any(loss is None for _, loss in result.loss_curve):
             yield f"{slot.name}: a loss on the way was not finite"
-    for slot in facts.slots:
-        if not slot.complete and slot.final is not None and slot.final.code == "non-finite-loss":
-            yield f"{slot.name} stopped at a loss that was not finite"
 
 
 def _unchanged(facts: RunFacts) -> Iterator[str]:

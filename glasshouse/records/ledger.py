@@ -22,8 +22,8 @@ from glasshouse import paths
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
-from glasshouse.records.keys import fsync_folder, keyid, public_bytes
-from glasshouse.records.note import Checkpoint, sign_note
+from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
+from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint, sign_note
 
 KINDS = ("plan", "row", "supersede", "retract", "key")
 MAX_LEAF_BYTES = 16 << 10
@@ -192,6 +192,35 @@ def prove_inclusion(leaves: Sequence[Leaf], serial: int) -> list[str]:
 def prove_consistency(leaves: Sequence[Leaf], old_size: int) -> list[str]:
     """Proof that the first `old_size` leaves are where they were, as hex."""
     return [item.hex() for item in merkle.consistency_proof(hashes(leaves), old_size)]
+
+
+def plan_witnesses(
+    note: str, proof: Sequence[str], *, run: str, plan_sha256: str, serial: int, time: float, keyring: Keyring
+) -> tuple[str, ...]:
+    """Check that a plan's leaf is covered by a checkpoint note; labels of the witnesses that co-signed.
+
+    The note's signer must be listed as publisher or operator. Raises VerificationError: those of
+    the note, ledger-not-included.
+    """
+    origin = note.partition("\n")[0]
+    listed = (*keyring.with_role("publisher"), *keyring.with_role("operator"))
+    signers = [entry for entry in listed if log_name(entry.public) == origin]
+    opened = open_note(note, origin, signers, keyring.with_role("witness"))
+    head = parse_checkpoint(opened.text)
+    leaf = plan_leaf(run, plan_sha256, serial, time)
+    path = [bytes.fromhex(item) for item in proof]
+    if not merkle.verify_inclusion(merkle.leaf_hash(leaf), serial, head.size, path, head.root):
+        raise VerificationError(
+            "the plan is not in the ledger that was signed", codes=["ledger-not-included"]
+        )
+    return tuple(sorted({entry.label for entry in opened.witnesses}))
+
+
+def plan_leaf(run: str, plan_sha256: str, serial: int, time: float) -> bytes:
+    """Return the bytes of a plan's leaf: they follow from the plan envelope alone."""
+    return canonical_json(
+        {"kind": "plan", "planSha256": plan_sha256, "run": run, "serial": serial, "time": round(time, 3)}
+    )
 
 
 def check(old: Checkpoint, new: Checkpoint, proof: Sequence[str]) -> None:

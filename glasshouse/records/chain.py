@@ -1,0 +1,185 @@
+"""Verify an event chain as a whole: signatures, links, order, and the operator's countersigned heads.
+
+The event key lives on the pod until the end of a leg, so whoever holds the pod could write the
+chain anew. The operator countersigns its head while the leg runs, with the operator's own clock;
+a chain rebuilt after a countersigned head no longer matches it. What remains is the longest
+stretch between two heads, which is computed here and published.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ValidationError
+
+from glasshouse.canonical import (
+    CanonicalError,
+    b64u,
+    b64u_decode,
+    canonical_json,
+    domain_hash,
+    parse_canonical,
+)
+from glasshouse.records.keys import KeyEntry
+from glasshouse.records.schema import Head
+from glasshouse.runtime.events import FINAL_TYPES, MAX_EVENT_BYTES, check_line, event_hash, first_link
+
+HEAD_DOMAIN = "glasshouse/head/v1"
+MAX_HEAD_BYTES = 2048
+
+# Legal orders, by the letters of _LETTERS: a leg goes this far, and may fail at any point.
+_LETTERS = {
+    "released": "r",
+    "unsealed": "u",
+    "trainer-hardened": "h",
+    "progress": "p",
+    "trained": "t",
+    "sealed-outputs": "o",
+    "zeroized": "z",
+    "failed": "f",
+}
+_WHOLE = re.compile(r"ruh+p*toz\Z")
+_FAILED = re.compile(r"r(u(h+(p*(to?)?)?)?)?f\Z")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain as found: codes of every fault (empty: whole), and what its events say.
+
+    max_gap_sec: longest stretch, by the operator's clock, from the release to the first head and
+    between heads; None without heads. whole: it ends in `zeroized`.
+    """
+
+    codes: tuple[str, ...]
+    whole: bool
+    max_gap_sec: float | None
+    bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def check_chain(
+    events: bytes,
+    heads: bytes,
+    *,
+    event_key: bytes,
+    grant: str,
+    operator: KeyEntry,
+    leg: tuple[str, str, int],
+    released_at: float,
+    ended_at: float,
+) -> Chain:
+    """Check a leg's events.jsonl against its heads.jsonl, listing every fault.
+
+    event_key: raw key of the appraised evidence. grant: the token that opens the chain. leg: run,
+    leg id, launch number. Times are Unix seconds of the broker's and the controller's clock.
+    Codes: events-missing, event-invalid, event-sequence, event-link, event-time, event-order,
+    head-invalid, head-other-leg, head-signature, head-time, head-mismatch, heads-incomplete.
+    """
+    codes: list[str] = []
+    parsed, hashes = _events(events, event_key, grant, codes)
+    order = "".join(_LETTERS[event["type"]] for event in parsed)
+    whole = _WHOLE.match(order) is not None
+    if parsed and not whole and _FAILED.match(order) is None:
+        codes.append("event-order")
+    if not parsed:
+        codes.append("events-missing")
+    times = _heads(heads, hashes, operator, leg, codes)
+    if any(time < released_at - 1 or time > ended_at + 1 for time in times):
+        codes.append("head-time")  # a second of slack: the broker signs whole seconds
+    if parsed and (not times or not _covers_last(heads, len(hashes) - 1)):
+        codes.append("heads-incomplete")
+    edges = [released_at, *times]
+    gaps = [max(0.0, later - earlier) for earlier, later in itertools.pairwise(edges)]
+    bodies = {event["type"]: event["body"] for event in parsed if event["type"] != "progress"}
+    return Chain(tuple(dict.fromkeys(codes)), whole, round(max(gaps), 3) if gaps else None, bodies)
+
+
+def _events(
+    data: bytes, event_key: bytes, grant: str, codes: list[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    lines = _lines(data, "event-invalid", codes)
+    parsed: list[dict[str, Any]] = []
+    hashes: list[str] = []
+    previous, clock = first_link(grant), 0
+    key = Ed25519PublicKey.from_public_bytes(event_key)
+    for number, line in enumerate(lines):
+        try:
+            event = check_line(line, key)
+        except CanonicalError:
+            codes.append("event-invalid")
+            return parsed, hashes  # what follows hangs on a line that nobody signed
+        if event["seq"] != number:
+            codes.append("event-sequence")
+        if event["prev"] != previous:
+            codes.append("event-link")
+        if event["tMs"] < clock:
+            codes.append("event-time")
+        if parsed and parsed[-1]["type"] in FINAL_TYPES:
+            codes.append("event-order")
+        previous, clock = event_hash(line), event["tMs"]
+        parsed.append(event)
+        hashes.append(previous)
+    return parsed, hashes
+
+
+def _heads(
+    data: bytes, hashes: list[str], operator: KeyEntry, leg: tuple[str, str, int], codes: list[str]
+) -> list[float]:
+    times: list[float] = []
+    last_seq = -1
+    for line in _lines(data, "head-invalid", codes):
+        try:
+            core = parse_canonical(line, max_bytes=MAX_HEAD_BYTES)
+            head = Head.model_validate_json(line)
+            signature = b64u_decode(core.pop("sig"), size=64)
+        except (CanonicalError, ValidationError):
+            codes.append("head-invalid")
+            continue
+        if (head.run, head.leg, head.launch) != leg:
+            codes.append("head-other-leg")
+        if not operator.check(signature, head_digest(core)):
+            codes.append("head-signature")
+        if times and head.time < times[-1]:
+            codes.append("head-time")
+        if head.seq < last_seq or head.seq >= len(hashes) or hashes[head.seq] != head.head:
+            codes.append("head-mismatch")
+        last_seq = head.seq
+        times.append(head.time)
+    return times
+
+
+def _covers_last(heads: bytes, last: int) -> bool:
+    try:
+        return bool(parse_canonical(heads.rstrip(b"\n").rpartition(b"\n")[2])["seq"] == last)
+    except (CanonicalError, KeyError, TypeError):
+        return False
+
+
+def _lines(data: bytes, code: str, codes: list[str]) -> list[bytes]:
+    if data and not data.endswith(b"\n"):
+        codes.append(code)
+    lines = data.split(b"\n")[:-1]
+    if any(len(line) > MAX_EVENT_BYTES for line in lines):
+        codes.append(code)
+        return []
+    return lines
+
+
+def head_digest(core: Mapping[str, Any]) -> bytes:
+    """What an operator signs of a head: the object without `sig`, under its own domain."""
+    return domain_hash(HEAD_DOMAIN, [canonical_json(core)])
+
+
+def sign_head(
+    key: Ed25519PrivateKey, *, run: str, leg: str, launch: int, seq: int, head: str, time: float
+) -> bytes:
+    """Countersign a chain's head; returns the line of heads.jsonl, without newline.
+
+    The caller signs only what extends the last head it signed.
+    """
+    core = {"run": run, "leg": leg, "launch": launch, "seq": seq, "head": head, "time": round(time, 3)}
+    return canonical_json({**core, "sig": b64u(key.sign(head_digest(core)))})

@@ -1,0 +1,133 @@
+"""Re-verify a recorded attestation exchange offline, as the broker judged it.
+
+Keys come from the keyring. Tokens are judged at the time the broker signed into the attestation
+result, not by today's clock; the appraisal runs again on the recorded evidence and reference values
+under the plan's policy, and must come out claim for claim as the broker signed it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glasshouse.attestation.appraise import appraise, challenge_context, refusal
+from glasshouse.attestation.claims import Reference
+from glasshouse.attestation.evidence import parse_evidence
+from glasshouse.attestation.tokens import (
+    CHALLENGE_TYP,
+    EAR_TYP,
+    LAUNCH_TYP,
+    check_signature,
+    check_times,
+    grant_info,
+    read_jws,
+    verify_challenge,
+    verify_ear,
+    verify_grant,
+)
+from glasshouse.canonical import b64u_decode, sha256_hex
+from glasshouse.errors import AttestationError, VerificationError
+from glasshouse.records.keys import Keyring
+from glasshouse.records.schema import Exchange
+from glasshouse.spec import Policy
+
+# Claims that signing adds to an attestation result; the rest must equal the recomputed ones.
+_ENVELOPE = ("iss", "aud", "iat", "nbf", "exp", "ear.glasshouse.evidence-sha256")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An exchange as re-verified: codes of every fault or refusal, empty when it was sound and granted.
+
+    released: a valid grant stands at its end. at: the broker's time of appraisal, Unix seconds.
+    event_key: raw key from the evidence, None when the evidence itself did not parse.
+    """
+
+    codes: tuple[str, ...]
+    released: bool
+    at: float
+    event_key: bytes | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict)
+
+
+def verify_exchange(
+    exchange: Exchange, reference: Reference, policy: Policy, keyring: Keyring, *, index: int | None = None
+) -> Verified:
+    """Re-verify one exchange; never raises for what the bundle holds.
+
+    index: ledger index at which the broker's key must be valid. The codes are those of the tokens,
+    of the appraisal and of the keyring, and: ear-differs, ear-not-of-challenge, grant-info-mismatch,
+    grant-claim-mismatch, released-on-refusal, exchange-refused.
+    """
+    try:
+        return _verify(exchange, reference, policy, keyring, index)
+    except (AttestationError, VerificationError) as error:
+        return Verified(error.codes, released=exchange.grant is not None, at=0.0)
+
+
+def _verify(
+    exchange: Exchange, reference: Reference, policy: Policy, keyring: Keyring, index: int | None
+) -> Verified:
+    # 1. The broker's key, by the keyring.
+    broker_id = read_jws(exchange.challenge, CHALLENGE_TYP, what="challenge").kid
+    public = keyring.find(broker_id, "broker", index=index).public
+    # 2. The challenge, and the attestation result at its own time, both of one store.
+    challenge = verify_challenge(exchange.challenge, public)
+    store = challenge["aud"]
+    at = check_signature(read_jws(exchange.ear, EAR_TYP, what="ear"), public, what="ear").get("iat")
+    if isinstance(at, bool) or not isinstance(at, int):
+        raise AttestationError("the attestation result has no time", codes=["malformed-ear"])
+    ear = verify_ear(exchange.ear, public, at, audience=store)
+    codes: list[str] = []
+    where = (reference.run, reference.leg, reference.launch)
+    if (
+        ear.get("ear.glasshouse.evidence-sha256") != sha256_hex(exchange.evidence.encode("utf-8"))
+        or ear.get("eat_nonce") != challenge["nonce"]
+        or (challenge["run"], challenge["leg"], challenge["launch"]) != where
+    ):
+        codes.append("ear-not-of-challenge")
+    # 3. The appraisal again, on the recorded evidence and reference values.
+    launch = _launch_claims(exchange.launch_token, public, store)
+    context = challenge_context(challenge, launch, at)
+    claims: dict[str, Any] = {}
+    try:
+        claims = parse_evidence(exchange.evidence)
+        appraisal = appraise(claims, reference, policy, context)
+    except AttestationError as error:
+        appraisal = refusal(error.codes, reference, policy, context)
+    if {name: ear[name] for name in ear if name not in _ENVELOPE} != appraisal.ear_claims:
+        codes.append("ear-differs")
+    codes += appraisal.codes
+    # 4. The grant: bound to every byte above.
+    released = exchange.grant is not None
+    if exchange.grant is not None:
+        check_times(challenge, at, what="challenge")
+        grant = verify_grant(exchange.grant, public, at, audience=store)
+        info = grant_info(
+            broker_id,
+            *where,
+            challenge=exchange.challenge,
+            launch_token=exchange.launch_token,
+            evidence=exchange.evidence,
+            ear=exchange.ear,
+        )
+        if not hmac.compare_digest(b64u_decode(grant["info"]), info):
+            codes.append("grant-info-mismatch")
+        if (grant.get("run"), grant.get("leg"), grant.get("launch")) != where:
+            codes.append("grant-claim-mismatch")
+        if exchange.reason_codes or not appraisal.ok:
+            codes.append("released-on-refusal")
+    elif not codes:
+        codes += exchange.reason_codes or ["exchange-refused"]
+    event_key = b64u_decode(claims["event_key"]) if claims else None
+    return Verified(tuple(dict.fromkeys(codes)), released, float(at), event_key, claims)
+
+
+def _launch_claims(token: str, public: bytes, store: str) -> dict[str, Any] | None:
+    try:
+        claims = check_signature(read_jws(token, LAUNCH_TYP, what="launch"), public, what="launch")
+    except AttestationError:
+        return None
+    return claims if claims.get("aud") == store else None

@@ -1,0 +1,424 @@
+"""From a bundle's files to the facts of a run: parse, re-verify each leg's evidence, join.
+
+The same function serves the writer of a record and its verifier, so both judge the same facts.
+Two kinds of fault are kept apart: what makes the bundle itself unsound is a failed check; what a
+leg's evidence shows to be wrong is a fact, and the rules exclude the run for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from glasshouse.attestation.claims import Reference
+from glasshouse.canonical import canonical_json, parse_canonical, sha256_hex
+from glasshouse.errors import GlasshouseError, UsageError, VerificationError
+from glasshouse.judgement.facts import (
+    AllocationFacts,
+    Launch,
+    LegResult,
+    Lifecycle,
+    Needle,
+    ReleaseFacts,
+    RunFacts,
+    SlotFacts,
+    Zeroization,
+)
+from glasshouse.judgement.rules import Check
+from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.telemetry import disturbed
+from glasshouse.records import schema
+from glasshouse.records.chain import Chain, check_chain
+from glasshouse.records.exchange import Verified, verify_exchange
+from glasshouse.records.keys import KeyEntry, Keyring
+from glasshouse.records.ledger import plan_witnesses
+from glasshouse.records.signing import PLAN_TYPE, Opened, open_statement
+
+_LEG = re.compile(r"legs/(s(\d{3})-(raw|protected))(?:-l(\d+))?/(.+)\Z")
+CLOCK_SLACK_SEC = 2.0  # the broker signs whole seconds; controller and broker may be two machines
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a bundle's files give: facts (None when unsound), the plan, and every check made."""
+
+    facts: RunFacts | None
+    plan: schema.Plan | None
+    checks: tuple[Check, ...]
+
+
+class _Collector:
+    """Reads files by name and keeps every check."""
+
+    def __init__(self, files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry) -> None:
+        self.files = files
+        self.keyring = keyring
+        self.signer = signer
+        self.checks: list[Check] = []
+        self.allocation: schema.Allocation | None = None
+
+    def check(self, code: str, ok: bool, detail: str) -> bool:
+        self.checks.append(Check(code, ok, detail))
+        return ok
+
+    def parse(self, name: str, model: type[M]) -> M | None:
+        """Parse a file that is there by its schema; a fault is a failed check naming the fields."""
+        if name not in self.files:
+            return None
+        try:
+            return model.model_validate_json(self.files[name])
+        except ValidationError as error:
+            self.check("file-malformed", False, f"{name}: {_fields(error)}")
+            return None
+
+
+def collect_facts(files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry) -> Collected:
+    """Build the facts of a run from its bundle's files (without record and envelope).
+
+    Never raises for what the files hold. signer: whoever signs, or signed, the bundle.
+    """
+    reader = _Collector(files, keyring, signer)
+    plan = _plan(reader)
+    if plan is None:
+        return Collected(None, None, tuple(reader.checks))
+    witnesses = _witnesses(reader, plan)
+    slots = _schedule(reader, plan)
+    allocation = reader.allocation = reader.parse("allocation.json", schema.Allocation)
+    release = reader.parse("release.json", schema.Release)
+    outcome = reader.parse("outcome.json", schema.Outcome)
+    launches = _launches(reader, plan, slots)
+    if any(not check.ok for check in reader.checks) or outcome is None:
+        return Collected(None, plan, tuple(reader.checks))
+    facts = RunFacts(
+        run=plan.run,
+        version=plan.version,
+        serial=plan.serial,
+        spec=plan.spec,
+        slots=tuple(SlotFacts(slot, tuple(launches.get(slot.index, ()))) for slot in slots),
+        allocation=None if allocation is None else _allocation(allocation),
+        release=None
+        if release is None
+        else ReleaseFacts(release.proof, release.active, release.pod_folder_removed, release.processes_left),
+        failures=outcome.codes,
+        witnesses=witnesses,
+    )
+    return Collected(facts, plan, tuple(reader.checks))
+
+
+# --- plan -----------------------------------------------------------------------------------
+
+
+def _plan(reader: _Collector) -> schema.Plan | None:
+    try:
+        data = reader.files["plan.dsse.json"]
+        opened: Opened = open_statement(data, reader.keyring, role="operator", predicate_type=PLAN_TYPE)
+        plan = schema.Plan.model_validate_json(canonical_json(opened.predicate))
+        reader.keyring.find(opened.signer.keyid, "operator", index=plan.serial)
+    except KeyError:
+        reader.check("plan-signature", False, "plan.dsse.json is missing")
+        return None
+    except VerificationError as error:
+        reader.check("plan-signature", False, f"plan.dsse.json: {error.what} [{', '.join(error.codes)}]")
+        return None
+    except ValidationError as error:
+        reader.check("plan-form", False, f"plan.dsse.json: {_fields(error)}")
+        return None
+    reader.check("plan-signature", True, f"plan {plan.serial} signed by {opened.signer.name}")
+    same = opened.signer.keyid == reader.signer.keyid
+    reader.check(
+        "plan-signer", same, "plan and bundle have one signer" if same else "plan and bundle differ in signer"
+    )
+    spec = sha256_hex(canonical_json(opened.predicate["spec"]))
+    reader.check("plan-form", dict(opened.subjects) == {"spec": spec}, "the plan names its spec's digest")
+    return plan
+
+
+def _witnesses(reader: _Collector, plan: schema.Plan) -> tuple[str, ...]:
+    """Check that the plan stands in the ledger, where the bundle says so; names of co-signers."""
+    inclusion = reader.parse("inclusion.json", schema.Inclusion)
+    if inclusion is None:
+        return ()
+    digest = sha256_hex(reader.files["plan.dsse.json"])
+    try:
+        found = plan_witnesses(
+            inclusion.checkpoint,
+            inclusion.proof,
+            run=plan.run,
+            plan_sha256=digest,
+            serial=plan.serial,
+            time=plan.registered_at,
+            keyring=reader.keyring,
+        )
+    except VerificationError as error:
+        reader.check("plan-in-ledger", False, f"inclusion.json: {error.what}")
+        return ()
+    reader.check("plan-in-ledger", True, f"leaf {plan.serial} of the signed ledger")
+    return found
+
+
+def _schedule(reader: _Collector, plan: schema.Plan) -> tuple[Slot, ...]:
+    planned = tuple(Slot(**dict(slot)) for slot in plan.schedule)
+    try:
+        derived = build_schedule(plan.spec)
+    except UsageError as error:
+        reader.check("schedule-from-seed", False, error.what)
+        return ()
+    same = planned == derived
+    reader.check(
+        "schedule-from-seed",
+        same,
+        f"all {len(planned)} slots follow from the registered spec"
+        if same
+        else "slots do not follow from the spec",
+    )
+    return planned
+
+
+# --- launches -------------------------------------------------------------------------------
+
+
+def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) -> dict[int, list[Launch]]:
+    found: dict[int, list[Launch]] = {}
+    for folder in sorted({name.rpartition("/")[0] for name in reader.files if name.startswith("legs/")}):
+        match = _LEG.match(f"{folder}/launch.json")
+        assert match is not None  # names were held against the bundle's pattern
+        index, suffix = int(match[2]), match[4]
+        slot = slots[index] if index < len(slots) else None
+        written = reader.parse(f"{folder}/launch.json", schema.Launch)
+        if slot is None or slot.arm != match[3]:
+            reader.check("leg-not-planned", False, f"{folder} is no slot of the plan")
+        elif written is None:
+            if f"{folder}/launch.json" not in reader.files:
+                reader.check("file-missing", False, f"{folder}/launch.json is missing")
+        elif (written.slot, written.arm) != (index, slot.arm) or suffix not in (None, str(written.launch)):
+            reader.check(
+                "leg-misplaced", False, f"{folder} holds launch {written.launch} of slot {written.slot}"
+            )
+        elif written.started_at < plan.registered_at - CLOCK_SLACK_SEC:
+            reader.check("leg-before-plan", False, f"{folder} started before the plan was registered")
+        else:
+            launch = _launch(reader, plan, slot, f"{folder}/", written)
+            found.setdefault(index, []).append(launch)
+    for index, launches in found.items():
+        launches.sort(key=lambda launch: launch.number)
+        numbers = [launch.number for launch in launches]
+        complete = [launch.number for launch in launches if launch.status == "complete"]
+        if numbers != list(range(1, len(numbers) + 1)) or len(complete) > 1:
+            reader.check(
+                "launches-incomplete", False, f"slot {index} lists launches {numbers}, complete {complete}"
+            )
+    total = sum(len(launches) for launches in found.values())
+    reader.check("legs-as-planned", True, f"{total} launches of {len(slots)} planned slots")
+    return found
+
+
+def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, written: schema.Launch) -> Launch:
+    own = {"launch.json"}
+    own |= (
+        {"exchange.json", "reference.json", "events.jsonl", "heads.jsonl"}
+        if slot.lifecycle
+        else {"result.json"}
+    )
+    stray = [name for name in reader.files if name.startswith(folder) and name[len(folder) :] not in own]
+    if stray:
+        reader.check("file-unlisted", False, f"{', '.join(stray)} do not belong to this kind of leg")
+    lifecycle, result, code = None, None, written.code
+    if slot.lifecycle:
+        lifecycle, body = _lifecycle(reader, plan, folder, written)
+        data = None if body is None else canonical_json(body)
+    else:
+        data = reader.files.get(f"{folder}result.json")
+    if data is not None and written.status == "complete":
+        try:
+            result = _result(schema.Result.model_validate_json(data))
+        except ValidationError:
+            # Written by the pod: a report that cannot be read is a leg without result, not a bad bundle.
+            code = "result-malformed"
+    return Launch(
+        number=written.launch,
+        status=written.status,
+        code=code,
+        started_at=written.started_at,
+        ended_at=written.ended_at,
+        timings=written.timings,
+        raw_files_removed=written.raw_files_removed,
+        result=result,
+        lifecycle=lifecycle,
+    )
+
+
+def _lifecycle(
+    reader: _Collector,
+    plan: schema.Plan,
+    folder: str,
+    written: schema.Launch,
+) -> tuple[Lifecycle, Mapping[str, Any] | None]:
+    """Re-verify a protected launch; returns it with the leg result that its events hold."""
+    exchange = reader.parse(f"{folder}exchange.json", schema.Exchange)
+    reference = _reference(reader, f"{folder}reference.json")
+    if exchange is None or reference is None:
+        if exchange is not None:
+            reader.check("file-missing", False, f"{folder}reference.json is missing")
+        events = reader.files.get(f"{folder}events.jsonl", b"")
+        unopened = ("events-without-grant",) if events else None
+        return Lifecycle(None, False, unopened, None, None), None
+    verified = verify_exchange(exchange, reference, plan.spec.policy, reader.keyring, index=plan.serial)
+    codes = [*verified.codes, *_misplaced(plan, written, reference, reader.allocation, verified)]
+    chain = _chain(reader, folder, written, exchange, verified, run=plan.run)
+    bodies = {} if chain is None else chain.bodies
+    claims, report = verified.claims, None
+    chain_codes = None if chain is None else list(chain.codes)
+    if chain is not None and "zeroized" in bodies:
+        try:
+            report = _zeroization(schema.Zeroized.model_validate_json(canonical_json(bodies["zeroized"])))
+        except ValidationError:
+            chain_codes = [*chain.codes, "zeroization-malformed"]
+    if chain is not None and chain_codes is not None and written.status == "complete" and not chain.whole:
+        chain_codes.append("event-order")
+    hardening = claims.get("hardening")
+    life = Lifecycle(
+        attestation=tuple(codes),
+        released=verified.released,
+        chain=None if chain_codes is None else tuple(dict.fromkeys(chain_codes)),
+        max_gap_sec=None if chain is None else chain.max_gap_sec,
+        zeroization=report,
+        boot_id=reference.boot_id,
+        file_barrier=str(claims.get("fs", "")),
+        swap_kib=hardening.get("swap_total_kib") if isinstance(hardening, dict) else None,
+    )
+    return life, bodies.get("trained", {}).get("result")
+
+
+def _misplaced(
+    plan: schema.Plan,
+    written: schema.Launch,
+    reference: Reference,
+    allocation: schema.Allocation | None,
+    verified: Verified,
+) -> list[str]:
+    """Codes for an exchange that is sound in itself but not of this launch of this run."""
+    codes = []
+    if (reference.run, reference.leg, reference.launch) != (plan.run, f"s{written.slot:03d}", written.launch):
+        codes.append("reference-of-another-launch")
+    machine = None if allocation is None else allocation.machine
+    told = (reference.host_key_source, reference.image_digest, reference.boot_id)
+    if (
+        allocation is None
+        or machine is None
+        or told
+        != (
+            allocation.host_key_source,
+            allocation.image_digest,
+            machine.get("bootId"),
+        )
+    ):
+        codes.append("reference-of-another-allocation")
+    if verified.at and not (
+        written.started_at - CLOCK_SLACK_SEC <= verified.at <= written.ended_at + CLOCK_SLACK_SEC
+    ):
+        codes.append("exchange-outside-launch")
+    return codes
+
+
+def _chain(
+    reader: _Collector,
+    folder: str,
+    written: schema.Launch,
+    exchange: schema.Exchange,
+    verified: Verified,
+    *,
+    run: str,
+) -> Chain | None:
+    events = reader.files.get(f"{folder}events.jsonl", b"")
+    if exchange.grant is None:
+        return Chain(("events-without-grant",), False, None) if events else None
+    if verified.event_key is None:
+        return Chain(("events-without-key",), False, None)
+    return check_chain(
+        events,
+        reader.files.get(f"{folder}heads.jsonl", b""),
+        event_key=verified.event_key,
+        grant=exchange.grant,
+        operator=reader.signer,
+        leg=(run, f"s{written.slot:03d}", written.launch),
+        released_at=verified.at,
+        ended_at=written.ended_at,
+    )
+
+
+def _reference(reader: _Collector, name: str) -> Reference | None:
+    if name not in reader.files:
+        return None
+    try:
+        reference = Reference.from_dict(parse_canonical(reader.files[name]))
+        if canonical_json(reference.to_dict()) != reader.files[name]:
+            raise GlasshouseError("fields are missing")
+    except (TypeError, ValueError, GlasshouseError) as error:
+        reader.check("file-malformed", False, f"{name}: {type(error).__name__}")
+        return None
+    return reference
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+def _result(found: schema.Result) -> LegResult:
+    edges = (found.machine_start, found.machine_end)
+    return LegResult(
+        unit=found.unit,
+        units=found.units,
+        steps=found.steps,
+        elapsed_sec=found.elapsed_sec,
+        setup_sec=found.setup_sec,
+        warmup_sec=found.warmup_sec,
+        warmup_units=found.warmup_units,
+        final_loss=found.final_loss,
+        loss_curve=found.loss_curve,
+        throughput_curve=found.throughput_curve,
+        workload_digest=found.workload_digest,
+        initial_digest=found.initial_digest,
+        output_sha256=found.output_sha256,
+        output_differs=found.output_differs,
+        start=found.machine_start,
+        end=found.machine_end,
+        device=found.device,
+        unit_info=found.unit_info,
+        disturbed=tuple(disturbed(found.telemetry, edges)),
+    )
+
+
+def _zeroization(found: schema.Zeroized) -> Zeroization:
+    return Zeroization(
+        unwiped=tuple(name for name, part in sorted(found.buffers.items()) if not part.read_back_zero),
+        needles=tuple(Needle(item.class_, item.positive_control, item.after) for item in found.needles),
+        residue_scanned=found.residue == "scanned",
+        unscanned_regions=found.unscanned_regions,
+        trainer_exit=found.trainer_exit,
+        custodian_exit=found.custodian_exit,
+        tmpfs_removed=found.tmpfs_removed,
+    )
+
+
+def _allocation(found: schema.Allocation) -> AllocationFacts:
+    return AllocationFacts(
+        provider=found.provider,
+        gpu_model=found.gpu_model,
+        instance_id=found.instance_id,
+        tier=found.tier,
+        host_key_source=found.host_key_source,
+        image_digest=found.image_digest,
+        allocation_sha256=found.allocation_id_sha256,
+        machine=found.machine,
+    )
+
+
+def _fields(error: ValidationError) -> str:
+    """Name the fields at fault, without their values."""
+    names = (".".join(str(part) for part in item["loc"]) or "(file)" for item in error.errors())
+    return ", ".join(sorted(set(names)))[:300]

@@ -1,0 +1,202 @@
+"""The shapes of a bundle's files, strict: what the controller writes is an allow-list.
+
+Hosts, ports, accounts and paths have no field here, so they cannot enter a bundle. Reports that the
+pod signed (leg results, zeroization) are read for what is judged; the rest of them is kept as it is.
+Units are in the names: Sec seconds, Usd US dollars; times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from glasshouse.spec import Arm, RunSpec
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{0,63}$")]
+RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
+Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._+()\-]*$")]
+Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
+Time = Annotated[float, Field(ge=0, le=1e11)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Written(BaseModel):
+    """Base of what the controller writes: camelCase in the file, no unknown keys, no coercion."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        allow_inf_nan=False,
+    )
+
+
+class Signed(Written):
+    """Base of what the pod signed: fields beyond those judged are allowed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class SlotPlan(BaseModel):
+    """A planned slot, with the field names of measurement/schedule.py's Slot."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    index: Count
+    block: Count | None
+    position: Count
+    arm: Arm
+    lifecycle: bool
+    warmup_sec: float
+    measured_sec: float | None
+    steps: int | None
+    burn_in: bool
+    delay_pct: float
+
+
+class Plan(Written):
+    """The plan's predicate: everything that was fixed before anything was rented."""
+
+    run: RunId
+    spec: RunSpec
+    schedule: tuple[SlotPlan, ...]
+    serial: Count
+    registered_at: Time
+    version: Words
+
+
+class Allocation(Written):
+    """allocation.json. `machine` is the controller's own look at the machine, None if it never came up."""
+
+    provider: Literal["local", "ssh", "runpod", "vastai"]
+    gpu_model: Words | None
+    instance_id: Words | None
+    tier: Words | None
+    host_key_source: Literal["created", "pinned", "provider-log", "first-use"]
+    image_digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
+    usd_per_hour: Annotated[float, Field(ge=0)] | None
+    allocation_id_sha256: Hex64
+    machine: dict[str, Any] | None
+
+
+class Release(Written):
+    """release.json: what was found when the allocation was given back, at each time looked."""
+
+    proof: Literal["zero", "nonzero", "unknown"]
+    active: Count | None
+    detail: Annotated[str, Field(max_length=300)]
+    account_total: Count | None
+    pod_folder_removed: bool | None
+    processes_left: Count | None
+    checked_at: tuple[Time, ...]
+
+
+class Outcome(Written):
+    """outcome.json: what ended the run outside any leg (empty: nothing did), and its times."""
+
+    codes: tuple[Code, ...]
+    started_at: Time
+    ended_at: Time
+
+
+class Launch(Written):
+    """launch.json: one attempt at a slot, by the controller's clock."""
+
+    slot: Count
+    arm: Arm
+    launch: Annotated[int, Field(ge=1, le=999)]
+    status: Literal["complete", "failed"]
+    code: Code | None
+    timings: dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9]{1,40}$")], Seconds]
+    raw_files_removed: bool | None
+    started_at: Time
+    ended_at: Time
+
+
+class Exchange(Written):
+    """exchange.json, as the broker recorded it; grant None and reason codes when it refused."""
+
+    ticket_sha256: Hex64
+    challenge: str
+    launch_token: str
+    evidence: str
+    ear: str
+    grant: str | None
+    reason_codes: tuple[Code, ...]
+
+
+class Inclusion(Written):
+    """inclusion.json: a checkpoint note that covers the plan's leaf, and the leaf's audit path."""
+
+    checkpoint: Annotated[str, Field(max_length=64 << 10)]
+    proof: Annotated[tuple[Hex64, ...], Field(max_length=64)]
+
+
+class Head(Written):
+    """One line of heads.jsonl: the operator's countersignature of an event chain's head."""
+
+    run: RunId
+    leg: str
+    launch: Count
+    seq: Count
+    head: Hex64
+    time: Time
+    sig: str
+
+
+class Result(Signed):
+    """A leg's result: result.json of a raw leg, the event `trained` of a protected one."""
+
+    unit: Words
+    units: Annotated[float, Field(ge=0)]
+    steps: Count
+    elapsed_sec: Seconds
+    setup_sec: Seconds
+    warmup_sec: Seconds
+    warmup_units: Annotated[float, Field(ge=0)]
+    final_loss: float | None
+    loss_curve: tuple[tuple[float, float | None], ...]
+    throughput_curve: tuple[tuple[float, float], ...]
+    workload_digest: Hex64
+    initial_digest: Hex64
+    output_sha256: Hex64
+    output_differs: bool
+    unit_info: dict[str, Any]
+    machine_start: dict[str, Any]
+    machine_end: dict[str, Any]
+    device: Words
+    telemetry: tuple[dict[str, Any], ...] = ()
+
+
+class BufferReport(Signed):
+    """Registered buffers of one kind after the wipe."""
+
+    count: Count
+    bytes: Count
+    read_back_zero: bool
+
+
+class NeedleReport(Signed):
+    """One class of needle: hits while live, hits after the wipe."""
+
+    class_: Annotated[Words, Field(alias="class")]
+    positive_control: Count
+    after: Count
+
+
+class Zeroized(Signed):
+    """Body of the last event of a whole chain."""
+
+    buffers: dict[Words, BufferReport]
+    needles: tuple[NeedleReport, ...]
+    residue: Literal["scanned", "not-scanned"]
+    unscanned_regions: Count
+    trainer_exit: int | None
+    custodian_exit: int | None
+    tmpfs_removed: bool
