@@ -1,0 +1,245 @@
+"""Renting from a paid provider: the story that RunPod and Vast.ai share.
+
+    check config -> keys -> for at most two machines:
+        create (never repeated blindly: list by name, adopt or destroy)
+        boot   (cloud_boot.py: phase deadlines, failed states, GPU and price as asked, host key)
+      a machine that fails is destroyed; only proof of zero allows the one replacement, elsewhere
+    -> Allocation
+
+What differs between the providers is behind `CloudApi` (cloud_api.py). Release and its proof are in
+cloud_release.py, prices and caps in money.py.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from glasshouse import paths, spec
+from glasshouse.errors import ProviderError, UsageError
+from glasshouse.providers import cloud_release, hostkeys, money
+from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.cloud_api import CloudApi, Machine, Rental, code_of, explain, refused
+from glasshouse.providers.cloud_boot import as_asked, boot
+from glasshouse.providers.cloud_http import ApiError
+
+# Faults of a machine, not of the request: another machine may do better.
+REPLACEABLE: Final = ("boot-failed", "boot-timeout", "host-key-mismatch", "ssh-unreachable")
+
+
+class Cloud:
+    """`Provider` over one paid API. A context manager: leaving it closes connections and releases nothing."""
+
+    def __init__(self, api: CloudApi, config: spec.CloudProvider) -> None:
+        self.api = api
+        self._config = config
+        self._created: dict[str, set[str]] = {}  # ids that the provider gave us, by allocation name
+
+    @property
+    def kind(self) -> str:
+        """The name used in config."""
+        return self.api.kind
+
+    @property
+    def console_page(self) -> str:
+        """Where a person looks when clean-up is not proven."""
+        return self.api.console_page
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the answers come from a fake provider."""
+        return self.api.http.simulated
+
+    def known_ids(self, name: str) -> tuple[str, ...]:
+        """The provider's ids of all that was created for allocation `name`, for the journal and the last line."""
+        return tuple(sorted(self._created.get(name, ())))
+
+    def plan_price(self, spec: spec.RunSpec) -> float | None:
+        """US dollars an hour to budget with: the ceiling in conf/gpu."""
+        return money.price(spec)
+
+    def allocate(self, name: str, spec: spec.RunSpec, progress: Progress) -> Allocation:
+        """Rent one machine named `name` (`gh-<run>-<nonce>`). Raises UsageError, ProviderError.
+
+        On failure something may be left, and `release(name, None)` must follow.
+        """
+        cloud_release.check_name(name)
+        gpu, ceiling = self._wanted(spec)
+        self.api.check()
+        avoid: set[str] = set()
+        for attempt in range(1, money.ATTEMPTS + 1):
+            label = name if attempt == 1 else f"{name}-r{attempt}"
+            keys = hostkeys.make_keys(keys_folder(name))
+            rental = Rental(name, label, spec, gpu, ceiling, keys, progress)
+            machine = self._create(rental, frozenset(avoid))
+            try:
+                as_asked(self.api, machine, rental)
+                machine, endpoint = boot(self.api, machine, rental, self._config)
+            except ProviderError as error:
+                progress(f"{self.api.label}: {error.what}; destroying it")
+                place = machine.place or self._place(machine.id)
+                cleared = self._clear(name, machine.id)
+                again = attempt < money.ATTEMPTS and code_of(error) in REPLACEABLE
+                # Without proof of zero a replacement could be the second machine that bills.
+                if not again or cleared.proof != "zero" or place is None:
+                    raise
+                avoid.add(place)
+                progress(f"{self.api.label}: one replacement, elsewhere")
+            else:
+                return self._allocation(machine, name, endpoint)
+        raise AssertionError("unreachable")
+
+    def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
+        """Destroy everything named `name` and prove that none is left; never raises for remote faults."""
+        proof = self._clear(name, allocation_id)
+        if proof.proof == "zero":
+            hostkeys.remove_keys(keys_folder(name))
+        return proof
+
+    def find_ours(self, prefix: str = "gh-") -> tuple[Machine, ...]:
+        """Machines whose name begins with `prefix`, for `reap`. Raises UsageError, ProviderError."""
+        if not re.fullmatch(r"gh-[A-Za-z0-9\-]{0,90}", prefix):
+            raise UsageError(
+                "not a prefix of our names", field="prefix", value=prefix, remedy="begin with gh-"
+            )
+        try:
+            found = self.api.machines()
+        except ApiError as error:
+            raise explain(self.api, "listing machines", error) from None
+        return tuple(each for each in found if each.name.startswith(prefix) and each.state != "gone")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.api.http.close()
+
+    def __repr__(self) -> str:
+        return f"<Cloud {self.api.kind}>"
+
+    def _clear(self, name: str, machine_id: str | None) -> ReleaseProof:
+        known = self._created.setdefault(name, set())
+        if machine_id is not None:
+            known.add(machine_id)
+        return cloud_release.release(self.api, name, frozenset(known))
+
+    def _wanted(self, run: spec.RunSpec) -> tuple[str, float]:
+        gpu = run.gpu.provider_names.get(self.kind)
+        if gpu is None:
+            raise UsageError(
+                f"{self.api.label}'s name of this GPU is not in conf/gpu",
+                field=f"gpu.provider_names.{self.kind}",
+                value=run.gpu.name,
+                remedy="add it, exactly as the provider spells it",
+            )
+        money.cost_ceiling(run)  # refuses a missing price
+        ceiling = money.price(run)
+        assert ceiling is not None
+        return gpu, ceiling
+
+    def _create(self, rental: Rental, avoid: frozenset[str]) -> Machine:
+        """Create one machine, trying candidates in turn; at most one of ours exists at any moment."""
+        api = self.api
+        try:
+            candidates = api.candidates(rental, avoid)
+        except ApiError as error:
+            raise explain(api, "asking what can be rented", error) from None
+        last: ApiError | None = None
+        for candidate in candidates:
+            for attempt in range(1, api.http.timing.creates + 1):
+                rental.progress(f"{api.label}: renting {rental.gpu} ({candidate.text})")
+                try:
+                    machine = api.create(rental, candidate)
+                except ApiError as error:
+                    last = error
+                else:
+                    self._created.setdefault(rental.name, set()).add(machine.id)
+                    return machine
+                adopted = self._after_refusal(rental, last)
+                if adopted is not None:
+                    rental.progress(f"{api.label}: the create went through after all; adopting its machine")
+                    return adopted
+                if last.status in (401, 402, 404, 422):
+                    raise explain(api, "creating", last)
+                if not last.transient or attempt == api.http.timing.creates:
+                    break  # 400, 403 and the like: this candidate is out
+                time.sleep(api.http.pause(attempt, last))
+        if last is None:
+            raise refused(
+                "no-capacity",
+                f"{api.label} has no {rental.gpu} within {rental.ceiling:.2f} USD an hour",
+                "try later, another gpu=, or raise gpu.max_usd_per_hour",
+            )
+        if last.transient:
+            raise explain(api, "creating", last)
+        raise refused(
+            "no-capacity", f"{api.label} refused every {rental.gpu}: {last}", "try later, or another gpu="
+        )
+
+    def _after_refusal(self, rental: Rental, error: ApiError) -> Machine | None:
+        """After a create that did not clearly succeed: adopt what it made, or show that it made nothing.
+
+        Raises ProviderError when that cannot be read: then nothing more may be created.
+        """
+        api, timing, name = self.api, self.api.http.timing, rental.name
+        if error.created_id is not None:
+            # It exists, and nobody promised that it is whole or even labelled: it goes.
+            if self._clear(name, error.created_id).proof != "zero":
+                raise refused("outcome-unknown", f"{api.label}: a failed create left a machine")
+            return None
+        # A clear refusal needs one look; after no answer the machine may take a while to show.
+        uncertain = error.transient and error.status != 429
+        end = time.monotonic() + (timing.settle_sec if uncertain else 0.0)
+        while True:
+            try:
+                found = [
+                    each for each in api.machines() if each.name == rental.label and each.state != "gone"
+                ]
+            except ApiError as unread:
+                if unread.status == error.status == 401:
+                    raise explain(api, "creating", error) from None
+                raise refused(
+                    "outcome-unknown", f"{api.label}: whether a create happened cannot be read: {unread}"
+                ) from None
+            if found:
+                self._created.setdefault(name, set()).update(each.id for each in found)
+                if len(found) == 1 and found[0].state != "failed":
+                    return found[0]
+                if self._clear(name, None).proof != "zero":
+                    raise refused("outcome-unknown", f"{api.label}: a create made more than it should")
+                return None
+            if time.monotonic() >= end:
+                return None
+            time.sleep(min(timing.poll_sec, timing.settle_sec / 3))
+
+    def _place(self, machine_id: str) -> str | None:
+        try:
+            machine = self.api.machine(machine_id)
+        except ApiError:
+            return None
+        return machine.place if machine is not None else None
+
+    def _allocation(self, machine: Machine, name: str, endpoint: Endpoint) -> Allocation:
+        digest = re.search(r"@(sha256:[0-9a-f]{64})\Z", self._config.image)
+        return Allocation(
+            provider=self.kind,
+            id=machine.id,
+            name=name,
+            endpoint=endpoint,
+            gpu_model=machine.gpu,
+            instance_id=machine.id,
+            # A fake provider can never yield a row that passes for measured.
+            tier="simulated" if self.simulated else self._config.tier,
+            image_digest=digest[1] if digest else "",
+            usd_per_hour=machine.usd_per_hour,
+        )
+
+
+def keys_folder(name: str) -> Path:
+    """Where a rental's client key lies until its release is proven."""
+    return paths.state_dir() / "rentals" / name

@@ -1,0 +1,157 @@
+"""What a paid provider looks like to the rest: machines, candidates, its calls, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from glasshouse import spec
+from glasshouse.errors import ProviderError
+from glasshouse.providers.base import Progress
+from glasshouse.providers.cloud_http import ApiError, CloudHttp
+from glasshouse.providers.hostkeys import RentalKeys
+
+CODES: Final = (
+    "auth",
+    "balance",
+    "boot-failed",
+    "boot-timeout",
+    "gpu-mismatch",
+    "gpu-unknown",
+    "host-key-mismatch",
+    "no-capacity",
+    "outcome-unknown",
+    "price-above-ceiling",
+    "provider-unavailable",
+    "rate-limited",
+    "rejected",
+    "ssh-unreachable",
+)
+
+State = Literal["assigning", "starting", "running", "failed", "gone"]
+
+
+@dataclass(frozen=True)
+class Address:
+    """One way to reach a machine's SSH server."""
+
+    host: str
+    port: int
+    user: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine as its provider describes it.
+
+    `said` is the provider's own word for the state with its message, cleaned. `place` is what a replacement
+    avoids: a data centre, or a host machine.
+    """
+
+    id: str
+    name: str
+    state: State
+    said: str
+    gpu: str | None
+    gpus: int | None
+    usd_per_hour: float | None
+    place: str | None
+    addresses: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to try to create: a data centre, or an offer. `id` means something to its provider only."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Rental:
+    """One attempt to rent for allocation `name`, which the provider sees as `label`.
+
+    `ceiling` is in USD an hour.
+    """
+
+    name: str
+    label: str
+    run: spec.RunSpec
+    gpu: str
+    ceiling: float
+    keys: RentalKeys
+    progress: Progress
+
+
+class CloudApi(Protocol):
+    """What a paid provider can do; every call raises ApiError when it cannot be done or read."""
+
+    @property
+    def kind(self) -> str:
+        """The name used in config."""
+
+    @property
+    def label(self) -> str:
+        """The name a person reads."""
+
+    @property
+    def console_page(self) -> str:
+        """Where a person sees what is rented."""
+
+    @property
+    def http(self) -> CloudHttp:
+        """The client, for its waiting times."""
+
+    def check(self) -> None:
+        """Refuse what this provider cannot rent, before anything is asked of it. Raises UsageError."""
+
+    def candidates(self, rental: Rental, avoid: frozenset[str]) -> list[Candidate]:
+        """What to try, best first, each within the price ceiling. Raises ProviderError for a refusal."""
+
+    def create(self, rental: Rental, candidate: Candidate) -> Machine:
+        """Ask for one machine, once."""
+
+    def machines(self) -> list[Machine]:
+        """Every machine of the account, from every page."""
+
+    def machine(self, machine_id: str) -> Machine | None:
+        """One machine; None when the provider says that it does not exist."""
+
+    def destroy(self, machine_id: str) -> None:
+        """Ask for the end of one machine; one that is gone already is fine."""
+
+    def log_fingerprints(self, machine_id: str) -> frozenset[str]:
+        """Host-key fingerprints that the machine's start printed, read over TLS; empty without any."""
+
+    def failure(self, machine: Machine) -> str:
+        """The provider's own words on why a machine failed, cleaned."""
+
+
+def refused(code: str, what: str, remedy: str = "") -> ProviderError:
+    """A ProviderError that a row can explain: `code` is one of CODES."""
+    return ProviderError(what, field="code", value=code, remedy=remedy)
+
+
+def code_of(error: ProviderError) -> str:
+    """The reason code of an error made by `refused`, else "provider-unavailable"."""
+    return str(error.value) if error.field == "code" else "provider-unavailable"
+
+
+def explain(api: CloudApi, doing: str, error: ApiError) -> ProviderError:
+    """Turn a final ApiError into the one-line error a person reads."""
+    by_status = {
+        401: ("auth", "check the API key"),
+        402: ("balance", "add credit to the account"),
+        403: ("auth", "this key has no access to that"),
+        429: ("rate-limited", "wait, or run fewer jobs at once"),
+    }
+    code, remedy = by_status.get(
+        error.status, ("provider-unavailable" if error.transient else "rejected", "")
+    )
+    return refused(code, f"{api.label}: {doing}: {error}", remedy)
+
+
+def stated(value: Iterable[object]) -> str:
+    """Join what a provider said about a state, leaving out what it left empty."""
+    return ": ".join(str(part) for part in value if part)

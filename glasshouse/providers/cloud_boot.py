@@ -1,0 +1,151 @@
+"""From created to reachable: phase deadlines, failed states, GPU and price as asked, the host key.
+
+Everything here raises a ProviderError with a reason code (cloud_api.CODES) and the provider's own words.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from glasshouse import spec
+from glasshouse.providers import hostkeys
+from glasshouse.providers.base import Endpoint, HostKeySource
+from glasshouse.providers.cloud_api import Address, CloudApi, Machine, Rental, explain, refused
+from glasshouse.providers.cloud_http import ApiError
+
+WORKDIR: Final = ".glasshouse"  # under the login's home
+SSH_SHARE: Final = 0.35  # of the boot deadline: running, but no SSH by then, never gets one
+ASSIGN_SHARE: Final = 0.5  # of the boot deadline: no machine assigned by then
+MISSING_LOOKS: Final = 3  # a cache may lag once or twice
+
+
+def boot(
+    api: CloudApi, machine: Machine, rental: Rental, config: spec.CloudProvider
+) -> tuple[Machine, Endpoint]:
+    """Wait until the machine runs and its SSH server shows a key; return it with its endpoint."""
+    deadline = config.boot_deadline_sec
+    begun, missing, said = time.monotonic(), 0, ""
+    while True:
+        found = _look(api, machine)
+        waited = time.monotonic() - begun
+        missing = missing + 1 if found is None else 0
+        if missing >= MISSING_LOOKS:
+            raise refused("boot-failed", f"{api.label}: the machine vanished while it booted")
+        if found is not None:
+            machine = found
+            if machine.said != said:
+                said = machine.said
+                rental.progress(f"{api.label}: {said} after {waited:.0f} s")
+            as_asked(api, machine, rental)
+            if machine.state == "running" and machine.addresses:
+                left = min(deadline * SSH_SHARE, max(deadline - waited, deadline * 0.1))
+                return machine, reach(api, machine, rental, config, left)
+        if waited > deadline or (machine.state == "assigning" and waited > deadline * ASSIGN_SHARE):
+            raise refused(
+                "boot-timeout",
+                f"{api.label}: still {said or machine.state} after {waited:.0f} s",
+                "try again, or raise provider.boot_deadline_sec",
+            )
+        time.sleep(api.http.timing.poll_sec)
+
+
+def _look(api: CloudApi, machine: Machine) -> Machine | None:
+    """Read the machine's state; unreadable for now counts as unchanged, since the deadline still runs."""
+    try:
+        found = api.machine(machine.id)
+    except ApiError as error:
+        if not error.transient:
+            raise explain(api, "reading the machine's state", error) from None
+        return machine
+    if found is not None and found.state in ("failed", "gone"):
+        raise refused("boot-failed", f"{api.label}: {api.failure(found)}")
+    return found
+
+
+def as_asked(api: CloudApi, machine: Machine, rental: Rental) -> None:
+    """The GPU is exactly the one asked for (MIG slices share prefixes), and not dearer than accepted."""
+    count = rental.run.gpu.count
+    if machine.gpu is None and machine.state == "running":
+        raise refused("gpu-mismatch", f"{api.label}: does not say which GPU runs")
+    if machine.gpu is not None and (machine.gpu, machine.gpus) != (rental.gpu, count):
+        raise refused(
+            "gpu-mismatch",
+            f"{api.label}: got {machine.gpus} x {machine.gpu}, asked for {count} x {rental.gpu}",
+        )
+    if machine.usd_per_hour is not None and machine.usd_per_hour > rental.ceiling + 1e-6:
+        raise refused(
+            "price-above-ceiling",
+            f"{api.label}: costs {machine.usd_per_hour:.2f} USD an hour, accepted are {rental.ceiling:.2f}",
+            "raise gpu.max_usd_per_hour if that is fine",
+        )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    address: Address
+    key: str
+
+
+def reach(
+    api: CloudApi, machine: Machine, rental: Rental, config: spec.CloudProvider, limit: float
+) -> Endpoint:
+    """Find an address that answers within `limit` seconds, and where trust in its host key comes from.
+
+    In this order (PROTOCOL.md): the key that we made; a fingerprint in the provider's log; first use, only
+    when no log vouches for any key. A log that vouches for another key is never overruled.
+    """
+    timing, begun = api.http.timing, time.monotonic()
+    first_seen: float | None = None
+    vouched: frozenset[str] = frozenset()
+    while True:
+        shown: list[_Shown] = []
+        for address in machine.addresses:
+            key = hostkeys.shown_host_key(address.host, address.port, min(10.0, limit))
+            if key == rental.keys.host_public:
+                return _endpoint(_Shown(address, key), "created", rental, config)
+            if key is not None:
+                shown.append(_Shown(address, key))
+        now = time.monotonic()
+        if shown:
+            first_seen = first_seen or now
+            vouched = vouched or _fingerprints(api, machine.id)
+            for each in shown:
+                if hostkeys.fingerprint(each.key) in vouched:
+                    return _endpoint(each, "provider-log", rental, config)
+            if not vouched and now - first_seen > min(timing.key_grace_sec, limit * 0.8):
+                return _endpoint(shown[0], "first-use", rental, config)
+        if now - begun > limit:
+            if not shown:
+                raise refused("ssh-unreachable", f"{api.label}: runs, but no SSH server answers")
+            raise refused(
+                "host-key-mismatch",
+                f"{api.label}: SSH shows the key {hostkeys.fingerprint(shown[0].key)}, "
+                "which is neither ours nor in the machine's log",
+            )
+        time.sleep(min(timing.poll_sec, 2.0))
+        found = _look(api, machine)  # a container that exits while SSH is awaited never gets one
+        machine = found if found is not None and found.addresses else machine
+
+
+def _fingerprints(api: CloudApi, machine_id: str) -> frozenset[str]:
+    try:
+        return api.log_fingerprints(machine_id)
+    except ApiError:
+        return frozenset()
+
+
+def _endpoint(shown: _Shown, source: HostKeySource, rental: Rental, config: spec.CloudProvider) -> Endpoint:
+    address = shown.address
+    where = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
+    return Endpoint(
+        host=address.host,
+        port=address.port,
+        user=address.user,
+        key_path=rental.keys.client_path,
+        known_hosts=(f"{where} {shown.key}",),
+        host_key_source=source,
+        python=config.python,
+        workdir=WORKDIR,
+    )

@@ -1,0 +1,121 @@
+"""Destroy what is ours at a paid provider, and prove that none of it is left.
+
+The proof reads the whole list and every machine that we know of, twice. `zero` needs all of those reads to
+succeed and to agree; one that fails makes it `unknown`. Only machines whose name is the allocation's own are
+ever destroyed: names of others, and ids that now carry another name, are left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from glasshouse.errors import ProviderError
+from glasshouse.providers.base import ReleaseProof
+from glasshouse.providers.cloud_api import CloudApi, Machine
+from glasshouse.providers.cloud_http import ApiError
+from glasshouse.remote.sweep_script import NAME
+
+
+def check_name(name: str) -> None:
+    """Raise ProviderError for what is no allocation name: "" would match every machine of the account."""
+    if NAME.match(name) is None:
+        raise ProviderError("not an allocation name", field="name", value=name)
+
+
+def is_ours(found: str, name: str) -> bool:
+    """Whether a machine called `found` belongs to allocation `name`: the name itself, or a replacement's."""
+    return found == name or found.startswith(f"{name}-")
+
+
+@dataclass
+class _Look:
+    """One reading of everything: what is ours, how many machines the account has, what failed."""
+
+    ours: dict[str, Machine]
+    total: int | None
+    failed: str
+
+
+def release(api: CloudApi, name: str, known: frozenset[str]) -> ReleaseProof:
+    """Destroy allocation `name`, of which the ids `known` came from our own create calls.
+
+    Insists for `timing.release_sec`; never raises for remote faults.
+    """
+    check_name(name)
+    known_ids = set(known)
+    end: float | None = None
+    attempt = 0
+    proven: list[float] = []
+    last = _Look({}, None, "")
+    while True:
+        attempt += 1
+        look = _look(api, name, known_ids, known)
+        known_ids |= set(look.ours)
+        # Read after the first request: only then is it known whether this is a fake, with short times.
+        end = time.monotonic() + api.http.timing.release_sec if end is None else end
+        for machine_id in sorted(look.ours):
+            look.failed = _destroy(api, machine_id) or look.failed
+        if not look.ours and not look.failed:
+            proven.append(time.time())
+            if len(proven) == 2:
+                return _zero(look, proven)
+            time.sleep(api.http.timing.proof_gap_sec)
+            continue
+        proven, last = [], look
+        if time.monotonic() >= end:
+            return _not_proven(api, last)
+        time.sleep(min(api.http.timing.backoff_sec * 2 ** min(attempt, 5), api.http.timing.backoff_max_sec))
+
+
+def _look(api: CloudApi, name: str, ids: set[str], created: frozenset[str]) -> _Look:
+    look = _Look({}, None, "")
+    try:
+        listed = [machine for machine in api.machines() if machine.state != "gone"]
+        look.total = len(listed)
+        look.ours = {machine.id: machine for machine in listed if is_ours(machine.name, name)}
+    except ApiError as error:
+        look.failed = f"the list cannot be read: {error}"
+    for machine_id in sorted(ids):
+        try:
+            machine = api.machine(machine_id)
+        except ApiError as error:
+            look.failed = f"a machine cannot be read: {error}"
+            continue
+        if machine is None or machine.state == "gone":
+            # The list may lag behind; it must agree before this counts as zero.
+            continue
+        if is_ours(machine.name, name) or (not machine.name and machine_id in created):
+            look.ours[machine_id] = machine
+    return look
+
+
+def _destroy(api: CloudApi, machine_id: str) -> str:
+    try:
+        api.destroy(machine_id)
+    except ApiError as error:
+        return f"destroying failed: {error}"
+    return ""
+
+
+def _zero(look: _Look, moments: list[float]) -> ReleaseProof:
+    return ReleaseProof(
+        proof="zero", active=0, detail="the whole list and every known machine, read twice: none of ours",
+        account_total=look.total, checked_at=tuple(round(moment, 3) for moment in moments),
+    )  # fmt: skip
+
+
+def _not_proven(api: CloudApi, look: _Look) -> ReleaseProof:
+    """`nonzero` when the last look saw something of ours, else `unknown`. The public detail holds no id."""
+    page = f"look at {api.console_page}"
+    if look.ours:
+        states = ", ".join(sorted({machine.said for machine in look.ours.values()}))
+        return ReleaseProof(
+            proof="nonzero", active=len(look.ours),
+            detail=f"{len(look.ours)} of ours still there ({states}): {page}",
+            account_total=look.total, checked_at=(round(time.time(), 3),),
+        )  # fmt: skip
+    return ReleaseProof(
+        proof="unknown", active=None, detail=f"{look.failed}: {page}", account_total=look.total,
+        checked_at=(round(time.time(), 3),),
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""What a run may cost at most, from config alone, and the cap it must fit under before any create."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from glasshouse.errors import UsageError
+from glasshouse.spec import PAID_PROVIDERS, RunSpec
+
+ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
+STEP_CEILING_SEC = 2.0  # what an optimiser step is budgeted with where the work, not the time, is fixed
+CAP_VARIABLE = "GLASSHOUSE_MAX_USD"
+
+
+def price(spec: RunSpec) -> float | None:
+    """USD an hour that one allocation may cost at most: conf's price x GPUs; None when free or unknown."""
+    if not spec.paid:
+        return None
+    per_gpu = spec.gpu.max_usd_per_hour.get(spec.provider.kind)
+    return None if per_gpu is None else per_gpu * spec.gpu.count
+
+
+def leg_deadlines_sec(spec: RunSpec) -> float:
+    """Seconds that all legs together may take: each slot's expected time x factor + extra.
+
+    With `steps` the work is fixed, so each step is budgeted with STEP_CEILING_SEC.
+    """
+    arms = 1 if spec.order == "protected-only" else 2
+    measured = spec.duration if spec.duration is not None else (spec.steps or 0) * STEP_CEILING_SEC
+    if spec.order == "abba":
+        burn_in = spec.measure.burn_in_slots
+        slots = 4 * spec.measure.blocks + burn_in
+        total = measured * arms + burn_in * measured / (2 * spec.measure.blocks)
+        total += slots * spec.measure.discard_sec
+    else:
+        slots = arms
+        total = measured * arms + slots * spec.measure.warmup_sec
+    return spec.measure.leg_deadline_factor * total + spec.measure.leg_deadline_extra_sec * slots
+
+
+def rental_deadline_sec(spec: RunSpec) -> float:
+    """Seconds after which nothing of this run may still be rented: every boot attempt, then all legs."""
+    return ATTEMPTS * spec.provider.boot_deadline_sec + leg_deadlines_sec(spec)
+
+
+def cost_ceiling(spec: RunSpec) -> float:
+    """US dollars that the run can cost at most; 0.0 on a free provider.
+
+    Raises UsageError when a paid provider has no price in conf/gpu: nothing unknown is rented.
+    """
+    if not spec.paid:
+        return 0.0
+    hourly = price(spec)
+    if hourly is None or not hourly > 0:
+        raise UsageError(
+            "no price to budget with",
+            field=f"gpu.max_usd_per_hour.{spec.provider.kind}",
+            value=hourly,
+            remedy=f"give the dearest hourly price you accept for gpu={spec.gpu.name}",
+        )
+    return hourly * rental_deadline_sec(spec) / 3600
+
+
+def parse_usd(text: str, field: str = CAP_VARIABLE) -> float:
+    """Read an amount of US dollars: plain digits with at most two decimals, above 0, up to 100000."""
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,2})?", text) is None or not 0 < float(text) <= 100_000:
+        raise UsageError(
+            "not an amount in US dollars", field=field, value=text[:40], remedy="write it like 25 or 12.50"
+        )
+    return float(text)
+
+
+def cap_usd(specs: Sequence[RunSpec], environ: Mapping[str, str] | None = None) -> float | None:
+    """The cap in force: the lowest of GLASSHOUSE_MAX_USD and every cell's spend.max_usd, if any."""
+    caps = [spec.spend.max_usd for spec in specs if spec.spend.max_usd is not None]
+    if text := (os.environ if environ is None else environ).get(CAP_VARIABLE):
+        caps.append(parse_usd(text))
+    return min(caps) if caps else None
+
+
+def check_budget(specs: Sequence[RunSpec], cap: float | None) -> float:
+    """Return the cost ceiling of all cells together; UsageError (exit 2) when it does not fit under `cap`.
+
+    Call it with the whole sweep before the first create.
+    """
+    total = sum(cost_ceiling(spec) for spec in specs)
+    if not any(spec.provider.kind in PAID_PROVIDERS for spec in specs):
+        return 0.0
+    if cap is None:
+        raise UsageError(
+            f"a paid provider needs a cost cap (this could cost up to {total:.2f} USD)",
+            field="environment",
+            value=CAP_VARIABLE,
+            remedy=f"export {CAP_VARIABLE}, or give spend.max_usd=",
+        )
+    if total > cap:
+        raise UsageError(
+            f"this could cost up to {total:.2f} USD, more than the cap",
+            field="cap",
+            value=f"{cap:.2f}",
+            remedy=f"shorten or drop cells, or raise {CAP_VARIABLE}",
+        )
+    return total
