@@ -152,17 +152,16 @@ def run_sweep(
 def summary_row(record: dict[str, Any]) -> dict[str, Any]:
     """Pick what the table at the end shows from a record."""
     figures = record.get("figures") or {}
-    fixed = figures.get("fixedCostSec") or {}
-    codes = _codes(record) or [str(code) for code in record.get("caveats", [])]
     return {
         "run": record["run"],
-        "order": figures.get("order") or record.get("order") or "",
+        "order": figures.get("order") or "",
         "status": record["status"],
         "rawPerSec": figures.get("rawPerSec"),
         "protectedPerSec": figures.get("protectedPerSec"),
         "overheadPct": figures.get("overheadPct"),
-        "fixedSec": sum(fixed.values()) if fixed else None,
-        "codes": codes,
+        "fixedSec": (figures.get("fixedCostSec") or {}).get("totalSec"),
+        "excluded": _codes(record),
+        "caveats": [str(code) for code in record.get("caveats", [])],
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -23,7 +24,9 @@ class Screen:
     """Progress output of one run. `quiet` says nothing at all."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, file=sys.stderr)
+        # Off a terminal rich would fold at 80 columns; a log has no edge.
+        width = None if sys.stderr.isatty() else 160
+        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, width=width)
         self._status: Status | None = None
         self._last_plain = 0.0
 
@@ -77,27 +80,14 @@ class Screen:
             self._console.print(f"    {escape(text)}", soft_wrap=True)
 
     def summary(self, rows: list[Mapping[str, Any]]) -> None:
-        """Print the table at the end: one line a run."""
-        table = Table(title="Runs", title_justify="left")
-        for column in (
-            "run",
-            "order",
-            "status",
-            "raw /s",
-            "protected /s",
-            "overhead",
-            "fixed cost",
-            "why or caveats",
-        ):
-            wrap = column == "why or caveats"
-            table.add_column(
-                column,
-                overflow="fold",
-                no_wrap=not wrap,
-                justify="left" if wrap or column in ("run", "order", "status") else "right",
-            )
+        """Print the table at the end, one line a run, and beneath it what each run is worth."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("run", "order", "status"):
+            table.add_column(column, no_wrap=True)
+        for column in ("raw /s", "protected /s", "overhead", "fixed cost"):
+            table.add_column(column, no_wrap=True, justify="right")
         for row in rows:
-            colour = {"verified": "green", "completed": "green"}.get(str(row["status"]), "red")
+            colour = "red" if row["status"] == "excluded" else "green"
             table.add_row(
                 escape(str(row["run"])),
                 escape(str(row["order"])),
@@ -106,9 +96,14 @@ class Screen:
                 _number(row.get("protectedPerSec"), "{:.2f}"),
                 _number(row.get("overheadPct"), "{:+.2f}%"),
                 _number(row.get("fixedSec"), "{:.1f} s"),
-                escape(", ".join(row.get("codes", []))),
             )
-        self._console.print(table)
+        if rows:
+            self._console.print(table)
+        for row in rows:
+            if row.get("excluded"):
+                self.warn(f"{row['run']} is excluded: {', '.join(row['excluded'])}")
+            if row.get("caveats"):
+                self.note(f"{row['run']} caveats: {', '.join(row['caveats'])}")
 
 
 def _number(value: Any, form: str) -> str:

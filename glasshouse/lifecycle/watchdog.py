@@ -6,6 +6,7 @@ if the pipe closes without it, the controller died, and the watchdog reaps the r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -42,10 +43,13 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            os.write(self._write_end, DONE)
+            # A watchdog that died has nothing left to be told; the run itself is in order.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._write_end, DONE)
         os.close(self._write_end)
         if kind is None:
-            self._process.wait(timeout=30)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=30)
 
 
 def wait_for_end() -> bool:

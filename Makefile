@@ -1,0 +1,61 @@
+# make demo       install, run the main job on this machine, build the site with its result
+# make test       install, run the tests that Python alone can run; names what it left out
+# make test-all   the rest too: OpenSSH, Chromium, PostgreSQL, installed from Debian's packages where missing
+# make lint       ruff and mypy
+# make soak       the long tests
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+LEFT_OUT := sshd chromium postgres soak
+ALONE := not sshd and not chromium and not postgres and not soak
+
+.PHONY: demo demo-cloud test test-all lint soak site constraints clean
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old (PYTHON=$(PYTHON)): give Python 3.11 or later, make PYTHON=python3.12" >&2; exit 2; }
+	@echo "installing into $(VENV) (a minute or two; the training extra is the large part)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) 'setuptools>=77' wheel
+	@# The exact version by name first: in some places an open range resolves to gigabytes more.
+	@$(PIP) "$$(grep -i '^torch==' constraints.txt)"
+	@$(PIP) --no-build-isolation -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@$(PIP) --no-build-isolation -e '.[train,dev]'
+	@touch $@
+
+demo: $(VENV)/.base
+	@$(BIN)/python tools/demo.py
+
+test: $(VENV)/.dev
+	@$(PYTEST) -m '$(ALONE)'
+	@echo "left out: tests marked $(LEFT_OUT); make test-all runs all but soak"
+
+test-all: $(VENV)/.dev lint
+	@bash tools/services.sh
+	@$(PYTEST) -m 'not soak'
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+
+soak: $(VENV)/.dev
+	@bash tools/services.sh
+	@$(PYTEST) -m soak
+
+site: $(VENV)/.base
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "built build/site/index.html"
+
+constraints:
+	@{ echo '# Exact versions of everything that `make` installs; made by `make constraints` after a deliberate upgrade.'; \
+	   $(BIN)/python -m pip list --format=freeze | grep -v -i '^glasshouse\|^pip=\|^setuptools=\|^wheel='; } > constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Install what `make test-all` needs beyond Python, where it is missing: Debian's packages, then
+# two npm packages for the browser tests. Says what it does; fails when it cannot.
+set -euo pipefail
+
+missing=()
+command -v /usr/sbin/sshd >/dev/null || missing+=(openssh-server)
+command -v chromium >/dev/null || missing+=(chromium)
+ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)
+command -v node >/dev/null || missing+=(nodejs npm)
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if ! command -v apt-get >/dev/null; then
+    echo "error: missing ${missing[*]} (packages=apt-get): install them by hand, then run this again" >&2
+    exit 2
+  fi
+  echo "installing ${missing[*]}"
+  run=()
+  [ "$(id -u)" -eq 0 ] || run=(sudo)
+  "${run[@]}" apt-get update -qq
+  "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if [ -f tests/site/package.json ] && [ ! -d tests/site/node_modules/playwright-core ]; then
+  echo "installing the browser driver"
+  (cd tests/site && npm install --silent --no-audit --no-fund)
+fi
