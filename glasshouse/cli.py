@@ -23,13 +23,19 @@ from glasshouse.conf_files import GROUPS, options
 from glasshouse.errors import GlasshouseError, UsageError
 
 COMMANDS = {
-    "run": "one run, as without a command; for `run --json`",
+    "run": "one run, as without a command; `run --json` prints its record",
     "plan": "what a run or sweep would do, take and cost at most; rents nothing, needs no key",
     "runs": "the runs in runs/, with status and overhead",
     "show": "one run: figures, checks, caveats, curves",
-    "ledger": "the ledger of plans and rows: list, checkpoint, check",
-    "keys": "this machine's public keys, and the keys that are trusted",
+    "verify": "recompute a run's record from its evidence, offline",
+    "open": "open what protected legs sealed for you",
+    "reap": "finish what a killed controller left; prove that nothing is left running",
     "doctor": "what this machine can and cannot do, each line with its remedy",
+    "tamper": "attack the key broker in every known way, each beside an honest control",
+    "broker": "the key broker as a service of its own",
+    "keys": "the public keys trusted here, and this machine's own",
+    "ledger": "the ledger of plans and rows: list, checkpoint, check",
+    "pages": "write the site's generated pages to a folder",
 }
 INTERRUPTED = 130
 
@@ -54,15 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.line(), error.exit_code, words)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, words)
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): point stdout elsewhere, or Python complains on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # the last line of defence: a person gets a line, never a traceback
         if os.environ.get("GLASSHOUSE_DEBUG") == "1":
             raise
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 1
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(f"unexpected {what}: a fault of Glasshouse; GLASSHOUSE_DEBUG=1 shows where", 1, words)
+
+
+def _reader_left() -> bool:
+    """Whether stdout has no reader any more (`| head`); a broken pipe may also be another one."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Point it elsewhere, or Python complains again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(line: str, code: int, words: Sequence[str]) -> int:

@@ -1,0 +1,88 @@
+"""The key broker as a service of its own: challenges, appraisal, grants over HTTP, from a durable store.
+
+  glasshouse broker --port 8443
+  glasshouse broker --store postgresql+psycopg://broker@db/glasshouse
+
+A run has a broker of its own built in; this is for keeping keys apart from the machine that runs sweeps.
+It listens on loopback unless told otherwise: pods reach it through an SSH forward. Payload keys rest in
+the store under a key that is kept in this machine's keys folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import sys
+import threading
+
+from glasshouse import paths
+from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.server import serve
+from glasshouse.attestation.store import Store
+from glasshouse.commands.terminal import emit, say
+from glasshouse.errors import UsageError
+from glasshouse.records.keys import broker_key
+
+KEK_FILE = "broker.kek"
+KEK_BYTES = 32
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8443, help="port to listen on, 0 for a free one (8443)")
+    parser.add_argument("--store", metavar="URL", help="SQLAlchemy URL (a SQLite file in the state folder)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted or terminated."""
+    if not 0 <= args.port <= 65535:
+        raise UsageError("not a port", field="port", value=args.port, remedy="give 0 to 65535")
+    url = args.store or f"sqlite:///{paths.state_dir() / 'broker.db'}"
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Store(url, _kek()) as store:
+        broker = Broker(store, broker_key())
+        try:
+            with serve(broker, args.host, args.port) as server:
+                if args.json:
+                    emit({"ok": True, "host": server.host, "port": server.port, "broker": broker.id})
+                else:
+                    say(f"broker {broker.id} listens on http://{server.host}:{server.port}; Ctrl-C ends it")
+                sys.stdout.flush()  # whoever started us reads the port from a pipe
+                stop.wait()
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen there ({error.strerror})",
+                field="host:port",
+                value=f"{args.host}:{args.port}",
+                remedy="give another --port or --host",
+            ) from error
+    return 0
+
+
+def _kek() -> bytes:
+    """Return the 32-byte key that payload keys rest under; made on first use, mode 0600."""
+    path = paths.keys_dir() / KEK_FILE
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEK_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        pass
+    if path.stat().st_mode & 0o077:
+        raise UsageError("key file is readable by others", field="key", value=KEK_FILE, remedy="chmod 600 it")
+    kek = path.read_bytes()
+    if len(kek) != KEK_BYTES:
+        raise UsageError(
+            "key file is damaged",
+            field="key",
+            value=KEK_FILE,
+            remedy="restore it, or remove it with the store",
+        )
+    return kek

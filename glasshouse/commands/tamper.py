@@ -1,0 +1,76 @@
+"""Attack the key broker in every way we know, and show that no key was opened for any of them.
+
+  glasshouse tamper
+  glasshouse tamper --out tamper.dsse.json    a signed in-toto test result beside the table
+
+Each attack stands beside the same steps done honestly, which must be released. Runs against the real HTTP
+server on loopback, with a store of its own. Exit code 1 on any deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from glasshouse.attestation.tamper import run_suite
+from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.commands.terminal import emit, say, table
+from glasshouse.records import keys
+from glasshouse.records.signing import sign_statement
+
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write a signed in-toto test result")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play the suite."""
+    report = run_suite()
+    if args.out is not None:
+        keys.atomic_write(args.out, signed(report))
+    if args.json:
+        emit(report)
+    else:
+        _print(report)
+    return 0 if report["ok"] else 1
+
+
+def signed(report: dict[str, Any]) -> bytes:
+    """Sign the report as an in-toto test result (v0.1); its subject is the report's canonical bytes."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for scenario in report["scenarios"]:
+        names[bool(scenario["ok"])].append(scenario["code"])
+    predicate = {
+        "result": "PASSED" if report["ok"] else "FAILED",
+        "configuration": [],
+        "passedTests": names[True],
+        "failedTests": names[False],
+        "unwrapCalls": report["unwrapCalls"],
+    }
+    return sign_statement(
+        keys.operator_key(),
+        TEST_RESULT,
+        predicate,
+        {"tamper-report.json": sha256_hex(canonical_json(report))},
+    )
+
+
+def _print(report: dict[str, Any]) -> None:
+    rows = [
+        [
+            "ok" if item["ok"] else "DEVIATES",
+            item["code"],
+            "released" if item["released"] else "refused",
+            ", ".join(item["reasonCodes"]),
+        ]
+        for item in report["scenarios"]
+    ]
+    say(table(["", "scenario", "broker", "reason codes"], rows))
+    attacks = sum(not item["expected"] for item in report["scenarios"])
+    good = "as expected" if report["ok"] else "WITH DEVIATIONS"
+    say(f"\n{attacks} attacks, {len(rows) - attacks} controls, {good}")
+    say(f"payload keys opened for attacks: {report['unwrapCalls']}")
