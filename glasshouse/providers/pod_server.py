@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import asyncssh
 
@@ -27,7 +28,19 @@ _T = TypeVar("_T")
 
 
 class _Door(asyncssh.SSHServer):
-    """Who comes in (the throwaway key, user `pod`) and what may be forwarded (loopback, to the client)."""
+    """Who comes in (the throwaway key) and what may be forwarded (loopback, to the client)."""
+
+    def __init__(self, connections: set[asyncssh.SSHServerConnection]) -> None:
+        self._connections = connections
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._connections.add(conn)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        if self._connection is not None:
+            self._connections.discard(self._connection)
 
     def begin_auth(self, _username: str) -> bool:
         return True
@@ -52,18 +65,19 @@ class PodServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="local-pod", daemon=True)
         self._acceptor: asyncssh.SSHAcceptor | None = None
-        self._children: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._sessions: set[asyncio.Task[None]] = set()
 
     def known_hosts_line(self) -> str:
         """The line that pins this server: `[127.0.0.1]:port ssh-ed25519 ...`."""
         public = self._host_key.export_public_key().decode("ascii").split()
         return f"[127.0.0.1]:{self.port} {public[0]} {public[1]}"
 
-    def start(self, deadline: float) -> None:
-        """Listen on a free loopback port within `deadline` seconds. Raises ProviderError."""
+    def start(self, deadline: float, port: int = 0) -> None:
+        """Listen on loopback (0: a free port) within `deadline` seconds. Raises ProviderError."""
         self._thread.start()
         try:
-            self.port = self._call(self._listen(), deadline)
+            self.port = self._call(self._listen(port), deadline)
         except (OSError, TimeoutError, asyncssh.Error) as error:
             self.stop()
             raise ProviderError(f"the local pod did not start: {type(error).__name__}") from error
@@ -83,11 +97,11 @@ class PodServer:
     def _call(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
-    async def _listen(self) -> int:
+    async def _listen(self, port: int) -> int:
         self._acceptor = await asyncssh.listen(
             "127.0.0.1",
-            0,
-            server_factory=_Door,
+            port,
+            server_factory=lambda: _Door(self._connections),
             server_host_keys=[self._host_key],
             authorized_client_keys=asyncssh.import_authorized_keys(self._client_public),
             process_factory=self._session,
@@ -110,19 +124,20 @@ class PodServer:
     async def _shut(self) -> None:
         if self._acceptor is not None:
             self._acceptor.close()
-            await self._acceptor.wait_closed()
-        if self._children:
-            await asyncio.wait(self._children, timeout=3.0)
+        for connection in list(self._connections):
+            connection.abort()
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=3.0)
         others = asyncio.all_tasks(self._loop) - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
     def _session(self, channel: asyncssh.SSHServerProcess[bytes]) -> None:
-        # A task of ours, not of the connection: it must outlive the connection to reap the child.
+        # A task of ours, not of the connection, so that the connection's end does not cancel it half-way.
         task = self._loop.create_task(self._serve(channel))
-        self._children.add(task)
-        task.add_done_callback(self._children.discard)
+        self._sessions.add(task)
+        task.add_done_callback(self._sessions.discard)
 
     def _environment(self) -> dict[str, str]:
         # Never the operator's: a pod sees no keys, tokens or proxies of the machine it happens to be on.
@@ -140,13 +155,11 @@ class PodServer:
             channel.exit(1)
             return
         try:
-            child = await asyncio.create_subprocess_exec(
-                "/bin/sh",
-                "-c",
-                channel.command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+            child = subprocess.Popen(
+                ["/bin/sh", "-c", channel.command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 cwd=self.home,
                 env=self._environment(),
                 start_new_session=True,
@@ -154,31 +167,72 @@ class PodServer:
         except OSError:
             channel.exit(126)
             return
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stderr is not None
-        feed = self._loop.create_task(_feed(channel.stdin, child.stdin))
+        exited = self._reap(child)
+        stdin, (stdout, out_pipe), (stderr, err_pipe) = (
+            await _writer(child.stdin),
+            await _reader(child.stdout),
+            await _reader(child.stderr),
+        )
+        feed = self._loop.create_task(_feed(channel.stdin, stdin))
         drains = [
-            self._loop.create_task(_drain(child.stdout, channel.stdout)),
-            self._loop.create_task(_drain(child.stderr, channel.stderr)),
+            self._loop.create_task(_drain(stdout, channel.stdout)),
+            self._loop.create_task(_drain(stderr, channel.stderr)),
         ]
-        gone = self._loop.create_task(channel.channel.wait_closed())
+        gone: asyncio.Future[None] = self._loop.create_task(channel.channel.wait_closed())
+        ended: asyncio.Future[None] = self._loop.create_task(_all(drains))
         try:
             # As sshd: a session ends when its output has ended, or when the client has gone.
-            await asyncio.wait([gone, self._loop.create_task(_all(drains))], return_when="FIRST_COMPLETED")
+            await asyncio.wait([gone, ended], return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
-                code = await child.wait()
-                with contextlib.suppress(OSError, asyncssh.Error):
-                    if code < 0:
-                        channel.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
-                    else:
-                        channel.exit(code)
+                both: list[asyncio.Future[Any]] = [gone, exited]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                _report(channel, exited.result())
         finally:
-            for task in (feed, gone, *drains):
+            for task in (feed, gone, ended, *drains):
                 task.cancel()
-            child.stdin.close()
-            _close_pipes(child)
-        await child.wait()
+            # A child that still writes gets SIGPIPE from here on, and otherwise lives, as under sshd.
+            for pipe in (stdin, out_pipe, err_pipe):
+                pipe.close()
+
+    def _reap(self, child: subprocess.Popen[bytes]) -> asyncio.Future[int]:
+        """Wait for a child on a thread of its own: it may outlive its session, and this server."""
+        exited: asyncio.Future[int] = self._loop.create_future()
+
+        def tell(code: int) -> None:
+            if not exited.done():
+                exited.set_result(code)
+
+        def wait() -> None:
+            code = child.wait()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                self._loop.call_soon_threadsafe(tell, code)
+
+        threading.Thread(target=wait, name=f"reap-{child.pid}", daemon=True).start()
+        return exited
+
+
+def _report(channel: asyncssh.SSHServerProcess[bytes], code: int) -> None:
+    with contextlib.suppress(OSError, asyncssh.Error):
+        if code < 0:
+            channel.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
+        else:
+            channel.exit(code)
+
+
+async def _reader(pipe: IO[bytes] | None) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader, transport
+
+
+async def _writer(pipe: IO[bytes] | None) -> asyncio.StreamWriter:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe
+    )
+    return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 async def _all(tasks: list[asyncio.Task[None]]) -> None:
@@ -200,12 +254,3 @@ async def _drain(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) 
         while data := await source.read(1 << 16):
             sink.write(data)
             await sink.drain()
-
-
-def _close_pipes(child: asyncio.subprocess.Process) -> None:
-    """Close our ends of stdout and stderr: a child that still writes gets SIGPIPE, as it does under sshd."""
-    transport = child._transport  # type: ignore[attr-defined]  # no public way to drop a live child's pipes
-    for number in (1, 2):
-        pipe = transport.get_pipe_transport(number)
-        if pipe is not None:
-            pipe.close()

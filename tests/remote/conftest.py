@@ -1,0 +1,60 @@
+"""Every test of Pod runs against both kinds of server: the embedded one and OpenSSH."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glasshouse.providers.pod_server import USER, PodServer
+from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.pod import Pod
+
+
+def embedded_endpoint(server: PodServer) -> Endpoint:
+    return Endpoint(
+        host="127.0.0.1",
+        port=server.port,
+        user=USER,
+        key_path=server.key_path,
+        known_hosts=(server.known_hosts_line(),),
+        host_key_source="created",
+        python=sys.executable,
+        workdir=str(server.home),
+    )
+
+
+@pytest.fixture
+def pod_server(tmp_path: Path) -> Iterator[PodServer]:
+    home, keys = tmp_path / "pod-home", tmp_path / "pod-keys"
+    home.mkdir()
+    keys.mkdir()
+    server = PodServer(home, keys)
+    server.start(10.0)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["embedded", pytest.param("openssh", marks=pytest.mark.sshd)])
+def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Endpoint:
+    if request.param == "embedded":
+        return embedded_endpoint(request.getfixturevalue("pod_server"))
+    sshd = request.getfixturevalue("sshd")
+    return Endpoint(
+        host=sshd.host,
+        port=sshd.port,
+        user=sshd.user,
+        key_path=sshd.key,
+        known_hosts=tuple(sshd.known_hosts.read_text().splitlines()),
+        host_key_source="pinned",
+        python=sys.executable,
+        workdir=str(tmp_path),
+    )
+
+
+@pytest.fixture
+def pod(endpoint: Endpoint) -> Iterator[Pod]:
+    with Pod(endpoint) as opened:
+        yield opened

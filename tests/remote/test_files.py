@@ -1,0 +1,155 @@
+"""Files: verified, atomic, resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glasshouse.errors import OutcomeUnknown, RemoteError
+from glasshouse.remote import receive_script
+from glasshouse.remote.pod import Pod
+
+
+@pytest.fixture
+def folder(pod: Pod, tmp_path: Path) -> str:
+    """A folder on the pod that does not exist yet."""
+    return f"{pod.endpoint.workdir}/a folder's name"
+
+
+@pytest.mark.parametrize("size", [0, 1, 3_000_001])
+def test_put_then_fetch_gives_the_same_bytes(pod: Pod, folder: str, size: int) -> None:
+    data = os.urandom(size)
+    seen: list[tuple[int, int]] = []
+    pod.put(data, f"{folder}/file", mode=0o640, progress=lambda done, total: seen.append((done, total)))
+    assert pod.fetch(f"{folder}/file", max_bytes=size + 10) == data
+    assert pod.run(["stat", "-c", "%a", f"{folder}/file"]).stdout == b"640\n"
+    assert not pod.exists(f"{folder}/file.part")
+    assert seen == sorted(seen)
+    assert not size or seen[-1] == (size, size)
+
+
+def test_put_takes_a_local_file_and_replaces_what_was_there(pod: Pod, folder: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"new" * 1000)
+    pod.put(b"old", f"{folder}/file")
+    pod.put(source, f"{folder}/file")
+    assert pod.fetch(f"{folder}/file") == b"new" * 1000
+
+
+def test_an_interrupted_put_goes_on_from_the_verified_part(pod: Pod, folder: str) -> None:
+    data = os.urandom(24 << 20)
+
+    def drop(done: int, total: int) -> None:
+        if done >= 16 << 20:
+            pod.drop_transport()
+
+    with pytest.raises(OutcomeUnknown):
+        pod.put(data, f"{folder}/big", progress=drop)
+    pod.reconnect()
+    assert not pod.exists(f"{folder}/big")
+    seen: list[int] = []
+    pod.put(data, f"{folder}/big", progress=lambda done, total: seen.append(done))
+    assert seen[0] > 1 << 20  # it did not begin at the beginning
+    digest = hashlib.sha256(data).hexdigest().encode()
+    assert pod.run(["sha256sum", f"{folder}/big"]).stdout.startswith(digest)
+
+
+def test_a_part_that_does_not_match_is_sent_again_from_the_start(pod: Pod, folder: str) -> None:
+    data = os.urandom(2 << 20)
+    pod.put(bytes(1 << 20), f"{folder}/file.part")
+    seen: list[int] = []
+    pod.put(data, f"{folder}/file", progress=lambda done, total: seen.append(done))
+    assert seen[0] == 1 << 20
+    assert pod.fetch(f"{folder}/file", max_bytes=4 << 20) == data
+
+
+def test_a_part_longer_than_the_file_is_dropped(pod: Pod, folder: str) -> None:
+    pod.put(b"x" * 5000, f"{folder}/file.part")
+    pod.put(b"short", f"{folder}/file")
+    assert pod.fetch(f"{folder}/file") == b"short"
+
+
+def test_the_receiver_refuses_damaged_bytes_and_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    wrong = hashlib.sha256(b"other").hexdigest().encode()
+    done = subprocess.run(
+        [sys.executable, "-I", receive_script.__file__, target, "5", "600"],
+        input=b"a" + b"bytes" + wrong,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_receiver_keeps_the_part_when_the_sender_goes_away(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    done = subprocess.run(
+        [sys.executable, "-I", receive_script.__file__, target, "50", "600"],
+        input=b"a" + b"bytes",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert (tmp_path / "file.part").read_bytes() == b"bytes"
+    assert not target.exists()
+
+
+def test_a_place_that_takes_no_file_is_an_error_that_says_why(pod: Pod) -> None:
+    with pytest.raises(RemoteError, match=r"could not take a file \(No such file.*path=/proc/nowhere/file"):
+        pod.put(b"data", "/proc/nowhere/file")
+    assert pod.run(["true"]).exit == 0
+
+
+def test_fetch_reads_from_an_offset_and_ends_at_the_end(pod: Pod, folder: str) -> None:
+    pod.put(b"0123456789", f"{folder}/file")
+    assert pod.fetch(f"{folder}/file", offset=3, max_bytes=4) == b"3456"
+    assert pod.fetch(f"{folder}/file", offset=8) == b"89"
+    assert pod.fetch(f"{folder}/file", offset=10) == b""
+    assert pod.fetch(f"{folder}/file", offset=99) == b""
+
+
+def test_fetch_of_a_missing_file_is_an_error(pod: Pod, folder: str) -> None:
+    with pytest.raises(RemoteError, match=r"no such file on the pod.*missing"):
+        pod.fetch(f"{folder}/missing")
+
+
+def test_fetch_file_verifies_and_resumes(pod: Pod, folder: str, tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    pod.put(data, f"{folder}/file")
+    target = tmp_path / "fetched"
+    (tmp_path / "fetched.part").write_bytes(data[: 1 << 20])
+    seen: list[int] = []
+    pod.fetch_file(
+        f"{folder}/file", target, max_bytes=4 << 20, progress=lambda done, total: seen.append(done)
+    )
+    assert target.read_bytes() == data
+    assert seen == [3 << 20]
+    assert not (tmp_path / "fetched.part").exists()
+
+
+def test_fetch_file_refuses_a_wrong_part_and_a_file_too_large(pod: Pod, folder: str, tmp_path: Path) -> None:
+    pod.put(b"content", f"{folder}/file")
+    (tmp_path / "fetched.part").write_bytes(b"wrong")
+    with pytest.raises(RemoteError, match="damaged"):
+        pod.fetch_file(f"{folder}/file", tmp_path / "fetched", max_bytes=100)
+    assert not (tmp_path / "fetched").exists()
+    with pytest.raises(RemoteError, match="larger than allowed"):
+        pod.fetch_file(f"{folder}/file", tmp_path / "fetched", max_bytes=3)
+    pod.fetch_file(f"{folder}/file", tmp_path / "fetched", max_bytes=100)
+    assert (tmp_path / "fetched").read_bytes() == b"content"
+
+
+def test_names_that_look_like_options_are_names(pod: Pod) -> None:
+    name = f"-gh-test-{os.getpid()}"
+    try:
+        pod.put(b"data", name)
+        assert pod.exists(name)
+        assert pod.fetch(name) == b"data"
+    finally:
+        pod.run(["rm", "-f", "--", name])
