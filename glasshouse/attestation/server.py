@@ -11,11 +11,11 @@ the broker's. It is reached from the pod through an SSH forward, so any process 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +29,7 @@ MAX_BODY_BYTES = 64 << 10
 MAX_WORKERS = 16
 READ_TIMEOUT_SEC = 10.0  # between two bytes
 CONNECTION_DEADLINE_SEC = 30.0  # from accept to answer: a drip of bytes does not hold a worker
+_DRAIN_SEC = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Server:
     port: int
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(
     broker: Broker,
     host: str = "127.0.0.1",
@@ -60,8 +61,9 @@ def serve(
         yield Server(host, server.server_address[1])
     finally:
         server.shutdown()
-        server.server_close()
         thread.join()
+        server.server_close()
+        server.drain(_DRAIN_SEC)
 
 
 class _HttpServer(ThreadingHTTPServer):
@@ -98,20 +100,30 @@ class _HttpServer(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Cut connections past the deadline; called between accepts and while all workers are busy."""
-        limit = time.monotonic() - self.deadline
+        self._cut(time.monotonic() - self.deadline)
+
+    def _cut(self, before: float) -> None:
         with self._open_lock:
-            late = [request for request, since in self._open.items() if since < limit]
-            for request in late:
-                try:
-                    request.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    continue  # it closed by itself meanwhile
+            for request, since in self._open.items():
+                if since < before:
+                    with contextlib.suppress(OSError):  # it closed by itself meanwhile
+                        request.shutdown(socket.SHUT_RDWR)
+
+    def drain(self, seconds: float) -> None:
+        """Give answers under way this long, cut what is left, and wait for the workers."""
+        limit = time.monotonic() + seconds
+        for grace in (limit, limit + seconds):
+            while self._open and time.monotonic() < grace:
+                time.sleep(0.005)
+            self._cut(float("inf"))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stay silent: the standard version prints tracebacks, and those can print request data."""
 
 
-class _Refused(Exception):  # noqa: N818  (not an error of the program: an answer)
+class _Refused(Exception):
+    """Not an error of the program: an answer."""
+
     def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
         self.status = status
         self.code = code
@@ -122,12 +134,14 @@ class _Refused(Exception):  # noqa: N818  (not an error of the program: an answe
 class _Handler(BaseHTTPRequestHandler):
     server: _HttpServer
     protocol_version = "HTTP/1.1"
-    server_version = "glasshouse"
-    sys_version = ""
 
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(self.server.read_timeout)
+
+    def version_string(self) -> str:
+        """The `Server` header: no versions, of us or of Python."""
+        return "glasshouse"
 
     def do_GET(self) -> None:
         routes: dict[str, Any] = {

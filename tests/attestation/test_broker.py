@@ -1,0 +1,256 @@
+"""The broker: order of steps, what is recorded, what is never written, and who may ask."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.attestation import broker as broker_module
+from glasshouse.attestation.client import submit_evidence
+from glasshouse.attestation.tamper import STRICT, Launch, Stage, synthetic_reference
+from glasshouse.attestation.tokens import ear_status, verify_challenge, verify_ear, verify_grant
+from glasshouse.canonical import b64u, sha256_hex
+from glasshouse.errors import AttestationError
+
+
+def _exchange(stage: Stage, launch: Launch) -> dict[str, Any]:
+    name = launch.reference
+    exchange = stage.broker.exchange(name.run, name.leg, name.launch)
+    assert exchange is not None
+    return exchange
+
+
+def _codes(error: pytest.ExceptionInfo[AttestationError]) -> tuple[str, ...]:
+    return error.value.codes
+
+
+def test_an_exchange_is_recorded_for_the_bundle(stage: Stage) -> None:
+    launch = stage.launch()
+    launch.honest()
+    exchange = _exchange(stage, launch)
+    assert set(exchange) == {
+        "ticketSha256",
+        "challenge",
+        "launchToken",
+        "evidence",
+        "ear",
+        "grant",
+        "reasonCodes",
+    }
+    assert exchange["ticketSha256"] == sha256_hex(launch.ticket)
+    assert exchange["evidence"] == launch.evidence
+    assert exchange["reasonCodes"] == []
+    at = verify_challenge(exchange["challenge"], stage.broker.public_bytes)["server_time"]
+    ear = verify_ear(exchange["ear"], stage.broker.public_bytes, at + 60, audience=stage.broker.store.id)
+    assert ear_status(ear) == "affirming"
+    assert verify_grant(exchange["grant"], stage.broker.public_bytes, at + 60)["run"] == launch.reference.run
+
+
+def test_a_refused_exchange_is_recorded_with_every_code_and_its_ear(stage: Stage) -> None:
+    launch = stage.launch()
+    claims = {**launch.claims(), "boot_id": "other", "runtime_state": "other"}
+    with pytest.raises(AttestationError) as error:
+        launch.submit(launch.sign(claims))
+    assert _codes(error) == ("boot-id-mismatch", "runtime-state-spoofed")
+    exchange = _exchange(stage, launch)
+    assert exchange["grant"] is None
+    assert exchange["reasonCodes"] == ["boot-id-mismatch", "runtime-state-spoofed"]
+    ear = verify_ear(exchange["ear"], stage.broker.public_bytes, stage.clock() + 1)
+    assert ear_status(ear) == "contraindicated"
+    assert ear["submods"]["runtime"]["ear.glasshouse.reason-codes"] == exchange["reasonCodes"]
+
+
+def test_evidence_with_a_broken_signature_spends_the_challenge(stage: Stage) -> None:
+    launch = stage.launch()
+    good = launch.sign(launch.claims())
+    bad = f"{good.rpartition('.')[0]}.{b64u(bytes(64))}"
+    with pytest.raises(AttestationError) as error:
+        launch.submit(bad)
+    assert _codes(error) == ("evidence-signature-invalid",)
+    assert _exchange(stage, launch)["reasonCodes"] == ["evidence-signature-invalid"]
+    with pytest.raises(AttestationError) as error:
+        launch.submit(good)
+    assert _codes(error) == ("nonce-replay",)
+    assert stage.unwrap_calls == 0
+
+
+def test_the_challenge_is_consumed_before_appraisal(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash inside appraisal must cost the challenge, or crashing the broker would be worth something."""
+    launch = stage.launch()
+    challenge = launch.fetch()
+    evidence = launch.sign(launch.claims())
+    seen: list[bool] = []
+
+    def crash(*_args: object, **_kwargs: object) -> None:
+        with pytest.raises(AttestationError, match="answered before"):
+            stage.broker.store.consume_challenge(challenge.nonce, 1)
+        seen.append(True)
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker_module, "appraise", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            stage.broker.attest(evidence, challenge.launch_token)
+    assert seen == [True]
+    with pytest.raises(AttestationError) as error:
+        stage.broker.attest(evidence, challenge.launch_token)
+    assert _codes(error) == ("nonce-replay",)
+    assert stage.unwrap_calls == 0
+
+
+def test_a_crash_after_booking_loses_the_grant_and_never_doubles_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = stage.launch()
+    challenge = launch.fetch()
+    evidence = launch.sign(launch.claims())
+
+    def crash(*_args: object) -> bytes:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker_module, "sign_grant", lambda *_args, **_kwargs: crash())
+        with pytest.raises(RuntimeError):
+            stage.broker.attest(evidence, challenge.launch_token)
+    assert stage.broker.store.grant_count(launch.reference.run) == 1
+    with pytest.raises(AttestationError):
+        stage.broker.attest(evidence, challenge.launch_token)
+    assert stage.broker.store.grant_count(launch.reference.run) == 1
+
+
+def test_one_release_for_a_hundred_requests_over_http(stage: Stage) -> None:
+    launch = stage.launch()
+    challenge = launch.fetch()
+    evidence = launch.sign(launch.claims())
+
+    def submit(_index: int) -> tuple[str, ...]:
+        try:
+            submit_evidence(launch.port, evidence, challenge, launch.broker_public)
+        except AttestationError as error:
+            return error.codes
+        return ()
+
+    with ThreadPoolExecutor(100) as pool:
+        outcomes = list(pool.map(submit, range(100)))
+    assert outcomes.count(()) == 1
+    assert outcomes.count(("nonce-replay",)) == 99
+    assert stage.unwrap_calls == 1
+    assert stage.broker.store.grant_count(launch.reference.run) == 1
+
+
+def test_one_challenge_for_a_hundred_tickets_over_http(stage: Stage) -> None:
+    launch = stage.launch()
+
+    def fetch(_index: int) -> tuple[str, ...]:
+        thief = Launch(
+            launch.port, launch.broker_public, launch.reference, STRICT, launch.ticket, launch.payload_key
+        )
+        try:
+            thief.fetch()
+        except AttestationError as error:
+            return error.codes
+        return ()
+
+    with ThreadPoolExecutor(100) as pool:
+        outcomes = list(pool.map(fetch, range(100)))
+    assert outcomes.count(()) == 1
+    assert outcomes.count(("ticket-used",)) == 99
+
+
+def test_launches_at_once_each_get_their_own_key(stage: Stage) -> None:
+    launches = [stage.launch() for _ in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(Launch.honest, launches))
+    assert stage.unwrap_calls == 16
+    assert len({launch.payload_key for launch in launches}) == 16
+
+
+def test_a_retry_is_a_new_launch_and_counted(stage: Stage) -> None:
+    first = stage.launch()
+    run = first.reference.run
+    with pytest.raises(AttestationError) as error:
+        stage.launch(run)
+    assert _codes(error) == ("ticket-issued",)
+    for number in (2, 3):
+        retry = stage.launch(run, launch=number)
+        retry.payload_key = first.payload_key
+        retry.honest()
+    with pytest.raises(AttestationError) as error:
+        stage.launch(run, launch=4)
+    assert _codes(error) == ("launch-limit-reached",)
+    assert stage.broker.store.grant_count(run) == 2
+
+
+def test_no_ticket_without_a_registered_package(stage: Stage) -> None:
+    with pytest.raises(AttestationError) as error:
+        stage.broker.issue_ticket(synthetic_reference("nobody"), STRICT)
+    assert _codes(error) == ("payload-unknown",)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "x" * 65, "a b", "-x", "x\n"])
+def test_names_are_names(stage: Stage, name: str) -> None:
+    for call in (
+        lambda: stage.broker.register_payload(name, "m", bytes(32), max_grants=1),
+        lambda: stage.broker.issue_ticket(synthetic_reference(name), STRICT),
+        lambda: stage.broker.challenge(b64u(bytes(32)), name, "s000", 1),
+    ):
+        with pytest.raises(AttestationError) as error:
+            call()
+        assert _codes(error) == ("malformed-request",)
+
+
+@pytest.mark.parametrize("launch", [0, -1, 1000, True, "1", None, 1.0])
+def test_launch_numbers_are_numbers(stage: Stage, launch: object) -> None:
+    with pytest.raises(AttestationError) as error:
+        stage.broker.challenge(b64u(bytes(32)), "run", "s000", launch)
+    assert _codes(error) == ("malformed-request",)
+
+
+@pytest.mark.parametrize(("key", "grants"), [(bytes(31), 1), (b"", 1), (bytes(32), 0)])
+def test_payloads_are_checked(stage: Stage, key: bytes, grants: int) -> None:
+    with pytest.raises(AttestationError):
+        stage.broker.register_payload("run", "m" * 64, key, max_grants=grants)
+
+
+def test_no_secret_is_written_anywhere(stage: Stage, tmp_path: Path) -> None:
+    honest, refused = stage.launch(), stage.launch()
+    honest.honest()
+    with pytest.raises(AttestationError):
+        refused.submit(refused.sign({**refused.claims(), "boot_id": "other"}))
+    texts = [
+        repr(stage.broker.store.audit_log()),
+        repr(_exchange(stage, honest)),
+        repr(_exchange(stage, refused)),
+    ]
+    for launch in (honest, refused):
+        for secret in (launch.ticket, launch.payload_key):
+            for form in (secret.hex(), b64u(secret), repr(secret)):
+                assert not any(form in text for text in texts)
+            for path in tmp_path.iterdir():
+                data = path.read_bytes()
+                assert secret not in data
+                assert b64u(secret).encode() not in data
+                assert secret.hex().encode() not in data
+
+
+def test_the_audit_log_tells_the_story(stage: Stage) -> None:
+    launch = stage.launch()
+    launch.honest()
+    with pytest.raises(AttestationError):
+        launch.submit(launch.evidence)
+    lines = [(line["event"], line["codes"]) for line in stage.broker.store.audit_log()]
+    assert lines == [
+        ("payload-registered", []),
+        ("ticket-issued", []),
+        ("challenge-issued", []),
+        ("grant-issued", []),
+        ("evidence-refused", ["nonce-replay"]),
+    ]
+    assert len(stage.broker.store.audit_log(launch.reference.run)) == 4
+
+
+def test_an_unknown_launch_has_no_exchange(stage: Stage) -> None:
+    assert stage.broker.exchange("run", "s000", 1) is None
