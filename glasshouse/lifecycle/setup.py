@@ -152,7 +152,7 @@ def _seal(context: RunContext, broker: Broker, payload: Payload, salt: bytes, pr
                 files={**payload.files, "marker": secrets.token_bytes(32)},
                 tensors=payload.tensors(),
                 extra={
-                    "entry": payload.entry,
+                    "builder": payload.builder,
                     "ownerPublicKey": b64u(owner_public),
                     "matchSalt": b64u(salt),
                     "run": context.run,
@@ -184,5 +184,5 @@ def put_raw_files(ready: Ready, folder: str) -> None:
     for name, data in ready.payload.files.items():
         ready.pod.put(data, f"{folder}/{name}")
     ready.pod.put(bytes(weights), f"{folder}/weights.bin")
-    described = {"entry": ready.payload.entry, "tensors": index}
+    described = {"builder": ready.payload.builder, "tensors": index}
     ready.pod.put(canonical_json(described), f"{folder}/index.json")

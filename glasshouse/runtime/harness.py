@@ -22,19 +22,24 @@ import hashlib
 import json
 import math
 import struct
+import sys
 import time
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from glasshouse.canonical import domain_hash
+from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.errors import LegError
 from glasshouse.runtime import machine
 
 CURVE_POINTS = 200
 PROGRESS_SEC = 2.0
 DELAY_CHUNK_SEC = 0.1
+# Names inside a package, as workloads/package.py writes them.
+SOURCE_FILE = "workload.py"
+CONFIG_FILE = "config.json"
+DATA_PREFIX = "data."
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -73,19 +78,48 @@ class Stretch:
         )
 
 
-def import_workload(source: bytes | memoryview, name: str = "workload.py") -> types.ModuleType:
+def import_workload(source: bytes | memoryview) -> types.ModuleType:
     """Execute workload source as a module that exists in memory only."""
     module = types.ModuleType("glasshouse_workload")
-    module.__file__ = f"<sealed:{name}>"
+    module.__file__ = f"<sealed:{SOURCE_FILE}>"
+    # Registered under its name, as an import would: dataclasses and pickle look modules up there.
+    sys.modules[module.__name__] = module
     code = compile(bytes(source), module.__file__, "exec", dont_inherit=True)
     exec(code, module.__dict__)  # noqa: S102 -- running the owner's code is the purpose; it is authenticated
     return module
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, as it lies in memory: files by name, tensors by name as (spec, bytes)."""
+
+    files: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+    builder: str
+
+    def build(self, device: str) -> Session:
+        """Import the source and make a session.
+
+        `build` is a built-in's function build(config, tensors, device); any other name is a class
+        of the user's, called with (params, files, device), files holding only the user's own data.
+        """
+        module = import_workload(self.files[SOURCE_FILE])
+        config = parse_json(bytes(self.files[CONFIG_FILE]))
+        session: Session
+        if self.builder == "build":
+            session = module.build(config, self.tensors, device)
+        else:
+            data = {
+                name.removeprefix(DATA_PREFIX): view
+                for name, view in self.files.items()
+                if name.startswith(DATA_PREFIX)
+            }
+            session = getattr(module, self.builder)(config, data, device)
+        return session
+
+
 def run(
-    module: types.ModuleType,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Any],
+    workload: Workload,
     *,
     stretch: Stretch,
     device: str,
@@ -99,7 +133,7 @@ def run(
     """
     began = time.monotonic()
     cpu_began = time.process_time()
-    session: Session = module.build(config, tensors, device)
+    session = workload.build(device)
     initial = tensor_digest(session.trainable(), salt)
     session.synchronize()
     setup_sec = time.monotonic() - began

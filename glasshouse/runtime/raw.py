@@ -109,12 +109,8 @@ def _trainer(channel: Channel, launch: Launch, raw: Path) -> None:
         channel.send("loaded")
         channel.expect("go")
         index = parse_json(bytes(files.pop(INDEX_FILE)))
-        module = harness.import_workload(files[index["entry"]], index["entry"])
-        module.__dict__["SEALED_FILES"] = files
         _session, result = harness.run(
-            module,
-            parse_json(bytes(files["config.json"])),
-            tensors,
+            harness.Workload(files, tensors, index["builder"]),
             stretch=launch.stretch,
             device=launch.device,
             allocation=launch.public_allocation,

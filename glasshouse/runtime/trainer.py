@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glasshouse.canonical import b64u_decode, parse_json
+from glasshouse.canonical import b64u_decode
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
@@ -126,17 +126,11 @@ def _can_write_outside(scratch: Path) -> bool:
 
 def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: Channel) -> None:
     files = package.files
-    entry = str(package.extra.get("entry", "workload.py"))
-    config = parse_json(bytes(files["config.json"]))
     # The salt is the manifest's, authenticated with it; the raw arm is given the same one.
     salt = b64u_decode(str(package.extra["matchSalt"]))
     shared = {name: files[name] for name in files if name != "marker"}
-    module = harness.import_workload(files[entry], entry)
-    module.__dict__["SEALED_FILES"] = shared
     session, result = harness.run(
-        module,
-        config,
-        package.tensors,
+        harness.Workload(shared, package.tensors, str(package.extra["builder"])),
         stretch=launch.stretch,
         device=launch.device,
         allocation=launch.public_allocation,

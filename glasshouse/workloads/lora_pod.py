@@ -1,0 +1,147 @@
+"""The LoRA workload as it runs on the pod, in both arms: a causal language model and its adapter.
+
+Self-contained: torch, transformers and peft. A unit is one optimiser step. The base model comes
+from a transformers config with seeded random weights, or from a pinned revision whose files are
+checked by SHA-256; the adapter's initial weights come from the package. Tokens are drawn once from
+a seeded generator and visited in order, so both arms see the same stream.
+"""
+
+import hashlib
+import pathlib
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+
+def build(config, tensors, device):
+    """Return a session; see glasshouse/runtime/harness.py for what a session is."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LoraSession(config, tensors, torch.device(device))
+
+
+def base_model(config, device):
+    """Make or load the base model on `device`, in the configured dtype."""
+    dtype = getattr(torch, config["dtype"])
+    if config["weights"] == "pretrained":
+        folder = checked_files(config)
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    architecture = dict(config["architecture"])
+    shape = transformers.AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    torch.manual_seed(config["weights_seed"])
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+
+
+def checked_files(config):
+    """Return a folder with the pinned model, every weight file's SHA-256 compared first."""
+    folder = pathlib.Path(config["model_id"])
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 -- only where a hub is reached
+
+        folder = pathlib.Path(snapshot_download(config["model_id"], revision=config["revision"]))
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    expected = config["file_sha256"]
+    if not weights or set(weights) - set(expected):
+        raise ValueError("a weight file has no pinned digest")
+    for name, digest in expected.items():
+        with (folder / name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                raise ValueError("a model file differs from its pinned digest")
+    return folder
+
+
+class LoraSession:
+    """Trains a LoRA adapter; one unit is one step of one batch."""
+
+    unit = "steps"
+    steps_per_unit = 1
+
+    def __init__(self, config, tensors, device):
+        self.device = device
+        self.config = config
+        lora = LoraConfig(
+            r=config["rank"],
+            lora_alpha=config["alpha"],
+            target_modules=list(config["target_modules"]),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        model = base_model(config, device)
+        model.config.use_cache = False
+        self.model = get_peft_model(model, lora)
+        self.model.train()
+        self.adapter = self._load_adapter(tensors)
+        self.optimizer = torch.optim.AdamW(list(self.adapter.values()), lr=config["learning_rate"])
+        generator = torch.Generator().manual_seed(config["data_seed"])
+        shape = (config["examples"], config["max_length"])
+        self.tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator).to(device)
+        self.position = 0
+        self.last_loss = None
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trainable = sum(parameter.numel() for parameter in self.adapter.values())
+        tokens = config["batch"] * config["max_length"]
+        self.info = {
+            "tokensPerUnit": tokens,
+            "stepsPerUnit": 1,
+            # Forward and the backward pass through frozen weights: 2 + 2 FLOPs a weight and token.
+            "flopsPerUnit": 4 * total * tokens,
+            "trainableParams": trainable,
+            "totalParams": total,
+        }
+
+    def _load_adapter(self, tensors):
+        """Put the package's initial weights into the adapter; every tensor must be used."""
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            # base_model.model.model.layers.3.self_attn.q_proj.lora_A.default.weight -> layers.3.q_proj.lora_A
+            words = name.split(".")
+            layer = words[words.index("layers") + 1]
+            matrix = "lora_A" if "lora_A" in words else "lora_B"
+            key = f"layers.{layer}.{words[words.index(matrix) - 1]}.{matrix}"
+            spec, view = tensors[key]
+            values = torch.frombuffer(view, dtype=getattr(torch, spec.dtype)).reshape(spec.shape)
+            with torch.no_grad():
+                parameter.copy_(values)
+            found[key] = parameter
+        if set(found) != set(tensors):
+            raise ValueError("the package's adapter does not fit the model")
+        return dict(sorted(found.items()))
+
+    def run_unit(self):
+        """Train one step."""
+        size = self.config["batch"]
+        rows = [(self.position + offset) % len(self.tokens) for offset in range(size)]
+        self.position = (self.position + size) % len(self.tokens)
+        batch = self.tokens[rows]
+        loss = self.model(input_ids=batch, labels=batch).loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.adapter.values()), self.config["grad_clip"])
+        self.optimizer.step()
+        self.last_loss = loss.detach()
+
+    def synchronize(self):
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def loss(self):
+        """Return the last step's loss; NaN before the first."""
+        return float("nan") if self.last_loss is None else float(self.last_loss)
+
+    def trainable(self):
+        """Return the adapter, by canonical name."""
+        return {name: parameter.detach() for name, parameter in self.adapter.items()}
+
+    def buffers(self):
+        """Return every tensor that holds data, weights or what came of them."""
+        held = [self.tokens, *self.model.parameters()]
+        held += [parameter.grad for parameter in self.adapter.values() if parameter.grad is not None]
+        for state in self.optimizer.state.values():
+            held += [value for value in state.values() if torch.is_tensor(value)]
+        return held
