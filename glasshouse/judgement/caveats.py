@@ -45,6 +45,7 @@ class Observed:
     witnessed: bool = False
     provider: str | None = None
     dropped_blocks: int = 0
+    disturbed: tuple[str, ...] = ()
     relaunched: int = 0
     residue_scanned: bool | None = None
     residue_left: tuple[str, ...] = ()
@@ -206,6 +207,13 @@ CAVEATS: tuple[Caveat, ...] = (
         "out whole. How many is published; they were chosen by rules fixed beforehand, not by their "
         "result.",
         lambda seen: seen.dropped_blocks > 0,
+    ),
+    Caveat(
+        "disturbed",
+        "Disturbed while it was measured",
+        "The leg's own telemetry shows throttled clocks or other work on the machine. A single pair has "
+        "no other blocks to fall back on, so it is shown as it is.",
+        lambda seen: bool(seen.disturbed),
     ),
     Caveat(
         "relaunched",

@@ -90,9 +90,9 @@ def _rate(slot: SlotFacts) -> SlotRate:
     result = slot.result
     if result is None:  # no work: the estimator drops the block as incomplete
         return SlotRate(slot.plan.position, slot.plan.arm, 0.0, 0.0)
-    return SlotRate(
-        slot.plan.position, slot.plan.arm, result.units, result.elapsed_sec, disturbed=bool(result.disturbed)
-    )
+    # Only a block among others can be left out; a disturbed pair is shown, with its caveat.
+    disturbed = slot.plan.block is not None and bool(result.disturbed)
+    return SlotRate(slot.plan.position, slot.plan.arm, result.units, result.elapsed_sec, disturbed)
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:

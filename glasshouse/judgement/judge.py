@@ -102,6 +102,7 @@ def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
         witnessed=bool(facts.witnesses),
         provider=spec.provider.kind,
         dropped_blocks=0 if overhead is None else overhead["droppedBlocks"],
+        disturbed=_disturbed(facts),
         relaunched=relaunched(facts),
         residue_scanned=_scanned(facts) if reports else None,
         residue_left=tuple(sorted({needle.name for needle in needles if needle.after})),
@@ -109,6 +110,13 @@ def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
         swap_kib=max((life.swap_kib for life in lives if life.swap_kib is not None), default=None),
         bit_identical=any(explained for _, _, explained in equal_outputs(facts)),
     )
+
+
+def _disturbed(facts: RunFacts) -> tuple[str, ...]:
+    """Reasons for which legs that still count were disturbed: those of a pair, which has no block to drop."""
+    if facts.spec.order == "abba":
+        return ()
+    return tuple(sorted({reason for _, result in facts.all_results for reason in result.disturbed}))
 
 
 def _weakest(barriers: list[str]) -> str | None:
