@@ -7,8 +7,10 @@ cut), any SQLAlchemy URL in GLASSHOUSE_STATE, so that a sweep over several hosts
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateTable
 
 from glasshouse import paths
 from glasshouse.canonical import canonical_json, parse_json
@@ -91,9 +94,10 @@ class Journal:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _durable)
             if self._engine.url.database:
-                Path(self._engine.url.database).touch(mode=0o600)
+                with contextlib.suppress(OSError):  # the first statement says it better
+                    Path(self._engine.url.database).touch(mode=0o600)
         with self._transaction() as connection:
-            _metadata.create_all(connection)
+            connection.execute(CreateTable(_allocations, if_not_exists=True))
 
     def intend(self, run: str, name: str, provider: str, detail: Mapping[str, Any]) -> None:
         """Record that `name` is about to be created; returns once that is durable.
@@ -186,8 +190,18 @@ def _scheme(url: str) -> str:
 def _durable(connection: Any, _record: object) -> None:
     # synchronous=FULL: in WAL mode the default of some builds (NORMAL) may lose the last commits at a power
     # cut.
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL"):
+    for pragma in ("busy_timeout=30000", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}").close()
+    # Entering WAL mode ignores the busy time-out, so processes that open a fresh file together try again.
+    deadline = time.monotonic() + 30.0
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _controller(pid: str) -> str:

@@ -1,0 +1,1 @@
+"""Mirrors the package; vectors/ holds sourced test vectors."""
