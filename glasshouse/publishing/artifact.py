@@ -23,13 +23,13 @@ SCHEMA_PATH = "schema/row-artifact-v1.schema.json"
 MAX_ARTIFACT_BYTES = 512 << 10
 
 Tier = Literal["signed", "reported", "simulated"]
-Status = Literal["verified", "excluded", "reported", "job"]
+Status = Literal["verified", "excluded", "reported"]
 Order = Literal["raw-first", "protected-first", "abba", "protected-only"]
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{2,159}$")]
 Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{1,63}$")]
-Text = Annotated[str, Field(max_length=1000)]
+Text = Annotated[str, Field(max_length=2000)]
 Word = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/+()\-]*$")]
 Day = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
 Point = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
@@ -79,7 +79,7 @@ class Exclusion(Public):
     """Why a row counts for nothing, and what was seen."""
 
     codes: tuple[Code, ...] = Field(min_length=1)
-    observed: Text
+    observed: Annotated[str, Field(max_length=8000)]
 
 
 class Retraction(Public):
@@ -156,6 +156,7 @@ class Artifact(Public):
 
     schema_version: Literal[1]
     id: Id
+    run: Code | None = Field(default=None, description="run id; reported rows have none")
     date: Day
     status: Status
     evidence_tier: Tier
@@ -169,6 +170,7 @@ class Artifact(Public):
     unit: Code
     order: Order | None
     control: Literal["none", "aa", "delay"]
+    control_outcome: Literal["passed", "failed", "inconclusive"] | None = None
     duration_sec: float | None = Field(gt=0, description="measured seconds an arm; null for fixed-step rows")
     warmup_sec: float | None = Field(ge=0)
     target_steps: int | None = Field(default=None, ge=1)
@@ -192,6 +194,8 @@ class Artifact(Public):
     raw_setup_sec: float | None = Field(default=None, ge=0)
     protected_final_loss: float | None = None
     raw_final_loss: float | None = None
+    protected_output_sha256: Hex32 | None = None
+    raw_output_sha256: Hex32 | None = None
     protected_adapter_sha256: Hex32 | None = None
     raw_adapter_sha256: Hex32 | None = None
     trainable_params: int | None = Field(default=None, ge=0)
@@ -211,7 +215,7 @@ class Artifact(Public):
     superseded_by: Id | None
     retracted: Retraction | None
     evidence: Evidence | None
-    command: Annotated[str, Field(max_length=400)] | None
+    command: Annotated[str, Field(max_length=800)] | None
     curves: Curves | None = None
     reported: Reported | None = None
 

@@ -1,69 +1,29 @@
-"""Charts as data: axes, marks and the table beneath. templates/figure.html.j2 draws them as inline SVG.
-
-Geometry is in SVG user units; colours are CSS classes, so that themes and print restyle them. Every
-figure carries a title, a description that says what the picture says, and its numbers as a table.
-"""
+"""The charts of the site: rows in, figures out. Pure; drawing.py holds the geometry."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from glasshouse.measurement.fixed_cost import STEPS, overhead_at
 from glasshouse.publishing import words
 from glasshouse.publishing.artifact import Artifact, Curve
+from glasshouse.publishing.drawing import (
+    WIDTH,
+    Drawing,
+    Figure,
+    Lane,
+    Mark,
+    lanes,
+    path,
+    scale,
+    ticks,
+    y_axis,
+)
 
-WIDTH = 720.0
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One shape: kind line|dot|square|diamond|rect|path|text, coordinates, CSS class, optional text."""
-
-    kind: str
-    css: str
-    x: float = 0.0
-    y: float = 0.0
-    x2: float = 0.0
-    y2: float = 0.0
-    text: str = ""
-    anchor: str = "start"
-    href: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawable figure with its alternative: title, description, table."""
-
-    id: str
-    title: str
-    desc: str
-    height: float
-    marks: tuple[Mark, ...]
-    head: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-    legend: tuple[tuple[str, str], ...] = ()  # (css of the key, text)
-    width: float = WIDTH
-
-
-def ticks(low: float, high: float, count: int = 6) -> tuple[float, ...]:
-    """Round tick values covering [low, high], about `count` of them."""
-    if not high > low:
-        high = low + 1.0
-    step = 10 ** math.floor(math.log10((high - low) / count))
-    for factor in (1, 2, 5, 10):
-        if (high - low) / (step * factor) <= count:
-            step *= factor
-            break
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(round(index * step, 10) for index in range(first, last + 1))
-
-
-def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """A linear scale from [low, high] to [start, end]."""
-    span = (high - low) or 1.0
-    return lambda value: round(start + (value - low) / span * (end - start), 2)
+PHASES = tuple(step.removesuffix("Sec") for step in STEPS)
 
 
 def symbol(row: Artifact) -> str:
@@ -78,106 +38,84 @@ def paint(row: Artifact) -> str:
     return f"m-{row.evidence_tier} o-{row.order or 'unclear'}"
 
 
-ORDER_LEGEND = (
-    ("square o-raw-first", "raw leg first"),
-    ("dot o-protected-first", "protected leg first"),
-    ("diamond o-unclear", "order unclear"),
-)
+_LEGEND = {
+    "raw-first": ("square o-raw-first", "raw leg first"),
+    "protected-first": ("dot o-protected-first", "protected leg first"),
+    None: ("diamond o-unclear", "order unclear"),
+    "abba": ("dot o-abba", "alternating blocks, with 95% interval"),
+}
+
+
+def _legend(rows: Iterable[Artifact]) -> tuple[tuple[str, str], ...]:
+    orders = {row.order for row in rows}
+    return tuple(item for order, item in _LEGEND.items() if order in orders)
 
 
 def _with_overhead(rows: Iterable[Artifact]) -> list[Artifact]:
     return [row for row in rows if row.overhead_pct is not None and row.status != "excluded"]
 
 
-def _legend(rows: Iterable[Artifact]) -> tuple[tuple[str, str], ...]:
-    orders = {row.order for row in rows}
-    legend = [
-        item
-        for item, name in zip(ORDER_LEGEND, ("raw-first", "protected-first", None), strict=True)
-        if name in orders
-    ]
-    if "abba" in orders:
-        legend.append(("dot o-abba", "ABBA blocks, with 95% interval"))
-    return tuple(legend)
+def _ends(row: Artifact) -> tuple[float, float] | None:
+    overhead = row.overhead
+    if overhead is None or overhead.ci_low_pct is None or overhead.ci_high_pct is None:
+        return None
+    return overhead.ci_low_pct, overhead.ci_high_pct
+
+
+def _figure(
+    name: str,
+    title: str,
+    desc: str,
+    rows: Sequence[Lane],
+    *,
+    table: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]],
+    legend: tuple[tuple[str, str], ...],
+    unit: str = "%",
+) -> Figure:
+    """Lanes at both widths, the axis reaching over all marks and zero."""
+    values = [0.0, *(x for row in rows for _, _, x in row.points)]
+    values += [x for row in rows for _, start, end in (*row.spans, *row.boxes) for x in (start, end)]
+
+    def label(value: float) -> str:
+        return words.percent(value, 0) if unit == "%" else f"{value:g}{unit}"
+
+    low, high = min(values), max(values)
+    wide = lanes(rows, low, high, label=label, narrow=False)
+    narrow = lanes(rows, low, high, label=label, narrow=True)
+    return Figure(name, title, desc, wide, table[0], table[1], legend, narrow)
 
 
 def overhead_dots(
-    rows: Sequence[Artifact], *, name: str = "overhead", title: str, desc: str, root: str = ""
-) -> Figure:
-    """Overhead of each row as a dot with its interval, grouped by model and GPU, with a line at zero."""
+    rows: Sequence[Artifact], *, name: str = "overhead", title: str, desc: str
+) -> Figure | None:
+    """Overhead of each row as a mark with its interval, grouped by model and GPU, with a line at zero."""
     shown = sorted(
         _with_overhead(rows),
         key=lambda row: (words.model(row), words.gpu(row), words.measured_seconds(row) or 0, row.id),
     )
-    values = [0.0]
-    for row in shown:
-        values.append(row.overhead_pct or 0.0)
-        if row.overhead and row.overhead.ci_low_pct is not None and row.overhead.ci_high_pct is not None:
-            values += [row.overhead.ci_low_pct, row.overhead.ci_high_pct]
-    marks_at = ticks(min(values), max(values), 8)
-    at = scale(marks_at[0], marks_at[-1], 214, WIDTH - 74)
-    marks: list[Mark] = []
-    y = 30.0
-    group = ""
-    for row in shown:
-        heading = f"{words.model(row)} on {words.gpu(row)}"
-        if heading != group:
-            y += 14 if group else 0
-            marks.append(Mark("text", "t-group", 0, y + 4, text=heading))
-            y += 22
-            group = heading
-        marks.append(Mark("line", "c-row", 214, y, WIDTH - 74, y))
-        label = f"{words.length(row)}, {words.order(row)}"
-        marks.append(Mark("text", "t-label", 14, y + 4, text=label, href=f"{root}rows/{row.id}/"))
-        overhead = row.overhead
-        if overhead and overhead.ci_low_pct is not None and overhead.ci_high_pct is not None:
-            marks.append(
-                Mark(
-                    "line",
-                    f"c-interval {paint(row)}",
-                    at(overhead.ci_low_pct),
-                    y,
-                    at(overhead.ci_high_pct),
-                    y,
-                )
-            )
-        value = row.overhead_pct or 0.0
-        marks.append(Mark(symbol(row), paint(row), at(value), y))
-        marks.append(Mark("text", "t-value", WIDTH, y + 4, text=words.percent(value), anchor="end"))
-        y += 22
-    height = y + 26
-    axis = _x_axis(marks_at, at, 18, height - 30, suffix="%")
-    table = tuple(
+    if not shown:
+        return None
+    drawn = [
+        Lane(
+            label=f"{words.length(row)}, {words.order(row)}",
+            value=words.percent(row.overhead_pct),
+            points=((symbol(row), paint(row), row.overhead_pct or 0.0),),
+            spans=((f"c-interval {paint(row)}", *ends),) if (ends := _ends(row)) else (),
+            group=f"{words.model(row)} on {words.gpu(row)}",
+        )
+        for row in shown
+    ]
+    body = tuple(
         (
             words.title(row),
             row.evidence_tier,
             words.percent(row.overhead_pct),
-            words.interval(row.overhead.ci_low_pct, row.overhead.ci_high_pct) if row.overhead else words.DASH,
+            words.interval(*(_ends(row) or (None, None))),
         )
         for row in shown
     )
-    return Figure(
-        name,
-        title,
-        desc,
-        height,
-        (*axis, *marks),
-        ("Row", "Tier", "Overhead", "95% interval"),
-        table,
-        _legend(shown),
-    )
-
-
-def _x_axis(
-    at_values: Sequence[float], at: Callable[[float], float], top: float, bottom: float, suffix: str = ""
-) -> tuple[Mark, ...]:
-    marks: list[Mark] = []
-    for value in at_values:
-        x = at(value)
-        marks.append(Mark("line", "c-zero" if value == 0 else "c-grid", x, top, x, bottom))
-        text = words.percent(value, 0) if suffix == "%" else f"{value:g}{suffix}"
-        marks.append(Mark("text", "t-axis", x, bottom + 18, text=text, anchor="middle"))
-    return tuple(marks)
+    head = ("Row", "Tier", "Overhead", "95% interval")
+    return _figure(name, title, desc, drawn, table=(head, body), legend=_legend(shown))
 
 
 @dataclass(frozen=True)
@@ -194,7 +132,7 @@ class OrderPair:
 
 
 def order_pairs(rows: Iterable[Artifact]) -> tuple[OrderPair, ...]:
-    """Find rows that differ in order only: same provider, GPU, model and length."""
+    """Find rows that differ in order only: same provider, GPU, model, length and tier."""
     shown = _with_overhead(rows)
     found = [
         OrderPair(first, second)
@@ -206,7 +144,7 @@ def order_pairs(rows: Iterable[Artifact]) -> tuple[OrderPair, ...]:
 
 
 def _alike(first: Artifact, second: Artifact) -> bool:
-    keys = ("provider", "gpu", "model", "duration_sec", "steps", "target_steps", "evidence_tier")
+    keys = ("provider", "gpu", "model", "duration_sec", "steps", "target_steps", "evidence_tier", "control")
     return all(getattr(first, key) == getattr(second, key) for key in keys)
 
 
@@ -215,150 +153,61 @@ def order_effect(rows: Sequence[Artifact]) -> Figure | None:
     pairs = order_pairs(rows)
     if not pairs:
         return None
-    values = [0.0]
+    drawn: list[Lane] = []
+    body: list[tuple[str, ...]] = []
     for pair in pairs:
-        values += [pair.raw_first.overhead_pct or 0.0, pair.protected_first.overhead_pct or 0.0]
-    marks_at = ticks(min(values), max(values), 8)
-    at = scale(marks_at[0], marks_at[-1], 214, WIDTH - 84)
-    marks: list[Mark] = []
-    y = 34.0
-    for pair in pairs:
-        first, second = pair.raw_first, pair.protected_first
-        label = f"{words.model(first)}, {words.gpu(first)}, {words.length(first)}"
-        marks.append(Mark("text", "t-label", 0, y + 4, text=label))
-        x1, x2 = at(first.overhead_pct or 0.0), at(second.overhead_pct or 0.0)
-        marks.append(Mark("line", "c-span", x1, y, x2, y))
-        marks.append(Mark(symbol(first), paint(first), x1, y))
-        marks.append(Mark(symbol(second), paint(second), x2, y))
-        marks.append(Mark("text", "t-value", WIDTH, y + 4, text=f"{abs(pair.gap):.2f} pts", anchor="end"))
-        y += 30
-    height = y + 22
-    axis = _x_axis(marks_at, at, 16, height - 30, suffix="%")
+        both = (pair.raw_first, pair.protected_first)
+        first, second = (row.overhead_pct or 0.0 for row in both)
+        setting = f"{words.model(both[0])}, {words.gpu(both[0])}, {words.length(both[0])}"
+        gap = f"{abs(pair.gap):.2f}"
+        points = tuple((symbol(row), paint(row), row.overhead_pct or 0.0) for row in both)
+        drawn.append(Lane(setting, f"{gap} pts", points, (("c-span", first, second),)))
+        body.append((setting, words.percent(first), words.percent(second), f"{gap} points"))
     widest = pairs[0]
-    return Figure(
-        "order-effect",
-        "The same measurement with the legs swapped",
-        f"{len(pairs)} pairs of rows that differ in which leg ran first, and in the machine rented. The widest pair "
-        f"is {abs(widest.gap):.1f} points apart, {words.percent(widest.raw_first.overhead_pct)} and "
-        f"{words.percent(widest.protected_first.overhead_pct)}: far more than any cost claimed for protection.",
-        height,
-        (*axis, *marks),
-        ("Setting", "Raw first", "Protected first", "Apart"),
-        tuple(
-            (
-                f"{words.model(pair.raw_first)} on {words.gpu(pair.raw_first)}, {words.length(pair.raw_first)}",
-                words.percent(pair.raw_first.overhead_pct),
-                words.percent(pair.protected_first.overhead_pct),
-                f"{abs(pair.gap):.2f} points",
-            )
-            for pair in pairs
-        ),
-        ORDER_LEGEND[:2],
+    desc = (
+        f"{len(pairs)} settings measured in both orders, each time on another rented machine. The widest "
+        f"pair is {abs(widest.gap):.1f} points apart, {words.percent(widest.raw_first.overhead_pct)} and "
+        f"{words.percent(widest.protected_first.overhead_pct)}: far more than any cost claimed."
+    )
+    table = (("Setting", "Raw first", "Protected first", "Apart"), tuple(body))
+    legend = (_LEGEND["raw-first"], _LEGEND["protected-first"])
+    return _figure(
+        "order-effect", "The same measurement with the legs swapped", desc, drawn, table=table, legend=legend
     )
 
 
 def raw_speed(rows: Sequence[Artifact], *, gpu: str, model: str) -> Figure | None:
     """Rates of both arms of like rows: how much machines differ before protection comes in."""
-    shown = [
-        row
-        for row in _with_overhead(rows)
-        if row.gpu == gpu and row.model == model and words.rate(row, "raw")
-    ]
+    shown = [row for row in _with_overhead(rows) if row.gpu == gpu and row.model == model]
+    shown = sorted(
+        (row for row in shown if words.rate(row, "raw")), key=lambda row: words.rate(row, "raw") or 0.0
+    )
     if len(shown) < 2:
         return None
-    rates = [rate for row in shown for arm in ("raw", "protected") if (rate := words.rate(row, arm))]
-    marks_at = ticks(0.0, max(rates), 6)
-    at = scale(0.0, marks_at[-1], 214, WIDTH - 20)
-    marks: list[Mark] = []
+    drawn: list[Lane] = []
     body: list[tuple[str, ...]] = []
-    y = 34.0
-    for row in sorted(shown, key=lambda item: words.rate(item, "raw") or 0.0):
+    raws: list[float] = []
+    for row in shown:
         raw, protected = words.rate(row, "raw") or 0.0, words.rate(row, "protected") or 0.0
-        marks.append(Mark("text", "t-label", 0, y + 4, text=f"{words.length(row)}, {words.order(row)}"))
-        marks.append(Mark("line", "c-span", at(raw), y, at(protected), y))
-        marks.append(Mark("dot", "arm-raw", at(raw), y))
-        marks.append(Mark("dot", "arm-protected", at(protected), y))
+        raws.append(raw)
+        points = (("dot", "arm-raw", raw), ("dot", "arm-protected", protected))
+        label = f"{words.length(row)}, {words.order(row)}"
+        drawn.append(Lane(label, f"{raw:,.0f}", points, (("c-span", raw, protected),)))
         body.append((words.title(row), words.number(raw), words.number(protected)))
-        y += 28
-    raws = [words.rate(row, "raw") or 0.0 for row in shown]
     unit = shown[0].unit
-    return Figure(
-        f"raw-speed-{gpu}",
-        f"Speed of the same workload on {words.gpu(shown[0])} rentals",
+    desc = (
         f"Unprotected speed runs from {min(raws):,.0f} to {max(raws):,.0f} {unit} per second, a factor of "
-        f"{max(raws) / min(raws):.2f} between rentals of one GPU type.",
-        y + 22,
-        (*_x_axis(marks_at, at, 16, y - 8), *marks),
-        ("Row", f"Raw, {unit}/s", f"Protected, {unit}/s"),
-        tuple(body),
-        (("dot arm-raw", "raw leg"), ("dot arm-protected", "protected leg")),
+        f"{max(raws) / min(raws):.2f} between rentals of one GPU type."
     )
-
-
-def by_length(rows: Sequence[Artifact]) -> Figure | None:
-    """Overhead against measured length (logarithmic), one mark a row."""
-    shown = [row for row in _with_overhead(rows) if words.measured_seconds(row)]
-    if len(shown) < 2:
-        return None
-    lengths = [words.measured_seconds(row) or 1.0 for row in shown]
-    y_ticks = ticks(
-        min(0.0, *(row.overhead_pct or 0.0 for row in shown)), max(row.overhead_pct or 0.0 for row in shown)
+    return _figure(
+        f"raw-speed-{gpu}",
+        f"Speed of the same workload on {words.gpu(shown[0])} rentals, {unit} per second",
+        desc,
+        drawn,
+        table=(("Row", f"Raw, {unit}/s", f"Protected, {unit}/s"), tuple(body)),
+        legend=(("dot arm-raw", "raw leg (its rate is given)"), ("dot arm-protected", "protected leg")),
+        unit="",
     )
-    height = 330.0
-    up = scale(y_ticks[0], y_ticks[-1], height - 50, 16)
-    low, high = math.log10(min(lengths)) - 0.1, math.log10(max(lengths)) + 0.1
-    across = scale(low, high, 64, WIDTH - 20)
-    marks = [*_y_axis(y_ticks, up, 64, WIDTH - 20, percent=True)]
-    for second in (1, 5, 10, 60, 300, 900, 1800, 3600, 14400, 86400):
-        if low <= math.log10(second) <= high:
-            x = across(math.log10(second))
-            text = words.seconds(second)
-            marks.append(Mark("text", "t-axis", x, height - 28, text=text, anchor="middle"))
-            marks.append(Mark("line", "c-tick", x, height - 50, x, height - 44))
-    marks.append(
-        Mark("text", "t-axis", WIDTH - 20, height - 8, text="measured time of one leg", anchor="end")
-    )
-    for row, length in zip(shown, lengths, strict=True):
-        x, y = across(math.log10(length)), up(row.overhead_pct or 0.0)
-        if row.overhead and row.overhead.ci_low_pct is not None and row.overhead.ci_high_pct is not None:
-            ends = up(row.overhead.ci_low_pct), up(row.overhead.ci_high_pct)
-            marks.append(Mark("line", f"c-interval {paint(row)}", x, ends[0], x, ends[1]))
-        marks.append(Mark(symbol(row), paint(row), x, y))
-    long_rows = [row.overhead_pct or 0.0 for row, length in zip(shown, lengths, strict=True) if length >= 900]
-    desc = f"{len(shown)} rows."
-    if long_rows:
-        desc += (
-            f" Legs of fifteen minutes and more still run from {words.percent(min(long_rows))} to "
-            f"{words.percent(max(long_rows))}: longer runs alone did not settle the figure."
-        )
-    body = tuple(
-        (words.title(row), words.seconds(length), words.percent(row.overhead_pct))
-        for row, length in sorted(zip(shown, lengths, strict=True), key=lambda pair: pair[1])
-    )
-    return Figure(
-        "by-length", "Overhead by run length", desc, height, tuple(marks), ("Row", "Measured", "Overhead"), body,
-        _legend(shown),
-    )  # fmt: skip
-
-
-def _y_axis(
-    at_values: Sequence[float],
-    up: Callable[[float], float],
-    left: float,
-    right: float,
-    *,
-    percent: bool = False,
-) -> tuple[Mark, ...]:
-    marks: list[Mark] = []
-    for value in at_values:
-        y = up(value)
-        marks.append(Mark("line", "c-zero" if percent and value == 0 else "c-grid", left, y, right, y))
-        text = words.percent(value, 0) if percent else f"{value:,.4g}"
-        marks.append(Mark("text", "t-axis", left - 8, y + 4, text=text, anchor="end"))
-    return tuple(marks)
-
-
-PHASES = ("seal", "upload", "attest", "release", "unseal", "zeroize")
 
 
 def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
@@ -366,47 +215,74 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
     shown = [row for row in rows if row.fixed_cost_sec]
     if not shown:
         return None
-    totals = [sum((row.fixed_cost_sec or {}).get(phase, 0.0) for phase in PHASES) for row in shown]
-    marks_at = ticks(0.0, max(*totals, 0.1), 6)
-    at = scale(0.0, marks_at[-1], 214, WIDTH - 74)
-    marks: list[Mark] = []
-    y = 24.0
-    for row, total in zip(shown, totals, strict=True):
-        marks.append(
-            Mark(
-                "text",
-                "t-label",
-                0,
-                y + 13,
-                text=f"{words.model(row)}, {words.gpu(row)}, {words.length(row)}",
-            )
+    drawn: list[Lane] = []
+    body: list[tuple[str, ...]] = []
+    totals: list[float] = []
+    for row in shown:
+        parts = [(row.fixed_cost_sec or {}).get(phase, 0.0) for phase in PHASES]
+        edges = [sum(parts[:index]) for index in range(len(parts) + 1)]
+        boxes = tuple(
+            (f"p-{index}", start, end) for index, (start, end) in enumerate(pairwise(edges)) if end > start
         )
-        edge = 0.0
-        for index, phase in enumerate(PHASES):
-            part = (row.fixed_cost_sec or {}).get(phase, 0.0)
-            if part > 0:
-                marks.append(Mark("rect", f"p-{index}", at(edge), y, at(edge + part), y + 18))
-            edge += part
-        marks.append(Mark("text", "t-value", WIDTH, y + 13, text=words.seconds(total), anchor="end"))
-        y += 30
-    body = tuple(
-        (
-            words.title(row),
-            *(words.number((row.fixed_cost_sec or {}).get(phase)) for phase in PHASES),
-            f"{total:.3f}",
-        )
-        for row, total in zip(shown, totals, strict=True)
-    )
-    return Figure(
+        label = f"{words.model(row)}, {words.gpu(row)}, {words.order(row)}"
+        drawn.append(Lane(label, words.seconds(edges[-1]), (), boxes=boxes))
+        body.append((words.title(row), *(words.number(part) for part in parts), words.number(edges[-1])))
+        totals.append(edges[-1])
+    span = words.seconds(totals[0]) + " in all."
+    if len(totals) > 1:
+        span = f"between {words.seconds(min(totals))} and {words.seconds(max(totals))} in all."
+    return _figure(
         "fixed-cost",
-        "What protection costs once a run",
-        f"Seconds spent on {', '.join(PHASES)}; between {min(totals):.2f} s and {max(totals):.2f} s in all. A longer "
-        "run pays the same once.",
-        y + 26,
-        (*_x_axis(marks_at, at, 12, y, suffix=" s"), *marks),
-        ("Row", *(f"{phase}, s" for phase in PHASES), "Total, s"),
-        body,
-        tuple((f"swatch p-{index}", phase) for index, phase in enumerate(PHASES)),
+        "What protection costs once a run, in seconds",
+        f"Seconds spent on {', '.join(PHASES)}; {span} A longer run pays the same once.",
+        drawn,
+        table=(("Row", *(f"{phase}, s" for phase in PHASES), "Total, s"), tuple(body)),
+        legend=tuple((f"swatch p-{index}", phase) for index, phase in enumerate(PHASES)),
+        unit=f"{words.NBSP}s",
+    )
+
+
+def by_length(rows: Sequence[Artifact]) -> Figure | None:
+    """Overhead against measured length (logarithmic), one mark a row."""
+    pairs = [(row, length) for row in _with_overhead(rows) if (length := words.measured_seconds(row))]
+    if len(pairs) < 2:
+        return None
+    values = [row.overhead_pct or 0.0 for row, _ in pairs]
+    at_values = ticks(min(0.0, *values), max(0.0, *values))
+    height = 330.0
+    up = scale(at_values[0], at_values[-1], height - 50, 16)
+    low = math.log10(min(length for _, length in pairs)) - 0.1
+    high = math.log10(max(length for _, length in pairs)) + 0.1
+    across = scale(low, high, 64, WIDTH - 20)
+    marks = [*y_axis(at_values, up, 64, WIDTH - 20, percent=True)]
+    for second in (1, 5, 10, 60, 300, 900, 1800, 3600, 14400, 86400):
+        if low <= math.log10(second) <= high:
+            x = across(math.log10(second))
+            marks.append(Mark("text", "t-axis", x, height - 28, text=words.seconds(second), anchor="middle"))
+            marks.append(Mark("line", "c-tick", x, height - 50, x, height - 44))
+    marks.append(
+        Mark("text", "t-axis", WIDTH - 20, height - 8, text="measured time of one leg", anchor="end")
+    )
+    for row, length in pairs:
+        x = across(math.log10(length))
+        if ends := _ends(row):
+            marks.append(Mark("line", f"c-interval {paint(row)}", x, up(ends[0]), x, up(ends[1])))
+        marks.append(Mark(symbol(row), paint(row), x, up(row.overhead_pct or 0.0)))
+    long_rows = [row.overhead_pct or 0.0 for row, length in pairs if length >= 900 and _ends(row) is None]
+    desc = f"{len(pairs)} rows."
+    if long_rows:
+        desc += (
+            f" Single pairs of fifteen minutes and more still run from {words.percent(min(long_rows))} to "
+            f"{words.percent(max(long_rows))}: longer runs alone did not settle the figure."
+        )
+    body = tuple(
+        (words.title(row), words.seconds(length), words.percent(row.overhead_pct))
+        for row, length in sorted(pairs, key=lambda pair: pair[1])
+    )
+    wide = Drawing(WIDTH, height, tuple(marks))
+    head = ("Row", "Measured", "Overhead")
+    return Figure(
+        "by-length", "Overhead by run length", desc, wide, head, body, _legend(row for row, _ in pairs)
     )
 
 
@@ -415,47 +291,40 @@ def cost_by_length(row: Artifact) -> Figure | None:
     if row.overhead_pct is None or not row.fixed_cost_sec or row.overhead_pct >= 100:
         return None
     fixed = sum(row.fixed_cost_sec.get(phase, 0.0) for phase in PHASES)
-    slow = 1 / (1 - row.overhead_pct / 100)  # protected seconds for one raw second
-    lengths = [60.0 * 2 ** (index / 4) for index in range(45)]
+    steady_pct = row.overhead_pct
 
     def total(raw_seconds: float) -> float:
-        return 100 * (1 - raw_seconds / (raw_seconds * slow + fixed))
+        return overhead_at(raw_seconds, fixed, steady_pct)
 
-    curve = tuple((length, total(length)) for length in lengths)
-    y_ticks = ticks(min(0.0, *(point[1] for point in curve)), max(point[1] for point in curve))
-    height = 280.0
-    up = scale(y_ticks[0], y_ticks[-1], height - 50, 16)
-    across = scale(math.log10(lengths[0]), math.log10(lengths[-1]), 64, WIDTH - 20)
-    marks = [*_y_axis(y_ticks, up, 64, WIDTH - 20, percent=True)]
-    for length in (60, 600, 3600, 21600, 86400):
-        if lengths[0] <= length <= lengths[-1]:
-            x = across(math.log10(length))
-            label = words.seconds(length) if length < 3600 else f"{length / 3600:g}{words.NBSP}h"
-            marks.append(Mark("text", "t-axis", x, height - 28, text=label, anchor="middle"))
-    marks.append(Mark("path", "c-protected", text=_path((across(math.log10(x)), up(y)) for x, y in curve)))
-    steady = up(row.overhead_pct)
-    marks.append(Mark("line", "c-interval", 64, steady, WIDTH - 20, steady))
     points = (60.0, 600.0, 3600.0, 21600.0, 86400.0)
-    return Figure(
-        "cost-by-length",
-        "What a whole run would pay, by its length",
-        f"Fixed cost {fixed:.2f} s and steady state {words.percent(row.overhead_pct)}. A one-minute run pays "
-        f"{words.percent(total(60))}, a one-hour run {words.percent(total(3600))}; the line is the steady state.",
-        height,
-        tuple(marks),
-        ("Raw training time", "Share of the time spent on protection"),
-        tuple((words.seconds(point), words.percent(total(point))) for point in points),
+    lengths = [points[0] * (points[-1] / points[0]) ** (index / 60) for index in range(61)]
+    curve = [(length, total(length)) for length in lengths]
+    at_values = ticks(min(0.0, *(y for _, y in curve)), max(y for _, y in curve))
+    height = 280.0
+    up = scale(at_values[0], at_values[-1], height - 50, 16)
+    across = scale(math.log10(points[0]), math.log10(points[-1]), 64, WIDTH - 40)
+    marks = [*y_axis(at_values, up, 64, WIDTH - 20, percent=True)]
+    for point in points:
+        label = words.seconds(point) if point < 3600 else f"{point / 3600:g}{words.NBSP}h"
+        x = across(math.log10(point))
+        marks.append(Mark("text", "t-axis", x, height - 28, text=label, anchor="middle"))
+    steady = up(row.overhead_pct)
+    marks.append(Mark("line", "c-steady", 64, steady, WIDTH - 20, steady))
+    marks.append(Mark("path", "c-protected", text=path((across(math.log10(x)), up(y)) for x, y in curve)))
+    desc = (
+        f"Fixed cost {words.seconds(fixed)}, steady state {words.percent(row.overhead_pct)} (dashed). A run "
+        f"of one minute pays {words.percent(total(60))}, one of an hour {words.percent(total(3600))}."
     )
-
-
-def _path(points: Iterable[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+    body = tuple((words.seconds(point), words.percent(total(point))) for point in points)
+    wide = Drawing(WIDTH, height, tuple(marks))
+    head = ("Raw training time", "Overhead in all")
+    return Figure("cost-by-length", "What a whole run pays, by its length", desc, wide, head, body)
 
 
 def curves(
     name: str, title: str, protected: Curve, raw: Curve, *, x_label: str, y_label: str
 ) -> Figure | None:
-    """Two curves over one axis: the protected arm and the raw one."""
+    """Two curves over one pair of axes: the protected arm and the raw one."""
     points = [*protected, *raw]
     if len(protected) < 2:
         return None
@@ -464,29 +333,30 @@ def curves(
     height = 260.0
     across = scale(x_ticks[0], x_ticks[-1], 76, WIDTH - 20)
     up = scale(y_ticks[0], y_ticks[-1], height - 50, 16)
-    marks = [*_y_axis(y_ticks, up, 76, WIDTH - 20)]
-    for value in x_ticks:
-        text = f"{value:,.6g}"
-        marks.append(Mark("text", "t-axis", across(value), height - 28, text=text, anchor="middle"))
+    marks = [*y_axis(y_ticks, up, 76, WIDTH - 20)]
+    marks += [
+        Mark("text", "t-axis", across(value), height - 28, text=f"{value:,.6g}", anchor="middle")
+        for value in x_ticks
+    ]
     marks.append(Mark("text", "t-axis", WIDTH - 20, height - 8, text=x_label, anchor="end"))
     for css, curve in (("c-raw", raw), ("c-protected", protected)):
         if len(curve) > 1:
-            marks.append(Mark("path", css, text=_path((across(point[0]), up(point[1])) for point in curve)))
+            line = path((across(point[0]), up(point[1])) for point in curve)
+            marks.append(Mark("path", css, text=line))
     body = tuple(
         (arm, words.number(float(point[0])), words.number(float(point[1])))
         for arm, curve in (("protected", protected), ("raw", raw))
-        for point in _thin(curve, 12)
+        for point in thinned(curve, 12)
     )
-    ends = f"The protected arm ends at {words.number(float(protected[-1][1]))}"
-    if raw:
-        ends += f", the raw arm at {words.number(float(raw[-1][1]))}"
-    return Figure(
-        name, title, f"{y_label} over {x_label}. {ends}.", height, tuple(marks), ("Arm", x_label, y_label), body,
-        (("line c-protected", "protected"), ("line c-raw", "raw")) if raw else (("line c-protected", "protected"),),
-    )  # fmt: skip
+    desc = f"{y_label} over {x_label}. The protected arm ends at {words.number(float(protected[-1][1]))}"
+    desc += f", the raw arm at {words.number(float(raw[-1][1]))}." if raw else "."
+    legend = [("line c-protected", "protected")] + ([("line c-raw", "raw")] if raw else [])
+    wide = Drawing(WIDTH, height, tuple(marks))
+    return Figure(name, title, desc, wide, ("Arm", x_label, y_label), body, tuple(legend))
 
 
-def _thin(curve: Curve, count: int) -> Curve:
+def thinned(curve: Curve, count: int) -> Curve:
+    """At most `count` points of a curve, its ends included."""
     if len(curve) <= count:
         return curve
     return tuple(curve[round(index * (len(curve) - 1) / (count - 1))] for index in range(count))

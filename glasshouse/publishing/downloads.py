@@ -23,13 +23,15 @@ from glasshouse.publishing.artifact import (
 LICENSE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
 _ATOM = "http://www.w3.org/2005/Atom"
 
-CSV_COLUMNS = (
-    "id", "date", "status", "evidenceTier", "provider", "providerTier", "gpu", "gpuModel", "model", "unit", "order",
-    "control", "durationSec", "targetSteps", "steps", "overheadPct", "ciLowPct", "ciHighPct", "n", "method", "verdict",
-    "protectedEpochsPerSec", "rawEpochsPerSec", "protectedStepsPerSec", "rawStepsPerSec", "protectedSteps", "rawSteps",
-    "protectedElapsedSec", "rawElapsedSec", "protectedFinalLoss", "rawFinalLoss", "attestation", "runtimeState",
-    "sameAllocation", "providerInstanceId", "caveats", "exclusionCodes", "supersededBy", "retracted", "sha256",
-)  # fmt: skip
+CSV_COLUMNS = tuple(
+    """
+    id date status evidenceTier provider providerTier gpu gpuModel model unit order control
+    durationSec targetSteps steps overheadPct ciLowPct ciHighPct n method verdict
+    protectedEpochsPerSec rawEpochsPerSec protectedStepsPerSec rawStepsPerSec protectedSteps rawSteps
+    protectedElapsedSec rawElapsedSec protectedFinalLoss rawFinalLoss attestation runtimeState
+    sameAllocation providerInstanceId caveats exclusionCodes supersededBy retracted sha256
+    """.split()  # noqa: SIM905 - forty names read better as a paragraph than one a line
+)
 
 
 def files(rows: Sequence[Artifact]) -> dict[str, bytes]:
@@ -84,8 +86,9 @@ def dataset(rows: Sequence[Artifact]) -> dict[str, Any]:
         "@type": "Dataset",
         "name": "Glasshouse: what an attested training lifecycle costs on rented GPUs",
         "description": (
-            "Protected against raw training on the same allocation, one row a run. Software-enforced protection, "
-            "not a hardware TEE. Rows of tier reported were published before this software and are not verified by us."
+            "Protected against raw training on the same allocation, one row a run. Software-enforced "
+            "protection, not a hardware TEE. Rows of tier reported were published before this software "
+            "existed and are not verified by us."
         ),
         "license": LICENSE_URL,
         "version": __version__,
@@ -123,12 +126,9 @@ def feed(rows: Sequence[Artifact]) -> bytes:
     ET.register_namespace("", _ATOM)
     root = ET.Element(f"{{{_ATOM}}}feed")
     newest = max((row.date for row in rows), default="2026-01-01")
-    for tag, text in (
-        ("id", "tag:glasshouse,2026:rows"),
-        ("title", "Glasshouse rows"),
-        ("updated", f"{newest}T00:00:00Z"),
-    ):
-        ET.SubElement(root, f"{{{_ATOM}}}{tag}").text = text
+    ET.SubElement(root, f"{{{_ATOM}}}id").text = "tag:glasshouse,2026:rows"
+    ET.SubElement(root, f"{{{_ATOM}}}title").text = "Glasshouse rows"
+    ET.SubElement(root, f"{{{_ATOM}}}updated").text = f"{newest}T00:00:00Z"
     author = ET.SubElement(root, f"{{{_ATOM}}}author")
     ET.SubElement(author, f"{{{_ATOM}}}name").text = "Glasshouse"
     ET.SubElement(root, f"{{{_ATOM}}}link", rel="self", href="feed.xml", type="application/atom+xml")

@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 
 from glasshouse.errors import GlasshouseError
 from glasshouse.publishing.csp import with_policy
-from glasshouse.publishing.pages import render
+from glasshouse.publishing.pages import framed_tables, render
 from glasshouse.publishing.store import OVERLAY, read_publication
 
 _ANCHOR = re.compile(r' id="([^"]+)"')
@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def on_page_content(html: str, page: Page, **_: Any) -> str:
     """Put the finished HTML back, and tell MkDocs its anchors, so that links to them are validated."""
     if not page.meta.get("finished"):
-        return html
+        return framed_tables(html)
     finished = str(page.meta["finished"])
     page.present_anchor_ids = set(_ANCHOR.findall(finished))
     return finished

@@ -8,6 +8,7 @@ works under any address.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,7 @@ def render(publication: Publication) -> dict[str, bytes]:
         "by_id": {row.id: row for row in rows},
     }
     pages: dict[str, bytes] = {}
-    for path, template, title, description, extra in _plan(rows, publication):
+    for path, template, title, description, extra in _plan(rows):
         root = "../" * path.count("/") + ("" if path == "index.md" else "../")
         body = environment.get_template(template).render(
             **shared, **extra, root=root or "./", page_title=title, page_path=path
@@ -117,12 +118,13 @@ def render(publication: Publication) -> dict[str, bytes]:
 def count(rows: Iterable[RowView]) -> Counts:
     """Count rows by status and tier. Local, simulated and control rows never enter published counts."""
     published = [row.artifact for row in rows if not row.local]
-    signed = [row for row in published if row.evidence_tier == "signed"]
+    every = [row for row in published if row.evidence_tier == "signed"]
+    signed = [row for row in every if row.order != "protected-only"]  # a job is listed apart
     reported = [row for row in published if row.evidence_tier == "reported"]
     return Counts(
         verified=sum(row.status == "verified" for row in signed),
         excluded=sum(row.status == "excluded" for row in signed),
-        jobs=sum(row.status == "job" for row in signed),
+        jobs=len(every) - len(signed),
         reported=sum(row.overhead_pct is not None for row in reported),
         reported_without_raw=sum(row.order == "protected-only" for row in reported),
         reported_excluded=sum(row.exclusion is not None for row in reported),
@@ -196,7 +198,7 @@ _PAGES = (
 )
 
 
-def _plan(rows: tuple[RowView, ...], publication: Publication) -> Iterable[_Plan]:
+def _plan(rows: tuple[RowView, ...]) -> Iterable[_Plan]:
     for path, template, title, description in _PAGES:
         yield path, f"{template}.html.j2", title, description, {}
     for row in rows:
@@ -207,8 +209,22 @@ def _plan(rows: tuple[RowView, ...], publication: Publication) -> Iterable[_Plan
 
 def _page(title: str, description: str, body: str) -> bytes:
     wide = "hide: [navigation, toc]"
-    front = f"---\ntitle: {json.dumps(title)}\ndescription: {json.dumps(description)}\nfinished: true\n{wide}\n---\n"
+    named = f"title: {json.dumps(title)}\ndescription: {json.dumps(description)}"
+    front = f"---\n{named}\nfinished: true\n{wide}\n---\n"
     return (front + body.strip() + "\n").encode("utf-8")
+
+
+def framed_tables(html: str) -> str:
+    """Put each Markdown table in a scrolling region that a keyboard can reach (WCAG 2.1.1)."""
+    count = 0
+
+    def frame(match: re.Match[str]) -> str:
+        nonlocal count
+        count += 1
+        opening = f'<div class="gh-scroll" role="region" aria-label="Table {count}" tabindex="0">'
+        return f'{opening}<table class="gh-table">{match[1]}</table></div>'
+
+    return re.sub(r"<table>(.*?)</table>", frame, html, flags=re.DOTALL)
 
 
 def _environment(templates: Mapping[str, str]) -> Environment:

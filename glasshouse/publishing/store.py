@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import parse_json
-from glasshouse.errors import VerificationError
+from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
+from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.records.keys import Keyring, parse_keyring
+from glasshouse.records.verify import verify
 
 ARTIFACTS = Path("site/research/artifacts")
 BUNDLES = Path("site/research/bundles")
 TAMPER = Path("site/research/tamper-report.json")
 HISTORY = Path("conf/history")
+KEYRING = Path("conf/trust/keyring.json")
 TEMPLATES = Path("templates/pages")
 OVERLAY = Path("build/artifacts")
 OVERLAY_SWITCH = "GLASSHOUSE_SITE_LOCAL"  # "0" leaves the overlay out even when it is there
@@ -54,7 +58,9 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
     failures: list[str] = []
     committed = _read_artifacts(root / ARTIFACTS, failures)
     failures += _reported_failures(root, committed)
+    failures += _signed_failures(root / BUNDLES, committed, committed_keyring(root))
     local = _read_artifacts(root / OVERLAY, failures) if overlay else {}
+    failures += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
     failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
     bundles = {
         item: _bundle_files(base / item)
@@ -112,6 +118,36 @@ def _reported_failures(root: Path, committed: Mapping[str, Artifact]) -> list[st
         if artifact_bytes(committed[item]) != artifact_bytes(expected[item])
     ]
     return failures
+
+
+def _signed_failures(folder: Path, committed: Mapping[str, Artifact], keyring: Keyring) -> list[str]:
+    """Signed rows are a function of their bundles and of the controls beside them."""
+    failures: list[str] = []
+    for item, artifact in committed.items():
+        if artifact.evidence_tier != "signed":
+            continue
+        if not (folder / item).is_dir():
+            failures.append(f"bundle-missing:{item}")
+            continue
+        try:
+            row = verify(folder / item, keyring).require()
+        except GlasshouseError as error:
+            codes = error.codes if isinstance(error, VerificationError) else ("bundle-unreadable",)
+            failures += [f"{code}:{item}" for code in codes]
+            continue
+        expected = with_control_caveats(artifact_from_verified(row), tuple(committed.values()))
+        stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
+        if artifact_bytes(expected.model_copy(update=stated)) != artifact_bytes(artifact):
+            failures.append(f"signed-row-edited:{item}")
+    present = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    failures += [f"bundle-without-row:{item}" for item in sorted(present - committed.keys())]
+    return failures
+
+
+def committed_keyring(root: Path) -> Keyring:
+    """The keyring that the publication carries; a machine's own keys never vouch for committed rows."""
+    path = root / KEYRING
+    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
 
 
 def _bundle_files(folder: Path) -> tuple[str, ...]:

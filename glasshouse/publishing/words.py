@@ -42,7 +42,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """`−0.4 to +1.2%`, or an en dash."""
+    """ "-0.40% to +1.20%", or an en dash."""
     if low is None or high is None:
         return DASH
     return f"{percent(low)} to {percent(high)}"

@@ -1,0 +1,166 @@
+"""The second barrier before anything is published: search for what must never be.
+
+The first barrier is the allow-list: artifact and bundle schemas have no field for a host, an account
+or a key. This one looks at the values, wherever they stand: in JSON, inside signed envelopes and
+tokens (decoded), and in plain text. A finding names the file and the field, never the value, and
+fails the publication; nothing is edited out of what is signed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.errors import VerificationError
+
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+
+PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
+    ("private-key", re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|AGE-SECRET-KEY-1[0-9A-Z]{20,}")),
+    ("bearer-token", re.compile(r"\bBearer\s+[A-Za-z0-9._~+/\-]{12,}", re.IGNORECASE)),
+    (
+        "api-token",
+        re.compile(
+            r"\b(?:rpa_[A-Za-z0-9]{16,}|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
+            r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_\-]{16,}|xox[abprs]-[A-Za-z0-9\-]{10,}"
+            r"|A[KS]IA[0-9A-Z]{16}|AIza[0-9A-Za-z_\-]{30,}|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_\-]{30,})"
+        ),
+    ),
+    (
+        "tunnel-url",
+        re.compile(
+            r"\b[\w.\-]+\.(?:ngrok(?:-free)?\.(?:io|app|dev)|trycloudflare\.com|loca\.lt|serveo\.net|ts\.net"
+            r"|proxy\.runpod\.net|vast\.ai|localhost\.run|lhr\.life|pinggy\.link)\b|\bssh\.runpod\.io\b",
+            re.IGNORECASE,
+        ),
+    ),
+    ("url-credentials", re.compile(r"[a-z][a-z0-9+.\-]*://[^\s/@:]+:[^\s/@]+@", re.IGNORECASE)),
+    (
+        "private-path",
+        re.compile(
+            r"(?:^|[\s\"'=:(,\[])(?:/(?:root|home|Users|tmp|var|mnt|workspace|private|opt|srv)/|[A-Za-z]:\\|~/)"
+            r"|\.ssh/|\.aws/|file://"
+        ),
+    ),
+    ("ip-address", re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?::\d{{1,5}})?(?![\d.])")),
+    ("ip-address", re.compile(r"\[[0-9a-fA-F:]*:[0-9a-fA-F:]+\]:\d{1,5}\b")),
+    ("host-and-port", re.compile(r"\b[a-z0-9\-]+(?:\.[a-z0-9\-]+)+:\d{2,5}\b", re.IGNORECASE)),
+    ("account", re.compile(r"\b[A-Za-z0-9._%+\-]+@[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)*\b")),
+    ("ssh-key", re.compile(r"\b(?:ssh-(?:rsa|ed25519|dss)|ecdsa-sha2-\S+)\s+AAAA[0-9A-Za-z+/]{20,}")),
+    (
+        "credential",
+        re.compile(
+            r"(?:api[_-]?key|access[_-]?key|secret|passwd|password|token|authorization)\W{0,3}[=:]\s*\S{6,}",
+            re.IGNORECASE,
+        ),
+    ),
+)
+_JWT: Final = re.compile(r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*")
+_SECRET_NAME: Final = re.compile(
+    r"^(?:.*(?:api|access|private|secret)[_-]?key|.*passw(?:or)?d|.*passphrase|.*secret|.*[_-]token|token"
+    r"|authorization|cookie|credentials?)$",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+# Where signed tokens belong: the recorded attestation exchange. Their contents are searched all the same.
+TOKEN_FILES: Final = re.compile(r"(?:^|/)exchange\.json$")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that must not be published: what kind, in which file, at which field. Never the value."""
+
+    code: str
+    where: str
+
+
+def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Values of environment variables that are named like secrets; none shorter than eight characters."""
+    source = os.environ if environment is None else environment
+    return tuple(
+        sorted({value for name, value in source.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8})
+    )
+
+
+def scan_file(name: str, data: bytes, *, known: Iterable[str] = ()) -> tuple[Finding, ...]:
+    """Search one file; `known` are values that must not occur anywhere (secrets of the environment)."""
+    known = tuple(known)
+    found = [Finding("environment-secret", name) for value in known if value.encode() in data]
+    lines = data.split(b"\n") if name.endswith(".jsonl") else [data]
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        place = f"{name}:{number}" if len(lines) > 1 else name
+        try:
+            value = parse_json(line)
+        except CanonicalError:
+            value = line.decode("utf-8", "replace")
+        found += _scan(value, place, known, tokens=TOKEN_FILES.search(name) is not None, depth=0)
+    return tuple(dict.fromkeys(found))
+
+
+def require_clean(files: Mapping[str, bytes], *, known: Iterable[str] | None = None) -> None:
+    """Raise VerificationError naming every finding's kind and field; silent when there is none."""
+    values = environment_secrets() if known is None else tuple(known)
+    found = [item for name, data in sorted(files.items()) for item in scan_file(name, data, known=values)]
+    if found:
+        first = found[0]
+        raise VerificationError(
+            f"nothing was published: {len(found)} finding{'s' if len(found) > 1 else ''} of the secret scan, "
+            f"the first a {first.code} at {first.where}",
+            codes=[f"{item.code}@{item.where}" for item in found],
+            remedy="remove it at its source and run again; what is signed is never edited",
+        )
+
+
+def _scan(value: Any, where: str, known: tuple[str, ...], *, tokens: bool, depth: int) -> Iterator[Finding]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            place = f"{where}.{key}"
+            launch_token = tokens and isinstance(item, str) and _JWT.match(item) is not None
+            if _SECRET_NAME.match(str(key)) and isinstance(item, str) and item and not launch_token:
+                yield Finding("credential", place)
+            yield from _scan_text(str(key), f"{place} (the name itself)", known, tokens=tokens, depth=depth)
+            yield from _scan(item, place, known, tokens=tokens, depth=depth)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _scan(item, f"{where}[{index}]", known, tokens=tokens, depth=depth)
+    elif isinstance(value, str):
+        yield from _scan_text(value, where, known, tokens=tokens, depth=depth)
+
+
+def _scan_text(
+    text: str, where: str, known: tuple[str, ...], *, tokens: bool, depth: int
+) -> Iterator[Finding]:
+    for code, pattern in PATTERNS:
+        if pattern.search(text):
+            yield Finding(code, where)
+    if any(value in text for value in known):
+        yield Finding("environment-secret", where)
+    if not tokens and depth == 0 and _JWT.search(text):
+        yield Finding("token", where)
+    if depth < 3:
+        for index, inner in enumerate(_decoded(text)):
+            yield from _scan(inner, f"{where}~{index}", known, tokens=True, depth=depth + 1)
+
+
+def _decoded(text: str) -> Iterator[Any]:
+    """JSON documents hidden in base64 or in the parts of a token."""
+    if len(text) < 16:
+        return
+    for part in text.split("."):
+        padded = part.replace("-", "+").replace("_", "/")
+        padded += "=" * (-len(padded) % 4)
+        try:
+            inner = base64.b64decode(padded, validate=True)
+            if inner[:1] in (b"{", b"["):
+                yield json.loads(inner)
+        except (binascii.Error, ValueError):
+            continue

@@ -1,0 +1,261 @@
+"""From a verified bundle to its public artifact. Pure: equal rows give equal artifacts.
+
+Only a `VerifiedRow` comes in, and only `records.verify` makes those, so nothing can be published as
+signed that did not verify.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from glasshouse.judgement.caveats import with_controls
+from glasshouse.judgement.facts import LegResult, RunFacts
+from glasshouse.publishing.artifact import (
+    Artifact,
+    Check,
+    Cleanup,
+    Curve,
+    Curves,
+    Evidence,
+    Exclusion,
+    LegCurves,
+    Overhead,
+)
+from glasshouse.records.verify import VerifiedRow
+from glasshouse.spec import LoraModel, RunSpec
+
+CURVE_POINTS = 60
+MAX_OBSERVED = 4000
+_OVERHEAD = (
+    ("ci_low_pct", "ciLowPct"),
+    ("ci_high_pct", "ciHighPct"),
+    ("n", "n"),
+    ("method", "method"),
+    ("verdict", "verdict"),
+    ("margin_pct", "marginPct"),
+    ("mde80_pct", "mde80Pct"),
+    ("order_effect_pct", "orderEffectPct"),
+    ("order_effect_low_pct", "orderEffectLowPct"),
+    ("order_effect_high_pct", "orderEffectHighPct"),
+    ("randomization_p", "randomizationP"),
+    ("dropped_blocks", "droppedBlocks"),
+)
+
+
+def artifact_from_verified(row: VerifiedRow) -> Artifact:
+    """Build the public artifact of a verified row.
+
+    Figures are those of the recomputed record. An excluded row publishes its legs and its reasons,
+    and no overhead: it counts for nothing.
+    """
+    facts, judgement, figures = row.facts, row.judgement, row.judgement.figures
+    spec, machine, release = facts.spec, facts.allocation, facts.release
+    verified = judgement.status == "verified"
+    overhead = judgement.overhead_pct
+    released = any(life.released for _, _, life in facts.lifecycles)
+    return Artifact(
+        schema_version=1,
+        id=row.id,
+        run=row.run,
+        date=f"{row.run[:4]}-{row.run[4:6]}-{row.run[6:8]}",
+        status=judgement.status,
+        evidence_tier="signed",
+        provider=spec.provider.kind,
+        provider_tier=None if machine is None else machine.tier,
+        provider_instance_id=None if machine is None else machine.instance_id,
+        gpu=spec.gpu.name,
+        gpu_model=None if machine is None else machine.gpu_model,
+        model=spec.model.model_id if isinstance(spec.model, LoraModel) else spec.model.name,
+        unit=figures["unit"] or _unit(spec),
+        order=spec.order,
+        control=spec.control,
+        control_outcome=figures["control"]["outcome"] if figures["control"] else None,
+        duration_sec=spec.duration,
+        warmup_sec=_warmup(spec),
+        target_steps=spec.steps,
+        overhead_pct=overhead,
+        overhead=_overhead(figures["overhead"], facts) if overhead is not None else None,
+        fixed_cost_sec=_fixed(figures["fixedCostSec"]),
+        cleanup=None if release is None else Cleanup(proof=release.proof, active=release.active),
+        attestation=_attestation(row, released=released),
+        runtime_state=_runtime_state(row, released=released),
+        same_allocation=_holds(row, "same-machine-not-proven") if figures["launches"] else None,
+        caveats=judgement.caveats,
+        checks=tuple(Check(code=c.code, ok=c.ok, detail=_clip(c.detail)) for c in judgement.checks),
+        exclusion=None
+        if verified
+        else Exclusion(
+            codes=tuple(dict.fromkeys(check.code for check in judgement.exclusion)),
+            observed=_clip("; ".join(check.detail for check in judgement.exclusion), MAX_OBSERVED),
+        ),
+        superseded_by=None,
+        retracted=None,
+        evidence=Evidence(
+            plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid
+        ),
+        command=command(spec),
+        curves=_curves(facts),
+        **_arms(facts, figures),
+    )
+
+
+def with_control_caveats(row: Artifact, published: Sequence[Artifact]) -> Artifact:
+    """The row with the caveats that its published controls leave or add.
+
+    A control is of the same kind when provider, GPU, model and order are the same. Both an A/A and a
+    delay control must have passed to lift `no-control`; one that failed downgrades the row.
+    """
+    if row.evidence_tier != "signed" or row.control != "none":
+        return row
+    kind = (row.provider, row.gpu, row.gpu_model, row.model, row.order)
+    beside = [
+        other
+        for other in published
+        if other.evidence_tier == "signed"
+        and other.control != "none"
+        and other.status == "verified"
+        and other.retracted is None
+        and (other.provider, other.gpu, other.gpu_model, other.model, other.order) == kind
+    ]
+    passed = {other.control for other in beside if other.control_outcome == "passed"} == {"aa", "delay"}
+    failed = any(other.control_outcome == "failed" for other in beside)
+    return row.model_copy(update={"caveats": with_controls(row.caveats, passed=passed, failed=failed)})
+
+
+def command(spec: RunSpec) -> str:
+    """The command that repeats the run: its groups by name, then every setting that decides it.
+
+    Where the machine was is not published, so a host of one's own stands in capitals.
+    """
+    words = ["python -m glasshouse", f"provider={spec.provider.kind}"]
+    if spec.provider.kind == "ssh":
+        words += ["provider.host=HOST", "provider.user=USER", "provider.key=KEY"]
+    words += [f"gpu={spec.gpu.name}", f"model={spec.model.name}", f"policy={spec.policy.name}"]
+    words += [f"order={spec.order}"]
+    duration = "null" if spec.duration is None else f"{spec.duration:g}"
+    words += [f"duration={duration}"] + ([f"steps={spec.steps}"] if spec.steps is not None else [])
+    words += [
+        f"control={spec.control}",
+        f"payload={spec.payload}",
+        f"seed={spec.seed}",
+        f"repeat={spec.repeat}",
+    ]
+    words += [f"measure.{name}={value:g}" for name, value in spec.measure.model_dump().items()]
+    return " ".join(words)
+
+
+def _overhead(estimate: dict[str, Any] | None, facts: RunFacts) -> Overhead | None:
+    if estimate is None:
+        return None
+    values = {name: estimate[key] for name, key in _OVERHEAD}
+    return Overhead(**values, block_pct=_blocks(facts))
+
+
+def _blocks(facts: RunFacts) -> tuple[float, ...]:
+    """Overhead of each whole, undisturbed block, in percent: what the interval is made of."""
+    logs: dict[int, dict[str, list[float]]] = {}
+    broken: set[int] = set()
+    for slot in facts.slots:
+        block, result = slot.plan.block, slot.result
+        if block is None or slot.plan.burn_in:
+            continue
+        if result is None or result.disturbed or result.per_sec <= 0:
+            broken.add(block)
+            continue
+        logs.setdefault(block, {}).setdefault(slot.plan.arm, []).append(math.log(result.per_sec))
+    return tuple(
+        round(100 * (1 - math.exp(_mean(arms["protected"]) - _mean(arms["raw"]))), 4)
+        for block, arms in sorted(logs.items())
+        if block not in broken and {"protected", "raw"} <= arms.keys()
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _arms(facts: RunFacts, figures: dict[str, Any]) -> dict[str, Any]:
+    """Per-arm fields under the names published before: epochs for the MLP, steps and adapters for LoRA."""
+    found: dict[str, Any] = {}
+    lora = isinstance(facts.spec.model, LoraModel)
+    for arm in ("protected", "raw"):
+        values = figures[arm]
+        if values is None:
+            continue
+        unit = figures["unit"] if figures["unit"] in ("epochs", "steps") else "units"
+        if values["perSec"]:
+            found[f"{arm}_{unit}_per_sec"] = values["perSec"]
+        if unit == "epochs":
+            found[f"{arm}_epochs"] = values["units"]
+        found[f"{arm}_steps"] = values["steps"]
+        found[f"{arm}_elapsed_sec"] = values["elapsedSec"] or None
+        found[f"{arm}_setup_sec"] = values["setupSec"]
+        found[f"{arm}_final_loss"] = values["finalLoss"]
+        found[f"{arm}_adapter_sha256" if lora else f"{arm}_output_sha256"] = values["outputSha256"]
+    info = figures["unitInfo"]
+    for name, key in (("trainable_params", "trainableParams"), ("total_params", "totalParams")):
+        if isinstance(info.get(key), int):
+            found[name] = info[key]
+    return found
+
+
+def _unit(spec: RunSpec) -> str:
+    return "epochs" if spec.model.kind == "mlp" else "steps"
+
+
+def _warmup(spec: RunSpec) -> float:
+    return spec.measure.discard_sec if spec.order == "abba" else spec.measure.warmup_sec
+
+
+def _fixed(cost: dict[str, float] | None) -> dict[str, float] | None:
+    """`sealSec` becomes `seal`: the field's own name says Sec."""
+    if cost is None:
+        return None
+    return {name.removesuffix("Sec"): value for name, value in cost.items()}
+
+
+def _holds(row: VerifiedRow, code: str) -> bool:
+    return all(check.ok for check in row.judgement.checks if check.code == code)
+
+
+def _attestation(row: VerifiedRow, *, released: bool) -> str:
+    if not row.facts.lifecycles:
+        return "not-reached"
+    if not released:
+        return "refused"
+    return "verified" if _holds(row, "attestation-not-verified") else "not-verified"
+
+
+def _runtime_state(row: VerifiedRow, *, released: bool) -> str:
+    if not released:
+        return "not-released"
+    return "zeroized" if _holds(row, "runtime-not-zeroized") else "not-zeroized"
+
+
+def _curves(facts: RunFacts) -> Curves | None:
+    """Curves of the first complete slot of each arm; one slot stands for its like."""
+    found = {arm: _leg(results[0]) for arm in ("protected", "raw") if (results := facts.results(arm))}
+    return Curves(**found) if found else None
+
+
+def _leg(result: LegResult) -> LegCurves:
+    losses = [(float(units), float(loss)) for units, loss in result.loss_curve if loss is not None]
+    finite = [point for point in losses if math.isfinite(point[1])]
+    return LegCurves(
+        loss=_curve(finite),
+        throughput=_curve([(float(sec), float(units)) for sec, units in result.throughput_curve]),
+    )
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> Curve:
+    """At most CURVE_POINTS points, six significant digits: enough to draw, small enough to review."""
+    count = len(points)
+    if count > CURVE_POINTS:
+        points = [points[round(i * (count - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
+    return tuple((float(f"{x:.6g}"), float(f"{y:.6g}")) for x, y in points)
+
+
+def _clip(text: str, limit: int = 2000) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
