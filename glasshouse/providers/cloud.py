@@ -54,7 +54,7 @@ class Cloud:
         return self.api.http.simulated
 
     def known_ids(self, name: str) -> tuple[str, ...]:
-        """The provider's ids of all that was created for allocation `name`, for the journal and the last line."""
+        """The provider's ids of all that was created for `name`, for the journal and the last line."""
         return tuple(sorted(self._created.get(name, ())))
 
     def plan_price(self, spec: spec.RunSpec) -> float | None:

@@ -119,7 +119,10 @@ class Credential(httpx.Auth):
 _SECRETS: Final = (
     re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|\Z)", re.DOTALL),
     re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE),
-    re.compile(r"\b(api[_-]?key|token|secret|password|authorization)\b[\"']?\s*[=:]\s*[\"']?[^\s,;\"'}]+", re.I),
+    re.compile(
+        r"\b(api[_-]?key|token|secret|password|authorization)\b[\"']?\s*[=:]\s*[\"']?[^\s,;\"'}]+",
+        re.IGNORECASE,
+    ),
     re.compile(r"\bGLASSHOUSE_\w+=\S+"),
     re.compile(r"(?<![\w:/@-])[A-Za-z0-9+/_-]{64,}={0,2}(?![\w-])"),  # keys and tokens; image digests stay
     re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"),
@@ -196,7 +199,8 @@ class CloudHttp:
         self._fixed_timing = timing
         self.simulated = False  # set for good by the first reply that says so
         # SSL_CERT_FILE is honoured whatever httpx's own rules are.
-        verify: ssl.SSLContext | bool = True
+        # Loopback without TLS needs no certificates: loading them takes longer than the requests.
+        verify: ssl.SSLContext | bool = url.scheme == "https" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if bundle := os.environ.get("SSL_CERT_FILE"):
             try:
                 verify = ssl.create_default_context(cafile=bundle)

@@ -100,7 +100,7 @@ class VastApi:
             query["geolocation"] = {"in": regions}
         if avoid:
             query["machine_id"] = {"notin": sorted(int(machine) for machine in avoid if machine.isdigit())}
-        body = _whole(self.http.read("POST", "v0/bundles/", body=query).body)
+        body = self._read("POST", "v0/bundles/", body=query)
         offers = body.get("offers")
         if not isinstance(offers, list):
             raise ApiError(0, "a search result without offers")
@@ -143,7 +143,7 @@ class VastApi:
         try:
             answer = _whole(self.http.send("PUT", f"v0/asks/{quote(candidate.id, safe='')}/", body=body).body)
         except ApiError as error:
-            raise _mapped(error, gone=400) from None  # an offer that is gone is no fault of the request
+            raise _mapped(error, gone=400) from None  # an offer that is gone: try the next
         contract = answer.get("new_contract")
         if not isinstance(contract, int):
             raise ApiError(0, "a create without a contract")
@@ -166,10 +166,7 @@ class VastApi:
             params: dict[str, str | int] = {"limit": PAGE}
             if token is not None:
                 params["after_token"] = token
-            try:
-                body = _whole(self.http.read("GET", "v1/instances/", params=params).body)
-            except ApiError as error:
-                raise _mapped(error, gone=error.status) from None
+            body = self._read("GET", "v1/instances/", params=params)
             instances = body.get("instances")
             if not isinstance(instances, list):
                 raise ApiError(0, "a list without instances")
@@ -189,12 +186,11 @@ class VastApi:
     def machine(self, machine_id: str) -> Machine | None:
         """GET /v0/instances/{id}/; 404 (not `auth_error`) or an empty answer: it does not exist."""
         try:
-            body = _whole(self.http.read("GET", f"v0/instances/{quote(machine_id, safe='')}/").body)
+            body = self._read("GET", f"v0/instances/{quote(machine_id, safe='')}/")
         except ApiError as error:
-            mapped = _mapped(error, gone=error.status)
-            if mapped.status == 404:
+            if error.status == 404:
                 return None
-            raise mapped from None
+            raise
         if "instances" not in body:
             raise ApiError(0, "an answer without an instance")
         instance = body["instances"]
@@ -205,11 +201,10 @@ class VastApi:
     def destroy(self, machine_id: str) -> None:
         """DELETE /v0/instances/{id}/."""
         try:
-            _whole(self.http.read("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={}).body)
+            self._read("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={})
         except ApiError as error:
-            mapped = _mapped(error, gone=error.status)
-            if mapped.status != 404:
-                raise mapped from None
+            if error.status != 404:
+                raise
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:  # noqa: ARG002  the protocol's
         """None: Vast.ai's log is a file fetched from elsewhere, and its start prints no fingerprints."""
@@ -218,6 +213,15 @@ class VastApi:
     def failure(self, machine: Machine) -> str:
         """`actual_status` and `status_msg` say why."""
         return machine.said
+
+    def _read(
+        self, method: str, path: str, *, body: Any = None, params: Mapping[str, str | int] | None = None
+    ) -> dict[str, Any]:
+        """Send what is harmless to repeat; a bad key comes out as 401, whatever it came in as."""
+        try:
+            return _whole(self.http.read(method, path, body=body, params=params).body)
+        except ApiError as error:
+            raise _mapped(error, gone=error.status) from None
 
     def _machine(self, instance: object) -> Machine:
         """Read what we use of an instance; what could hide a machine of ours is an error, not a guess."""

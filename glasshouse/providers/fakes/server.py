@@ -78,7 +78,7 @@ class FakeServer:
         handler = type("Handler", (_Handler,), {"owner": self})
         self._http = _Http(("127.0.0.1", port), handler)
         self._thread = threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, name="fake-api", daemon=True
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, name="fake-api", daemon=True
         )
         self._thread.start()
 
@@ -172,6 +172,7 @@ class _Http(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every small answer waits 40 ms for an acknowledgement
     owner: FakeServer
 
     def _serve(self) -> None:

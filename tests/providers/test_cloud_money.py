@@ -1,0 +1,83 @@
+"""Cost ceilings and caps: arithmetic by hand, strict parsing, and that a budget counts every cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from glasshouse.errors import UsageError
+from glasshouse.providers import money
+
+from .cloud_kit import make_spec
+
+
+def test_ceiling_is_price_times_boots_and_leg_deadlines() -> None:
+    spec = make_spec("runpod", boot_deadline_sec=600.0)
+    # raw-first: two slots of 60 s + 5 s warm-up, times 3, plus 180 s each; two boots of 600 s
+    legs = 3 * (2 * 60 + 2 * 5) + 2 * 180
+    assert money.leg_deadlines_sec(spec) == legs
+    assert money.cost_ceiling(spec) == pytest.approx(0.3 * (2 * 600 + legs) / 3600)
+
+
+def test_ceiling_of_abba_counts_every_slot_and_burn_in() -> None:
+    spec = make_spec("runpod").model_copy(update={"order": "abba"})
+    slots = 4 * 8 + 1
+    expected = 3 * (2 * 60 + 60 / 16 + slots * 1) + 180 * slots
+    assert money.leg_deadlines_sec(spec) == pytest.approx(expected)
+
+
+def test_ceiling_of_fixed_steps_budgets_each_step() -> None:
+    spec = make_spec("runpod").model_copy(update={"duration": None, "steps": 40, "order": "protected-only"})
+    assert money.leg_deadlines_sec(spec) == 3 * (40 * money.STEP_CEILING_SEC + 5) + 180
+
+
+def test_price_counts_gpus_and_is_none_when_free_or_unknown() -> None:
+    assert money.price(make_spec("vastai", gpu={"count": 4})) == pytest.approx(0.8)
+    assert money.price(make_spec("vastai", gpu={"max_usd_per_hour": {}})) is None
+
+
+def test_a_missing_price_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"gpu\.max_usd_per_hour\.vastai"):
+        money.cost_ceiling(make_spec("vastai", gpu={"max_usd_per_hour": {"runpod": 1.0}}))
+
+
+@pytest.mark.parametrize(("text", "usd"), [("25", 25.0), ("12.50", 12.5), ("0.01", 0.01), ("100000", 1e5)])
+def test_amounts(text: str, usd: float) -> None:
+    assert money.parse_usd(text) == usd
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "0.00", "-5", "+5", "1e3", "nan", "inf", " 5", "5 ", "5,00", "5.123", ".5", "5.", "$5", "5USD", "٥", "100000.01", "999999"],
+)  # fmt: skip
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(UsageError):
+        money.parse_usd(text)
+
+
+def test_cap_is_the_lowest_given() -> None:
+    free, capped = make_spec("runpod"), make_spec("runpod")
+    capped = capped.model_copy(update={"spend": capped.spend.model_copy(update={"max_usd": 7.0})})
+    assert money.cap_usd([free], {}) is None
+    assert money.cap_usd([free, capped], {}) == 7.0
+    assert money.cap_usd([free, capped], {"GLASSHOUSE_MAX_USD": "5"}) == 5.0
+    assert money.cap_usd([free, capped], {"GLASSHOUSE_MAX_USD": "9"}) == 7.0
+
+
+def test_budget_sums_the_cells_and_exits_2() -> None:
+    cell = make_spec("runpod")
+    one = money.cost_ceiling(cell)
+    assert money.check_budget([cell] * 3, 3 * one + 0.001) == pytest.approx(3 * one)
+    with pytest.raises(UsageError, match="more than the cap") as caught:
+        money.check_budget([cell] * 3, 2.9 * one)
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="needs a cost cap"):
+        money.check_budget([cell], None)
+
+
+def test_free_cells_need_no_cap() -> None:
+    cell = make_spec("runpod")
+    free = cell.model_copy(update={"provider": {"kind": "local"}})
+    from glasshouse.spec import LocalProvider
+
+    free = cell.model_copy(update={"provider": LocalProvider(kind="local")})
+    assert money.check_budget([free, free], None) == 0.0
