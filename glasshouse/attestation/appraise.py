@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse import __version__
-from glasshouse.attestation.claims import CLAIMS, Reference
+from glasshouse.attestation.claims import CLAIMS, Reference, is_kem_key
 from glasshouse.attestation.evidence import AWAITING_RELEASE, EAT_PROFILE, composite_hash
 from glasshouse.canonical import CanonicalError, canonical_json, sha256_hex
 from glasshouse.spec import Policy
@@ -171,6 +171,10 @@ def appraise(
     # 6. Values that are the same for every run.
     for name, (expected, code) in _FIXED.items():
         compare(name, expected, code, "self-reported")
+    if "kem_key" in good:
+        usable = is_kem_key(good["kem_key"])
+        detail = "kem_key can be wrapped to" if usable else "kem_key is no X-Wing public key"
+        checks.append(Check("kem-key-invalid", usable, detail, "self-reported"))
     # 7. What the policy demands.
     weak = _check_policy(good, reference, policy, checks)
     ok = all(check.ok for check in checks)

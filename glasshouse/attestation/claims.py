@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
 from glasshouse.canonical import CanonicalError, b64u_decode
 
 Source = Literal["controller-observed", "provider-declared", "self-reported", "broker"]
@@ -104,6 +107,23 @@ def _is_bytes(size: int) -> Callable[[Any], bool]:
         return True
 
     return check
+
+
+def is_kem_key(value: str) -> bool:
+    """Whether base64url text of 1216 bytes is an X-Wing public key that can be wrapped to.
+
+    ML-KEM's check of the encapsulation key (FIPS 203 section 7.2), and no X25519 point of low order: it is
+    tried with a fixed scalar, so that the answer is the same whenever an exchange is appraised again.
+    """
+    raw = b64u_decode(value)
+    try:
+        MLKEM768PublicKey.from_public_bytes(raw[:1184])
+        X25519PrivateKey.from_private_bytes(b"\x01" * 32).exchange(
+            X25519PublicKey.from_public_bytes(raw[1184:])
+        )
+    except ValueError:
+        return False
+    return True
 
 
 def _is_gpu(value: Any) -> bool:

@@ -135,6 +135,9 @@ class Store:
         # SQLite takes one writer at a time and polls for the lock; a queue of our own is fair and faster.
         self._writer = threading.Lock() if self._engine.dialect.name == "sqlite" else None
         with self._transaction() as tx:
+            if self._writer is None:
+                # Two brokers that start at once on a new database would both create the tables.
+                tx.exec_driver_sql("SELECT pg_advisory_xact_lock(7160411)")
             _meta.create_all(tx)
 
     def __enter__(self) -> Store:

@@ -21,9 +21,12 @@ from glasshouse.attestation.claims import CLAIMS, SELF_REPORTED, claim_sources
 from glasshouse.attestation.evidence import composite_hash
 from glasshouse.attestation.tamper import STRICT, honest_claims, synthetic_reference
 from glasshouse.canonical import b64u, canonical_json
+from glasshouse.errors import SealError
+from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, wrap_key
 from glasshouse.spec import Policy
 
 NOW = 1_800_000_000
+KEM = kem_public_bytes(generate_kem_key())
 NONCE = b64u(b"\x05" * 32)
 FULL = synthetic_reference("run", python_version="3.11.7", distributions_sha256="d" * 64)
 STANDARD = Policy(
@@ -44,7 +47,7 @@ def _context(reference: Reference = FULL, **changed: Any) -> dict[str, Any]:
 
 
 def _honest(reference: Reference = FULL, policy: Policy = STRICT) -> dict[str, Any]:
-    claims = honest_claims(reference, policy, nonce=NONCE, iat=NOW + 1, kem_key=bytes(1216))
+    claims = honest_claims(reference, policy, nonce=NONCE, iat=NOW + 1, kem_key=KEM)
     claims.update(eat_profile="tag:glasshouse,2026:eat/v1", event_key=b64u(b"\x06" * 32))
     return _seal(claims)
 
@@ -271,6 +274,22 @@ def test_one_wrong_gpu_of_many_is_refused() -> None:
     names = [FULL.gpu_name, "NVIDIA RTX A4000"]
     claims = {**_honest(), "gpu": {"names": names, "uuids": [], "driver": ""}}
     assert _appraise(_seal(claims)).codes == ("gpu-mismatch",)
+
+
+@pytest.mark.parametrize(
+    "kem_key",
+    [
+        b"\xff" * 1216,  # coefficients of q and more: FIPS 203 section 7.2
+        KEM[:1184] + bytes(32),  # the X25519 points of low order (RFC 7748 section 6.1)
+        KEM[:1184] + b"\x01" + bytes(31),
+        KEM[:1184] + bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+        KEM[:1184] + bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+    ],
+)
+def test_a_kem_key_that_cannot_be_wrapped_to_is_refused_before_any_key_is_opened(kem_key: bytes) -> None:
+    with pytest.raises(SealError):
+        wrap_key(b"\x01" * 32, kem_key, b"info")
+    assert _appraise(_seal({**_honest(), "kem_key": b64u(kem_key)})).codes == ("kem-key-invalid",)
 
 
 @pytest.mark.parametrize("policy", [STRICT, STANDARD])

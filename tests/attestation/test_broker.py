@@ -254,3 +254,13 @@ def test_the_audit_log_tells_the_story(stage: Stage) -> None:
 
 def test_an_unknown_launch_has_no_exchange(stage: Stage) -> None:
     assert stage.broker.exchange("run", "s000", 1) is None
+
+
+def test_strangers_cannot_fill_the_audit_log(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "MAX_KNOCKS_LOGGED", 3)
+    for _ in range(10):
+        with pytest.raises(AttestationError):
+            stage.broker.challenge(bytes(32), "run", "s000", 1)
+    assert len(stage.broker.store.audit_log()) == 3
+    stage.launch().honest()
+    assert stage.broker.store.audit_log()[-1]["event"] == "grant-issued"

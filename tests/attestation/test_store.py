@@ -135,6 +135,19 @@ def test_two_openings_share_one_file_under_load(tmp_path: Path) -> None:
         assert sorted(line["at"] for line in one.audit_log()) == list(range(120))
 
 
+def test_openings_at_once_on_a_new_file_all_succeed(tmp_path: Path) -> None:
+    """The cells of a parallel sweep start together; WAL mode itself needs the write lock once."""
+
+    def open_and_write(index: int) -> None:
+        with Store(_url(tmp_path), KEK) as store:
+            store.log("test", index)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(open_and_write, range(24)))
+    with Store(_url(tmp_path), KEK) as store:
+        assert len(store.audit_log()) == 24
+
+
 def test_an_expired_ticket_is_spent_all_the_same(tmp_path: Path) -> None:
     with Store(_url(tmp_path), KEK) as store:
         ticket = _ticket(store, expires=10)

@@ -1,0 +1,123 @@
+"""The store and the tamper suite's central rules on PostgreSQL, where several brokers share one database."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.server import serve
+from glasshouse.attestation.store import Store
+from glasshouse.attestation.tamper import STRICT, Launch, synthetic_reference
+from glasshouse.errors import AttestationError
+
+pytestmark = pytest.mark.postgres
+KEK = b"\x11" * 32
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or next(
+        map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None
+    )
+    assert found is not None, f"{name} is not installed; make test-all installs it"
+    return found
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A cluster of our own on a free loopback port, as another user where we are root (it refuses root)."""
+    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="gh-pg-"))
+    if account is not None:
+        os.chown(folder, account.pw_uid, account.pw_gid)
+    user = {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+    def run(*argv: str) -> None:
+        subprocess.run(argv, check=True, capture_output=True, cwd=folder, **user)  # type: ignore[call-overload]
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    data = str(folder / "data")
+    run(_program("initdb"), "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories="
+    run(_program("pg_ctl"), "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+    finally:
+        run(_program("pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def test_two_brokers_share_a_database_and_release_once(url: str) -> None:
+    """The same evidence at both brokers at once, fifty times: one grant, one unwrap."""
+    key = Ed25519PrivateKey.generate()
+    with Store(url, KEK) as store, Store(url, KEK) as other:
+        # One opening, two processes' worth of engines: the id is what makes them one store.
+        other.id = store.id
+        brokers = (Broker(store, key), Broker(other, key))
+        reference = synthetic_reference("pg-once")
+        payload = b"\x07" * 32
+        brokers[0].register_payload("pg-once", reference.manifest_hash, payload, max_grants=3)
+        ticket = brokers[0].issue_ticket(reference, STRICT)
+        with serve(brokers[0]) as server:
+            launch = Launch(server.port, brokers[0].public_bytes, reference, STRICT, ticket, payload)
+            challenge = launch.fetch()
+            evidence = launch.sign(launch.claims())
+
+            def attest(index: int) -> tuple[str, ...]:
+                try:
+                    brokers[index % 2].attest(evidence, challenge.launch_token)
+                except AttestationError as error:
+                    return error.codes
+                return ()
+
+            with ThreadPoolExecutor(12) as pool:
+                outcomes = list(pool.map(attest, range(50)))
+        assert outcomes.count(()) == 1
+        assert outcomes.count(("nonce-replay",)) == 49
+        assert store.unwrap_calls + other.unwrap_calls == 1
+        assert store.grant_count("pg-once") == 1
+
+
+def test_grants_stop_at_the_limit_across_connections(url: str) -> None:
+    with Store(url, KEK) as store:
+        store.put_payload("pg-limit", "m" * 64, bytes(31) + b"\x01", 5)
+
+        def reserve(index: int) -> tuple[str, ...]:
+            try:
+                store.reserve_grant(f"pg{index}", "pg-limit", f"s{index}", 1, manifest_hash="m" * 64, now=1)
+            except AttestationError as error:
+                return error.codes
+            return ()
+
+        with ThreadPoolExecutor(12) as pool:
+            outcomes = list(pool.map(reserve, range(30)))
+    assert outcomes.count(()) == 5
+    assert outcomes.count(("grant-limit-reached",)) == 25
+
+
+def test_a_new_opening_accepts_nothing_of_the_last(url: str) -> None:
+    key = Ed25519PrivateKey.generate()
+    reference = synthetic_reference("pg-reopen")
+    with Store(url, KEK) as store:
+        broker = Broker(store, key)
+        broker.register_payload("pg-reopen", reference.manifest_hash, b"\x07" * 32, max_grants=3)
+        ticket = broker.issue_ticket(reference, STRICT)
+    with Store(url, KEK) as store, pytest.raises(AttestationError) as caught:
+        Broker(store, key).challenge(ticket, "pg-reopen", "s000", 1)
+    assert caught.value.codes == ("ticket-store-mismatch",)
+    with Store(url, KEK) as store, serve(Broker(store, key)) as server:
+        reference = synthetic_reference("pg-reopen", launch=2)
+        ticket = Broker(store, key).issue_ticket(reference, STRICT)
+        Launch(server.port, Broker(store, key).public_bytes, reference, STRICT, ticket, b"\x07" * 32).honest()
+        assert store.unwrap_calls == 1
