@@ -17,6 +17,7 @@ from glasshouse import paths, spec
 from glasshouse.errors import ProviderError, RemoteError, UsageError
 from glasshouse.providers.base import Provider
 from glasshouse.providers.local import LocalProvider, pod_place
+from glasshouse.remote import sweep_script
 from glasshouse.remote.pod import Pod
 
 MakeSpec = Callable[..., spec.RunSpec]
@@ -118,6 +119,13 @@ def test_release_finds_processes_by_folder_and_their_children_elsewhere(make_spe
     assert not alive(child)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less time between SIGTERM and SIGKILL, where the wait is not what is tested."""
+    monkeypatch.setattr(sweep_script, "TERM_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_release_leaves_other_allocations_alone(make_spec: MakeSpec) -> None:
     mine, other = new_name(), new_name()
     with LocalProvider(CONFIG) as provider:
@@ -136,6 +144,7 @@ CONTROLLER = """
 import sys, time
 from glasshouse import spec
 from glasshouse.providers.local import LocalProvider
+from glasshouse.remote import sweep_script
 from glasshouse.remote.pod import Pod
 name = input()
 provider = LocalProvider(spec.LocalProvider(kind="local"))
@@ -150,6 +159,7 @@ with Pod(allocation.endpoint) as pod:
 """
 
 
+@pytest.mark.usefixtures("impatient")
 def test_after_a_killed_controller_another_process_releases_by_name_alone() -> None:
     name = new_name()
     with subprocess.Popen(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -98,9 +101,22 @@ def test_check_names_what_failed_and_why(pod: Pod) -> None:
         pod.check(["head", "-c", "2000", "/dev/zero"], "reading", max_output=1000)
 
 
-def test_commands_on_one_connection_run_side_by_side(pod: Pod) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+def test_many_commands_leave_no_descriptor_and_no_thread(pod: Pod) -> None:
+    for _ in range(3):
+        pod.run(["true"])
+    before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    for _ in range(40):
+        pod.run(["echo", "x"])
+    deadline = time.monotonic() + 5
+    while True:
+        after = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+        if after[0] <= before[0] + 2 and after[1] <= before[1] + 1:
+            break
+        assert time.monotonic() < deadline, (before, after)
+        time.sleep(0.05)
 
+
+def test_commands_on_one_connection_run_side_by_side(pod: Pod) -> None:
     began = time.monotonic()
     with ThreadPoolExecutor(5) as pool:
         results = list(pool.map(lambda number: pod.run(["sh", "-c", f"sleep 0.5; echo {number}"]), range(5)))
