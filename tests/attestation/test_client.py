@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -22,7 +22,7 @@ from glasshouse.errors import AttestationError
 PUBLIC = bytes(range(32))
 
 
-@contextmanager
+@contextlib.contextmanager
 def hijacked(*answers: bytes) -> Iterator[int]:
     """A port that sends these bytes to whoever connects, one answer a connection."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -30,9 +30,17 @@ def hijacked(*answers: bytes) -> Iterator[int]:
     def run() -> None:
         for answer in answers:
             peer, _ = listener.accept()
-            with peer:
-                peer.recv(65536)
+            with peer, peer.makefile("rb") as request, contextlib.suppress(ConnectionError):
+                # The whole request, or closing would reset the connection under the answer.
+                length = 0
+                while (line := request.readline()).strip():
+                    if line.lower().startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                request.read(length)
                 peer.sendall(answer)
+                peer.shutdown(socket.SHUT_WR)
+                while request.read(65536):
+                    pass
 
     thread = threading.Thread(target=run)
     thread.start()
