@@ -27,6 +27,7 @@ def boot(
     """Wait until the machine runs and its SSH server shows a key; return it with its endpoint."""
     deadline = config.boot_deadline_sec
     begun, missing, said = time.monotonic(), 0, ""
+    running_since: float | None = None
     while True:
         found = _look(api, machine)
         waited = time.monotonic() - begun
@@ -39,9 +40,13 @@ def boot(
                 said = machine.said
                 rental.progress(f"{api.label}: {said} after {waited:.0f} s")
             as_asked(api, machine, rental)
-            if machine.state == "running" and machine.addresses:
-                left = min(deadline * SSH_SHARE, max(deadline - waited, deadline * 0.1))
-                return machine, reach(api, machine, rental, config, left)
+            if machine.state == "running":
+                running_since = running_since if running_since is not None else waited
+                if machine.addresses:
+                    left = min(deadline * SSH_SHARE, max(deadline - waited, deadline * 0.1))
+                    return machine, reach(api, machine, rental, config, left)
+                if waited - running_since > deadline * SSH_SHARE:
+                    raise refused("ssh-unreachable", f"{api.label}: runs, but has no address for SSH")
         if waited > deadline or (machine.state == "assigning" and waited > deadline * ASSIGN_SHARE):
             raise refused(
                 "boot-timeout",

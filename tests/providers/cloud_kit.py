@@ -27,7 +27,8 @@ KINDS = ("runpod", "vastai")
 VARIABLE = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
 GPU_NAME = {"runpod": "NVIDIA RTX A4000", "vastai": "RTX A4000"}
 FAST = Timing(
-    poll_sec=0.02, backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, proof_gap_sec=0.02, release_sec=0.7,
+    poll_sec=0.02,
+    backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, proof_gap_sec=0.02, release_sec=0.7,
     key_grace_sec=0.2, log_sec=0.4, reads=4, creates=2,
 )  # fmt: skip
 
@@ -39,7 +40,7 @@ def make_spec(
     settings = {
         "image": "example/pytorch@sha256:" + "ab" * 32,
         "boot_deadline_sec": 3.0,
-        "request_timeout_sec": 0.5,
+        "request_timeout_sec": 0.4,
         **provider,
     }
     return specs.RunSpec(
@@ -53,14 +54,16 @@ def make_spec(
             }
         ),
         model=specs.MlpModel(
-            kind="mlp", name="m", inputs=1, hidden=1, layers=1, classes=2, batch=1, batches_per_epoch=1, learning_rate=0.1,
+            kind="mlp", name="m", inputs=1, hidden=1, layers=1, classes=2, batch=1, batches_per_epoch=1,
+            learning_rate=0.1,
         ),
         policy=specs.Policy(
             name="standard", freshness_sec=60, require_landlock=False, require_memfd_secret=False,
             allow_host_key_first_use=True, anti_debug_profile="standard",
         ),
         measure=specs.Measure(
-            warmup_sec=5, discard_sec=1, blocks=8, margin_pct=2, duration_tolerance_pct=10, head_interval_sec=1
+            warmup_sec=5, discard_sec=1, blocks=8, margin_pct=2, duration_tolerance_pct=10,
+            head_interval_sec=1
         ),
         order="raw-first",
         duration=60.0,
@@ -121,7 +124,7 @@ def over_ssh(allocation: Allocation, command: str) -> str:
 
 
 def openapi_document() -> Path | None:
-    """RunPod's OpenAPI document: GLASSHOUSE_RUNPOD_OPENAPI, else beside the checkout; None when neither is there."""
+    """RunPod's OpenAPI document: GLASSHOUSE_RUNPOD_OPENAPI, else beside the checkout; None without either."""
     named = os.environ.get("GLASSHOUSE_RUNPOD_OPENAPI")
     beside = Path(__file__).resolve().parents[2].parent / "shared/reference/runpod-openapi-v2.json"
     found = Path(named) if named else beside

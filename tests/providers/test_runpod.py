@@ -131,7 +131,7 @@ def test_a_replacement_avoids_the_data_centre() -> None:
 def test_a_region_without_another_choice_gets_no_replacement() -> None:
     with rented("runpod", region="FAKE-A-1") as it:
         it.faults("boot-error")
-        with pytest.raises(ProviderError, match="no RTX|has no NVIDIA RTX A4000"):
+        with pytest.raises(ProviderError, match="has no NVIDIA RTX A4000"):
             it.allocate()
         assert it.state()["created"] == 1
 
@@ -205,7 +205,8 @@ def test_the_start_command_runs_an_sshd_where_the_image_has_no_start_script(tmp_
     sshd.chmod(0o700)
     environment = {
         "GLASSHOUSE_ROOT": str(tmp_path), "PATH": "/usr/bin:/bin", "PUBLIC_KEY": "ssh-ed25519 AAAA",
-        "GLASSHOUSE_HOST_KEY": "c2VjcmV0", "GLASSHOUSE_HOST_PUBLIC": "ssh-ed25519 BBBB", "RUNPOD_POD_ID": "pod",
+        "GLASSHOUSE_HOST_KEY": "c2VjcmV0", "GLASSHOUSE_HOST_PUBLIC": "ssh-ed25519 BBBB",
+        "RUNPOD_POD_ID": "pod",
     }  # fmt: skip
     (tmp_path / "etc/ssh").mkdir(parents=True)
     (tmp_path / "etc/ssh/ssh_host_rsa_key").write_text("the image's own")

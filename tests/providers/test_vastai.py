@@ -1,4 +1,4 @@
-"""Vast.ai: one whole rental over real HTTP and SSH, offers, the paged list, contracts out of errors, the dead man."""
+"""Vast.ai: a whole rental over real HTTP and SSH, offers, pages, contracts out of errors, the dead man."""
 
 from __future__ import annotations
 

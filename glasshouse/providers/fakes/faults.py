@@ -35,6 +35,7 @@ KINDS: Final = {
     "boot-exit": "the container exits while it starts",
     "boot-vanish": "the machine vanishes while it starts",
     "boot-no-ssh": "the machine runs, but nothing listens",
+    "boot-no-port": "the machine runs, but its SSH port is never mapped",
     "start-ignored": "the start script of the create call is not run: another host key than ours",
     "log-empty": "the log says nothing",
     "log-lies": "the log holds the fingerprint of another key",

@@ -196,7 +196,7 @@ class FakeRunPod:
             "command": f"ssh root@127.0.0.1 -p {port}",
         }
         begun = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        listens = pod.phase == "running" and not pod.foreign
+        listens = pod.phase == "running" and not pod.foreign and not pod.facts.get("unmapped")
         if listens and not port:
             direct |= {"port": 9, "command": "ssh root@127.0.0.1 -p 9"}  # mapped, and nothing behind it
         return {

@@ -98,6 +98,7 @@ class FakeCloud:
         if self.faults.take("price-high"):
             usd *= 10
         pod = FakePod(pod_id, name, gpu, gpus, usd * gpus, place, now, facts=dict(facts))
+        pod.facts["unmapped"] = self.faults.take("boot-no-port")
         ignored = self.faults.take("start-ignored")
         with self.lock:
             self._pods[pod_id] = pod
@@ -124,6 +125,11 @@ class FakeCloud:
         with self.lock:
             pod = self._pods.get(pod_id)
             return pod if pod is not None and pod.destroyed is None else None
+
+    def living(self) -> list[FakePod]:
+        """What exists, whatever the list shows."""
+        with self.lock:
+            return [pod for pod in self._pods.values() if pod.destroyed is None]
 
     def listed(self) -> list[FakePod]:
         """What the list shows now."""

@@ -21,7 +21,7 @@ GPUS: Final = {
     "RTX 4090": Sold(0.35, "NVIDIA GeForce RTX 4090", 24),
     "RTX 3090": Sold(0.18, "NVIDIA GeForce RTX 3090", 24),
 }
-HOSTS: Final = (101, 102, 103)
+HOSTS: Final = tuple(range(101, 109))
 _STATUS: Final[dict[str, str | None]] = {
     "assigning": None,
     "starting": "loading",
@@ -56,7 +56,6 @@ class FakeVast:
     def __init__(self, cloud: FakeCloud, page_size: int = 2) -> None:
         self.cloud = cloud
         self._page_size = page_size
-        self._taken: set[int] = set()
 
     def refuse_key(self) -> Answer:
         """A bad key is a 404 here."""
@@ -105,12 +104,17 @@ class FakeVast:
             for rank, host in enumerate(HOSTS)
         ]
 
+    def _taken(self) -> set[int]:
+        """Offers whose machine is rented now; a destroyed contract puts its offer back."""
+        return {pod.facts["offer"] for pod in self.cloud.living() if pod.facts.get("offer")}
+
     def _search(self, body: Any) -> Answer:
         if not isinstance(body, dict):
             return failure(400, "invalid_args", "not an object")
+        taken = self._taken()
         found = []
         for offer in self._offers():
-            if offer["id"] in self._taken:
+            if offer["id"] in taken:
                 continue
             for name, tests in body.items():
                 if name in _NOT_FILTERS:
@@ -139,7 +143,7 @@ class FakeVast:
             if take(kind):
                 return refusal
         offer = next((each for each in self._offers() if str(each["id"]) == ask), None)
-        if offer is None or offer["id"] in self._taken:
+        if offer is None or offer["id"] in self._taken():
             return failure(404, "no_such_ask", f"Instance type by id {ask} is not available")
         if (
             not isinstance(body, dict)
@@ -162,11 +166,10 @@ class FakeVast:
             device=sold.device,
             command=shlex.join(["bash", "-c", str(body.get("onstart") or "true")]),
             env={"CONTAINER_ID": str(number), "CONTAINER_API_KEY": self.container_key},
-            facts={"body": body},
+            facts={"body": body, "offer": None if broken else offer["id"]},
         )
         if broken:
             return failure(400, "error", "could not start the container", new_contract=number)
-        self._taken.add(offer["id"])
         if take("create-timeout-created"):
             return Answer(0, stall=True)
         if take("create-5xx-created"):
@@ -218,7 +221,7 @@ class FakeVast:
 
     def _instance(self, pod: FakePod) -> dict[str, Any]:
         port = pod.container.port if pod.container is not None and pod.phase == "running" else 0
-        mapped = pod.phase == "running" and not pod.foreign
+        mapped = pod.phase == "running" and not pod.foreign and not pod.facts.get("unmapped")
         return {
             "id": int(pod.id),
             "label": pod.name or None,
@@ -234,7 +237,7 @@ class FakeVast:
             # Vast.ai maps the port at once; the first address is wrong here, as it is at hosts behind a NAT.
             "public_ipaddr": "127.0.0.1" if mapped else None,
             "ports": {"22/tcp": [{"HostIp": "0.0.0.0", "HostPort": "9"}]} if mapped else None,  # noqa: S104  data
-            "ssh_host": "127.0.0.1",
+            "ssh_host": None if pod.facts.get("unmapped") else "127.0.0.1",
             "ssh_port": port or 9,
         }
 
