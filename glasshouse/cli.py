@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except GlasshouseError as error:
         return _fail(error.line(), error.exit_code, words)
+    except SystemExit as stop:  # argparse, after --help
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, words)
     except Exception as error:  # the last line of defence: a person gets a line, never a traceback

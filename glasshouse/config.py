@@ -120,7 +120,7 @@ def launch(
         batches = hydra.multirun(
             config_name="config",
             task_function=_Job(job),
-            overrides=list(overrides),
+            overrides=_quoted(overrides),
             with_log_configuration=False,
         )
         return [int(done.return_value) for batch in batches for done in batch]
@@ -158,7 +158,7 @@ def _composing(conf: Path | None, overrides: Sequence[str]) -> Iterator[Any]:
 def _compose(hydra: Any, overrides: Sequence[str], mode: RunMode) -> DictConfig:
     config = hydra.compose_config(
         config_name="config",
-        overrides=list(overrides),
+        overrides=_quoted(overrides),
         run_mode=mode,
         from_shell=False,
         with_log_configuration=False,
@@ -171,6 +171,11 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _quoted(overrides: Sequence[str]) -> list[str]:
+    """Quote paths that begin with `~/`: shells leave them so after `NAME=`, and Hydra's grammar has no tilde."""
+    return [re.sub(r"=(~/[^'\",\[\]{}()]*)\Z", r"='\1'", word) for word in overrides]
 
 
 def _check_words(overrides: Sequence[str]) -> None:

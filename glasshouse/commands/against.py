@@ -123,7 +123,7 @@ def _heading(cell: Mapping[str, Any]) -> str:
     if cell["change"] != "kept":
         return str(cell["change"])
     count = len(cell["settings"])
-    return "no setting differs" if count == 0 else f"{count} setting{'s' if count > 1 else ''} differ"
+    return {0: "no setting differs", 1: "1 setting differs"}.get(count, f"{count} settings differ")
 
 
 def _bounds_line(cell: Mapping[str, Any]) -> str:

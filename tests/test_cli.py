@@ -1,0 +1,649 @@
+"""The command line: what it loads, what it prints where, what it says about mistakes, what it returns."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse import cli, paths
+from glasshouse.canonical import canonical_json
+from glasshouse.commands import against, plan, run, tamper
+from glasshouse.commands.terminal import spark, table
+from glasshouse.conf_files import conf_dir
+from glasshouse.errors import CleanupNotProven, RemoteError
+from glasshouse.records import keys, ledger
+from glasshouse.records.signing import open_statement
+from glasshouse.sealing.grant import kem_public_bytes
+from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.outputs import seal_outputs
+
+ROOT = Path(cli.__file__).resolve().parents[1]
+CANARY = "canary-5f1d0c7a-never-to-be-shown"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run commands from an empty folder, without anybody's credentials."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RUNPOD_API_KEY", "VAST_API_KEY", "GLASSHOUSE_MAX_USD", "GLASSHOUSE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process; return exit code, stdout, stderr."""
+
+    def run_it(*words: str) -> tuple[int, str, str]:
+        code = cli.main(words)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run_it
+
+
+def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=False,
+        **options,
+    )
+
+
+# --- start and help ----------------------------------------------------------------------------
+
+
+def test_help_shows_commands_and_groups_and_loads_nothing_heavy() -> None:
+    done = python(
+        "-c",
+        "import sys; from glasshouse.cli import main; code = main(['--help']);"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(code)",
+    )
+    assert done.returncode == 0
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name} ", done.stdout, flags=re.MULTILINE)
+    assert "h100" in done.stdout
+    assert "qwen2.5-7b" in done.stdout
+    loaded = set(json.loads(done.stderr.replace("'", '"')))
+    assert "glasshouse" in loaded
+    heavy = {"torch", "transformers", "numpy", "hydra", "omegaconf", "pydantic", "yaml", "rich", "httpx"}
+    assert loaded & (heavy | {"fabric", "asyncssh", "sqlalchemy", "cryptography"}) == set()
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_each_command_explains_itself_and_has_json(name: str, call: Call) -> None:
+    code, out, err = call(name, "--help")
+    assert (code, err) == (0, "")
+    assert "--json" in out
+    module = importlib.import_module(f"glasshouse.commands.{name}")
+    assert (module.__doc__ or "").splitlines()[0] in out
+
+
+def test_every_module_of_a_command_is_in_the_table() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    commands = {
+        path.stem for path in folder.glob("*.py") if "def arguments(" in path.read_text(encoding="utf-8")
+    }
+    assert commands == set(cli.COMMANDS)
+
+
+def test_module_and_script_are_one_program() -> None:
+    assert (
+        python("-m", "glasshouse", "--version").stdout
+        == f"glasshouse {importlib.import_module('glasshouse').__version__}\n"
+    )
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+SSH = ["provider=ssh", "provider.host=h", "provider.user=u"]
+MISTAKES = [
+    (["pln"], "command=pln", "did you mean plan"),
+    (["gpu=h1000"], "gpu=h1000", "did you mean h100"),
+    (["duration=-5"], "duration=-5", "greater than 0"),
+    (["duratoin=5"], "duratoin=5", "did you mean duration"),
+    (["plan", "duratoin=5"], "duratoin=5", "did you mean duration"),
+    (["plan", "gpu=a4000,h100"], "gpu=a4000,h100", "-m"),
+    (["plan", "--frobnicate"], "command=glasshouse plan", "--frobnicate"),
+    (["--frobnicate"], "command=glasshouse run", "--frobnicate"),
+    (["run", "duration"], "argument=duration", "NAME=VALUE"),
+    ([*SSH, "provider.key=/no/key"], "provider.key=/no/key", "exists"),
+    (["plan", "--against", "no-such-ref"], "against=no-such-ref", ""),
+    (["plan", "--against=--output=x"], "against=--output=x", "not a git revision"),
+    (["plan", "provider=runpod"], "gpu.max_usd_per_hour.runpod=None", "gpu=auto"),
+    (["gpu=a4000", "duration=60"], "environment=GLASSHOUSE_MAX_USD", "spend.max_usd="),
+    (["gpu=a4000", "duration=60", "spend.max_usd=0.01"], "cap=0.01", "more than the cap"),
+    (["gpu=a4000", "duration=60", "spend.max_usd=5"], "RUNPOD_API_KEY", ""),
+    (["-m", "gpu=a4000,h100", "duration=60", "spend.max_usd=1"], "cap=1.00", "more than the cap"),
+    (["show", "nothing"], "run=nothing", "glasshouse runs"),
+    (["open", "nothing"], "run=nothing", "glasshouse runs"),
+    (["verify", "nothing"], "path=nothing", "run or bundle folder"),
+    (["ledger", "check", "one"], "command=ledger check", "OLD NEW"),
+    (["ledger", "check", "no", "no"], "checkpoint=no", "file"),
+    (["broker", "--port", "99999"], "port=99999", "65535"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "said"), MISTAKES, ids=[" ".join(words) for words, _, _ in MISTAKES]
+)
+def test_a_mistake_exits_2_with_one_line_and_leaves_nothing_behind(
+    words: list[str], named: str, said: str, call: Call, elsewhere: Path
+) -> None:
+    code, out, err = call(*words)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert named in err
+    assert said in err
+    assert "Traceback" not in err
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_the_same_in_a_process_of_its_own(elsewhere: Path) -> None:
+    done = python("-m", "glasshouse", "-m", "gpu=h100,h1000", cwd=elsewhere)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: unknown gpu \(gpu=h1000\): did you mean h100\?.*\n", done.stderr)
+
+
+def test_with_json_a_mistake_is_a_document_too(call: Call) -> None:
+    code, out, err = call("plan", "--json", "gpu=h1000")
+    assert code == 2
+    assert json.loads(out) == {"ok": False, "error": err.removeprefix("error: ").rstrip(), "exitCode": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RemoteError("no answer", field="host", value="h"), 3, "error: no answer (host=h)\n"),
+        (CleanupNotProven("left"), 4, "error: left\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (RuntimeError("two\nlines"), 1, "error: unexpected RuntimeError: two lines: "),
+        (BrokenPipeError("another pipe"), 1, "error: unexpected BrokenPipeError: "),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, line: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(plan, "run", fail)
+    found, out, err = call("plan")
+    assert (found, out) == (code, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_args: object) -> int:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(plan, "run", fail)
+    monkeypatch.setenv("GLASSHOUSE_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="inside"):
+        cli.main(["plan"])
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m glasshouse --cfg job | head -c 1"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == b""
+
+
+# --- plan --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a plan opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+def test_plan_json_bounds_hours_and_dollars(call: Call) -> None:
+    code, out, err = call("plan", "-m", "--json", "gpu=h100,pro6000", "duration=1800")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert [cell["overrides"] for cell in document["cells"]] == [
+        ["gpu=h100", "duration=1800"],
+        ["gpu=pro6000", "duration=1800"],
+    ]
+    for cell in document["cells"]:
+        spec = cell["spec"]
+        assert spec["provider"]["kind"] == "runpod"
+        hourly = spec["gpu"]["max_usd_per_hour"]["runpod"]
+        assert cell["maxUsd"] == pytest.approx(cell["hours"] * hourly)
+        # Two arms of half an hour with their warm-up fit, and so does a boot.
+        assert cell["scheduledHours"] == pytest.approx(2 * 1805 / 3600)
+        assert cell["hours"] > cell["scheduledHours"] + spec["provider"]["boot_deadline_sec"] / 3600
+    for total in ("hours", "maxUsd"):
+        assert document[total] == pytest.approx(sum(cell[total] for cell in document["cells"]))
+
+
+@pytest.mark.usefixtures("offline")
+def test_plan_draws_schedules_and_says_whether_the_cap_fits(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("plan", "-m", "gpu=a4000", "order=protected-first,abba", "duration=60")
+    code, out, _ = call(*words)
+    assert code == 0
+    assert "cell 0 schedule: PR\n" in out
+    blocks = re.search(r"cell 1 schedule: \[R\]((?: (?:RPPR|PRRP)){10})\n", out)
+    assert blocks
+    assert blocks[1].count("RPPR") == blocks[1].count("PRRP") == 5
+    assert "no cap is set" in out
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", "0.10")
+    assert "cap 0.10 USD: it does not fit" in call(*words)[1]
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", "100")
+    assert "cap 100.00 USD: it fits" in call(*words)[1]
+
+
+@pytest.fixture
+def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository whose working tree has other prices than its last commit, and a GPU more."""
+    repository = tmp_path / "repository"
+    shutil.copytree(conf_dir(), repository / "conf")
+    git = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@example"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "before"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    gpu = repository / "conf" / "gpu"
+    text = (gpu / "h100.yaml").read_text(encoding="utf-8")
+    (gpu / "h100.yaml").write_text(text.replace("runpod: 3.50", "runpod: 7.00"), encoding="utf-8")
+    (gpu / "b200.yaml").write_text(text.replace("name: h100", "name: b200"), encoding="utf-8")
+    monkeypatch.setattr(against, "conf_dir", lambda: repository / "conf")
+    return repository
+
+
+@pytest.mark.usefixtures("edited_conf")
+def test_plan_against_a_revision_shows_what_resolves_differently(call: Call) -> None:
+    code, out, _ = call("plan", "-m", "gpu=h100,a4000", "duration=60", "--against", "HEAD")
+    assert code == 0
+    assert "### `gpu=a4000 duration=60`: no setting differs" in out
+    assert "### `gpu=h100 duration=60`: 1 setting differs" in out
+    assert "| `gpu.max_usd_per_hour.runpod` | `3.5` | `7.0` |" in out
+    document = json.loads(call("plan", "--json", "gpu=h100", "--against", "HEAD")[1])
+    (cell,) = document["cells"]
+    assert cell["settings"] == [{"setting": "gpu.max_usd_per_hour.runpod", "before": 3.5, "after": 7.0}]
+    assert cell["after"]["maxUsd"] == pytest.approx(2 * cell["before"]["maxUsd"])
+
+
+@pytest.mark.usefixtures("edited_conf")
+def test_plan_against_a_revision_without_the_choice_says_so(call: Call) -> None:
+    code, out, _ = call("plan", "gpu=b200", "--against", "HEAD")
+    assert code == 0
+    assert "There the overrides do not resolve: `unknown gpu (gpu=b200)" in out
+    assert "### `gpu=b200`: added" in out
+
+
+def test_settings_print_as_they_resolve(call: Call) -> None:
+    code, out, _ = call("--cfg", "job", "gpu=h100", "--json")
+    assert code == 0
+    assert json.loads(out)["provider"]["kind"] == "runpod"
+    assert "max_usd_per_hour:" in call("--cfg", "job", "gpu=h100")[1]
+
+
+# --- runs, show, verify, open --------------------------------------------------------------------
+
+
+def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def record(cells: Any, *, out: Path, as_json: bool = False) -> int:
+        seen.append((cells, out, as_json))
+        return 1
+
+    monkeypatch.setattr(run, "run_sweep", record)
+    assert call("-m", "order=raw-first,protected-first", "repeat=0,1")[0] == 1
+    ((cells, out, as_json),) = seen
+    assert cells[0][0] == ["order=raw-first", "repeat=0"]
+    assert [(spec.order, spec.repeat) for _, spec in cells] == [
+        ("raw-first", 0), ("raw-first", 1), ("protected-first", 0), ("protected-first", 1),
+    ]  # fmt: skip
+    assert (out, as_json) == (Path("runs"), False)
+    assert call("run", "--json", "duration=3")[0] == 1
+    assert [(overrides, spec.duration) for overrides, spec in seen[1][0]] == [(["duration=3"], 3)]
+    assert seen[1][2] is True
+
+
+def test_other_launchers_run_each_cell(call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launched: list[Any] = []
+
+    def launch(overrides: list[str], job: Any) -> list[int]:
+        launched.append((overrides, job.out))
+        return [0, 4, 1]
+
+    monkeypatch.setattr(run.config, "launch", launch)
+    words = ["repeat=0,1", "hydra/launcher=joblib"]
+    assert call("-m", *words)[0] == 4
+    assert launched == [(words, elsewhere / "runs")]
+    code, _, err = call("-m", "--json", *words)
+    assert code == 2
+    assert "hydra/launcher=joblib" in err
+
+
+@pytest.fixture
+def some_run(elsewhere: Path) -> Path:
+    """A run folder with a record to show, and outputs sealed to this machine's owner key."""
+    folder = elsewhere / "runs" / "20260102-030405-abcdef"
+    leg = folder / "bundle" / "legs" / "s001-protected"
+    leg.mkdir(parents=True)
+    record = {
+        "run": folder.name,
+        "id": "2026-01-02-local-cpu-mlp-60s-raw-first-abcdef",
+        "status": "excluded",
+        "exclusion": {"codes": ["final-loss-missing"], "observed": "no final loss in s001"},
+        "caveats": ["not-a-tee", "short"],
+        "figures": {
+            "unit": "epochs",
+            "overheadPct": 1.25,
+            "protected": {"slots": 1, "units": 30, "elapsedSec": 60.5, "perSec": 0.5, "finalLoss": None},
+            "raw": {"slots": 1, "units": 31, "elapsedSec": 60.25, "perSec": 0.51, "finalLoss": 0.25},
+            "overhead": {"ciLowPct": None, "ciHighPct": None, "n": 1},
+            "fixedCostSec": {"sealSec": 0.5},
+        },
+        "checks": [{"code": "final-loss-missing", "ok": False, "detail": "no final loss in s001"}],
+    }
+    (folder / "bundle" / "record.json").write_bytes(canonical_json(record))
+    raw = folder / "bundle" / "legs" / "s000-raw"
+    raw.mkdir()
+    curve = {"lossCurve": [[1, 2.0], [2, 1.0], [3, 0.25]], "throughputCurve": [[0, 0], [1, 10], [2, 30]]}
+    (raw / "result.json").write_bytes(canonical_json(curve))
+    (leg / "reference.json").write_bytes(canonical_json({"run": folder.name, "manifest_hash": "ab" * 32}))
+    context = {"run": folder.name, "leg": "s001", "launch": "1", "manifestHash": "ab" * 32}
+    public = kem_public_bytes(keys.owner_key())
+    (folder / "outputs").mkdir()
+    weights = struct.pack("<4f", 1, 2, 3, 4)
+    tensors = [
+        (TensorSpec("layer.weight", "float32", (2, 2)), weights),
+        (TensorSpec("flag", "uint8", (1,)), b"\x07"),
+    ]
+    with (folder / "outputs" / "s001-1-outputs.sealed").open("wb") as out:
+        report = seal_outputs(out, owner_public=public, context=context, files={}, tensors=iter(tensors))
+    with (folder / "outputs" / "s001-1-log.sealed").open("wb") as out:
+        seal_outputs(
+            out, owner_public=public, context=context, files={"logs/trainer.log": b"said\n"}, tensors=()
+        )
+    event = {"seq": 0, "type": "zeroized", "body": {"outputs": report}}
+    (leg / "events.jsonl").write_bytes(canonical_json(event) + b"\n")
+    (elsewhere / "runs" / "20260101-000000-aaaaaa").mkdir()
+    (elsewhere / "runs" / ".sweeps").mkdir()
+    return folder
+
+
+def test_runs_lists_what_is_there(some_run: Path, call: Call) -> None:
+    code, out, _ = call("runs", "--json")
+    assert code == 0
+    first, second = json.loads(out)["runs"]
+    assert (first["run"], first["status"]) == ("20260101-000000-aaaaaa", "unfinished")
+    assert second == {
+        "path": f"runs/{some_run.name}",
+        "run": some_run.name,
+        "id": "2026-01-02-local-cpu-mlp-60s-raw-first-abcdef",
+        "status": "excluded",
+        "overheadPct": 1.25,
+        "exclusion": ["final-loss-missing"],
+        "caveats": ["not-a-tee", "short"],
+    }
+    assert "final-loss-missing" in call("runs")[1]
+
+
+@pytest.mark.parametrize("name", ["20260102-030405-abcdef", "20260102", "runs/20260102-030405-abcdef"])
+def test_show_prints_figures_checks_caveats_and_curves(name: str, some_run: Path, call: Call) -> None:
+    code, out, _ = call("show", name)
+    assert code == 0
+    assert f"run {some_run.name}: excluded" in out
+    assert "overhead 1.25 %" in out
+    assert "FAILED" in out
+    assert "caveat not-a-tee: " in out
+    assert re.search(r"s000-raw loss +█▄▁  2 to 0.25", out)
+    assert re.search(r"s000-raw throughput +▁█  10 to 20 a second", out)
+    assert json.loads(call("show", name, "--json")[1])["record"]["run"] == some_run.name
+
+
+def test_show_asks_which_when_several_runs_begin_so(some_run: Path, call: Call) -> None:
+    code, _, err = call("show", "202601")
+    assert code == 2
+    assert "several runs" in err
+    assert "no record" in call("show", "20260101")[1]
+    assert some_run.exists()
+
+
+def test_open_writes_private_safetensors_that_match_the_events(some_run: Path, call: Call) -> None:
+    code, out, _ = call("open", "20260102", "--to", "adapters", "--json")
+    assert code == 0
+    files = {Path(item["path"]).name: item for item in json.loads(out)["files"]}
+    assert set(files) == {"s001-1.safetensors", "s001-1-logs_trainer.log"}
+    assert files["s001-1.safetensors"]["matchesEvents"]
+    path = Path("adapters/s001-1.safetensors")
+    assert path.stat().st_mode & 0o077 == 0
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    assert size % 8 == 0
+    assert header["layer.weight"] == {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    assert struct.unpack("<4f", body[:16]) == (1, 2, 3, 4)
+    start, end = header["flag"]["data_offsets"]
+    assert body[start:end] == b"\x07"
+    assert Path("adapters/s001-1-logs_trainer.log").read_bytes() == b"said\n"
+    assert some_run.exists()
+
+
+def test_open_refuses_outputs_that_the_events_do_not_name(some_run: Path, call: Call) -> None:
+    events = some_run / "bundle" / "legs" / "s001-protected" / "events.jsonl"
+    body = {"outputs": {"plaintextSha256": "00" * 32}}
+    events.write_bytes(canonical_json({"seq": 0, "type": "zeroized", "body": body}) + b"\n")
+    code, _, err = call("open", "20260102")
+    assert code == 1
+    assert "manifest-hash-mismatch" in err
+
+
+def test_verify_reports_each_check_and_fails_on_what_is_no_bundle(some_run: Path, call: Call) -> None:
+    # This folder has a record and no signature: its checks say so, and the exit code does.
+    code, out, err = call("verify", str(some_run), "--json")
+    assert (code, err) == (1, "")
+    document = json.loads(out)
+    (found,) = document["runs"]
+    assert document["ok"] is False
+    assert set(found) == {"path", "ok", "status", "overheadPct", "signer", "checks"}
+    assert any(not check["ok"] for check in found["checks"])
+    code, out, _ = call("verify", str(some_run))
+    assert code == 1
+    assert "NOT VERIFIED" in out
+
+
+# --- the others ----------------------------------------------------------------------------------
+
+
+def test_ledger_check_passes_growth_and_catches_a_removed_leaf(call: Call, elsewhere: Path) -> None:
+    log = ledger.Ledger()
+    log.register_plan("20260101-000000-aaaaaa", lambda serial, now: b"envelope")
+    Path("old").write_text(call("ledger", "checkpoint")[1])
+    log.register_plan("20260102-000000-bbbbbb", lambda serial, now: b"envelope")
+    Path("new").write_text(call("ledger", "checkpoint")[1])
+    code, out, _ = call("ledger", "check", "old", "new", "--json")
+    assert code == 0
+    assert (json.loads(out)["oldSize"], json.loads(out)["newSize"]) == (1, 2)
+    assert call("ledger", "check", "new", "old")[0] == 1
+    listed = json.loads(call("ledger", "list", "--json")[1])
+    assert [leaf["run"] for leaf in listed["leaves"]] == ["20260101-000000-aaaaaa", "20260102-000000-bbbbbb"]
+    assert listed["openPlans"] == [0, 1]
+    assert "open: no row yet" in call("ledger")[1]
+
+    lines = (paths.state_dir() / "ledger" / "leaves.jsonl").read_bytes().splitlines()
+    Path("shorter").write_bytes(lines[0] + b"\n")
+    code, _, err = call("ledger", "check", "old", "new", "--leaves", "shorter")
+    assert code == 1
+    assert "ledger-shrunk" in err
+    Path("altered").write_bytes(lines[0] + b"\n" + lines[1].replace(b"bbbbbb", b"cccccc") + b"\n")
+    code, _, err = call("ledger", "check", "old", "new", "--leaves", "altered")
+    assert code == 1
+    assert "ledger-rewritten" in err
+    # Another machine's keyring does not list this log's signer.
+    Path("ring.json").write_text('{"keys":[]}')
+    code, _, err = call("ledger", "check", "old", "new", "--keys", "ring.json")
+    assert code == 1
+    assert "signer-unknown" in err
+    assert elsewhere.exists()
+
+
+def test_keys_are_made_once_and_list_only_public_halves(call: Call) -> None:
+    assert "no keys yet" in call("keys")[1] or (conf_dir() / "trust" / "keyring.json").exists()
+    first = call("keys", "--make", "--json")[1]
+    assert first == call("keys", "--make", "--json")[1]
+    own = [entry for entry in json.loads(first)["keys"] if entry["local"]]
+    assert {entry["role"] for entry in own} == {"operator", "broker", "publisher"}
+    ring = keys.parse_keyring(first.encode())  # what is printed is a keyring file
+    assert {entry.keyid for entry in ring.entries} >= {entry["keyid"] for entry in own}
+    secrets = [path.read_bytes() for path in paths.keys_dir().glob("*.pem")]
+    assert secrets
+    assert all(secret.split(b"\n")[1] not in first.encode() for secret in secrets)
+
+
+def test_reap_with_nothing_left_says_so(call: Call) -> None:
+    assert call("reap")[0:2] == (0, "nothing to reap: every allocation in the journal is proven gone\n")
+    assert json.loads(call("reap", "--dry-run", "--json")[1]) == {"ok": True, "allocations": []}
+
+
+def test_doctor_names_a_remedy_and_never_a_secret(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", CANARY)
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", "12.50")
+    code, out, err = call("doctor", "gpu=a4000", "--json")
+    assert (code, err) == (0, "")
+    assert CANARY not in out
+    document = json.loads(out)
+    found = {item["what"]: item for item in document["findings"]}
+    assert found["runpod key"]["state"] == "ok"
+    assert found["vastai key"]["state"] == "limited"
+    assert found["cost cap"]["detail"] == "12.50 USD"
+    assert all(item["remedy"] for item in document["findings"] if item["state"] != "ok")
+    assert {"python", "landlock", "memfd_secret", "huge pages", "swap", "state store"} <= set(found)
+    assert CANARY not in call("doctor", "gpu=a4000")[1]
+
+
+def test_doctor_fails_where_the_run_could_not_start(call: Call, elsewhere: Path) -> None:
+    code, out, _ = call("doctor", "gpu=a4000")
+    assert code == 1
+    assert "export RUNPOD_API_KEY" in out
+    (elsewhere / "key").touch(mode=0o600)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    host = ["provider=ssh", "provider.host=127.0.0.1", "provider.user=me", "provider.key=key"]
+    code, out, _ = call("doctor", *host, f"provider.port={port}")
+    assert code == 1
+    assert f"sshd at 127.0.0.1:{port}" in out
+    assert "check host, port and firewall" in out
+
+
+def test_tamper_signs_its_report_and_fails_on_a_deviation(
+    call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    report = {
+        "ok": True,
+        "unwrapCalls": 0,
+        "scenarios": [
+            {"code": "x/control", "released": True, "expected": True, "reasonCodes": [], "ok": True},
+            {"code": "x", "released": False, "expected": False, "reasonCodes": ["x"], "ok": True},
+        ],
+    }
+    monkeypatch.setattr(tamper, "run_suite", lambda: report)
+    code, out, _ = call("tamper", "--json", "--out", "result.json")
+    assert (code, json.loads(out)) == (0, report)
+    opened = open_statement(
+        (elsewhere / "result.json").read_bytes(),
+        keys.load_keyring(),
+        role="operator",
+        predicate_type="https://in-toto.io/attestation/test-result/v0.1",
+    )
+    assert opened.predicate["result"] == "PASSED"
+    assert opened.predicate["passedTests"] == ["x/control", "x"]
+    assert "1 attacks, 1 controls, as expected" in call("tamper")[1]
+    report["ok"] = report["scenarios"][1]["ok"] = False  # type: ignore[index]
+    code, out, _ = call("tamper", "--out", "result.json")
+    assert code == 1
+    assert "DEVIATES" in out
+
+
+def test_broker_serves_until_it_is_told_to_stop(elsewhere: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glasshouse", "broker", "--port", "0", "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=elsewhere,
+    )
+    assert process.stdout
+    try:
+        lines = [process.stdout.readline() for _ in range(6)]
+        said = json.loads("".join(lines))
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{said['port']}/.well-known/jwks.json", timeout=10
+        ) as answer:
+            assert json.load(answer)["keys"]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, err) == (0, "", "")
+    kek = paths.keys_dir() / "broker.kek"
+    assert kek.stat().st_mode & 0o777 == 0o600
+
+
+def test_pages_writes_what_the_site_is_made_of(call: Call, elsewhere: Path) -> None:
+    code, out, _ = call("pages", "--out", "pages", "--committed", "--json")
+    assert code == 0
+    written = {
+        str(path.relative_to(elsewhere / "pages"))
+        for path in (elsewhere / "pages").rglob("*")
+        if path.is_file()
+    }
+    assert written == set(json.loads(out)["files"])
+    assert any(name.startswith("rows/") for name in written)
+
+
+def test_tables_align_and_curves_are_drawn_to_scale() -> None:
+    assert table(["name", "n"], [["a", 1], ["bb", 20]]).splitlines() == [
+        "name   n",
+        "----  --",
+        "a      1",
+        "bb    20",
+    ]
+    assert spark([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert spark([5, 5]) == "▁▁"
+    assert len(spark(list(range(1000)), width=60)) <= 60
+    assert spark([]) == ""
