@@ -181,6 +181,25 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     return min(max(0.0, moment - (time.time() if now is None else now)), MAX_RETRY_AFTER_SEC)
 
 
+def _certificates(tls: bool) -> ssl.SSLContext:
+    """Whom to trust: the bundle in SSL_CERT_FILE when there is one, else httpx's. Raises UsageError."""
+    if not tls:
+        # Plain loopback: loading certificates would take longer than the requests.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bundle = os.environ.get("SSL_CERT_FILE")
+    if not bundle:
+        return httpx.create_ssl_context()
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            "cannot read the certificate bundle",
+            field="SSL_CERT_FILE",
+            value=bundle,
+            remedy="point it at a PEM file, or unset it",
+        ) from error
+
+
 class CloudHttp:
     """Requests to one provider's API. Not thread-safe; close it."""
 
@@ -198,21 +217,10 @@ class CloudHttp:
         self._message_of = message_of
         self._fixed_timing = timing
         self.simulated = False  # set for good by the first reply that says so
-        # SSL_CERT_FILE is honoured whatever httpx's own rules are.
-        # Loopback without TLS needs no certificates: loading them takes longer than the requests.
-        verify: ssl.SSLContext | bool = url.scheme == "https" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if bundle := os.environ.get("SSL_CERT_FILE"):
-            try:
-                verify = ssl.create_default_context(cafile=bundle)
-            except (OSError, ssl.SSLError) as error:
-                raise UsageError(
-                    "cannot read the certificate bundle", field="SSL_CERT_FILE", value=bundle,
-                    remedy="point it at a PEM file, or unset it",
-                ) from error  # fmt: skip
         self._client = httpx.Client(
             base_url=url,
             auth=credential,
-            verify=verify,
+            verify=_certificates(url.scheme == "https"),
             timeout=timeout_sec,
             follow_redirects=False,
             trust_env=not is_loopback(url.host),  # a proxy from the environment cannot reach our loopback
