@@ -65,7 +65,7 @@ def _render(value: Any, floats: bool, depth: int) -> str:
 
 
 def _string(text: str) -> str:
-    if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
+    if not text.isascii() and any(0xD800 <= ord(char) <= 0xDFFF for char in text):
         raise CanonicalError("lone surrogate in a string")
     return json.dumps(text, ensure_ascii=False)
 
@@ -100,8 +100,8 @@ def _number(value: float) -> str:
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Parse one JSON document strictly: bounded size and depth, no duplicate keys, no NaN.
 
-    Raises CanonicalError. Integers beyond 2^53-1 are refused too, so that what is parsed can
-    always be rendered again.
+    Raises CanonicalError. Integers beyond 2^53-1 are read only in the form in which a double is
+    written, so that what is parsed can always be rendered again.
     """
     raw = data.encode("utf-8") if isinstance(data, str) else data
     if len(raw) > max_bytes:
@@ -129,25 +129,20 @@ def parse_canonical(data: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     return value
 
 
+# A whole string (its brackets do not count), an unterminated one, or a bracket.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
+
+
 def _check_depth(raw: bytes) -> None:
+    """Bound the nesting before the parser recurses into it."""
     depth = 0
-    in_string = False
-    escaped = False
-    for byte in raw:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
+    for match in _STRUCTURE.finditer(raw):
+        token = match.group()
+        if token in (b"[", b"{"):
             depth += 1
             if depth > MAX_JSON_DEPTH:
                 raise CanonicalError(f"nested deeper than {MAX_JSON_DEPTH}")
-        elif byte in b"]}":
+        elif token in (b"]", b"}"):
             depth -= 1
 
 
@@ -162,10 +157,16 @@ def _refuse_constant(name: str) -> NoReturn:
     raise CanonicalError(f"{name} is not JSON")
 
 
-def _bounded_int(text: str) -> int:
-    if len(text) > 17 or abs(int(text)) > MAX_SAFE_INTEGER:
+def _bounded_int(text: str) -> int | float:
+    if len(text) > 24:
         raise CanonicalError("integer beyond 2^53-1")
-    return int(text)
+    value = int(text)
+    if abs(value) <= MAX_SAFE_INTEGER:
+        return value
+    # Beyond, digits may only be what a double is written as; hashed claims refuse it as a float.
+    if _number(float(value)) != text:
+        raise CanonicalError("integer beyond 2^53-1 that no double is written as")
+    return float(value)
 
 
 def _finite_float(text: str) -> float:

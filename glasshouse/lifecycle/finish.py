@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse.canonical import parse_json, sha256_hex
+from glasshouse.errors import GlasshouseError
+from glasshouse.judgement.judge import Judgement
 from glasshouse.lifecycle.context import RunContext
+from glasshouse.lifecycle.mend import mend, strip
 from glasshouse.providers.base import Provider, ReleaseProof
 from glasshouse.providers.journal import Journal
 from glasshouse.records import keys
@@ -64,24 +67,15 @@ def record(context: RunContext) -> Outcome:
     for leftover in context.folder.glob("broker.db*"):
         leftover.unlink()
     ended = time.time()
-    context.write(
-        "outcome.json",
-        {"codes": context.failures, "startedAt": round(context.started, 3), "endedAt": round(ended, 3)},
-    )
-    files = {
-        str(path.relative_to(context.parts)): path.read_bytes()
-        for path in sorted(context.parts.rglob("*"))
-        if path.is_file()
-    }
-    keys.broker_key()  # its public half must be in the keyring that verifies the exchanges
-    judgement = write_bundle(
-        context.bundle,
-        files,
-        run=context.run,
-        key=keys.operator_key(),
-        keyring=keys.load_keyring() + keys.local_keyring(),
-        now=ended,
-    )
+    _write_outcome(context, context.failures, ended)
+    mend(context.parts, context.failures[0] if context.failures else "interrupted")
+    try:
+        judgement = _write(context, ended)
+    except GlasshouseError as error:
+        context.screen.warn(f"the legs' files do not make evidence: {error.what}")
+        strip(context.parts)
+        _write_outcome(context, ["evidence-unusable", *context.failures], ended)
+        judgement = _write(context, ended)
     record_bytes = (context.bundle / "record.json").read_bytes()
     Ledger().append_row(
         run=context.run,
@@ -95,3 +89,20 @@ def record(context: RunContext) -> Outcome:
     if judgement.status == "excluded":
         code = max(code, 1)
     return Outcome(context.run, str(context.folder), parse_json(record_bytes), code)
+
+
+def _write_outcome(context: RunContext, codes: list[str], ended: float) -> None:
+    times = {"startedAt": round(context.started, 3), "endedAt": round(ended, 3)}
+    context.write("outcome.json", {"codes": codes, **times})
+
+
+def _write(context: RunContext, now: float) -> Judgement:
+    files = {
+        str(path.relative_to(context.parts)): path.read_bytes()
+        for path in sorted(context.parts.rglob("*"))
+        if path.is_file()
+    }
+    operator = keys.operator_key()
+    keys.broker_key()  # made on first use; its public half must be in the keyring that judges exchanges
+    keyring = keys.load_keyring()
+    return write_bundle(context.bundle, files, run=context.run, key=operator, keyring=keyring, now=now)

@@ -240,6 +240,8 @@ class _Launch:
             if exchange is not None and exchange["grant"]:
                 claims = parse_evidence(exchange["evidence"])
                 self.log.begin(b64u_decode(claims["event_key"]), exchange["grant"])
+                # At once: events without their exchange are worth nothing if this process dies now.
+                self._save_exchange()
         for event in self.log.feed(data):
             self._show(event["type"], event["body"])
 

@@ -31,6 +31,7 @@ class SshProvider:
         self._config = config
         self._timeouts = timeouts or Timeouts()
         self._pinned: tuple[str, ...] | None = None  # a first-use key, once met
+        self._reached: bool | None = None  # by this object's allocate; None: another process may have
 
     def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
         """Nothing is rented."""
@@ -46,6 +47,7 @@ class SshProvider:
 
         Raises UsageError for what is wrong on this side, RemoteError for the other.
         """
+        self._reached = False
         endpoint = self._endpoint()
         progress(f"connecting to {endpoint.host}:{endpoint.port}")
         timeouts = dataclasses.replace(
@@ -55,6 +57,7 @@ class SshProvider:
             self._pinned = pod.known_hosts
             _check_python(pod)
             folder = f"{endpoint.workdir}/{name}"
+            self._reached = True
             pod.check(["mkdir", "-p", "-m", "700", "--", folder], "making the pod folder")
         return Allocation(
             provider=self.kind,
@@ -73,7 +76,11 @@ class SshProvider:
         name: str,
         allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
     ) -> ReleaseProof:
-        """Run the sweeper there; a host that cannot be asked proves nothing."""
+        """Run the sweeper there; a host that cannot be asked proves nothing, unless nothing was put there."""
+        if self._reached is False:
+            return ReleaseProof(
+                "zero", 0, "nothing was put on the host: it was not reached", folder_removed=True
+            )
         try:
             endpoint = self._endpoint()
             with Pod(endpoint, timeouts=self._timeouts) as pod:

@@ -33,7 +33,7 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.errors import LegError
 from glasshouse.runtime import machine
 
-CURVE_POINTS = 200
+CURVE_POINTS = 100
 PROGRESS_SEC = 2.0
 DELAY_CHUNK_SEC = 0.1
 # Names inside a package, as workloads/package.py writes them.
@@ -230,7 +230,8 @@ def _stretch(
             chunk_start = time.monotonic()
         now = time.monotonic()
         if losses is not None and throughput is not None and now >= next_point:
-            losses.append([units, _finite(session.loss())])
+            # Six digits draw the same curve; the final loss is kept as it is.
+            losses.append([units, float(f"{_finite(session.loss()):.6g}")])
             throughput.append([round(now - start, 4), units])
             next_point = time.monotonic() + every
         if now >= next_report:
