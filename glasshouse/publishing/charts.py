@@ -52,7 +52,11 @@ def _legend(rows: Iterable[Artifact]) -> tuple[tuple[str, str], ...]:
 
 
 def _with_overhead(rows: Iterable[Artifact]) -> list[Artifact]:
-    return [row for row in rows if row.overhead_pct is not None and row.status != "excluded"]
+    return [
+        row
+        for row in rows
+        if row.overhead_pct is not None and row.status != "excluded" and row.retracted is None
+    ]
 
 
 def _ends(row: Artifact) -> tuple[float, float] | None:
@@ -288,7 +292,8 @@ def by_length(rows: Sequence[Artifact]) -> Figure | None:
 
 def cost_by_length(row: Artifact) -> Figure | None:
     """Total overhead of a run of length W: fixed seconds spread over W, plus the steady state."""
-    if row.overhead_pct is None or not row.fixed_cost_sec or row.overhead_pct >= 100:
+    # A single pair's percentage is not a steady state: only a row with an interval is extrapolated.
+    if row.overhead_pct is None or not row.fixed_cost_sec or row.overhead_pct >= 100 or _ends(row) is None:
         return None
     fixed = sum(row.fixed_cost_sec.get(phase, 0.0) for phase in PHASES)
     steady_pct = row.overhead_pct

@@ -68,7 +68,7 @@ def lanes(
     rows: Sequence[Lane], low: float, high: float, *, label: Callable[[float], str], narrow: bool
 ) -> Drawing:
     """Draw lanes over a common x axis. Wide: labels to the left; narrow: labels above each line."""
-    width, left, right, step = (340.0, 8.0, 10.0, 38.0) if narrow else (WIDTH, 214.0, 78.0, 24.0)
+    width, left, right, step = (340.0, 20.0, 20.0, 38.0) if narrow else (WIDTH, 214.0, 78.0, 24.0)
     at_values = ticks(low, high, 4 if narrow else 8)
     at = scale(at_values[0], at_values[-1], left, width - right)
     marks: list[Mark] = []

@@ -73,7 +73,8 @@ class Counts:
     """What the ledger says: attempted = verified + excluded for signed rows; reported apart."""
 
     verified: int
-    excluded: int
+    excluded: int  # retracted rows among them
+    retracted: int
     jobs: int
     reported: int
     reported_without_raw: int
@@ -106,7 +107,8 @@ def render(publication: Publication) -> dict[str, bytes]:
     }
     pages: dict[str, bytes] = {}
     for path, template, title, description, extra in _plan(rows):
-        root = "../" * path.count("/") + ("" if path == "index.md" else "../")
+        # rows/x.md is served as rows/x/, one level deeper; an index page stays at its own level.
+        root = "../" * (path.count("/") + (0 if path.endswith("index.md") else 1))
         body = environment.get_template(template).render(
             **shared, **extra, root=root or "./", page_title=title, page_path=path
         )
@@ -122,8 +124,9 @@ def count(rows: Iterable[RowView]) -> Counts:
     signed = [row for row in every if row.order != "protected-only"]  # a job is listed apart
     reported = [row for row in published if row.evidence_tier == "reported"]
     return Counts(
-        verified=sum(row.status == "verified" for row in signed),
-        excluded=sum(row.status == "excluded" for row in signed),
+        verified=sum(row.status == "verified" and row.retracted is None for row in signed),
+        excluded=sum(row.status == "excluded" or row.retracted is not None for row in signed),
+        retracted=sum(row.retracted is not None for row in signed),
         jobs=len(every) - len(signed),
         reported=sum(row.overhead_pct is not None for row in reported),
         reported_without_raw=sum(row.order == "protected-only" for row in reported),

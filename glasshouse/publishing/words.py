@@ -72,6 +72,8 @@ def gpu(row: Artifact) -> str:
     """Short GPU name."""
     if row.gpu is None:
         return row.gpu_model or "not stated"
+    if row.gpu == "auto":  # whatever the machine had; a machine without a GPU names none
+        return row.gpu_model or "CPU"
     return GPUS.get(row.gpu, row.gpu)
 
 

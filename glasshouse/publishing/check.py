@@ -1,0 +1,101 @@
+"""Verify a published artifact: what `glasshouse verify` does with a PATH that is a JSON file.
+
+signed      its bundle, found beside it, is verified in full; the artifact must follow from it
+reported    schema and arithmetic, and nothing else: there is no evidence to verify, and it says so
+simulated   schema only; it never passes as measured
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glasshouse.errors import GlasshouseError, UsageError, VerificationError
+from glasshouse.judgement.rules import Check
+from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
+from glasshouse.publishing.history import recompute
+from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.records.keys import Keyring
+from glasshouse.records.verify import verify
+
+
+def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
+    """Check one artifact file; return the entry that `verify --json` lists.
+
+    Its bundle is looked for in ../bundles/<id>/ and bundles/<id>/. Raises UsageError when the file
+    cannot be read; never raises for what it holds.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_ARTIFACT_BYTES + 1)
+    except OSError as error:
+        raise UsageError("the artifact cannot be read", field="path", value=path) from error
+    try:
+        artifact = parse_artifact(data, name=path.name)
+    except VerificationError as error:
+        return _entry(path, None, None, [Check(code, False, error.what) for code in error.codes])
+    checks = [Check("artifact-schema", True, "every field is one that may be published")]
+    signer = None
+    if artifact.evidence_tier == "reported":
+        checks += _reported(artifact)
+    elif artifact.evidence_tier == "signed":
+        signer, found = _signed(path, artifact, keyring)
+        checks += found
+    else:
+        checks.append(Check("measured", False, "a simulated row measures nothing"))
+    return _entry(path, artifact, signer, checks)
+
+
+def _entry(path: Path, artifact: Artifact | None, signer: str | None, checks: list[Check]) -> dict[str, Any]:
+    good = artifact is not None and all(check.ok for check in checks)
+    return {
+        "path": str(path),
+        "ok": good,
+        "status": artifact.status if artifact is not None and good else None,
+        "overheadPct": artifact.overhead_pct if artifact is not None and good else None,
+        "signer": signer,
+        "checks": [{"code": check.code, "ok": check.ok, "detail": check.detail} for check in checks],
+    }
+
+
+def _reported(artifact: Artifact) -> list[Check]:
+    published = artifact.overhead_pct
+    checks: list[Check] = []
+    computed = recompute(json.loads(artifact_bytes(artifact))) if published is not None else None
+    if published is not None:
+        same = computed is not None and computed.agrees(published)
+        again = "cannot be recomputed" if computed is None else f"recomputed {computed.overhead_pct:.4f}%"
+        checks.append(Check("overhead-recomputed", same, f"published {published:.2f}%, {again}"))
+    limit = "reported row: schema and arithmetic were checked; no evidence was published to verify"
+    checks.append(Check("not-verified-by-us", True, limit))
+    return checks
+
+
+def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | None, list[Check]]:
+    here = path.resolve().parent
+    places = (here.parent / "bundles" / artifact.id, here / "bundles" / artifact.id)
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        return None, [Check("bundle-missing", False, "the evidence bundle is not beside the artifact")]
+    result = verify(folder, keyring)
+    signer = None if result.signer is None else result.signer.name
+    checks = list(result.checks)
+    if result.row is not None:
+        expected = artifact_from_verified(result.row)
+        stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
+        same = artifact_bytes(_beside(expected, here).model_copy(update=stated)) == artifact_bytes(artifact)
+        said = "follows" if same else "does not follow"
+        checks.append(Check("artifact-recomputed", same, f"the artifact {said} from its bundle"))
+    return signer, checks
+
+
+def _beside(artifact: Artifact, folder: Path) -> Artifact:
+    """The artifact with the caveats that the controls in its folder leave or add."""
+    others: list[Artifact] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            others.append(parse_artifact(path.read_bytes(), name=path.name))
+        except GlasshouseError:
+            continue  # a neighbour that is no artifact stands beside nothing
+    return with_control_caveats(artifact, others)

@@ -1,0 +1,134 @@
+"""The built site in real Chromium: axe, requests, width, script off. `make test-all` runs it."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MODULES = HERE / "node_modules"
+
+pytestmark = [pytest.mark.chromium, pytest.mark.timeout(900)]
+
+# One page of each kind; every row page comes from one template.
+PAGES = [
+    "", "results/", "exclusions/", "caveats/", "downloads/", "research/history-reanalysis/",
+    "research/model-workload/", "research/tamper-report/", "method/", "prior-claims/",
+    "rows/2026-05-16-runpod-h100-mlp-30m-protected-first/",
+    "rows/2026-05-17-runpod-rtx3090-qwen2.5-0.5b-60m-raw-first-excluded/",
+]  # fmt: skip
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
+        pass
+
+
+@pytest.fixture(scope="module")
+def base(built: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(built))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def browse(folder: Path, **plan: Any) -> dict[str, Any]:
+    if CHROMIUM is None or shutil.which("node") is None:
+        pytest.skip("needs Chromium and Node")
+    if not MODULES.is_dir():
+        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run(install, cwd=HERE, check=True, capture_output=True)
+    path = folder / "plan.json"
+    path.write_text(json.dumps({"chromium": CHROMIUM, "shots": None} | plan))
+    done = subprocess.run(
+        ["node", str(HERE / "browse.mjs"), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["errors"] == []
+    return report
+
+
+@pytest.fixture(scope="module")
+def report(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = browse(tmp_path_factory.mktemp("browser"), base=base, pages=PAGES)
+    assert len(found["pages"]) == 5 * len(PAGES)
+    return found
+
+
+def test_axe_finds_nothing_in_light_and_dark_wide_and_narrow(report: dict[str, Any]) -> None:
+    checked = [page for page in report["pages"] if "violations" in page]
+    assert len(checked) == 4 * len(PAGES)
+    faults = [(page["path"], page["variant"], page["violations"]) for page in checked if page["violations"]]
+    assert faults == []
+
+
+def test_nothing_is_requested_from_elsewhere_and_nothing_fails(report: dict[str, Any]) -> None:
+    for page in report["pages"]:
+        assert page["outside"] == [], page["path"]
+        assert page["failed"] == [], page["path"]
+
+
+def test_the_policy_blocks_nothing_that_the_page_needs(report: dict[str, Any]) -> None:
+    assert [(page["path"], page["console"]) for page in report["pages"] if page["console"]] == []
+
+
+def test_no_page_scrolls_sideways_at_320_pixels(report: dict[str, Any]) -> None:
+    narrow = [page for page in report["pages"] if page["variant"].endswith("narrow")]
+    assert [(page["path"], page["overflow"]) for page in narrow if page["overflow"] > 0] == []
+
+
+def test_the_table_sorts_and_filters_with_script_and_is_whole_without(base: str, tmp_path: Path) -> None:
+    probe = """
+    (() => {
+      const rows = () => [...document.querySelectorAll('#gh-results tbody tr')].filter((row) => !row.hidden);
+      const all = rows().length;
+      const form = document.getElementById('gh-filter');
+      const head = [...document.querySelectorAll('#gh-results thead th')].find((cell) =>
+        cell.textContent.includes('Overhead'));
+      const button = head.querySelector('button');
+      if (!button) return { all, script: false, formHidden: form.hidden };
+      button.click();
+      const cells = () => rows().map((row) => row.cells[6].dataset.v);
+      const values = () => cells().filter((value) => value !== '').map(Number);
+      const up = values();
+      const upSort = head.getAttribute('aria-sort');
+      const last = rows().at(-1).cells[6].dataset.v;
+      button.click();
+      const down = values();
+      form.elements.text.value = 'h100 7b';
+      form.dispatchEvent(new Event('input', { bubbles: true }));
+      return { all, script: true, up, down, upSort, downSort: head.getAttribute('aria-sort'), last,
+               filtered: rows().length, count: form.querySelector('output').textContent };
+    })()"""
+    variants = [
+        {"name": "script", "colorScheme": "light", "width": 1280, "height": 900},
+        {"name": "none", "colorScheme": "light", "width": 1280, "height": 900, "javaScriptEnabled": False},
+    ]
+    report = browse(tmp_path, base=base, pages=["results/"], axe=False, probe=probe, variants=variants)
+    scripted, plain = (page["probe"] for page in report["pages"])
+    assert plain == {"all": scripted["all"], "script": False, "formHidden": True}
+    assert scripted["up"] == sorted(scripted["up"])
+    assert scripted["down"] == scripted["up"][::-1]
+    assert (scripted["upSort"], scripted["downSort"]) == ("ascending", "descending")
+    assert scripted["last"] == ""  # rows without an overhead stay at the end
+    assert scripted["filtered"] == 2
+    assert scripted["count"] == f"2 of {scripted['all']} rows"
