@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from glasshouse.judgement.rules import METHOD
+
 SHORT_SEC = 900.0  # below a quarter of an hour an arm, clocks, caches and neighbours dominate
 PAIR_WARMUP_SEC = 5.0  # DESIGN.md section 5
 SLOT_DISCARD_SEC = 1.0
@@ -62,11 +64,12 @@ class Caveat:
     title: str
     text: str
     fires: Callable[[Observed], bool]
+    since: int = 1  # method number, as for rules
 
 
-def caveats_of(seen: Observed) -> tuple[str, ...]:
+def caveats_of(seen: Observed, method: int = METHOD) -> tuple[str, ...]:
     """Codes of every caveat that applies, in the catalogue's order."""
-    return tuple(caveat.code for caveat in CAVEATS if caveat.fires(seen))
+    return tuple(item.code for item in CAVEATS if item.since <= method and item.fires(seen))
 
 
 def caveat(code: str) -> Caveat:

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from glasshouse.canonical import MAX_SAFE_INTEGER
 from glasshouse.judgement.facts import LegResult, RunFacts, SlotFacts
 from glasshouse.measurement.controls import judge_aa, judge_delay
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
@@ -21,8 +22,10 @@ DIGITS = 6
 
 
 def rounded(value: float | None) -> float | None:
-    """Round to the record's digits; minus zero becomes zero."""
-    return None if value is None else round(value, DIGITS) + 0.0
+    """Round to the record's digits; minus zero becomes zero, and what JSON cannot carry exactly None."""
+    if value is None or not abs(value) <= MAX_SAFE_INTEGER:
+        return None
+    return round(value, DIGITS) + 0.0
 
 
 def figures_of(facts: RunFacts) -> dict[str, Any]:

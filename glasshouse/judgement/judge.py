@@ -10,7 +10,7 @@ from glasshouse.canonical import canonical_json
 from glasshouse.judgement.caveats import Observed, caveats_of
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import figures_of, relaunched, roofline_of
-from glasshouse.judgement.rules import Check, check_rules, equal_outputs
+from glasshouse.judgement.rules import METHOD, Check, check_rules, equal_outputs
 from glasshouse.measurement.roofline import host_bound
 from glasshouse.spec import RunSpec
 
@@ -21,6 +21,7 @@ Status = Literal["verified", "excluded"]
 class Judgement:
     """What a run amounts to: status, why not, what to know, the figures, and every check."""
 
+    method: int
     run: str
     row: str
     status: Status
@@ -38,6 +39,7 @@ class Judgement:
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
         return {
+            "method": self.method,
             "run": self.run,
             "id": self.row,
             "status": self.status,
@@ -49,7 +51,8 @@ class Judgement:
             },
             "caveats": list(self.caveats),
             "figures": self.figures,
-            "checks": [asdict(check) for check in self.checks],
+            # What a check that holds demands is the method's text, not the record's.
+            "checks": [asdict(check) | ({"detail": ""} if check.ok else {}) for check in self.checks],
         }
 
     def record(self) -> bytes:
@@ -57,17 +60,18 @@ class Judgement:
         return canonical_json(self.as_json())
 
 
-def judge(facts: RunFacts) -> Judgement:
-    """Decide. Total: any facts give a judgement."""
-    checks = check_rules(facts)
+def judge(facts: RunFacts, method: int = METHOD) -> Judgement:
+    """Decide, by the rules of a method number. Total: any facts give a judgement."""
+    checks = check_rules(facts, method)
     failed = tuple(check for check in checks if not check.ok)
     figures = figures_of(facts)
     return Judgement(
+        method=method,
         run=facts.run,
         row=row_id(facts.run, facts.spec),
         status="excluded" if failed else "verified",
         exclusion=failed,
-        caveats=caveats_of(observed(facts, figures)),
+        caveats=caveats_of(observed(facts, figures), method),
         figures=figures,
         checks=checks,
     )

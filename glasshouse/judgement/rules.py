@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from glasshouse.judgement.facts import RunFacts, SlotFacts
 from glasshouse.measurement.telemetry import same_machine
 
+# The number of the way of judging. A record names the one it was judged by and is verified by the same. A new
+# rule or caveat, or a change to what one finds or how a figure is rounded, takes the next number and leaves
+# records of older ones as they are.
+METHOD = 1
+SHOWN = 4  # findings spelt out per check
 SLOW_UNIT = 3.0  # how much longer than the mean the last unit of a stretch may take
 
 
@@ -27,22 +32,33 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition of "verified": the reason code of its failure, what it demands, and the test."""
+    """A condition of "verified": the reason code of its failure, what it demands, and the test.
+
+    since: the method number from which it applies (see METHOD).
+    """
 
     code: str
     text: str
     find: Callable[[RunFacts], Iterable[str]]
+    since: int = 1
 
 
-def check_rules(facts: RunFacts) -> tuple[Check, ...]:
+def check_rules(facts: RunFacts, method: int = METHOD) -> tuple[Check, ...]:
     """Apply every rule; failures of launches and of the run itself follow under their own codes."""
     ended = _failures(facts)
     checks = []
     for rule in RULES:
+        if rule.since > method:
+            continue
         found = [*rule.find(facts), *ended.pop(rule.code, [])]
-        checks.append(Check(rule.code, not found, "; ".join(found) if found else rule.text))
-    checks += [Check(code, False, "; ".join(where)) for code, where in ended.items()]
+        checks.append(Check(rule.code, not found, _joined(found) if found else rule.text))
+    checks += [Check(code, False, _joined(where)) for code, where in ended.items()]
     return tuple(checks)
+
+
+def _joined(found: list[str]) -> str:
+    more = len(found) - SHOWN
+    return "; ".join(found[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def reason_text(code: str) -> str:

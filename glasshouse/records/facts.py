@@ -17,26 +17,16 @@ from pydantic import BaseModel, ValidationError
 from glasshouse.attestation.claims import Reference
 from glasshouse.canonical import canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
-from glasshouse.judgement.facts import (
-    AllocationFacts,
-    Launch,
-    LegResult,
-    Lifecycle,
-    Needle,
-    ReleaseFacts,
-    RunFacts,
-    SlotFacts,
-    Zeroization,
-)
+from glasshouse.judgement.facts import Launch, Lifecycle, ReleaseFacts, RunFacts, SlotFacts
 from glasshouse.judgement.rules import Check
 from glasshouse.measurement.schedule import Slot, build_schedule
-from glasshouse.measurement.telemetry import disturbed
 from glasshouse.records import schema
 from glasshouse.records.chain import Chain, check_chain
 from glasshouse.records.exchange import Verified, verify_exchange
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import plan_witnesses
 from glasshouse.records.signing import PLAN_TYPE, Opened, open_statement
+from glasshouse.records.values import allocation_facts, fields_of, read_result, read_zeroization
 
 _LEG = re.compile(r"legs/(s(\d{3})-(raw|protected))(?:-l(\d+))?/(.+)\Z")
 CLOCK_SLACK_SEC = 2.0  # the broker signs whole seconds; controller and broker may be two machines
@@ -74,7 +64,7 @@ class _Collector:
         try:
             return model.model_validate_json(self.files[name])
         except ValidationError as error:
-            self.check("file-malformed", False, f"{name}: {_fields(error)}")
+            self.check("file-malformed", False, f"{name}: {fields_of(error)}")
             return None
 
 
@@ -101,7 +91,7 @@ def collect_facts(files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry
         serial=plan.serial,
         spec=plan.spec,
         slots=tuple(SlotFacts(slot, tuple(launches.get(slot.index, ()))) for slot in slots),
-        allocation=None if allocation is None else _allocation(allocation),
+        allocation=None if allocation is None else allocation_facts(allocation),
         release=None
         if release is None
         else ReleaseFacts(release.proof, release.active, release.pod_folder_removed, release.processes_left),
@@ -127,7 +117,7 @@ def _plan(reader: _Collector) -> schema.Plan | None:
         reader.check("plan-signature", False, f"plan.dsse.json: {error.what} [{', '.join(error.codes)}]")
         return None
     except ValidationError as error:
-        reader.check("plan-form", False, f"plan.dsse.json: {_fields(error)}")
+        reader.check("plan-form", False, f"plan.dsse.json: {fields_of(error)}")
         return None
     reader.check("plan-signature", True, f"plan {plan.serial} signed by {opened.signer.name}")
     same = opened.signer.keyid == reader.signer.keyid
@@ -235,11 +225,8 @@ def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, writ
     else:
         data = reader.files.get(f"{folder}result.json")
     if data is not None and written.status == "complete":
-        try:
-            result = _result(schema.Result.model_validate_json(data))
-        except ValidationError:
-            # Written by the pod: a report that cannot be read is a leg without result, not a bad bundle.
-            code = "result-malformed"
+        result = read_result(data)
+        code = code if result is not None else "result-malformed"
     return Launch(
         number=written.launch,
         status=written.status,
@@ -275,9 +262,8 @@ def _lifecycle(
     claims, report = verified.claims, None
     chain_codes = None if chain is None else list(chain.codes)
     if chain is not None and "zeroized" in bodies:
-        try:
-            report = _zeroization(schema.Zeroized.model_validate_json(canonical_json(bodies["zeroized"])))
-        except ValidationError:
+        report = read_zeroization(canonical_json(bodies["zeroized"]))
+        if report is None:
             chain_codes = [*chain.codes, "zeroization-malformed"]
     if chain is not None and chain_codes is not None and written.status == "complete" and not chain.whole:
         chain_codes.append("event-order")
@@ -315,7 +301,7 @@ def _misplaced(
         != (
             allocation.host_key_source,
             allocation.image_digest,
-            machine.get("bootId"),
+            machine.boot_id,
         )
     ):
         codes.append("reference-of-another-allocation")
@@ -363,62 +349,3 @@ def _reference(reader: _Collector, name: str) -> Reference | None:
         reader.check("file-malformed", False, f"{name}: {type(error).__name__}")
         return None
     return reference
-
-
-# --- values ---------------------------------------------------------------------------------
-
-
-def _result(found: schema.Result) -> LegResult:
-    edges = (found.machine_start, found.machine_end)
-    return LegResult(
-        unit=found.unit,
-        units=found.units,
-        steps=found.steps,
-        elapsed_sec=found.elapsed_sec,
-        setup_sec=found.setup_sec,
-        warmup_sec=found.warmup_sec,
-        warmup_units=found.warmup_units,
-        final_loss=found.final_loss,
-        loss_curve=found.loss_curve,
-        throughput_curve=found.throughput_curve,
-        workload_digest=found.workload_digest,
-        initial_digest=found.initial_digest,
-        output_sha256=found.output_sha256,
-        output_differs=found.output_differs,
-        start=found.machine_start,
-        end=found.machine_end,
-        device=found.device,
-        unit_info=found.unit_info,
-        disturbed=tuple(disturbed(found.telemetry, edges)),
-    )
-
-
-def _zeroization(found: schema.Zeroized) -> Zeroization:
-    return Zeroization(
-        unwiped=tuple(name for name, part in sorted(found.buffers.items()) if not part.read_back_zero),
-        needles=tuple(Needle(item.class_, item.positive_control, item.after) for item in found.needles),
-        residue_scanned=found.residue == "scanned",
-        unscanned_regions=found.unscanned_regions,
-        trainer_exit=found.trainer_exit,
-        custodian_exit=found.custodian_exit,
-        tmpfs_removed=found.tmpfs_removed,
-    )
-
-
-def _allocation(found: schema.Allocation) -> AllocationFacts:
-    return AllocationFacts(
-        provider=found.provider,
-        gpu_model=found.gpu_model,
-        instance_id=found.instance_id,
-        tier=found.tier,
-        host_key_source=found.host_key_source,
-        image_digest=found.image_digest,
-        allocation_sha256=found.allocation_id_sha256,
-        machine=found.machine,
-    )
-
-
-def _fields(error: ValidationError) -> str:
-    """Name the fields at fault, without their values."""
-    names = (".".join(str(part) for part in item["loc"]) or "(file)" for item in error.errors())
-    return ", ".join(sorted(set(names)))[:300]

@@ -17,8 +17,11 @@ from glasshouse.spec import Arm, RunSpec
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{0,63}$")]
 RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
-Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._+()\-]*$")]
+Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._:+()\[\]\-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
+Names = Annotated[tuple[Words, ...], Field(max_length=64)]
+Work = Annotated[float, Field(ge=0, le=1e15)]
+Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -60,6 +63,44 @@ class SlotPlan(BaseModel):
     delay_pct: float
 
 
+class Machine(Signed):
+    """What runtime/machine.py reads of a machine, or as much of it as the controller read itself.
+
+    Counters are as nvidia-smi prints them: digits, or words for a GPU that does not count.
+    """
+
+    boot_id: Words
+    allocation: Words
+    uptime_sec: Seconds
+    driver: Words
+    hostname_digest: Words = ""
+    gpu_names: Names = ()
+    gpu_uuids: Names = ()
+    pci_bus_ids: Names = ()
+    ecc_uncorrected: Names = ()
+    cpu_model: Annotated[str, Field(max_length=200)] = ""
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields that were there, by their names in the file."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class GpuSample(Signed):
+    """Telemetry of one GPU at one moment, as nvidia-smi prints it."""
+
+    sm_mhz: Annotated[str, Field(max_length=40)] = ""
+    throttle: Annotated[str, Field(max_length=40)] = ""
+
+
+class Sample(Signed):
+    """Telemetry at one moment; shares in percent of the whole machine."""
+
+    others_pct: float = 0.0
+    steal_pct: float = 0.0
+    other_processes: Count = 0
+    gpu: Annotated[tuple[GpuSample, ...], Field(max_length=64)] = ()
+
+
 class Plan(Written):
     """The plan's predicate: everything that was fixed before anything was rented."""
 
@@ -82,7 +123,7 @@ class Allocation(Written):
     image_digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
     usd_per_hour: Annotated[float, Field(ge=0)] | None
     allocation_id_sha256: Hex64
-    machine: dict[str, Any] | None
+    machine: Machine | None
 
 
 class Release(Written):
@@ -154,31 +195,29 @@ class Result(Signed):
     """A leg's result: result.json of a raw leg, the event `trained` of a protected one."""
 
     unit: Words
-    units: Annotated[float, Field(ge=0)]
+    units: Work
     steps: Count
-    elapsed_sec: Seconds
+    elapsed_sec: Annotated[float, Field(gt=1e-6, le=10_000_000)]
     setup_sec: Seconds
     warmup_sec: Seconds
-    warmup_units: Annotated[float, Field(ge=0)]
-    final_loss: float | None
-    loss_curve: tuple[tuple[float, float | None], ...]
-    throughput_curve: tuple[tuple[float, float], ...]
+    warmup_units: Work
+    final_loss: Loss | None
+    loss_curve: Annotated[tuple[tuple[Work, Loss | None], ...], Field(max_length=1000)]
+    throughput_curve: Annotated[tuple[tuple[Seconds, Work], ...], Field(max_length=1000)]
     workload_digest: Hex64
     initial_digest: Hex64
     output_sha256: Hex64
     output_differs: bool
-    unit_info: dict[str, Any]
-    machine_start: dict[str, Any]
-    machine_end: dict[str, Any]
+    unit_info: Annotated[dict[Words, bool | int | float | Words | None], Field(max_length=64)]
+    machine_start: Machine
+    machine_end: Machine
     device: Words
-    telemetry: tuple[dict[str, Any], ...] = ()
+    telemetry: Annotated[tuple[Sample, ...], Field(max_length=1000)] = ()
 
 
 class BufferReport(Signed):
     """Registered buffers of one kind after the wipe."""
 
-    count: Count
-    bytes: Count
     read_back_zero: bool
 
 

@@ -8,7 +8,7 @@
      6. slots follow from the registered spec; every launch is one of them, and none started before it
      7. each protected launch: exchange and appraisal re-verified at the broker's time   (facts.py)
      8. each protected launch: event chain, countersigned heads                          (facts.py)
-     9. the judgement recomputed from these facts is record.json, byte for byte
+     9. the judgement recomputed from these facts, by the record's method, is record.json byte for byte
     10. the envelope's statement names this run, this plan and this record
 
 A signature shows that a row is unchanged, not that it is true. A bundle whose evidence shows a
@@ -22,11 +22,11 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasshouse.canonical import sha256_hex
+from glasshouse.canonical import CanonicalError, parse_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import Judgement, judge
-from glasshouse.judgement.rules import Check
+from glasshouse.judgement.rules import METHOD, Check
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD, Found, read_bundle
 from glasshouse.records.facts import Collected, collect_facts
 from glasshouse.records.keys import KeyEntry, Keyring
@@ -194,7 +194,13 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
     if collected.facts is None:
         checks.append(Check("record-recomputed", False, f"{RECORD} cannot be recomputed from this bundle"))
         return None
-    judgement = judge(collected.facts)
+    method = _method(files.get(RECORD, b""))
+    if method is None:
+        checks.append(
+            Check("record-method", False, f"{RECORD} is judged by a method this version does not know")
+        )
+        return None
+    judgement = judge(collected.facts, method)
     same = judgement.record() == files.get(RECORD)
     for slot, launch, life in collected.facts.lifecycles:
         # Faults of the evidence are in the record, or the comparison below fails.
@@ -210,6 +216,15 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
         Check("record-recomputed", same, detail if same else f"{RECORD} does not follow from the evidence")
     )
     return judgement
+
+
+def _method(record: bytes) -> int | None:
+    """Return the method number that a record names, None when it is not one of ours."""
+    try:
+        method = parse_json(record).get("method")
+    except (CanonicalError, AttributeError):
+        return None
+    return method if type(method) is int and 1 <= method <= METHOD else None
 
 
 def _statement(

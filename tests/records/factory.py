@@ -129,8 +129,20 @@ def zeroized_body(**changes: Any) -> dict[str, Any]:
         "buffers": {"host": wiped, "device": {"count": 0, "bytes": 0, "readBackZero": True}},
         "outputs": {"plaintextSha256": sha256_hex(b"o"), "ciphertextSha256": sha256_hex(b"c"), "bytes": 9},
         "needles": [
-            {"class": "payload-key-prefix", "where": "custodian", "needles": 1, "positiveControl": 3, "after": 0},
-            {"class": "trained-parameter", "where": "trainer/cpu", "needles": 3, "positiveControl": 3, "after": 0},
+            {
+                "class": "payload-key-prefix",
+                "where": "custodian",
+                "needles": 1,
+                "positiveControl": 3,
+                "after": 0,
+            },
+            {
+                "class": "trained-parameter",
+                "where": "trainer/cpu",
+                "needles": 3,
+                "positiveControl": 3,
+                "after": 0,
+            },
         ],
         "residue": "scanned",
         "unscannedRegions": 0,
@@ -214,7 +226,10 @@ class Factory:
         if spec.gpu.provider_names:
             allocation["gpuModel"] = allocation["gpuModel"] or next(iter(spec.gpu.provider_names.values()))
         files["allocation.json"] = canonical_json(allocation)
-        with tempfile.TemporaryDirectory() as place, Store(f"sqlite:///{place}/b.db", secrets.token_bytes(32)) as store:
+        with (
+            tempfile.TemporaryDirectory() as place,
+            Store(f"sqlite:///{place}/b.db", secrets.token_bytes(32)) as store,
+        ):
             broker = Broker(store, self.broker_key, lambda: self.now)
             broker.register_payload(run, sha256_hex(run.encode()), secrets.token_bytes(32), max_grants=100)
             for slot in build_schedule(spec):
@@ -223,7 +238,15 @@ class Factory:
                 for number, leg in enumerate(tries, start=1):
                     suffix = leg.suffix or ("" if number == 1 else f"-l{number}")
                     where = f"legs/s{slot.index:03d}-{slot.arm}{suffix}/"
-                    made = self._launch(broker, run, spec, slot, number, leg, allocation)
+                    made = self._launch(
+                        broker=broker,
+                        run=run,
+                        spec=spec,
+                        slot=slot,
+                        number=number,
+                        leg=leg,
+                        allocation=allocation,
+                    )
                     files |= {where + name: data for name, data in made.items()}
         release = {
             "proof": "zero",
@@ -258,13 +281,30 @@ class Factory:
     # --- one launch -------------------------------------------------------------------------
 
     def _launch(
-        self, broker: Broker, run: str, spec: RunSpec, slot: Slot, number: int, leg: Leg, allocation: dict[str, Any]
+        self,
+        *,
+        broker: Broker,
+        run: str,
+        spec: RunSpec,
+        slot: Slot,
+        number: int,
+        leg: Leg,
+        allocation: dict[str, Any],
     ) -> dict[str, bytes]:
         started = self.now
         files: dict[str, bytes] = {}
         result = leg_result(slot, leg.rate, **leg.result)
         if slot.lifecycle:
-            files |= self._protected(broker, run, spec, slot, number, leg, allocation, result)
+            files |= self._protected(
+                broker=broker,
+                run=run,
+                spec=spec,
+                slot=slot,
+                number=number,
+                leg=leg,
+                allocation=allocation,
+                result=result,
+            )
         else:
             self.now += 1 + result["elapsedSec"]
             if leg.status == "complete":
@@ -288,6 +328,7 @@ class Factory:
 
     def _protected(
         self,
+        *,
         broker: Broker,
         run: str,
         spec: RunSpec,

@@ -85,7 +85,9 @@ def test_processes_that_start_together_agree_on_one_key() -> None:
         "print(len(keys.local_keyring().entries))"
     )
     jobs = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+        )
         for _ in range(3)
     ]
     said = {job.communicate(timeout=60)[0] for job in jobs}
@@ -135,7 +137,9 @@ def test_malformed_entries_are_refused(changes: dict[str, Any]) -> None:
     assert caught.value.codes == ("keyring-malformed",)
 
 
-@pytest.mark.parametrize("data", [b"[]", b"{}", b'{"keys":{}}', b'{"keys":[1]}', b'{"keys":[],"x":1}', b"\xff"])
+@pytest.mark.parametrize(
+    "data", [b"[]", b"{}", b'{"keys":{}}', b'{"keys":[1]}', b'{"keys":[],"x":1}', b"\xff"]
+)
 def test_malformed_keyrings_are_refused(data: bytes) -> None:
     with pytest.raises(VerificationError):
         parse_keyring(data)

@@ -54,7 +54,9 @@ def test_every_inclusion_proof_verifies_and_no_other_does(size: int) -> None:
             if other != index:
                 assert not merkle.verify_inclusion(hashes[index], other, size, path, top)
         for place in range(len(path)):
-            assert not merkle.verify_inclusion(hashes[index], index, size, path[:place] + path[place + 1 :], top)
+            assert not merkle.verify_inclusion(
+                hashes[index], index, size, path[:place] + path[place + 1 :], top
+            )
             swapped = [*path[:place], bytes(32), *path[place + 1 :]]
             assert not merkle.verify_inclusion(hashes[index], index, size, swapped, top)
 
@@ -80,7 +82,9 @@ def test_larger_trees(new: int, data: st.DataObject) -> None:
     old, index = data.draw(st.integers(0, new)), data.draw(st.integers(0, new - 1))
     hashes = tree(new)
     top = merkle.root(hashes)
-    assert merkle.verify_consistency(old, new, merkle.root(hashes[:old]), top, merkle.consistency_proof(hashes, old))
+    assert merkle.verify_consistency(
+        old, new, merkle.root(hashes[:old]), top, merkle.consistency_proof(hashes, old)
+    )
     assert merkle.verify_inclusion(hashes[index], index, new, merkle.inclusion_proof(hashes, index), top)
 
 

@@ -43,7 +43,11 @@ def test_the_go_vector_byte_for_byte() -> None:
 def test_the_example_checkpoint() -> None:
     expected = VECTOR["checkpoint"]
     found = parse_checkpoint(expected["text"])
-    assert (found.origin, found.size, found.text()) == (expected["origin"], expected["size"], expected["text"])
+    assert (found.origin, found.size, found.text()) == (
+        expected["origin"],
+        expected["size"],
+        expected["text"],
+    )
 
 
 def test_every_character_of_the_text_counts() -> None:

@@ -12,12 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError as ForeignError
-from securesystemslib.signer import SSlibKey
+from securesystemslib.signer._key import SSlibKey
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import VerificationError
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
-from glasshouse.records.signing import BUNDLE_TYPE, PLAN_TYPE, open_statement, pae, sign_statement, signer_keyid
+from glasshouse.records.signing import (
+    BUNDLE_TYPE,
+    PLAN_TYPE,
+    open_statement,
+    pae,
+    sign_statement,
+    signer_keyid,
+)
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "dsse.json").read_text(encoding="utf-8"))
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -47,7 +54,9 @@ def resigned(payload: bytes, **changes: Any) -> bytes:
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": kind,
-        "signatures": [{"keyid": keyid(PUBLIC), "sig": base64.b64encode(KEY.sign(pae(kind, payload))).decode()}],
+        "signatures": [
+            {"keyid": keyid(PUBLIC), "sig": base64.b64encode(KEY.sign(pae(kind, payload))).decode()}
+        ],
     }
     return canonical_json(envelope | changes)
 
@@ -83,7 +92,9 @@ def test_securesystemslib_accepts_our_envelope() -> None:
 
 def test_securesystemslib_refuses_what_we_refuse() -> None:
     changed = json.loads(signed())
-    changed["payload"] = base64.b64encode(base64.b64decode(changed["payload"]).replace(b'"r"', b'"q"')).decode()
+    changed["payload"] = base64.b64encode(
+        base64.b64decode(changed["payload"]).replace(b'"r"', b'"q"')
+    ).decode()
     key = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(PUBLIC), keyid=keyid(PUBLIC))
     with pytest.raises(ForeignError):
         Envelope.from_dict(copy.deepcopy(changed)).verify([key], 1)  # it empties what it is given
@@ -118,7 +129,9 @@ def test_signer_rules() -> None:
 
 def test_a_known_keyid_with_another_key_fails() -> None:
     other = public_bytes(Ed25519PrivateKey.generate())
-    assert refused(signed(), Keyring((KeyEntry(keyid(PUBLIC), "operator", other, "x"),))) == ("signature-invalid",)
+    assert refused(signed(), Keyring((KeyEntry(keyid(PUBLIC), "operator", other, "x"),))) == (
+        "signature-invalid",
+    )
 
 
 def test_types_are_held_apart() -> None:
@@ -160,7 +173,7 @@ def test_malformed_statements_are_refused_though_signed(payload: bytes) -> None:
 def test_envelope_forms() -> None:
     good = parse_json(signed())
     signature = good["signatures"][0]
-    for changes in (
+    forms: list[dict[str, Any]] = [
         {"signatures": []},
         {"signatures": [signature, signature]},
         {"signatures": [signature | {"cert": ""}]},
@@ -170,6 +183,7 @@ def test_envelope_forms() -> None:
         {"payload": good["payload"] + "\n"},
         {"payload": None},
         {"note": "x"},
-    ):
+    ]
+    for changes in forms:
         assert refused(canonical_json(good | changes)) == ("envelope-malformed",), changes
     assert refused(json.dumps(good).encode()) == ("envelope-malformed",)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.judgement.caveats import CAVEATS
+from glasshouse.judgement.facts import RunFacts
+from glasshouse.judgement.figures import figures_of, overhead_pct
+from glasshouse.judgement.judge import judge, row_id
+from glasshouse.judgement.rules import METHOD, RULES
+
+from .facts import H100, facts, failed, make_spec, on_gpu, with_launches, with_result
+
+
+def at_rates(found: RunFacts, raw: float, protected: float) -> RunFacts:
+    for index, slot in enumerate(found.slots):
+        rate = raw if slot.plan.arm == "raw" else protected
+        assert slot.result is not None
+        found = with_result(found, index, units=rate * slot.result.elapsed_sec)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("raw", "protected", "published"),
+    [  # from the rows published before this software existed: May 15 and 16, 2026
+        (937.134, 839.133, 10.46),
+        (707.015, 916.788, -29.67),
+        (707.995, 580.205, 18.05),
+        (1059.493, 1032.108, 2.58),
+    ],
+)
+def test_a_pairs_overhead_is_as_published(raw: float, protected: float, published: float) -> None:
+    value = overhead_pct(at_rates(facts(), raw, protected))
+    assert value is not None
+    assert round(value, 2) == published
+
+
+def test_a_blocks_overhead_is_the_geometric_one() -> None:
+    found = at_rates(facts(make_spec(order="abba", duration=3200.0)), 1000.0, 980.0)
+    figures = figures_of(found)
+    assert figures["overheadPct"] == pytest.approx(2.0)
+    assert figures["overhead"]["n"] == 8
+    assert figures["overhead"]["verdict"] in ("within", "exceeds", "inconclusive")
+
+
+def test_no_overhead_without_both_arms() -> None:
+    assert overhead_pct(facts(make_spec(order="protected-only"))) is None
+    assert overhead_pct(with_launches(facts(), 0)) is None
+    blocks = facts(make_spec(order="abba", duration=3200.0))
+    for index in range(len(blocks.slots)):
+        blocks = with_launches(blocks, index)
+    assert overhead_pct(blocks) is None
+
+
+def test_fixed_cost_is_of_protected_launches() -> None:
+    figures = figures_of(facts())
+    assert figures["fixedCostSec"] == {"sealSec": 1.0, "uploadSec": 2.0, "unsealSec": 0.5, "totalSec": 3.5}
+    assert figures["rawUploadSec"] == 3.0
+    assert figures_of(with_launches(facts(), 1))["fixedCostSec"] is None
+
+
+def test_the_roofline_is_there_where_the_limits_are_known() -> None:
+    assert figures_of(facts())["roofline"] is None
+    share = figures_of(on_gpu(facts(make_spec(gpu=H100))))["roofline"]["share"]
+    assert 0 < share < 0.2
+
+
+def test_controls_say_what_they_show() -> None:
+    control = figures_of(at_rates(facts(make_spec(order="abba", duration=3200.0, control="aa")), 100, 100))[
+        "control"
+    ]
+    assert (control["kind"], control["outcome"]) == ("aa", "passed")
+    delayed = at_rates(facts(make_spec(order="abba", duration=3200.0, control="delay")), 103.0, 100.0)
+    assert figures_of(delayed)["control"]["kind"] == "delay"
+    assert figures_of(facts())["control"] is None
+
+
+def test_the_record_is_one_canonical_document() -> None:
+    judgement = judge(facts())
+    record = parse_json(judgement.record())
+    assert judgement.record() == canonical_json(record)
+    assert set(record) == {"method", "run", "id", "status", "exclusion", "caveats", "figures", "checks"}
+    assert record["exclusion"] is None
+    excluded = parse_json(judge(replace(facts(), failures=("boot-failed",))).record())
+    assert excluded["exclusion"] == {"codes": ["boot-failed"], "observed": "the run ended so"}
+    # An excluded row keeps what was measured; it just counts for nothing.
+    assert excluded["figures"]["protected"] == record["figures"]["protected"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"duration": 60.0}, "2026-01-02-ssh-auto-mlp-60s-raw-first-abcdef"),
+        (
+            {"duration": 1800.0, "order": "protected-first"},
+            "2026-01-02-ssh-auto-mlp-30m-protected-first-abcdef",
+        ),
+        ({"duration": 90.0}, "2026-01-02-ssh-auto-mlp-90s-raw-first-abcdef"),
+        ({"duration": 2.5}, "2026-01-02-ssh-auto-mlp-2.5s-raw-first-abcdef"),
+        ({"duration": None, "steps": 256}, "2026-01-02-ssh-auto-mlp-256steps-raw-first-abcdef"),
+        ({"control": "aa"}, "2026-01-02-ssh-auto-mlp-30m-raw-first-aa-abcdef"),
+    ],
+)
+def test_row_ids_read_like_the_published_ones(changes: dict[str, Any], expected: str) -> None:
+    assert row_id("20260102-030405-abcdef", make_spec(**changes)) == expected
+
+
+def test_order_is_judged_by_what_happened() -> None:
+    base = facts()
+    first, second = base.slots[0].launches[0], base.slots[1].launches[0]
+    overlapping = replace(second, started_at=first.ended_at - 1)
+    assert "order-unclear" in judge(with_launches(base, 1, overlapping)).caveats
+    assert "order-unclear" not in judge(base).caveats
+
+
+numbers = st.one_of(st.integers(0, 10**9), st.floats(0, 1e9, allow_nan=False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_judging_is_total_and_repeatable(data: st.DataObject) -> None:
+    order = data.draw(st.sampled_from(["raw-first", "protected-first", "protected-only"]))
+    found = facts(make_spec(order=order))
+    for index in range(len(found.slots)):
+        kind = data.draw(st.sampled_from(["good", "none", "failed"]))
+        if kind == "none":
+            found = with_launches(found, index)
+        elif kind == "failed":
+            found = with_launches(found, index, failed(found.slots[index].plan, "some-code"))
+        else:
+            units, elapsed = data.draw(numbers), data.draw(numbers)
+            found = with_result(
+                found, index, units=units, elapsed_sec=elapsed, steps=data.draw(st.integers(0, 9))
+            )
+    judgement = judge(found)
+    assert judgement.record() == judge(found).record()
+    value = judgement.overhead_pct
+    assert value is None or math.isfinite(value)
+    assert (judgement.status == "verified") == (not judgement.exclusion)
+
+
+def test_rules_and_caveats_apply_from_their_method_on() -> None:
+    """A record judged by an older method is judged by the same rules for ever."""
+    bad = replace(facts(), failures=("boot-failed",))
+    before = judge(bad, method=0)
+    assert (before.method, before.caveats) == (0, ())
+    assert [check.code for check in before.checks] == ["boot-failed"]
+    assert judge(bad).method == METHOD
+    assert {rule.since for rule in RULES} | {item.since for item in CAVEATS} <= set(range(1, METHOD + 1))
+
+
+def test_checks_that_hold_carry_no_prose_into_the_record() -> None:
+    record = parse_json(judge(replace(facts(), failures=("boot-failed",))).record())
+    assert all(bool(check["detail"]) != check["ok"] for check in record["checks"])

@@ -1,0 +1,275 @@
+"""Every reason code: a run for which it is given, and one for which it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from glasshouse.judgement.facts import RunFacts
+from glasshouse.judgement.judge import judge
+from glasshouse.judgement.rules import FAILURE_TEXTS, RULES, check_rules, reason_text
+
+from .facts import (
+    H100,
+    LORA,
+    facts,
+    failed,
+    launch,
+    lifecycle,
+    machine,
+    make_spec,
+    on_gpu,
+    result,
+    with_launches,
+    with_lifecycle,
+    with_result,
+    zeroization,
+)
+
+# slot 0 is raw, slot 1 protected
+Build = Callable[[], RunFacts]
+STEPS = {"duration": None, "steps": 2000}
+
+
+def codes(found: RunFacts) -> set[str]:
+    return {check.code for check in check_rules(found) if not check.ok}
+
+
+def slot(found: RunFacts, index: int) -> Any:
+    return found.slots[index].plan
+
+
+def gpu_run(**changes: Any) -> RunFacts:
+    return on_gpu(facts(make_spec(gpu=H100 | changes)))
+
+
+def spoil_edge(found: RunFacts, index: int, edge: str, **changes: Any) -> RunFacts:
+    done = found.slots[index].result
+    assert done is not None
+    return with_result(found, index, **{edge: {**getattr(done, edge), **changes}})
+
+
+def relaunched(*codes_of_first: str) -> RunFacts:
+    base = facts()
+    first = [failed(slot(base, 1), code, lifecycle=None) for code in codes_of_first]
+    last = launch(slot(base, 1), number=len(first) + 1)
+    return with_launches(base, 1, *first, last)
+
+
+def equal_adapters(spec: Any, **changes: Any) -> RunFacts:
+    found = facts(spec)
+    for index in (0, 1):
+        found = with_result(found, index, output_sha256="same", **changes)
+    return found
+
+
+def uneven_adapters() -> RunFacts:
+    return with_result(equal_adapters(make_spec(model=LORA, **STEPS)), 1, steps=2019)
+
+
+def given_back(**changes: Any) -> RunFacts:
+    found = facts()
+    assert found.release is not None
+    return replace(found, release=replace(found.release, **changes))
+
+
+def allocated(found: RunFacts, **changes: Any) -> RunFacts:
+    assert found.allocation is not None
+    return replace(found, allocation=replace(found.allocation, **changes))
+
+
+def wiped(**changes: Any) -> RunFacts:
+    return with_lifecycle(facts(), 1, zeroization=zeroization(**changes))
+
+
+def raw_launch(**changes: Any) -> RunFacts:
+    return with_launches(facts(), 0, launch(slot(facts(), 0), **changes))
+
+
+def test_a_good_run_breaks_no_rule() -> None:
+    for found in (
+        facts(),
+        facts(make_spec(order="abba", duration=3200.0)),
+        facts(make_spec(order="protected-only")),
+        facts(make_spec(control="aa")),
+        facts(make_spec(**STEPS)),
+        gpu_run(),
+        relaunched("broker-unreachable"),
+    ):
+        assert codes(found) == set()
+        assert judge(found).status == "verified"
+
+
+FIRES: list[tuple[str, Build]] = [
+    ("raw-incomplete", lambda: with_launches(facts(), 0)),
+    ("raw-incomplete", lambda: raw_launch(result=None)),
+    ("protected-incomplete", lambda: with_launches(facts(), 1)),
+    ("attestation-not-verified", lambda: with_lifecycle(facts(), 1, attestation=("nonce-replay",))),
+    ("attestation-not-verified", lambda: with_lifecycle(facts(), 1, attestation=None)),
+    ("attestation-not-verified", lambda: with_lifecycle(facts(), 1, released=False)),
+    ("attestation-not-verified", lambda: with_launches(facts(), 1, launch(slot(facts(), 1), lifecycle=None))),
+    ("event-chain-broken", lambda: with_lifecycle(facts(), 1, chain=("event-link",))),
+    ("event-chain-broken", lambda: with_lifecycle(facts(), 1, chain=None)),
+    ("runtime-not-zeroized", lambda: with_lifecycle(facts(), 1, zeroization=None)),
+    ("runtime-not-zeroized", lambda: wiped(unwiped=("device",))),
+    ("runtime-not-zeroized", lambda: wiped(trainer_exit=None)),
+    ("runtime-not-zeroized", lambda: wiped(custodian_exit=-9)),
+    ("runtime-not-zeroized", lambda: wiped(tmpfs_removed=False)),
+    ("raw-files-not-removed", lambda: raw_launch(raw_files_removed=False)),
+    ("cleanup-not-proven", lambda: replace(facts(), release=None)),
+    ("cleanup-not-proven", lambda: given_back(proof="unknown", active=None)),
+    ("cleanup-not-proven", lambda: given_back(pod_folder_removed=False)),
+    ("cleanup-not-proven", lambda: given_back(processes_left=2)),
+    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "end", bootId="boot-2")),
+    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "start", allocation="b")),
+    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "start", uptimeSec=5.0)),
+    ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "start", gpuUuids=["GPU-2"])),
+    ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "start", driver="581")),
+    ("same-machine-not-proven", lambda: on_gpu(facts(make_spec(gpu=H100)), gpuUuids=[])),
+    ("same-machine-not-proven", lambda: with_lifecycle(facts(), 1, boot_id="another")),
+    ("same-machine-not-proven", lambda: allocated(facts(), machine=machine(bootId="x"))),
+    ("gpu-not-as-asked", lambda: on_gpu(facts(make_spec(gpu=H100)), gpuNames=["NVIDIA H100 PCIe"])),
+    ("gpu-not-as-asked", lambda: on_gpu(facts(make_spec(gpu=H100)), gpuNames=[])),
+    ("gpu-not-as-asked", lambda: gpu_run(count=2)),
+    ("gpu-not-as-asked", lambda: with_result(gpu_run(), 1, device="cpu")),
+    ("gpu-not-as-asked", lambda: allocated(gpu_run(), gpu_model="NVIDIA A100")),
+    ("gpu-not-as-asked", lambda: with_result(facts(make_spec(gpu={"name": "cpu"})), 0, device="cuda")),
+    ("workload-digest-mismatch", lambda: with_result(facts(), 1, workload_digest="other")),
+    ("workload-digest-mismatch", lambda: with_result(facts(), 1, workload_digest="")),
+    ("initial-weights-mismatch", lambda: with_result(facts(), 1, initial_digest="other")),
+    ("final-loss-missing", lambda: with_result(facts(), 0, final_loss=None)),
+    ("non-finite-loss", lambda: with_result(facts(), 0, loss_curve=((1.0, None),))),
+    ("non-finite-loss", lambda: with_launches(facts(), 0, failed(slot(facts(), 0), "non-finite-loss"))),
+    ("adapter-unchanged", lambda: with_result(facts(), 1, output_differs=False)),
+    ("adapter-digests-equal", lambda: equal_adapters(make_spec(model=LORA))),
+    ("adapter-digests-equal", uneven_adapters),
+    ("duration-out-of-tolerance", lambda: with_result(facts(), 1, elapsed_sec=1700.0)),
+    ("duration-out-of-tolerance", lambda: with_result(facts(), 1, elapsed_sec=1900.0)),
+    ("duration-out-of-tolerance", lambda: with_result(facts(), 1, units=0, elapsed_sec=1800.0)),
+    ("steps-not-as-planned", lambda: with_result(facts(make_spec(**STEPS)), 1, steps=1999)),
+    ("steps-not-as-planned", lambda: with_result(facts(make_spec(**STEPS)), 1, units=101, steps=2020)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "build"), FIRES)
+def test_the_rule_fires_alone_or_with_its_kin(code: str, build: Build) -> None:
+    found = build()
+    assert code in codes(found)
+    judgement = judge(found)
+    assert judgement.status == "excluded"
+    assert judgement.overhead_pct is None
+    detail = next(check.detail for check in judgement.exclusion if check.code == code)
+    assert detail != next(rule.text for rule in RULES if rule.code == code)
+
+
+def test_every_rule_is_tested_to_fire() -> None:
+    assert {code for code, _ in FIRES} == {rule.code for rule in RULES}
+
+
+ONLY = {
+    "attestation-not-verified", "event-chain-broken", "runtime-not-zeroized", "raw-files-not-removed",
+    "cleanup-not-proven", "same-machine-not-proven", "workload-digest-mismatch", "initial-weights-mismatch",
+    "final-loss-missing", "adapter-unchanged", "raw-incomplete", "protected-incomplete",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "build"), [item for item in FIRES if item[0] in ONLY])
+def test_one_fault_gives_one_code(code: str, build: Build) -> None:
+    assert codes(build()) == {code}
+
+
+# --- near misses: what must not exclude -----------------------------------------------------
+
+
+def test_adapters_may_be_equal_where_that_is_what_should_happen() -> None:
+    assert codes(equal_adapters(make_spec(model=LORA, **STEPS))) == set()
+    assert codes(equal_adapters(make_spec())) == set()  # an MLP whose legs happened to take equal steps
+    told = {"unit_info": {"deterministic": True}}
+    assert codes(equal_adapters(make_spec(model=LORA), **told)) == set()
+    uneven = with_result(equal_adapters(make_spec(model=LORA), **told), 1, warmup_units=10)
+    assert codes(uneven) == {"adapter-digests-equal"}
+
+
+def test_a_stretch_may_end_one_slow_unit_late() -> None:
+    spec = make_spec(duration=2.0)
+    late = with_result(facts(spec), 0, units=8, elapsed_sec=2.6)
+    assert codes(late) == set()
+    assert codes(with_result(facts(spec), 0, units=8, elapsed_sec=3.4)) == {"duration-out-of-tolerance"}
+
+
+def test_a_fixed_step_leg_ends_on_a_whole_unit() -> None:
+    spec = make_spec(duration=None, steps=1990)
+    whole = with_result(facts(spec), 0, units=100, steps=2000)
+    assert codes(with_result(whole, 1, units=100, steps=2000)) == set()
+
+
+def test_a_failed_launch_before_release_may_be_repeated() -> None:
+    base = facts()
+    refused = failed(slot(base, 1), "attestation-refused", lifecycle=lifecycle(
+        attestation=("stale-timestamp",), released=False, chain=None, zeroization=None
+    ))  # fmt: skip
+    found = with_launches(base, 1, refused, launch(slot(base, 1), number=2))
+    assert codes(found) == set()
+    died = failed(
+        slot(base, 1), "process-died", lifecycle=lifecycle(chain=("heads-incomplete",), zeroization=None)
+    )
+    found = with_launches(base, 1, died, launch(slot(base, 1), number=2))
+    assert codes(found) == {"event-chain-broken", "runtime-not-zeroized"}
+
+
+def test_a_burn_in_slot_may_be_cut_but_not_on_another_machine() -> None:
+    found = facts(make_spec(order="abba", duration=3200.0, measure={"burn_in_slots": 1}))
+    assert codes(with_result(found, 0, elapsed_sec=5.0)) == set()
+    assert codes(spoil_edge(found, 0, "end", bootId="other")) == {"same-machine-not-proven"}
+
+
+def test_a_machine_that_is_gone_has_no_folder_to_look_at() -> None:
+    assert codes(given_back(pod_folder_removed=None, processes_left=None)) == set()
+
+
+def test_an_ssh_host_may_have_more_gpus_than_asked() -> None:
+    found = on_gpu(facts(make_spec(gpu=H100)), gpuNames=["NVIDIA H100 80GB HBM3"] * 2)
+    assert codes(found) == set()
+
+
+def test_providers_may_call_a_gpu_by_another_name_than_its_driver() -> None:
+    names = {"vastai": "H100 SXM", "driver": "NVIDIA H100 80GB HBM3"}
+    found = on_gpu(facts(make_spec(gpu=H100 | {"provider_names": names})))
+    assert codes(found) == set()
+    assert codes(allocated(found, gpu_model="H100 SXM")) == set()
+
+
+# --- codes of phases ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code", ["boot-failed", "seal-failed", "attest-failed", "interrupted", "controller-killed", "new-code"]
+)
+def test_whatever_ended_a_run_or_a_leg_is_a_reason(code: str) -> None:
+    base = facts()
+    assert codes(replace(base, failures=(code,))) == {code}
+    assert codes(with_launches(base, 0, failed(slot(base, 0), code))) == {"raw-incomplete", code}
+    assert reason_text(code)
+
+
+def test_a_phase_that_ended_with_a_rules_code_fails_that_rule() -> None:
+    assert codes(replace(facts(), failures=("gpu-not-as-asked",))) == {"gpu-not-as-asked"}
+    found = check_rules(replace(facts(), failures=("gpu-not-as-asked",)))
+    assert len({check.code for check in found}) == len(found)
+
+
+def test_every_code_has_words() -> None:
+    for rule in RULES:
+        assert reason_text(rule.code) == f"Not met: {rule.text}"
+    assert len({rule.code for rule in RULES}) == len(RULES)
+    assert not {rule.code for rule in RULES} & set(FAILURE_TEXTS)
+
+
+def test_a_result_that_went_missing_is_no_result() -> None:
+    base = facts()
+    odd = launch(slot(base, 0), code="result-malformed", result=None)
+    assert codes(with_launches(base, 0, odd)) == {"raw-incomplete", "result-malformed"}
+    assert result(slot(base, 0)).per_sec == 1000.0

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.canonical import canonical_json, parse_json, sha256_hex
+from glasshouse.errors import UsageError, VerificationError
+from glasshouse.records import ledger as ledger_module
+from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
+from glasshouse.records.ledger import Ledger, check, check_leaves, parse_leaves, plan_leaf, prove_consistency
+from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
+
+from .factory import Factory, make_spec
+
+KEY = Ed25519PrivateKey.generate()
+ENTRY = KeyEntry(keyid(public_bytes(KEY)), "publisher", public_bytes(KEY), "publisher")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger", clock=lambda: 1000.25)
+
+
+def register(ledger: Ledger, run: str) -> int:
+    return ledger.register_plan(run, lambda serial, now: f"{run} {serial} {now}".encode()).serial
+
+
+def row(ledger: Ledger, run: str, **changes: Any) -> int:
+    values: dict[str, Any] = {"row": f"row-{run}", "status": "verified", "record_sha256": "0" * 64}
+    return ledger.append_row(run=run, **(values | {"bundle_sha256": None} | changes))
+
+
+def head(ledger: Ledger) -> Checkpoint:
+    note = ledger.checkpoint(KEY)
+    return parse_checkpoint(open_note(note, note.partition("\n")[0], [ENTRY]).text)
+
+
+def codes(*arguments: Any) -> tuple[str, ...]:
+    with pytest.raises(VerificationError) as caught:
+        check(*arguments)
+    return caught.value.codes
+
+
+def test_plans_get_gapless_serials_and_name_them(ledger: Ledger) -> None:
+    found = [ledger.register_plan(run, lambda serial, now: b"%d" % serial) for run in ("a", "b")]
+    assert [(item.serial, item.envelope) for item in found] == [(0, b"0"), (1, b"1")]
+    leaf = ledger.leaves()[1]
+    assert leaf.data == plan_leaf("b", sha256_hex(b"1"), 1, 1000.25)
+    assert parse_json(leaf.data) == leaf.body
+
+
+def test_every_plan_is_open_until_its_row(ledger: Ledger) -> None:
+    register(ledger, "a")
+    register(ledger, "b")
+    assert row(ledger, "a", status="excluded") == 2
+    assert [leaf.body["run"] for leaf in ledger.open_plans()] == ["b"]
+    assert ledger.leaves()[2].body["planSerial"] == 0
+
+
+def test_a_run_has_one_plan_and_one_row(ledger: Ledger) -> None:
+    register(ledger, "a")
+    with pytest.raises(UsageError, match="already has a plan"):
+        register(ledger, "a")
+    row(ledger, "a")
+    with pytest.raises(UsageError, match="no open plan"):
+        row(ledger, "a")
+    with pytest.raises(UsageError, match="no open plan"):
+        row(ledger, "never-planned")
+
+
+def test_a_plan_that_fails_to_sign_leaves_nothing(ledger: Ledger) -> None:
+    def broken(serial: int, now: float) -> bytes:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        ledger.register_plan("a", broken)
+    assert ledger.leaves() == ()
+    assert register(ledger, "a") == 0
+
+
+def test_statements_about_rows(ledger: Ledger) -> None:
+    assert ledger.append("retract", {"row": "x", "reason": "why"}) == 0
+    for kind in ("plan", "row", "other"):
+        with pytest.raises(UsageError):
+            ledger.append(kind, {})
+    with pytest.raises(UsageError, match="too large"):
+        ledger.append("retract", {"reason": "x" * 20_000})
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path, ledger: Ledger) -> None:
+    register(ledger, "a")
+    path = tmp_path / "ledger" / "leaves.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind":"plan"' + b"x" * 5000)
+    assert len(ledger.leaves()) == 1
+    assert register(ledger, "b") == 1
+    assert path.read_bytes().startswith(whole)
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_processes_share_the_serials(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from glasshouse.records.ledger import Ledger\n"
+        "for i in range(8):\n"
+        "    Ledger(Path(sys.argv[1])).register_plan(f'{sys.argv[2]}{i}', lambda serial, now: b'x')"
+    )
+    jobs = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "l", name]) for name in "abc"]
+    assert [job.wait(60) for job in jobs] == [0, 0, 0]
+    leaves = Ledger(tmp_path / "l").leaves()
+    assert [leaf.serial for leaf in leaves] == list(range(24))
+    assert len({leaf.body["run"] for leaf in leaves}) == 24
+
+
+def test_two_checkpoints_show_that_nothing_changed(ledger: Ledger) -> None:
+    heads = [head(ledger)]
+    for run in "abcdefg":
+        register(ledger, run)
+        heads.append(head(ledger))
+    leaves = ledger.leaves()
+    for old in heads:
+        for new in heads[old.size :]:
+            check(old, new, prove_consistency(leaves[: new.size], old.size))
+        check_leaves(leaves, old)
+
+
+def test_a_removed_or_altered_row_is_seen(tmp_path: Path, ledger: Ledger) -> None:
+    for run in "abcd":
+        register(ledger, run)
+    row(ledger, "b")
+    old, path = head(ledger), tmp_path / "ledger" / "leaves.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+
+    path.write_bytes(b"".join(lines[:4]))  # the row silently removed, others added since
+    register(ledger, "e")
+    register(ledger, "f")
+    new = head(ledger)
+    assert codes(old, new, prove_consistency(ledger.leaves(), old.size)) == ("ledger-rewritten",)
+    with pytest.raises(VerificationError):
+        check_leaves(ledger.leaves(), old)
+
+    path.write_bytes(b"".join(lines[:4]) + lines[4].replace(b"verified", b"excluded"))  # or altered
+    assert codes(old, head(ledger), []) == ("ledger-rewritten",)
+
+    path.write_bytes(b"".join(lines[:3]))  # or cut
+    assert codes(old, head(ledger), []) == ("ledger-shrunk",)
+    with pytest.raises(VerificationError, match="fewer leaves"):
+        check_leaves(ledger.leaves(), old)
+
+
+def test_checkpoints_of_two_logs_do_not_compare(ledger: Ledger) -> None:
+    register(ledger, "a")
+    other = Checkpoint("glasshouse/ledger/other", 1, head(ledger).root)
+    assert codes(other, head(ledger), []) == ("ledger-other-log",)
+
+
+def line(**changes: Any) -> bytes:
+    return canonical_json({"kind": "plan", "run": "a", "serial": 0, "time": 1} | changes) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        line(serial=1),
+        line() + line(),
+        line()[:-1],
+        line(kind="other"),
+        line(run=5),
+        b"[]\n",
+        b"\n",
+        line().replace(b":", b": "),
+    ],
+)
+def test_malformed_ledgers(data: bytes) -> None:
+    with pytest.raises(VerificationError) as caught:
+        parse_leaves(data)
+    assert caught.value.codes == ("ledger-malformed",)
+    assert len(parse_leaves(line() + line(serial=1, run="b"))) == 2
+
+
+def test_a_plans_place_can_be_shown_with_its_witnesses(factory: Factory) -> None:
+    run, files = factory.parts(make_spec(order="protected-only"))
+    digest = sha256_hex(files["plan.dsse.json"])
+    found = parse_json(factory.inclusion(files, witnessed=True))
+    arguments: dict[str, Any] = {
+        "run": run,
+        "plan_sha256": digest,
+        "serial": 0,
+        "time": factory.ledger.leaves()[0].body["time"],
+        "keyring": factory.keyring,
+    }
+
+    def witnesses(**changes: Any) -> tuple[str, ...]:
+        note = changes.pop("note", found["checkpoint"])
+        return ledger_module.plan_witnesses(note, found["proof"], **(arguments | changes))
+
+    assert witnesses() == ("witness.example/w1",)
+    assert witnesses(note=parse_json(factory.inclusion(files))["checkpoint"]) == ()
+    for changes in ({"run": "other"}, {"plan_sha256": "0" * 64}, {"time": 5.0}, {"serial": 1}):
+        with pytest.raises(VerificationError) as caught:
+            witnesses(**changes)
+        assert caught.value.codes == ("ledger-not-included",)
+    with pytest.raises(VerificationError) as caught:
+        witnesses(keyring=Keyring())
+    assert caught.value.codes == ("note-unsigned",)
