@@ -35,6 +35,8 @@ COMMANDS = {
     "broker": "the key broker as a service of its own",
     "keys": "the public keys trusted here, and this machine's own",
     "ledger": "the ledger of plans and rows: list, checkpoint, check",
+    "publish": "verify runs and publish them, ready for review",
+    "unpublish": "retract a published row; its page stays, with the reason",
     "pages": "write the site's generated pages to a folder",
 }
 INTERRUPTED = 130

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import json
 import os
@@ -12,8 +14,10 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,8 @@ import pytest
 
 from glasshouse import cli, paths
 from glasshouse.canonical import canonical_json
-from glasshouse.commands import against, plan, run, tamper
+from glasshouse.commands import against, plan, publish, run, tamper, unpublish
+from glasshouse.commands import keys as keys_command
 from glasshouse.commands.terminal import spark, table
 from glasshouse.conf_files import conf_dir
 from glasshouse.errors import CleanupNotProven, RemoteError
@@ -30,6 +35,8 @@ from glasshouse.records.signing import open_statement
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.outputs import seal_outputs
+from tests.records.factory import Factory
+from tests.records.factory import make_spec as make_bundle_spec
 
 ROOT = Path(cli.__file__).resolve().parents[1]
 CANARY = "canary-5f1d0c7a-never-to-be-shown"
@@ -57,6 +64,21 @@ def call(capfd: pytest.CaptureFixture[str]) -> Call:
         return code, out, err
 
     return run_it
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder over HTTP on loopback."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -483,6 +505,110 @@ def test_verify_reports_each_check_and_fails_on_what_is_no_bundle(some_run: Path
     code, out, _ = call("verify", str(some_run))
     assert code == 1
     assert "NOT VERIFIED" in out
+
+
+# --- publish, verify what is published, unpublish ------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A checkout of its own whose conf/trust lists the signers of one good run; returns it and the run."""
+    factory = Factory(tmp_path / "factory")
+    name, files = factory.parts(make_bundle_spec())
+    files["inclusion.json"] = factory.inclusion(files)
+    bundle = tmp_path / "runs" / name / "bundle"
+    bundle.parent.mkdir(parents=True)
+    factory.write(bundle, name, files)
+    root = tmp_path / "checkout"
+    (root / "conf" / "trust").mkdir(parents=True)
+    entries = [{**entry.as_json(), "local": False} for entry in factory.keyring.entries]
+    (root / "conf" / "trust" / "keyring.json").write_bytes(canonical_json({"keys": entries}))
+    for module in (publish, unpublish, keys_command):
+        monkeypatch.setattr(module, "conf_dir", lambda: root / "conf")
+    return root, bundle.parent
+
+
+def test_publishing_verifies_and_a_published_row_verifies_again(
+    repository: tuple[Path, Path], call: Call
+) -> None:
+    root, folder = repository
+    ring = str(root / "conf" / "trust" / "keyring.json")
+    code, out, err = call("publish", str(folder), "--json")
+    assert (code, err) == (0, "")
+    (row,) = json.loads(out)["rows"]
+    artifact = root / "site" / "research" / "artifacts" / f"{row}.json"
+    assert artifact.is_file()
+    assert json.loads(call("publish", str(folder), "--json")[1])["written"] == []
+    code, out, _ = call("verify", str(artifact), str(folder), "--keys", ring, "--json")
+    assert code == 0
+    assert [(item["ok"], item["status"]) for item in json.loads(out)["runs"]] == [(True, "verified")] * 2
+    # By another keyring the same row has no known signer.
+    assert call("verify", str(artifact))[0] == 1
+    with served(root / "site") as address:
+        url = f"{address}/research/artifacts/{row}.json"
+        code, out, _ = call("verify", url, "--keys", ring, "--json")
+        assert code == 0, out
+        (item,) = json.loads(out)["runs"]
+        assert (item["path"], item["ok"]) == (url, True)
+        record = root / "site" / "research" / "bundles" / row / "record.json"
+        record.write_bytes(record.read_bytes().replace(b"verified", b"verifiee"))
+        code, out, _ = call("verify", url, "--keys", ring)
+        assert code == 1
+        assert "digest-mismatch" in out
+        assert "NOT VERIFIED" in out
+        code, _, err = call("verify", f"{address}/research/artifacts/none.json")
+        assert code == 3
+        assert "the site answered 404" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://example.org/rows/x/", "not a row of a site"),
+        ("https://user:secret@example.org/research/artifacts/x.json", "not a row of a site"),
+        ("http://example.org/research/artifacts/x.json", "use https"),
+    ],
+)
+def test_urls_that_are_no_rows_are_refused_before_anything_is_fetched(
+    url: str, said: str, call: Call
+) -> None:
+    code, _, err = call("verify", url)
+    assert code == 2
+    assert said in err
+
+
+def test_a_signer_that_nobody_committed_is_not_published(repository: tuple[Path, Path], call: Call) -> None:
+    root, folder = repository
+    (root / "conf" / "trust" / "keyring.json").write_bytes(b'{"keys":[]}')
+    code, _, err = call("publish", str(folder))
+    assert code == 1
+    assert "signer-unknown" in err
+    assert "glasshouse keys --trust LABEL" in err
+    assert not (root / "site").exists()
+    assert call("keys", "--trust", "a lab")[0] == 0
+    ring = keys.parse_keyring((root / "conf" / "trust" / "keyring.json").read_bytes())
+    assert sorted(entry.label for entry in ring.entries) == [
+        "a lab, broker",
+        "a lab, operator",
+        "a lab, publisher",
+    ]
+    assert not any(entry.local for entry in ring.entries)
+    before = (root / "conf" / "trust" / "keyring.json").read_bytes()
+    assert call("keys", "--trust", "another name")[0] == 0
+    assert (root / "conf" / "trust" / "keyring.json").read_bytes() == before
+
+
+def test_unpublish_keeps_the_row_and_says_why(repository: tuple[Path, Path], call: Call) -> None:
+    root, folder = repository
+    (row,) = json.loads(call("publish", str(folder), "--json")[1])["rows"]
+    assert call("unpublish", row)[0] == 2  # no reason
+    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong")
+    assert code == 0
+    assert row in out
+    kept = json.loads((root / "site" / "research" / "artifacts" / f"{row}.json").read_bytes())
+    assert kept["retracted"]["reason"] == "the clock was wrong"
+    assert "retracted already" in call("unpublish", row, "--reason", "again")[1]
+    assert call("unpublish", "no-such-row", "--reason", "x")[0] == 2
 
 
 # --- the others ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
   glasshouse keys                      list them
   glasshouse keys --make               make this machine's keys now instead of at the first run
+  glasshouse keys --trust "our lab"    list this machine's keys in conf/trust, for a reviewed commit
   glasshouse keys --json > ring.json   a keyring file, for `glasshouse verify --keys ring.json` elsewhere
 
 Private keys never leave their folder.
@@ -10,24 +11,33 @@ Private keys never leave their folder.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from glasshouse import paths
+from glasshouse.canonical import canonical_json
 from glasshouse.commands.terminal import emit, say, table
+from glasshouse.conf_files import conf_dir
+from glasshouse.errors import UsageError
 from glasshouse.records import keys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--make", action="store_true", help="make this machine's keys if they are missing")
+    parser.add_argument(
+        "--trust", metavar="LABEL", help="add them to conf/trust/keyring.json under this label"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """List the keyring."""
-    if args.make:
+    if args.make or args.trust:
         keys.operator_key()
         keys.broker_key()
         keys.publisher_key()
         keys.owner_key()
+    if args.trust:
+        _trust(args.trust)
     ring = keys.load_keyring()
     if args.json:
         emit({"keys": [entry.as_json() for entry in ring.entries]})
@@ -48,6 +58,23 @@ def run(args: argparse.Namespace) -> int:
     say(table(["role", "key id", "label", "listed by", "valid for ledger entries"], rows))
     say(f"\nprivate keys are in {paths.keys_dir()}")
     return 0
+
+
+def _trust(label: str) -> None:
+    """Add this machine's public keys to the committed keyring; keys that stand there stay as they are."""
+    if not 0 < len(label) <= 80 or not label.isprintable():
+        raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
+    path = conf_dir() / "trust" / "keyring.json"
+    ring = keys.parse_keyring(path.read_bytes()) if path.exists() else keys.Keyring()
+    listed = {(entry.keyid, entry.role) for entry in ring.entries}
+    added = [
+        replace(entry, label=f"{label}, {entry.role}", local=False)
+        for entry in keys.local_keyring().entries
+        if (entry.keyid, entry.role) not in listed
+    ]
+    path.parent.mkdir(exist_ok=True)
+    document = {"keys": [entry.as_json() for entry in (*ring.entries, *added)]}
+    keys.atomic_write(path, canonical_json(document))
 
 
 def _range(entry: keys.KeyEntry) -> str:

@@ -11,8 +11,10 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def say(text: str = "") -> None:
-    """Print one line."""
-    sys.stdout.write(text + "\n")
+    """Print text; control characters, which a record from elsewhere may hold, cannot reach the terminal."""
+    sys.stdout.write(
+        "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text) + "\n"
+    )
 
 
 def emit(document: Any) -> None:

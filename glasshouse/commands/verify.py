@@ -2,25 +2,33 @@
 
   glasshouse verify runs/20260101-120000-abcdef
   glasshouse verify runs/*/ --keys ring.json
+  glasshouse verify site/research/artifacts/ROW.json
+  glasshouse verify https://example.org/research/artifacts/ROW.json
 
-PATH is a run folder or a bundle folder. Keys come from --keys or from conf/trust and this machine, never
-from the bundle. A signature shows that a row is unchanged, not that it is true.
+PATH is a run folder, a bundle folder or a published row; a URL is fetched with its bundle first. Keys come
+from --keys or from conf/trust and this machine, never from what is verified. A signature shows that a row is
+unchanged, not that it is true. For a reported row only schema and arithmetic can be checked, and it says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from glasshouse.commands.download import fetch_row, is_url
 from glasshouse.commands.terminal import emit, say, table
+from glasshouse.publishing.check import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
 from glasshouse.records.verify import verify
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run folder or a bundle folder")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a run or bundle folder, a published row, a URL"
+    )
     parser.add_argument(
         "--keys", type=Path, metavar="FILE", help="the keyring to trust instead of the default"
     )
@@ -44,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verified(path: str, ring: Keyring) -> dict[str, Any]:
+    if is_url(path):
+        with tempfile.TemporaryDirectory(prefix="glasshouse-verify-") as folder:
+            return check_artifact(fetch_row(path, Path(folder)), ring) | {"path": path}
+    if path.endswith(".json"):
+        return check_artifact(Path(path), ring)
     return verify(Path(path), ring).as_json(path)
 
 
@@ -52,4 +65,6 @@ def _verdict(item: dict[str, Any]) -> str:
         return "NOT VERIFIED"
     overhead = item["overheadPct"]
     figure = f", overhead {overhead:.2f} %" if isinstance(overhead, float | int) else ""
-    return f"verified as what it says: a {item['status']} row{figure}, signed by {item['signer']}"
+    if item["signer"] is None:
+        return f"checked, not verified by us: a reported row{figure}"
+    return f"verified as what it says: a row that is {item['status']}{figure}; signed by {item['signer']}"

@@ -1,0 +1,125 @@
+"""Fetch a published row with its evidence into a folder, so that `verify` can look at it like a local one.
+
+What is fetched is untrusted: sizes, counts, names and redirects are bounded, and nothing is believed
+before it is verified from the folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from pathlib import Path
+
+import httpx
+
+from glasshouse.canonical import CanonicalError, canonical_json, parse_json
+from glasshouse.errors import RemoteError, UsageError
+from glasshouse.providers.cloud_http import is_loopback
+from glasshouse.publishing.artifact import artifact_bytes, parse_artifact
+from glasshouse.records.bundle import ENVELOPE, MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES
+
+ROW_URL = re.compile(r"(?P<site>.*/)research/artifacts/(?P<id>[a-z0-9][a-z0-9.\-]{0,150})\.json\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(?:/[A-Za-z0-9][A-Za-z0-9_.\-]*){0,3}\Z")
+TIMEOUT_SEC = 30.0
+MAX_ROWS_BYTES = 64 << 20
+
+
+def is_url(path: str) -> bool:
+    """Whether a PATH argument is a URL."""
+    return path.startswith(("https://", "http://"))
+
+
+def fetch_row(url: str, folder: Path) -> Path:
+    """Fetch the artifact at `url`, its bundle and its neighbours; return the artifact's file in `folder`.
+
+    Raises UsageError for a URL that is no row of a site, RemoteError when it cannot be fetched.
+    """
+    match = ROW_URL.match(url)
+    parsed = httpx.URL(url)
+    if match is None or parsed.userinfo or parsed.query or parsed.fragment:
+        raise UsageError(
+            "not a row of a site",
+            field="url",
+            value=url,
+            remedy="give https://.../research/artifacts/<id>.json",
+        )
+    if parsed.scheme != "https" and not is_loopback(parsed.host):
+        raise UsageError("http can be altered on its way", field="url", value=url, remedy="use https")
+    artifacts, bundle = folder / "artifacts", folder / "bundles" / match["id"]
+    artifacts.mkdir()
+    with httpx.Client(timeout=TIMEOUT_SEC, follow_redirects=False) as client:
+        # Neighbours first: a control published beside a row decides some of its caveats.
+        rows = _get(client, f"{match['site']}downloads/rows.json", MAX_ROWS_BYTES, needed=False)
+        _write_rows(rows, artifacts)
+        path = artifacts / f"{match['id']}.json"
+        path.write_bytes(_get(client, url, MAX_FILE_BYTES))
+        base = f"{match['site']}research/bundles/{match['id']}/"
+        envelope = _get(client, base + ENVELOPE, MAX_FILE_BYTES, needed=False)
+        if envelope:
+            bundle.mkdir(parents=True)
+            (bundle / ENVELOPE).write_bytes(envelope)
+            total = len(envelope)
+            for name in _names(envelope):
+                data = _get(client, base + name, MAX_FILE_BYTES, needed=False)
+                total += len(data)
+                if total > MAX_BUNDLE_BYTES:
+                    raise RemoteError("the bundle is larger than any bundle may be", field="url", value=base)
+                if data:
+                    (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+                    (bundle / name).write_bytes(data)
+    return path
+
+
+def _get(client: httpx.Client, url: str, limit: int, *, needed: bool = True) -> bytes:
+    """Return a body of at most `limit` bytes; with needed=False b"" where there is none."""
+    try:
+        with client.stream("GET", url) as answer:
+            if answer.status_code == 404 and not needed:
+                return b""
+            if answer.status_code != 200:
+                raise RemoteError(
+                    f"the site answered {answer.status_code}",
+                    field="url",
+                    value=url,
+                    remedy="check the address",
+                )
+            data = bytearray()
+            for part in answer.iter_bytes():
+                data += part
+                if len(data) > limit:
+                    raise RemoteError("the answer is too large", field="url", value=url)
+            return bytes(data)
+    except httpx.HTTPError as error:
+        raise RemoteError(
+            f"cannot be fetched ({type(error).__name__})",
+            field="url",
+            value=url,
+            remedy="check address and network",
+        ) from error
+
+
+def _write_rows(data: bytes, artifacts: Path) -> None:
+    """Write the site's rows as the artifact files they came from; what is none is left out."""
+    if not data:
+        return
+    try:
+        rows = parse_json(data, max_bytes=MAX_ROWS_BYTES)
+    except CanonicalError as error:
+        raise RemoteError(
+            "the site's list of rows is not JSON", field="file", value="downloads/rows.json"
+        ) from error
+    for row in rows if isinstance(rows, list) else []:
+        artifact = parse_artifact(canonical_json(row))
+        if NAME.match(artifact.id) and "/" not in artifact.id:
+            (artifacts / f"{artifact.id}.json").write_bytes(artifact_bytes(artifact))
+
+
+def _names(envelope: bytes) -> list[str]:
+    """Return the file names that an envelope lists, unbelieved, without any that could leave the folder."""
+    try:
+        payload = parse_json(base64.b64decode(parse_json(envelope)["payload"], validate=True))
+        names = [str(item["name"]) for item in payload["subject"]]
+    except (CanonicalError, binascii.Error, KeyError, TypeError):
+        return []  # verification says what is wrong with it
+    return [name for name in names[:MAX_FILES] if NAME.match(name) and name != ENVELOPE]

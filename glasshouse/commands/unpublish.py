@@ -1,0 +1,33 @@
+"""Retract a published row: its page and evidence stay, it counts for nothing, and the reason is shown.
+
+glasshouse unpublish ROW --reason "the pod's clock was wrong"
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from glasshouse.commands.terminal import emit, say
+from glasshouse.conf_files import conf_dir
+from glasshouse.publishing.publish import unpublish
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("row", metavar="ROW", help="the row's id")
+    parser.add_argument("--reason", required=True, help="what readers are told")
+    parser.add_argument("--local", action="store_true", help="a row in build/artifacts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Retract the row, dated today (UTC)."""
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    done = unpublish(args.row, root=conf_dir().parent, reason=args.reason, day=day, local=args.local)
+    if args.json:
+        emit({"ok": True, "rows": done.rows, "written": done.written})
+    elif done.written:
+        say(f"retracted {args.row}; changed: {', '.join(done.written)}")
+    else:
+        say(f"{args.row} was retracted already")
+    return 0
