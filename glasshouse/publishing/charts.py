@@ -23,6 +23,7 @@ from glasshouse.publishing.drawing import (
     y_axis,
 )
 
+MOST = 80  # rows in one chart
 PHASES = tuple(step.removesuffix("Sec") for step in STEPS)
 
 
@@ -57,6 +58,12 @@ def _with_overhead(rows: Iterable[Artifact]) -> list[Artifact]:
         for row in rows
         if row.overhead_pct is not None and row.status != "excluded" and row.retracted is None
     ]
+
+
+def newest(rows: Sequence[Artifact], count: int = MOST) -> tuple[Artifact, ...]:
+    """The newest `count` rows that a chart can show; a picture of a thousand rows shows none."""
+    shown = sorted(_with_overhead(rows), key=lambda row: (row.date, row.id))
+    return tuple(shown[-count:])
 
 
 def _ends(row: Artifact) -> tuple[float, float] | None:
@@ -94,7 +101,7 @@ def overhead_dots(
 ) -> Figure | None:
     """Overhead of each row as a mark with its interval, grouped by model and GPU, with a line at zero."""
     shown = sorted(
-        _with_overhead(rows),
+        newest(rows),
         key=lambda row: (words.model(row), words.gpu(row), words.measured_seconds(row) or 0, row.id),
     )
     if not shown:
@@ -109,6 +116,8 @@ def overhead_dots(
         )
         for row in shown
     ]
+    if len(shown) < len(_with_overhead(rows)):
+        desc += f" Only the newest {len(shown)} rows are drawn; the results table holds all."
     body = tuple(
         (
             words.title(row),
@@ -136,20 +145,18 @@ class OrderPair:
 
 
 def order_pairs(rows: Iterable[Artifact]) -> tuple[OrderPair, ...]:
-    """Find rows that differ in order only: same provider, GPU, model, length and tier."""
-    shown = _with_overhead(rows)
+    """Pair rows that differ in order only: same provider, GPU, model, length and tier, in order of date."""
+    keys = ("provider", "gpu", "model", "duration_sec", "steps", "target_steps", "evidence_tier", "control")
+    alike: dict[tuple[object, ...], dict[str | None, list[Artifact]]] = {}
+    for row in sorted(_with_overhead(rows), key=lambda row: (row.date, row.id)):
+        kind = tuple(getattr(row, key) for key in keys)
+        alike.setdefault(kind, {}).setdefault(row.order, []).append(row)
     found = [
         OrderPair(first, second)
-        for first in shown
-        for second in shown
-        if first.order == "raw-first" and second.order == "protected-first" and _alike(first, second)
+        for orders in alike.values()
+        for first, second in zip(orders.get("raw-first", ()), orders.get("protected-first", ()), strict=False)
     ]
     return tuple(sorted(found, key=lambda pair: -abs(pair.gap)))
-
-
-def _alike(first: Artifact, second: Artifact) -> bool:
-    keys = ("provider", "gpu", "model", "duration_sec", "steps", "target_steps", "evidence_tier", "control")
-    return all(getattr(first, key) == getattr(second, key) for key in keys)
 
 
 def order_effect(rows: Sequence[Artifact]) -> Figure | None:
@@ -216,7 +223,7 @@ def raw_speed(rows: Sequence[Artifact], *, gpu: str, model: str) -> Figure | Non
 
 def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
     """Seconds that protection adds once a run, phase by phase, one stacked bar a row."""
-    shown = [row for row in rows if row.fixed_cost_sec]
+    shown = [row for row in rows if row.fixed_cost_sec][-MOST:]
     if not shown:
         return None
     drawn: list[Lane] = []
@@ -248,7 +255,7 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
 
 def by_length(rows: Sequence[Artifact]) -> Figure | None:
     """Overhead against measured length (logarithmic), one mark a row."""
-    pairs = [(row, length) for row in _with_overhead(rows) if (length := words.measured_seconds(row))]
+    pairs = [(row, length) for row in newest(rows) if (length := words.measured_seconds(row))]
     if len(pairs) < 2:
         return None
     values = [row.overhead_pct or 0.0 for row, _ in pairs]

@@ -5,19 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 from xml.etree import ElementTree as ET
 
 from glasshouse import __version__
-from glasshouse.canonical import canonical_json
 from glasshouse.publishing import words
 from glasshouse.publishing.artifact import (
     SCHEMA_PATH,
     Artifact,
-    artifact_bytes,
     artifact_schema,
-    artifact_sha256,
 )
 
 LICENSE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
@@ -34,9 +31,29 @@ CSV_COLUMNS = tuple(
 )
 
 
-def files(rows: Sequence[Artifact]) -> dict[str, bytes]:
+class Row(Protocol):
+    """A published row: the artifact, its bytes, their hash, and the same as JSON values."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact."""
+
+    @property
+    def data(self) -> bytes:
+        """Its canonical bytes."""
+
+    @property
+    def sha256(self) -> str:
+        """Their SHA-256, hex."""
+
+    @property
+    def public(self) -> Mapping[str, Any]:
+        """The same as JSON values."""
+
+
+def files(rows: Sequence[Row]) -> dict[str, bytes]:
     """Every data file for these rows: {path: bytes}."""
-    ordered = sorted(rows, key=lambda row: row.id)
+    ordered = sorted(rows, key=lambda row: row.artifact.id)
     return {
         "downloads/rows.json": _rows_json(ordered),
         "downloads/rows.csv": _rows_csv(ordered),
@@ -47,21 +64,21 @@ def files(rows: Sequence[Artifact]) -> dict[str, bytes]:
     }
 
 
-def _rows_json(rows: Sequence[Artifact]) -> bytes:
-    return canonical_json([json.loads(artifact_bytes(row)) for row in rows])
+def _rows_json(rows: Sequence[Row]) -> bytes:
+    return b"[" + b",".join(row.data for row in rows) + b"]"  # canonical: so is each of its parts
 
 
-def _rows_csv(rows: Sequence[Artifact]) -> bytes:
+def _rows_csv(rows: Sequence[Row]) -> bytes:
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in rows:
-        public = json.loads(artifact_bytes(row))
+        public = dict(row.public)
         public |= {key: value for key, value in (public["overhead"] or {}).items() if key in CSV_COLUMNS}
         public["caveats"] = " ".join(public["caveats"])
         public["exclusionCodes"] = " ".join(public["exclusion"]["codes"]) if public["exclusion"] else ""
         public["retracted"] = public["retracted"]["reason"] if public["retracted"] else ""
-        public["sha256"] = artifact_sha256(row)
+        public["sha256"] = row.sha256
         writer.writerow({key: _cell(value) for key, value in public.items()})
     return out.getvalue().encode("utf-8")
 
@@ -79,7 +96,7 @@ def _pretty(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8")
 
 
-def dataset(rows: Sequence[Artifact]) -> dict[str, Any]:
+def dataset(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows as a schema.org Dataset (JSON-LD)."""
     return {
         "@context": "https://schema.org/",
@@ -93,7 +110,7 @@ def dataset(rows: Sequence[Artifact]) -> dict[str, Any]:
         "license": LICENSE_URL,
         "version": __version__,
         "isAccessibleForFree": True,
-        "dateModified": max((row.date for row in rows), default=""),
+        "dateModified": max((row.artifact.date for row in rows), default=""),
         "variableMeasured": [
             {"@type": "PropertyValue", "name": "overheadPct", "unitText": "percent of raw throughput"},
             {"@type": "PropertyValue", "name": "fixedCostSec", "unitText": "seconds a run"},
@@ -109,30 +126,31 @@ def dataset(rows: Sequence[Artifact]) -> dict[str, Any]:
         "hasPart": [
             {
                 "@type": "Dataset",
-                "identifier": row.id,
-                "name": words.title(row),
-                "url": f"rows/{row.id}/",
-                "datePublished": row.date,
-                "creativeWorkStatus": f"{row.evidence_tier}: {row.status}",
-                "sha256": artifact_sha256(row),
+                "identifier": row.artifact.id,
+                "name": words.title(row.artifact),
+                "url": f"rows/{row.artifact.id}/",
+                "datePublished": row.artifact.date,
+                "creativeWorkStatus": f"{row.artifact.evidence_tier}: {row.artifact.status}",
+                "sha256": row.sha256,
             }
             for row in rows
         ],
     }
 
 
-def feed(rows: Sequence[Artifact]) -> bytes:
+def feed(rows: Sequence[Row]) -> bytes:
     """An Atom feed (RFC 4287) of the rows, newest first; ids are tag URIs, links relative."""
     ET.register_namespace("", _ATOM)
     root = ET.Element(f"{{{_ATOM}}}feed")
-    newest = max((row.date for row in rows), default="2026-01-01")
+    newest = max((row.artifact.date for row in rows), default="2026-01-01")
     ET.SubElement(root, f"{{{_ATOM}}}id").text = "tag:glasshouse,2026:rows"
     ET.SubElement(root, f"{{{_ATOM}}}title").text = "Glasshouse rows"
     ET.SubElement(root, f"{{{_ATOM}}}updated").text = f"{newest}T00:00:00Z"
     author = ET.SubElement(root, f"{{{_ATOM}}}author")
     ET.SubElement(author, f"{{{_ATOM}}}name").text = "Glasshouse"
     ET.SubElement(root, f"{{{_ATOM}}}link", rel="self", href="feed.xml", type="application/atom+xml")
-    for row in sorted(rows, key=lambda item: (item.date, item.id), reverse=True):
+    artifacts = [row.artifact for row in rows]
+    for row in sorted(artifacts, key=lambda item: (item.date, item.id), reverse=True):
         entry = ET.SubElement(root, f"{{{_ATOM}}}entry")
         overhead = words.percent(row.overhead_pct)
         updated = row.retracted.date if row.retracted else row.date
@@ -147,9 +165,9 @@ def feed(rows: Sequence[Artifact]) -> bytes:
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def citation(rows: Sequence[Artifact]) -> str:
+def citation(rows: Sequence[Row]) -> str:
     """A CITATION.cff (format 1.2.0) for the data set."""
-    newest = max((row.date for row in rows), default="2026-01-01")
+    newest = max((row.artifact.date for row in rows), default="2026-01-01")
     return f"""cff-version: 1.2.0
 message: Cite a row by its id and the SHA-256 of its artifact, both on its page.
 type: dataset

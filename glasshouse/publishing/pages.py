@@ -16,10 +16,11 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from glasshouse.canonical import sha256_hex
 from glasshouse.judgement.caveats import CAVEATS, caveat
 from glasshouse.judgement.rules import reason_text
 from glasshouse.publishing import charts, downloads, reanalysis, words
-from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256
+from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.history import Remark
 from glasshouse.publishing.store import Publication
 
@@ -44,14 +45,24 @@ class RowView:
         return words.title(self.artifact)
 
     @cached_property
+    def data(self) -> bytes:
+        """The artifact's bytes."""
+        return artifact_bytes(self.artifact)
+
+    @cached_property
+    def public(self) -> dict[str, Any]:
+        """The artifact as JSON values."""
+        return dict(json.loads(self.data))
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of the artifact's bytes."""
-        return artifact_sha256(self.artifact)
+        return sha256_hex(self.data)
 
     @cached_property
     def json_text(self) -> str:
         """The artifact, indented for reading."""
-        return json.dumps(json.loads(artifact_bytes(self.artifact)), indent=2, ensure_ascii=False)
+        return json.dumps(self.public, indent=2, ensure_ascii=False)
 
     @property
     def badge(self) -> tuple[str, str]:
@@ -113,7 +124,7 @@ def render(publication: Publication) -> dict[str, bytes]:
             **shared, **extra, root=root or "./", page_title=title, page_path=path
         )
         pages[path] = _page(title, description, body)
-    pages |= downloads.files([row.artifact for row in rows if not row.local])
+    pages |= downloads.files([row for row in rows if not row.local])
     return pages
 
 
