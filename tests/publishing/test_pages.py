@@ -228,3 +228,20 @@ def test_markdown_tables_become_reachable_regions() -> None:
     html = framed_tables("<table><tr><td>1</td></tr></table><p><table><tr></tr></table>")
     assert html.count('role="region"') == 2
     assert 'aria-label="Table 2"' in html
+
+
+def test_tamper_page_counts_what_was_refused_beside_its_controls(reported: tuple[Artifact, ...]) -> None:
+    good = {"expectedCodes": [], "unwrapCalls": 1, "ok": True, "what": "honest"}
+    scenarios = [
+        good | {"code": "nonce-replay/control", "released": True, "expected": True, "reasonCodes": []},
+        good
+        | {"code": "nonce-replay", "released": False, "expected": False, "reasonCodes": ["nonce-replay"]},
+        good
+        | {"code": "stale-timestamp", "released": True, "expected": False, "reasonCodes": [], "ok": False},
+    ]
+    tamper = {"ok": False, "unwrapCalls": 1, "scenarios": scenarios}
+    page = render(publication_of(reported, tamper=tamper))["research/tamper-report.md"].decode()
+    assert "<b>1</b> of 2 altered exchanges refused" in page
+    assert "<b>1</b> of 1 controls released" in page
+    assert "released, not as expected" in page
+    assert "Not as it should be" in page
