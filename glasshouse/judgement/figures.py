@@ -86,7 +86,10 @@ def estimate_of(facts: RunFacts) -> Estimate | None:
         if not slot.plan.burn_in:
             groups.setdefault(slot.plan.block, []).append(slot)
     blocks = [Block(tuple(_rate(slot) for slot in slots)) for slots in groups.values()]
-    return estimate_blocks(blocks, facts.spec.measure.margin_pct)
+    try:
+        return estimate_blocks(blocks, facts.spec.measure.margin_pct)
+    except (OverflowError, ValueError):
+        return None  # rates further apart than a float's logarithm reaches: nothing that was measured
 
 
 def _rate(slot: SlotFacts) -> SlotRate:

@@ -35,6 +35,8 @@ def public_spec(spec: RunSpec) -> RunSpec:
         path, _, name = model.entry.rpartition(":")
         data = tuple(PurePath(item).name for item in model.data)
         model = model.model_copy(update={"entry": f"{PurePath(path).name}:{name}", "data": data})
+    elif model.kind == "lora" and model.weights_path is not None:
+        model = model.model_copy(update={"weights_path": WITHHELD})
     return spec.model_copy(update={"provider": provider, "model": model})
 
 

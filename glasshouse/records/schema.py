@@ -20,7 +20,7 @@ RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
 Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._:+()\[\]\-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
 Names = Annotated[tuple[Words, ...], Field(max_length=64)]
-Work = Annotated[float, Field(ge=0, le=1e15)]
+Work = Annotated[int, Field(ge=0, le=10**15)]  # whole units: a leg ends on one
 Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Count = Annotated[int, Field(ge=0)]
