@@ -43,7 +43,8 @@ def release(context: RunContext, provider: Provider, journal: Journal) -> Releas
         {
             "proof": proof.proof,
             "active": proof.active,
-            "detail": proof.detail,
+            # Why a host could not be asked may name it: the terminal is told, the bundle is not.
+            "detail": proof.detail if proof.proof == "zero" else f"clean-up is {proof.proof}",
             "accountTotal": proof.account_total,
             "podFolderRemoved": proof.folder_removed,
             "processesLeft": proof.processes_left,
@@ -79,7 +80,7 @@ def record(context: RunContext) -> Outcome:
     record_bytes = (context.bundle / "record.json").read_bytes()
     Ledger().append_row(
         run=context.run,
-        row=context.run,
+        row=judgement.row,
         status=judgement.status,
         record_sha256=sha256_hex(record_bytes),
         bundle_sha256=sha256_hex((context.bundle / "bundle.dsse.json").read_bytes()),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from glasshouse.canonical import CanonicalError, b64u, canonical_json, domain_hash, parse_json
+from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
+from glasshouse.records.chain import sign_head
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.events import check_line, event_hash, first_link
 
@@ -28,6 +29,12 @@ true
 Progress = Callable[[dict[str, Any]], None]
 
 
+class _Names(TypedDict):
+    run: str
+    leg: str
+    launch: int
+
+
 class EventLog:
     """The controller's copy of a leg's events, and its signed log of heads.
 
@@ -35,10 +42,21 @@ class EventLog:
     rewrites the chain later must have done it within one gap.
     """
 
-    def __init__(self, folder: Path, operator: Ed25519PrivateKey, run: str, leg: str, launch: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        operator: Ed25519PrivateKey,
+        *,
+        run: str,
+        leg: str,
+        launch: int,
+        interval: float,
+    ) -> None:
         self._folder = folder
         self._operator = operator
-        self._names = {"run": run, "leg": leg, "launch": launch}
+        self._names: _Names = {"run": run, "leg": leg, "launch": launch}
+        self._interval = interval
+        self._signed = 0.0
         self._event_key: Ed25519PublicKey | None = None
         self._prev: str | None = None
         self._pending = b""
@@ -61,8 +79,12 @@ class EventLog:
         self._prev = first_link(grant)
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Check new bytes, append whole lines to events.jsonl, sign a head; return the new events."""
-        if not data or self._event_key is None:
+        """Check new bytes, append whole lines to events.jsonl, countersign the head; return the new events.
+
+        Called at every poll: a head that stands is countersigned again now and then, so that a
+        quiet stretch of training is not a stretch in which events could be rewritten.
+        """
+        if self._event_key is None:
             return []
         self.size += len(data)
         if self.size > MAX_EVENTS_BYTES:
@@ -82,14 +104,16 @@ class EventLog:
         if lines:
             with (self._folder / "events.jsonl").open("ab") as stream:
                 stream.write(b"".join(line + b"\n" for line in lines))
+        if lines or (self.count and time.monotonic() - self._signed >= self._interval):
             self._sign_head()
         return events
 
     def _sign_head(self) -> None:
-        core = {**self._names, "seq": self.count - 1, "head": self._prev, "time": round(time.time(), 3)}
-        signature = self._operator.sign(domain_hash("glasshouse/head/v1", [canonical_json(core)]))
+        assert self._prev is not None
+        self._signed = time.monotonic()
+        line = sign_head(self._operator, **self._names, seq=self.count - 1, head=self._prev, time=time.time())
         with (self._folder / "heads.jsonl").open("ab") as stream:
-            stream.write(canonical_json({**core, "sig": b64u(signature)}) + b"\n")
+            stream.write(line + b"\n")
 
 
 def follow(

@@ -68,7 +68,14 @@ class _Launch:
         self.folder.mkdir(parents=True)
         self.timings: dict[str, float] = {}
         self.codes: set[str] = set()
-        self.log = EventLog(self.folder, keys.operator_key(), context.run, self.leg, launch)
+        self.log = EventLog(
+            self.folder,
+            keys.operator_key(),
+            run=context.run,
+            leg=self.leg,
+            launch=launch,
+            interval=context.spec.measure.head_interval_sec,
+        )
         self.raw_removed: bool | None = None
         self.last_progress: dict[str, Any] = {}
 
@@ -140,7 +147,7 @@ class _Launch:
         for name, value in dict(answer.get("timings", {})).items():
             self.timings[name] = float(value)
         if answer["status"] != "complete":
-            raise LegError("the protected leg failed", code=str(answer.get("code") or "runtime-error"))
+            raise self._failed("protected", answer)
         if answer.get("eventsHead") != self.log.head or answer.get("eventCount") != self.log.count:
             raise LegError("the events fetched are not all there were", code="event-chain-broken")
         began = time.monotonic()
@@ -161,7 +168,7 @@ class _Launch:
                 script = 'rm -rf -- "$1" "$1-scratch"; test ! -e "$1" && test ! -e "$1-scratch"'
                 self.raw_removed = ready.pod.run(["sh", "-c", script, "sh", self.raw_dir]).exit == 0
         if answer["status"] != "complete":
-            raise LegError("the raw leg failed", code=str(answer.get("code") or "runtime-error"))
+            raise self._failed("raw", answer)
         if not self.raw_removed:
             raise LegError("the raw leg's files could not be removed", code="raw-files-left")
         result = answer["result"]
@@ -277,13 +284,33 @@ class _Launch:
 
     def _fetch_outputs(self) -> None:
         """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""
+        for name in ("outputs.sealed", "log.sealed"):
+            self._fetch(name, name)
+
+    def _failed(self, arm: str, answer: dict[str, Any]) -> LegError:
+        """The leg's error, with its log fetched and the way to read it: codes alone mend no workload."""
+        code = str(answer.get("code") or "runtime-error")
+        remedy = ""
+        with contextlib.suppress(RemoteError, OSError):
+            if arm == "raw":
+                # It disclosed its payload anyway; the run folder is its owner's, and no part of the bundle.
+                log = self._fetch("runtime.log", "raw.log")
+                if log is not None and log.stat().st_size:
+                    remedy = f"its log is {log}"
+            elif self._fetch("log.sealed", "log.sealed") is not None:
+                remedy = f"its log is sealed for you: glasshouse open {self.context.folder}"
+        return LegError(f"the {arm} leg failed", code=code, remedy=remedy)
+
+    def _fetch(self, name: str, as_name: str) -> Path | None:
+        """Bring one file of the leg home, beside the bundle; None where there is none."""
+        source = f"{self.leg_dir}/{name}"
+        if not self.ready.pod.exists(source):
+            return None
         target = self.context.folder / "outputs"
         target.mkdir(exist_ok=True)
-        for name in ("outputs.sealed", "log.sealed"):
-            source = f"{self.leg_dir}/{name}"
-            if self.ready.pod.exists(source):
-                place = target / f"{self.leg}-{self.launch}-{name}"
-                self.ready.pod.fetch_file(source, Path(place), max_bytes=MAX_OUTPUT_BYTES)
+        place = target / f"{self.leg}-{self.launch}-{as_name}"
+        self.ready.pod.fetch_file(source, place, max_bytes=MAX_OUTPUT_BYTES)
+        return place
 
     def _trained(self) -> dict[str, Any]:
         for line in (self.folder / "events.jsonl").read_bytes().splitlines():
