@@ -107,6 +107,14 @@ def _gap(seen: Observed) -> bool:
 
 CAVEATS: tuple[Caveat, ...] = (
     Caveat(
+        "simulated",
+        "Nothing was rented",
+        "A fake provider played the rental on the operator's own machine, so that the code could be tried "
+        "without an account. The GPU is a name with nothing behind it, so no figure of the row measures "
+        "anything, and it is never published as measured.",
+        lambda seen: seen.tier == "simulated",
+    ),
+    Caveat(
         "not-a-tee",
         "Not a hardware enclave",
         "The protection is software on a machine that someone else controls. Attestation shows what was "

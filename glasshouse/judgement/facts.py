@@ -158,6 +158,8 @@ class AllocationFacts:
     image_digest: str
     allocation_sha256: str
     machine: Machine | None
+    usd_per_hour: float | None = None
+    rented_at: float | None = None  # Unix seconds
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,15 @@ class ReleaseFacts:
     active: int | None
     pod_folder_removed: bool | None
     processes_left: int | None
+    looked_at: float | None = None  # Unix seconds of the last look
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything the rules may look at. `failures` are reason codes of the run outside any leg."""
+    """Everything the rules may look at. `failures` are reason codes of the run outside any leg.
+
+    simulated: a fake provider rented it out, so it measures nothing.
+    """
 
     run: str
     version: str
@@ -183,6 +189,7 @@ class RunFacts:
     release: ReleaseFacts | None
     failures: tuple[str, ...] = ()
     witnesses: tuple[str, ...] = ()
+    simulated: bool = False
 
     def of(self, arm: str) -> tuple[SlotFacts, ...]:
         """Slots that count (no burn-in) of one arm."""

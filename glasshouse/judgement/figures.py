@@ -58,7 +58,32 @@ def figures_of(facts: RunFacts) -> dict[str, Any]:
         "relaunched": relaunched(facts),
         "slots": [_slot(slot) for slot in facts.slots],
         "unitInfo": dict(some.unit_info) if some else {},
+        **(
+            {"heldSec": rounded(held_sec(facts)), "costUsd": rounded(cost_usd(facts))}
+            if facts.spec.paid
+            else {}
+        ),
     }
+
+
+def held_sec(facts: RunFacts) -> float | None:
+    """Seconds from before the create call to the look that found nothing left; None where not proven."""
+    allocation, release = facts.allocation, facts.release
+    if allocation is None or release is None or release.proof != "zero":
+        return None
+    if allocation.rented_at is None or release.looked_at is None:
+        return None
+    return max(0.0, release.looked_at - allocation.rented_at)
+
+
+def cost_usd(facts: RunFacts) -> float | None:
+    """US dollars at the provider's hourly price for the time held; None where either is not known.
+
+    A bound from above: it counts the time before billing began, and a replacement at its own price.
+    """
+    held = held_sec(facts)
+    price = None if facts.allocation is None else facts.allocation.usd_per_hour
+    return None if held is None or price is None else price * held / 3600
 
 
 def overhead_pct(facts: RunFacts) -> float | None:

@@ -88,7 +88,7 @@ def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
     gaps = [life.max_gap_sec for life in lives if life.max_gap_sec is not None]
     overhead = figures["overhead"]
     return Observed(
-        tier="signed",
+        tier="simulated" if facts.simulated else "signed",
         overhead_pct=figures["overheadPct"],
         samples=None if overhead is None else overhead["n"],
         measured_sec=min(measured) if measured else None,

@@ -205,6 +205,9 @@ class Artifact(Public):
     overhead_pct: float | None
     overhead: Overhead | None
     fixed_cost_sec: dict[Code, Annotated[float, Field(ge=0)]] | None
+    cost_usd: float | None = Field(
+        default=None, ge=0, description="US dollars: the provider's hourly price for the time held"
+    )
     cleanup: Cleanup | None
     attestation: Code | None
     runtime_state: Code | None

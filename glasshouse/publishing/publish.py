@@ -66,6 +66,14 @@ def publish(
     # 2. Build; rows already there may gain or lose caveats by a control that comes in.
     every = present | {row.id: _kept(artifact_from_verified(row), present) for row in rows}
     every = {item: with_control_caveats(row, tuple(every.values())) for item, row in every.items()}
+    simulated = [row.id for row in rows if every[row.id].evidence_tier == "simulated"]
+    if simulated and not local:
+        raise UsageError(
+            "a simulated run measures nothing and is not published",
+            field="runs",
+            value=", ".join(simulated),
+            remedy="--local shows it on this machine's own site, labelled simulated",
+        )
     # 3. Search.
     for row in rows:
         _require_small(row, local=local)

@@ -61,7 +61,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         run=row.run,
         date=f"{row.run[:4]}-{row.run[4:6]}-{row.run[6:8]}",
         status=judgement.status,
-        evidence_tier="signed",
+        evidence_tier="simulated" if facts.simulated else "signed",
         provider=spec.provider.kind,
         provider_tier=None if machine is None else machine.tier,
         provider_instance_id=None if machine is None else machine.instance_id,
@@ -78,6 +78,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         overhead_pct=overhead,
         overhead=_overhead(figures["overhead"], facts) if overhead is not None else None,
         fixed_cost_sec=_fixed(figures["fixedCostSec"]),
+        cost_usd=figures.get("costUsd"),
         cleanup=None if release is None else Cleanup(proof=release.proof, active=release.active),
         attestation=_attestation(row, released=released),
         runtime_state=_runtime_state(row, released=released),
@@ -92,9 +93,10 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         ),
         superseded_by=None,
         retracted=None,
-        evidence=Evidence(
-            plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid
-        ),
+        # A simulated row is anchored in nothing: its evidence shows that code ran, not a measurement.
+        evidence=None
+        if facts.simulated
+        else Evidence(plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid),
         command=command(spec),
         curves=_curves(facts),
         **_arms(facts, figures),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from glasshouse.attestation.claims import Reference
 from glasshouse.canonical import canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
-from glasshouse.judgement.facts import Launch, Lifecycle, ReleaseFacts, RunFacts, SlotFacts
+from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
 from glasshouse.judgement.rules import Check
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.records import schema
@@ -26,9 +26,16 @@ from glasshouse.records.exchange import Verified, verify_exchange
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import plan_witnesses
 from glasshouse.records.signing import PLAN_TYPE, Opened, open_statement
-from glasshouse.records.values import allocation_facts, fields_of, read_result, read_zeroization
+from glasshouse.records.values import (
+    allocation_facts,
+    fields_of,
+    read_result,
+    read_zeroization,
+    release_facts,
+)
 
 _LEG = re.compile(r"legs/(s(\d{3})-(raw|protected))(?:-l(\d+))?/(.+)\Z")
+SIMULATED = "simulated"  # the tier of what a fake provider rents out
 CLOCK_SLACK_SEC = 2.0  # the broker signs whole seconds; controller and broker may be two machines
 
 M = TypeVar("M", bound=BaseModel)
@@ -92,11 +99,10 @@ def collect_facts(files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry
         spec=plan.spec,
         slots=tuple(SlotFacts(slot, tuple(launches.get(slot.index, ()))) for slot in slots),
         allocation=None if allocation is None else allocation_facts(allocation),
-        release=None
-        if release is None
-        else ReleaseFacts(release.proof, release.active, release.pod_folder_removed, release.processes_left),
+        release=None if release is None else release_facts(release),
         failures=outcome.codes,
         witnesses=witnesses,
+        simulated=outcome.simulated or (allocation is not None and allocation.tier == SIMULATED),
     )
     return Collected(facts, plan, tuple(reader.checks))
 

@@ -20,6 +20,9 @@ RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
 Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._:+()\[\]\-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
 Names = Annotated[tuple[Words, ...], Field(max_length=64)]
+# Digits, or what nvidia-smi prints for a GPU that does not count: [N/A], [Not Supported].
+Counter = Annotated[str, Field(pattern=r"^([0-9]{0,20}|\[[A-Za-z/ ]{1,40}\])$")]
+Counters = Annotated[tuple[Counter, ...], Field(max_length=64)]
 Work = Annotated[int, Field(ge=0, le=10**15)]  # whole units: a leg ends on one
 Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
@@ -77,7 +80,7 @@ class Machine(Signed):
     gpu_names: Names = ()
     gpu_uuids: Names = ()
     pci_bus_ids: Names = ()
-    ecc_uncorrected: Names = ()
+    ecc_uncorrected: Counters = ()
     cpu_model: Annotated[str, Field(max_length=200)] = ""
 
     def plain(self) -> dict[str, Any]:
@@ -113,7 +116,10 @@ class Plan(Written):
 
 
 class Allocation(Written):
-    """allocation.json. `machine` is the controller's own look at the machine, None if it never came up."""
+    """allocation.json. `machine` is the controller's own look at the machine, None if it never came up.
+
+    rented_at: just before the create call of a paid provider, from when it may bill.
+    """
 
     provider: Literal["local", "ssh", "runpod", "vastai"]
     gpu_model: Words | None
@@ -124,6 +130,7 @@ class Allocation(Written):
     usd_per_hour: Annotated[float, Field(ge=0)] | None
     allocation_id_sha256: Hex64
     machine: Machine | None
+    rented_at: Time | None = None
 
 
 class Release(Written):
@@ -139,11 +146,15 @@ class Release(Written):
 
 
 class Outcome(Written):
-    """outcome.json: what ended the run outside any leg (empty: nothing did), and its times."""
+    """outcome.json: what ended the run outside any leg (empty: nothing did), and its times.
+
+    simulated: a fake provider answered; such a run measures nothing, however it ended.
+    """
 
     codes: tuple[Code, ...]
     started_at: Time
     ended_at: Time
+    simulated: bool = False
 
 
 class Launch(Written):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from glasshouse.judgement.facts import AllocationFacts, LegResult, Needle, Zeroization
+from glasshouse.judgement.facts import AllocationFacts, LegResult, Needle, ReleaseFacts, Zeroization
 from glasshouse.measurement.telemetry import disturbed
 from glasshouse.records import schema
 
@@ -75,6 +75,19 @@ def allocation_facts(found: schema.Allocation) -> AllocationFacts:
         image_digest=found.image_digest,
         allocation_sha256=found.allocation_id_sha256,
         machine=None if found.machine is None else found.machine.plain(),
+        usd_per_hour=found.usd_per_hour,
+        rented_at=found.rented_at,
+    )
+
+
+def release_facts(found: schema.Release) -> ReleaseFacts:
+    """Return what the rules look at of release.json."""
+    return ReleaseFacts(
+        proof=found.proof,
+        active=found.active,
+        pod_folder_removed=found.pod_folder_removed,
+        processes_left=found.processes_left,
+        looked_at=max(found.checked_at, default=None),
     )
 
 

@@ -27,6 +27,8 @@ from .facts import (
 )
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("simulated", {"tier": "simulated"}, {}),
+    ("simulated", {"tier": "simulated"}, {"tier": "reported"}),
     ("not-a-tee", {}, {"tier": "simulated"}),
     ("reported-only", {"tier": "reported"}, {}),
     ("negative-delta", {"overhead_pct": -0.01}, {"overhead_pct": 0.0}),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.caveats import CAVEATS
-from glasshouse.judgement.facts import RunFacts
+from glasshouse.judgement.facts import ReleaseFacts, RunFacts
 from glasshouse.judgement.figures import figures_of, overhead_pct
 from glasshouse.judgement.judge import judge, row_id
 from glasshouse.judgement.rules import METHOD, RULES
@@ -47,6 +47,32 @@ def test_a_blocks_overhead_is_the_geometric_one() -> None:
     assert figures["overheadPct"] == pytest.approx(2.0)
     assert figures["overhead"]["n"] == 8
     assert figures["overhead"]["verdict"] in ("within", "exceeds", "inconclusive")
+
+
+def rented(usd_per_hour: float | None, proof: Any = "zero") -> RunFacts:
+    """A rented run held from second 1000 to second 2800."""
+    provider = {"kind": "runpod", "base_url": "https://withheld.invalid", "image": "i"}
+    base = facts(make_spec(provider=provider, gpu=H100))
+    assert base.allocation is not None
+    return replace(
+        base,
+        allocation=replace(base.allocation, usd_per_hour=usd_per_hour, rented_at=1000.0),
+        release=ReleaseFacts(proof, 0, None, None, looked_at=2800.0),
+    )
+
+
+def test_a_rented_run_states_what_it_cost_and_others_do_not() -> None:
+    figures = figures_of(rented(3.0))
+    assert (figures["heldSec"], figures["costUsd"]) == (1800.0, 1.5)
+    assert figures_of(rented(None))["costUsd"] is None
+    # What may still bill has no cost yet.
+    assert figures_of(rented(3.0, "unknown"))["costUsd"] is None
+    assert "costUsd" not in figures_of(facts())
+
+
+def test_a_simulated_run_says_so_before_anything_else() -> None:
+    assert judge(replace(facts(), simulated=True)).caveats[0] == "simulated"
+    assert "simulated" not in judge(facts()).caveats
 
 
 def test_no_overhead_without_both_arms() -> None:

@@ -11,6 +11,7 @@ import pytest
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
 from glasshouse.judgement.rules import FAILURE_TEXTS, RULES, check_rules, reason_text
+from glasshouse.providers.cloud_api import CODES
 
 from .facts import (
     H100,
@@ -259,6 +260,19 @@ def test_a_phase_that_ended_with_a_rules_code_fails_that_rule() -> None:
     assert codes(replace(facts(), failures=("gpu-not-as-asked",))) == {"gpu-not-as-asked"}
     found = check_rules(replace(facts(), failures=("gpu-not-as-asked",)))
     assert len({check.code for check in found}) == len(found)
+
+
+def test_a_simulated_gpu_may_have_nothing_behind_it_but_not_another_name() -> None:
+    on_cpu = with_result(with_result(gpu_run(), 0, device="cpu"), 1, device="cpu")
+    assert codes(on_cpu) == {"gpu-not-as-asked"}
+    assert codes(replace(on_cpu, simulated=True)) == set()
+    other = on_gpu(facts(make_spec(gpu=H100)), gpuNames=["NVIDIA H100 PCIe"])
+    assert "gpu-not-as-asked" in codes(replace(other, simulated=True))
+
+
+def test_every_way_a_rental_can_fail_has_words() -> None:
+    for code in CODES:
+        assert reason_text(code) != "A phase of the run ended with this code.", code
 
 
 def test_every_code_has_words() -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
+from glasshouse.publishing.artifact import parse_artifact
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import publish, unpublish
 from glasshouse.publishing.store import read_publication
 from glasshouse.records.verify import VerifiedRow
-from tests.records.factory import Factory, Leg
+from tests.records.factory import Factory, Leg, make_spec
 
 Bundle = tuple[Path, VerifiedRow]
 
@@ -57,6 +58,30 @@ def test_local_rows_go_to_the_overlay_and_count_in_no_published_total(
     assert b"<b>0</b> attempted" in pages["exclusions.md"]
     monkeypatch.setenv("GLASSHOUSE_SITE_LOCAL", "0")
     assert f"rows/{row.id}.md" not in render(read_publication(root))
+
+
+def test_a_simulated_run_is_shown_locally_and_never_published(
+    root: Path, factory: Factory, tmp_path: Path
+) -> None:
+    run, files = factory.parts(make_spec(), allocation={"tier": "simulated"})
+    folder = tmp_path / run / "bundle"
+    folder.parent.mkdir()
+    factory.write(folder, run, files)
+    before = sorted((root / "site").rglob("*"))
+    with pytest.raises(UsageError, match="measures nothing"):
+        publish([folder], root=root, keyring=factory.keyring)
+    assert sorted((root / "site").rglob("*")) == before
+    done = publish([folder], root=root, keyring=factory.keyring, local=True)
+    path = next(root / item for item in done.written if item.endswith(f"{done.rows[0]}.json"))
+    artifact = parse_artifact(path.read_bytes())
+    assert (artifact.evidence_tier, artifact.evidence) == ("simulated", None)
+    assert artifact.caveats[0] == "simulated"
+    entry = check_artifact(path, factory.keyring)
+    assert not entry["ok"]
+    # Carried into the publication by hand, it stops the build.
+    shutil.copy(path, root / "site/research/artifacts" / path.name)
+    with pytest.raises(VerificationError):
+        read_publication(root, overlay=False)
 
 
 def test_attempted_is_verified_plus_excluded(
