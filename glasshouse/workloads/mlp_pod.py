@@ -5,7 +5,15 @@ drawn from a seeded normal distribution and labelled by a fixed random linear te
 loss falls for a reason. The initial weights come from the package, never from a seed here.
 """
 
+import functools
+import inspect
+
 import torch
+
+# Optimizer methods are wrapped to keep torch.compile out of them, and the first call of a wrapped one imports
+# the compiler for that: more than a second of every launch. Nothing is compiled here; the plain methods do.
+_method = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+setattr(_method, "__dynamo_disable", _method)
 
 
 def build(config, tensors, device):
@@ -31,6 +39,7 @@ class MlpSession:
         self.optimizer = torch.optim.AdamW(
             weights, lr=config["learning_rate"], weight_decay=config["weight_decay"]
         )
+        self.step = functools.partial(inspect.unwrap(torch.optim.AdamW.step), self.optimizer)
         self.rows, self.labels = self._data(config)
         self.last_loss = None
         count = sum(weight.numel() for weight in weights)
@@ -69,9 +78,11 @@ class MlpSession:
                 if layer < self.layers - 1:
                     hidden = torch.relu(hidden)
             loss = torch.nn.functional.cross_entropy(hidden.float(), self.labels[begin : begin + self.batch])
-            self.optimizer.zero_grad(set_to_none=True)
+            for weight in self.parameters.values():
+                weight.grad = None
             loss.backward()
-            self.optimizer.step()
+            with torch.no_grad():
+                self.step()
         self.last_loss = loss.detach()
 
     def synchronize(self):
@@ -86,6 +97,10 @@ class MlpSession:
     def trainable(self):
         """Return what is trained, by name."""
         return {name: weight.detach() for name, weight in self.parameters.items()}
+
+    def given(self):
+        """Return the data, so that both arms' are compared by digest."""
+        return {"rows": self.rows, "labels": self.labels}
 
     def buffers(self):
         """Return every tensor that holds data, weights or what came of them."""
