@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import re
 import socket
 import struct
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from glasshouse.errors import LegError
 
 MAX_FRAME = 4 << 20
+MAX_DESCRIPTORS = 16
 
 
 class ChannelClosedError(Exception):
@@ -38,11 +40,16 @@ class Channel:
         """Close this end."""
         self.sock.close()
 
-    def send(self, kind: str, body: dict[str, Any] | None = None, raw: bytearray | None = None) -> None:
+    def send(
+        self, kind: str, body: dict[str, Any] | None = None, raw: bytearray | memoryview | None = None
+    ) -> None:
         """Send one message; `raw` is sent from the caller's buffer, uncopied."""
         frame = {"kind": kind, "body": body or {}, "nbytes": len(raw) if raw is not None else 0}
         data = json.dumps(frame, separators=(",", ":"), allow_nan=False).encode()
+        if len(data) > MAX_FRAME:
+            raise LegError("a message is too large", code="message-too-large")
         try:
+            self.sock.settimeout(None)  # a receive may have left the rest of its deadline behind
             self.sock.sendall(struct.pack(">I", len(data)) + data)
             if raw:
                 self.sock.sendall(raw)
@@ -61,17 +68,14 @@ class Channel:
         (size,) = struct.unpack(">I", self._exactly(4, deadline))
         if size > MAX_FRAME:
             raise ChannelClosedError("oversized frame")
-        frame = json.loads(bytes(self._exactly(size, deadline)))
-        nbytes = int(frame["nbytes"])
-        if nbytes > MAX_FRAME:
-            raise ChannelClosedError("oversized raw part")
-        return frame["kind"], frame["body"], self._exactly(nbytes, deadline)
+        kind, body, nbytes = _parse(bytes(self._exactly(size, deadline)))
+        return kind, body, self._exactly(nbytes, deadline)
 
     def expect(self, kind: str, timeout: float | None = None) -> tuple[dict[str, Any], bytearray]:
         """Wait for a message of `kind`; a `failed` message becomes a LegError with its code."""
         found, body, raw = self.receive(timeout)
         if found == "failed":
-            raise LegError("a process of the leg failed", code=str(body.get("code", "runtime-error")))
+            raise LegError("a process of the leg failed", code=failure_code(body))
         if found != kind:
             raise LegError(f"expected {kind}, got {found}", code="runtime-error")
         return body, raw
@@ -79,12 +83,20 @@ class Channel:
     def receive_descriptors(self, timeout: float | None = None) -> list[int]:
         """Receive what send_descriptors sent."""
         body, _ = self.expect("descriptors", timeout)
-        count = int(body["count"])
+        count = body.get("count")
+        if not isinstance(count, int) or not 0 <= count <= MAX_DESCRIPTORS:
+            raise ChannelClosedError("malformed frame")
         if count == 0:
             return []
         # recvmsg with exactly one data byte, so that no byte of the next frame is swallowed.
         size = array.array("i").itemsize
-        _, ancillary, _, _ = self.sock.recvmsg(1, socket.CMSG_LEN(count * size))
+        try:
+            self.sock.settimeout(timeout)
+            _, ancillary, _, _ = self.sock.recvmsg(1, socket.CMSG_LEN(count * size))
+        except TimeoutError as error:
+            raise LegError("a process of the leg did not answer", code="runtime-timeout") from error
+        except OSError as error:
+            raise ChannelClosedError("receive") from error
         descriptors = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -115,6 +127,29 @@ class Channel:
                 raise ChannelClosedError("end of stream")
             have += count
         return data
+
+
+_CODE = re.compile(r"[a-z][a-z-]{1,47}\Z")
+
+
+def failure_code(body: dict[str, Any]) -> str:
+    """Return the reason code of a `failed` message: a code and nothing else, since it goes to plain logs."""
+    code = str(body.get("code"))
+    return code if _CODE.match(code) else "runtime-error"
+
+
+def _parse(data: bytes) -> tuple[str, dict[str, Any], int]:
+    """Take a frame apart: (kind, body, bytes that follow). The trainer runs code that is not ours."""
+    try:
+        frame = json.loads(data)
+        kind, body, nbytes = frame["kind"], frame["body"], frame["nbytes"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ChannelClosedError("malformed frame") from error
+    if not isinstance(kind, str) or not isinstance(body, dict) or type(nbytes) is not int:
+        raise ChannelClosedError("malformed frame")
+    if not 0 <= nbytes <= MAX_FRAME:
+        raise ChannelClosedError("oversized raw part")
+    return kind, body, nbytes
 
 
 def channel_pair() -> tuple[Channel, Channel]:

@@ -12,6 +12,7 @@ import signal
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import b64u, b64u_decode
@@ -21,7 +22,7 @@ from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, overwrite, prctl, secret_memory
 from glasshouse.runtime.params import Launch
 from glasshouse.sealing.container import OpenedPackage, open_package
-from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, unwrap_key
+from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
 
 NEEDLE_BYTES = 8
 MARKER_FILE = "marker"
@@ -35,6 +36,7 @@ class Plumbing:
     log: int  # write end: the trainer's stdout and stderr
     outputs: int  # write end: sealed outputs
     scratch: str  # per-run tmpfs folder
+    supervisor: int  # its pid: whoever else is the parent is not
 
 
 def main(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
@@ -46,6 +48,8 @@ def main(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != plumbing.supervisor:  # it died before the line above
+            os._exit(code)
         channel.send_descriptors(residue.open_self())
         harden()
         _serve(channel, launch, plumbing)
@@ -73,11 +77,18 @@ def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
     channel.send("kem-key", {"public": b64u(kem_public_bytes(kem_key))})
     body, _ = channel.expect("grant")
     heap_key = unwrap_key(b64u_decode(body["ciphertext"]), kem_key, b64u_decode(body["info"]))
-    del kem_key
 
-    # Positive control: while the key is live on the heap, the supervisor's scan must find it.
-    channel.send("key-live", raw=heap_key[:NEEDLE_BYTES])
+    # Positive control: while the keys are live on the heap, the supervisor's scan must find them.
+    for kind, secret_key in (("key-live", heap_key), ("kem-live", kem_private_bytes(kem_key))):
+        prefix = secret_key[:NEEDLE_BYTES]
+        channel.send(kind, raw=prefix)
+        overwrite(prefix)
+        if secret_key is not heap_key:
+            overwrite(secret_key)
     channel.expect("continue")
+    # With the grant, which is no secret, this key opens the payload key: the trainer inherits neither.
+    kem_key.wipe()
+    del kem_key, secret_key, prefix
     secret = secret_memory()
     if secret is not None:
         secret[: len(heap_key)] = bytes(len(heap_key))
@@ -111,14 +122,28 @@ def _marker(package: OpenedPackage) -> bytearray:
 
 
 def _describe(package: OpenedPackage, unseal_sec: float, memfd_secret: bool) -> dict[str, Any]:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as stream:  # noqa: PTH123 -- procfs
-        peak = next(int(line.split()[1]) for line in stream if line.startswith("VmHWM:"))
     return {
         "tensors": len(package.tensors),
         "files": len(package.files),
         "bytes": len(package.region) if package.region is not None else 0,
         "unsealSec": round(unseal_sec, 6),
         "keyAtRest": "memfd-secret" if memfd_secret else "heap",
-        "peakKib": peak,
+        **_memory(),
         "ownerPublicKey": package.extra.get("ownerPublicKey", ""),
     }
+
+
+def _memory() -> dict[str, int]:
+    """Memory of this process in KiB: private and shared pages held now, and the peak of its resident set.
+
+    `heldKib` (anonymous PSS and shmem) is at its highest now, with the package whole. The resident peak
+    also counts pages of the mapped ciphertext and of libraries, which the kernel can drop at will.
+    """
+    found = {"heldKib": 0, "peakRssKib": 0}
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                found["heldKib"] += int(line.split()[1])
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        found["peakRssKib"] = next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM:"))
+    return found

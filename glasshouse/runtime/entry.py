@@ -25,7 +25,11 @@ def main(argv: list[str]) -> int:
         print(f"launch parameters: {type(error).__name__}", file=sys.stderr)  # noqa: T201 -- codes only
         return 2
     folder = Path(argv[2])
-    folder.mkdir(parents=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        print(f"leg folder: {error.strerror}", file=sys.stderr)  # noqa: T201 -- codes only
+        return 2
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:

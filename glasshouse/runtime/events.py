@@ -25,6 +25,7 @@ from glasshouse.canonical import (
     parse_canonical,
     sha256_hex,
 )
+from glasshouse.errors import LegError
 
 EVENT_TYPES = (
     "released",
@@ -92,7 +93,7 @@ class EventWriter:
         self._prev = first_link(grant)
 
     def append(self, kind: str, body: dict[str, Any]) -> None:
-        """Sign and write one event."""
+        """Sign and write one event. Raises LegError("event-too-large") and OSError, nothing signed lost."""
         if self._key is None or self._prev is None:
             raise ValueError("the chain is not open")
         core = {
@@ -103,7 +104,11 @@ class EventWriter:
             "body": body,
         }
         line = canonical_json({**core, "sig": b64u(self._key.sign(_digest(core)))})
-        os.write(self._descriptor, line + b"\n")
+        if len(line) > MAX_EVENT_BYTES:
+            raise LegError("an event is too large", code="event-too-large")
+        rest = memoryview(line + b"\n")
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
         self._prev = event_hash(line)
         self.count += 1
 

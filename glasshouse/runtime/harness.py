@@ -13,6 +13,7 @@ A workload is a module with `build(config, tensors, device) -> session`; a sessi
     loss() -> float                 the latest loss (synchronises)
     trainable() -> dict[str, Tensor]   what is trained, in a fixed order
     buffers() -> list[Tensor]       everything that holds data, weights or their descendants
+    given() -> dict[str, Tensor]    optional: what else both arms must begin with, such as the token stream
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ DELAY_CHUNK_SEC = 0.1
 SOURCE_FILE = "workload.py"
 CONFIG_FILE = "config.json"
 DATA_PREFIX = "data."
+
+SESSION_PARTS = (
+    "unit", "steps_per_unit", "info", "run_unit", "synchronize", "loss", "trainable", "buffers",
+)  # fmt: skip
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -114,7 +119,14 @@ class Workload:
                 for name, view in self.files.items()
                 if name.startswith(DATA_PREFIX)
             }
-            session = getattr(module, self.builder)(config, data, device)
+            maker = getattr(module, self.builder, None)
+            if not callable(maker):
+                raise LegError("the workload's entry is nothing to call", code="workload-not-callable")
+            session = maker(config, data, device)
+        for part in SESSION_PARTS:
+            if not hasattr(session, part):
+                code = f"workload-lacks-{part.replace('_', '-')}"
+                raise LegError(f"the session has no {part}", code=code)
         return session
 
 
@@ -135,6 +147,9 @@ def run(
     cpu_began = time.process_time()
     session = workload.build(device)
     initial = tensor_digest(session.trainable(), salt)
+    given = session.given() if hasattr(session, "given") else {}
+    begins = {**{f"given.{name}": tensor for name, tensor in given.items()}, **session.trainable()}
+    begins_digest = tensor_digest(begins, salt) if given else initial
     session.synchronize()
     setup_sec = time.monotonic() - began
     report("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
@@ -175,7 +190,7 @@ def run(
         "finalLoss": final_loss,
         "lossCurve": _thin(losses),
         "throughputCurve": _thin(throughput),
-        "initialDigest": initial,
+        "initialDigest": begins_digest,
         "outputDigest": tensor_digest(outputs, salt),
         "outputSha256": digest,
         "outputBytes": size,
@@ -187,7 +202,7 @@ def run(
         "device": str(next(iter(outputs.values())).device.type),
         "telemetry": telemetry.samples,
     }
-    result["outputDiffers"] = result["initialDigest"] != result["outputDigest"]
+    result["outputDiffers"] = initial != result["outputDigest"]
     return session, result
 
 
@@ -271,6 +286,12 @@ def tensor_bytes(tensor: Any) -> Any:
     return memoryview((ctypes.c_char * size).from_address(host.data_ptr())).cast("B"), host
 
 
+def wipe_copy(tensor: Any, host: Any) -> None:
+    """Overwrite what tensor_bytes copied to the host; a tensor that lay there already stays as it is."""
+    if host.data_ptr() != tensor.data_ptr():
+        ctypes.memset(host.data_ptr(), 0, host.numel() * host.element_size())
+
+
 def dtype_name(tensor: Any) -> str:
     """A tensor's dtype as containers name it: "float32", "bfloat16", ..."""
     return str(tensor.dtype).removeprefix("torch.")
@@ -283,6 +304,7 @@ def tensor_digest(tensors: Mapping[str, Any], salt: bytes) -> str:
         view, host = tensor_bytes(tensor)
         described = f"{name}|{dtype_name(host)}|{list(host.shape)}"
         parts += [described.encode(), hashlib.sha256(view).digest()]
+        wipe_copy(tensor, host)
     return domain_hash("glasshouse/tensors/v1", parts).hex()
 
 
@@ -318,6 +340,7 @@ def export_digest(tensors: Mapping[str, Any]) -> tuple[str, int]:
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256(struct.pack("<Q", len(text)) + text)
     for name in sorted(tensors):
-        view, _host = tensor_bytes(tensors[name])
+        view, host = tensor_bytes(tensors[name])
         digest.update(view)
+        wipe_copy(tensors[name], host)
     return digest.hexdigest(), 8 + len(text) + offset

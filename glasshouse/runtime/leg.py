@@ -6,10 +6,12 @@ Kept apart from the supervisor's story so that the end does not depend on how fa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +26,10 @@ from glasshouse.runtime.linux import is_tmpfs
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.residue import Needle
 from glasshouse.sealing.outputs import seal_outputs
+from glasshouse.sealing.packing import write_all
 
 MAX_LOG_BYTES = 4 << 20
+STRAY_TIMEOUT_SEC = 10.0
 
 
 class Leg:
@@ -53,8 +57,10 @@ class Leg:
         self.live_needles: list[Needle] = []
         self.unscanned = 0
         self.scanned = True
+        self.scanned_by: dict[str, str] = {}  # role -> how its memory was read
         self.owner_public = b""
         self.log = bytearray()
+        self.drains: list[threading.Thread] = []  # read the trainer's pipes to their ends
 
     def remaining(self) -> float:
         """Seconds to the leg's deadline; LegError once it passed."""
@@ -91,10 +97,13 @@ def end(leg: Leg) -> None:
     for pid in leg.children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _kill_orphans()
+    with contextlib.suppress(LegError):
+        kill_strays()
+    for drain in leg.drains:  # every writer is gone; what they wrote last is the traceback
+        drain.join(timeout=5)
     shutil.rmtree(leg.scratch, ignore_errors=True)
     if leg.code is not None and leg.events is not None:
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError, LegError):
             leg.event("failed", {"code": leg.code, "tmpfsRemoved": not leg.scratch.exists()})
     head = leg.events.head if leg.events else None
     count = leg.events.count if leg.events else 0
@@ -118,20 +127,42 @@ def end(leg: Leg) -> None:
     )
 
 
-def _kill_orphans() -> None:
-    """Reap everything below this subreaper, killing what still runs."""
-    deadline = time.monotonic() + 10
+def kill_strays() -> int:
+    """Kill and reap everything below this subreaper; return how many there were.
+
+    A workload may have started processes that outlive it, with its data in their memory. Raises
+    LegError("process-stuck") where one does not end in STRAY_TIMEOUT_SEC.
+    """
+    deadline = time.monotonic() + STRAY_TIMEOUT_SEC
+    reaped = 0
     while time.monotonic() < deadline:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
-        if pid == 0:
-            own = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
-            for child in Path(own).read_text(encoding="ascii").split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(child), signal.SIGKILL)
-            time.sleep(0.01)
+            return reaped
+        if pid:
+            reaped += 1
+            continue
+        for child in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    raise LegError("a process did not end", code="process-stuck")
+
+
+def _children() -> list[int]:
+    """Pids of this process's children, from each process's own word where the kernel keeps no list."""
+    own = os.getpid()
+    try:
+        text = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii")
+        return [int(child) for child in text.split()]
+    except OSError:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == own:
+                    found.append(int(stat.parent.name))
+        return found
 
 
 def _seal_log(leg: Leg) -> None:
@@ -165,8 +196,45 @@ def drain_log(descriptor: int, log: bytearray) -> None:
             log += part[: max(0, room)]
 
 
-def drain_file(descriptor: int, path: Path) -> None:
-    """Read a pipe to its end into a new file."""
-    with os.fdopen(descriptor, "rb", buffering=0) as stream, path.open("xb") as out:
-        while part := stream.read(1 << 20):
-            out.write(part)
+class OutputDrain(threading.Thread):
+    """Reads sealed outputs from a pipe into a new file, in a thread of its own.
+
+    The pipe's end is no sign that they are whole: a process of the workload's may hold it open, or
+    write to it. What the sealer said it wrote is.
+    """
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(name="outputs", daemon=True)
+        self._descriptor = descriptor
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._changed = threading.Condition()
+        self._ended = self._taken = False
+
+    def run(self) -> None:
+        """Copy until the pipe ends or the disk is full; discard what comes after take()."""
+        with (
+            contextlib.suppress(OSError),
+            os.fdopen(self._descriptor, "rb", buffering=0) as stream,
+            self._path.open("xb", buffering=0) as out,
+        ):
+            while part := stream.read(1 << 20):
+                with self._changed:
+                    if self._taken:
+                        continue
+                    write_all(out, part)
+                    self._digest.update(part)
+                    self._size += len(part)
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def take(self, size: int, sha256: str, timeout: float) -> None:
+        """Wait until `size` bytes are on disk; raise LegError("outputs-altered") if they are others."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._size >= size, timeout)
+            self._taken = True
+            if self._size != size or self._digest.hexdigest() != sha256:
+                raise LegError("the outputs are not what was sealed", code="outputs-altered")

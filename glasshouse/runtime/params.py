@@ -6,7 +6,8 @@ environment or a file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from typing import Any
 
 from glasshouse.canonical import b64u_decode, parse_json
@@ -45,14 +46,45 @@ class Launch:
 
 
 def parse_launch(data: bytes) -> Launch:
-    """Read the parameters; KeyError, TypeError or ValueError where they are not of this form."""
-    value: dict[str, Any] = parse_json(data, max_bytes=MAX_PARAMS_BYTES)
-    value = dict(value)
-    value["stretch"] = Stretch.from_json(value["stretch"])
+    """Read the parameters; KeyError, TypeError or ValueError where they are not of this form.
+
+    Types and bounds are checked here, before anything starts: a launch that falls over later, over a
+    number that is a string, would leave no result and keep the controller waiting.
+    """
+    value = parse_json(data, max_bytes=MAX_PARAMS_BYTES)
+    if not isinstance(value, dict) or not isinstance(value.get("stretch"), dict):
+        raise TypeError("parameters are no object, or hold no stretch")
+    _check_numbers(value["stretch"], {"warmup_sec": True, "measured_sec": False, "steps": False})
+    _check_numbers(value, {"deadline_sec": True})
+    value = {**value, "stretch": Stretch.from_json(value["stretch"])}
     for name in ("broker_public", "salt"):
         if name in value:
             value[name] = b64u_decode(value[name])
     launch = Launch(**value)
     if launch.arm not in ("raw", "protected"):
         raise ValueError("arm is neither raw nor protected")
+    for item in fields(Launch):
+        found = getattr(launch, item.name)
+        kind = _KINDS.get(str(item.type))
+        if kind is not None and type(found) is not kind:
+            raise TypeError(f"{item.name} is not of its type")
+    if not 1 <= launch.launch <= 1000 or not 0 <= launch.broker_port <= 65535:
+        raise ValueError("launch number or port out of range")
+    # These become parts of paths.
+    if not all(_NAME.match(name) for name in (launch.allocation, launch.leg)):
+        raise ValueError("not a plain name")
     return launch
+
+
+_KINDS = {"str": str, "int": int, "bool": bool, "bytes": bytes}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
+MAX_SECONDS = 10_000_000.0
+
+
+def _check_numbers(value: dict[str, Any], names: dict[str, bool]) -> None:
+    for name, needed in names.items():
+        number = value.get(name)
+        if number is None and not needed:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_SECONDS:
+            raise ValueError(f"{name} is not a number in range")

@@ -22,8 +22,8 @@ from typing import Any
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
-from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
-from glasshouse.runtime.leg import write_result
+from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
+from glasshouse.runtime.leg import kill_strays, write_result
 from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.params import Launch
 from glasshouse.sealing.container import TensorSpec
@@ -38,19 +38,20 @@ def mind(launch: Launch, folder: Path) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     raw = Path(launch.raw_dir)
     outcome: dict[str, Any] = {"arm": "raw", "status": "failed", "code": "runtime-error", "result": None}
-    pid = 0
+    deadline = time.monotonic() + launch.deadline_sec
     try:
         channel, other = channel_pair()
-        pid = os.fork()
-        if pid == 0:
+        minder = os.getpid()
+        if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             channel.close()
-            _trainer(other, launch, raw)
+            _trainer(other, launch, raw, minder)
         other.close()
-        outcome["result"] = _follow(channel, launch, folder, raw)
+        outcome["result"] = _follow(channel, deadline, folder, raw)
         outcome["status"], outcome["code"] = "complete", None
     except LegError as error:
-        outcome["code"] = error.code
+        late = error.code == "runtime-timeout" and time.monotonic() >= deadline
+        outcome["code"] = "leg-deadline" if late else error.code
     except ChannelClosedError:
         outcome["code"] = "process-died"
     except OSError as error:
@@ -58,13 +59,12 @@ def mind(launch: Launch, folder: Path) -> None:
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        shutil.rmtree(raw, ignore_errors=True)
-        outcome["rawFilesRemoved"] = not raw.exists()
+        with contextlib.suppress(LegError):
+            kill_strays()
+        scratch = raw.parent / f"{raw.name}-scratch"
+        for place in (raw, scratch):
+            shutil.rmtree(place, ignore_errors=True)
+        outcome["rawFilesRemoved"] = not raw.exists() and not scratch.exists()
         write_result(folder, outcome)
 
 
@@ -72,8 +72,7 @@ def _terminated(_signal: int, _frame: object) -> None:
     raise LegError("the leg was told to end", code="terminated")
 
 
-def _follow(channel: Channel, launch: Launch, folder: Path, raw: Path) -> dict[str, Any]:
-    deadline = time.monotonic() + launch.deadline_sec
+def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[str, Any]:
     result: dict[str, Any] | None = None
     with (folder / "progress.jsonl").open("ab", buffering=0) as progress:
         while True:
@@ -91,15 +90,17 @@ def _follow(channel: Channel, launch: Launch, folder: Path, raw: Path) -> dict[s
             elif kind == "done" and result is not None:
                 return result
             elif kind == "failed":
-                raise LegError("the trainer failed", code=str(body.get("code", "workload-error")))
+                raise LegError("the trainer failed", code=failure_code(body))
             else:
                 raise LegError("the trainer said something unknown", code="runtime-error")
 
 
-def _trainer(channel: Channel, launch: Launch, raw: Path) -> None:
+def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
     code = 1
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != minder:  # it died before the line above
+            os._exit(code)
         files, tensors = load_raw(raw)
         scratch = raw.parent / f"{raw.name}-scratch"
         scratch.mkdir(mode=0o700)

@@ -31,7 +31,7 @@ def seal_in_child(
     keep = []
     for name, tensor in tensors.items():
         view, host = harness.tensor_bytes(tensor)
-        keep.append(host)
+        keep.append((tensor, host))
         views.append((TensorSpec(name, harness.dtype_name(host), tuple(host.shape)), view))
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -55,6 +55,8 @@ def seal_in_child(
     with os.fdopen(read_end, "rb") as stream:
         data = stream.read(1 << 16)
     _, status = os.waitpid(pid, 0)
+    for tensor, host in keep:
+        harness.wipe_copy(tensor, host)
     if os.waitstatus_to_exitcode(status) != 0:
         raise LegError("the sealer did not end well", code="sealing-failed")
     report = json.loads(data)

@@ -25,9 +25,9 @@ from glasshouse.attestation.evidence import make_evidence
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
-from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
+from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.events import EventWriter
-from glasshouse.runtime.leg import Leg, drain_file, drain_log, end
+from glasshouse.runtime.leg import Leg, OutputDrain, drain_log, end, kill_strays
 from glasshouse.runtime.linux import (
     PR_SET_CHILD_SUBREAPER,
     harden,
@@ -37,9 +37,10 @@ from glasshouse.runtime.linux import (
     secret_memory,
 )
 from glasshouse.runtime.params import Launch
-from glasshouse.runtime.residue import Needle, ScannedProcess
+from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
 
 STEP_TIMEOUT_SEC = 120.0
+MAX_NEEDLES = 64
 
 
 def supervise(launch: Launch, folder: Path) -> None:
@@ -57,7 +58,8 @@ def supervise(launch: Launch, folder: Path) -> None:
         leg.code = "unseal-failed"
         leg.reason_codes = list(error.codes)
     except LegError as error:
-        leg.code = error.code
+        late = error.code == "runtime-timeout" and time.monotonic() >= leg.deadline
+        leg.code = "leg-deadline" if late else error.code
     except ChannelClosedError:
         leg.code = "process-died"
     except OSError as error:
@@ -80,6 +82,7 @@ def _lifecycle(leg: Leg) -> None:
     log_read, log_write = os.pipe()
     out_read, out_write = os.pipe()
 
+    supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -87,7 +90,7 @@ def _lifecycle(leg: Leg) -> None:
             os.close(descriptor)
         custodian_channel.close()
         trainer_channel.close()
-        plumbing = custodian.Plumbing(trainer_end, log_write, out_write, str(leg.scratch))
+        plumbing = custodian.Plumbing(trainer_end, log_write, out_write, str(leg.scratch), supervisor)
         custodian.main(custodian_end, launch, plumbing)
     leg.children.add(pid)
     custodian_end.close()
@@ -99,14 +102,13 @@ def _lifecycle(leg: Leg) -> None:
     harden()
     leg.event_key = Ed25519PrivateKey.generate()
     leg.events = EventWriter(leg.events_descriptor, leg.event_key, leg.started)
-    drains = [
-        threading.Thread(target=drain_log, args=(log_read, leg.log), daemon=True),
-        threading.Thread(target=drain_file, args=(out_read, leg.folder / "outputs.sealed"), daemon=True),
-    ]
-    for drain in drains:
+    log_drain = threading.Thread(target=drain_log, args=(log_read, leg.log), daemon=True)
+    outputs = OutputDrain(out_read, leg.folder / "outputs.sealed")
+    leg.drains = [log_drain, outputs]
+    for drain in leg.drains:
         drain.start()
 
-    scanned = _scanned(custodian_channel, leg)
+    scanned = _scanned("custodian", custodian_channel, leg)
     kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC)[0]["public"])
     with leg.timed("attestSec"):
         released = _attest(leg, kem_public)
@@ -118,24 +120,28 @@ def _lifecycle(leg: Leg) -> None:
     leg.children.discard(pid)
     custodian_channel.close()
 
-    result_outputs = _train(leg, trainer_channel, drains)
+    result_outputs = _train(leg, trainer_channel, outputs)
     leg.exits["trainer"] = _reap(trainer_pid)
     leg.children.discard(trainer_pid)
-    for drain in drains:
-        drain.join(timeout=STEP_TIMEOUT_SEC)
+    # Whatever the workload left running holds its data, too, and keeps the log open.
+    strays = kill_strays()
+    log_drain.join(timeout=STEP_TIMEOUT_SEC)
     trainer_channel.close()
     shutil.rmtree(leg.scratch, ignore_errors=True)
-    leg.event(
-        "zeroized", {**result_outputs, **_residue_report(leg), "tmpfsRemoved": not leg.scratch.exists()}
-    )
+    report = {**result_outputs, **_residue_report(leg), "straysKilled": strays}
+    leg.event("zeroized", {**report, "tmpfsRemoved": not leg.scratch.exists()})
 
 
-def _scanned(channel: Channel, leg: Leg) -> ScannedProcess | None:
+def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
     descriptors = channel.receive_descriptors(STEP_TIMEOUT_SEC)
-    if len(descriptors) != 2:
-        leg.scanned = False
-        return None
-    return ScannedProcess(*descriptors)
+    if len(descriptors) == 2:
+        leg.scanned_by[role] = ScannedProcess.how
+        return ScannedProcess(*descriptors)
+    if role == "trainer":
+        leg.scanned_by[role] = ServingProcess.how
+        return ServingProcess(channel, leg.remaining)
+    leg.scanned = False
+    return None
 
 
 def _attest(leg: Leg, kem_public: bytes) -> Released:
@@ -204,27 +210,31 @@ def _claims(leg: Leg, kem_public: bytes) -> dict[str, Any]:
     }
 
 
-def _unseal(leg: Leg, channel: Channel, scanned: ScannedProcess | None, released: Released) -> int:
+def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Released) -> int:
     """Hand the grant to the custodian, scan it around the unsealing, return the trainer's pid."""
     grant = {"ciphertext": b64u(released.ciphertext), "info": b64u(released.info)}
     channel.send("grant", grant)
     _, key_prefix = channel.expect("key-live", STEP_TIMEOUT_SEC)
-    needles = [Needle("payload-key-prefix", key_prefix)]
+    _, kem_prefix = channel.expect("kem-live", STEP_TIMEOUT_SEC)
+    keys = [Needle("payload-key-prefix", key_prefix), Needle("kem-seed-prefix", kem_prefix)]
     if scanned:
-        needles[0].positive_control = scanned.scan(needles).counts[0]
+        for needle, count in zip(keys, scanned.scan(keys).counts, strict=True):
+            needle.positive_control = count
     channel.send("continue")
     body, marker = channel.expect("unsealed", leg.remaining())
     leg.owner_public = b64u_decode(body.pop("ownerPublicKey"))
-    needles.append(Needle("package-marker", marker))
+    package_marker = Needle("package-marker", marker)
+    needles = [*keys, package_marker]
     leg.timings["unsealSec"] = body["unsealSec"]
     if scanned:
         scan = scanned.scan(needles)
-        needles[0].after = scan.counts[0]
-        needles[1].positive_control = scan.counts[1]
+        for needle, count in zip(keys, scan.counts, strict=False):
+            needle.after = count
+        package_marker.positive_control = scan.counts[-1]
         leg.unscanned += scan.unreadable_regions
         scanned.close()
-    leg.needles = [{**_summary(needles[:1], "payload-key-prefix"), "where": "custodian"}]
-    leg.event("unsealed", {**body, "keyResidue": leg.needles[0]})
+    leg.needles = [{**_summary(keys, needle.klass), "where": "custodian"} for needle in keys]
+    leg.event("unsealed", {**body, "keyResidue": leg.needles})
     channel.send("continue")
     forked, _ = channel.expect("forked", STEP_TIMEOUT_SEC)
     # Kept for the trainer's scan: it inherited whatever the custodian left behind.
@@ -232,12 +242,13 @@ def _unseal(leg: Leg, channel: Channel, scanned: ScannedProcess | None, released
     return int(forked["pid"])
 
 
-def _train(leg: Leg, channel: Channel, drains: list[threading.Thread]) -> dict[str, Any]:
-    scanned = _scanned(channel, leg)
+def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
+    scanned = _scanned("trainer", channel, leg)
     channel.send("go")
     body, _ = channel.expect("hardened", STEP_TIMEOUT_SEC)
     leg.event("trainer-hardened", body)
-    if body["dumpable"] != 0 or not body["no_new_privs"]:
+    landlocked = body["fs"] == "landlock" or not leg.launch.require_landlock
+    if body["dumpable"] != 0 or not body["no_new_privs"] or not landlocked:
         raise LegError("the trainer did not harden", code="trainer-not-hardened")
     sealed: dict[str, Any] = {}
     needles = leg.live_needles
@@ -248,16 +259,16 @@ def _train(leg: Leg, channel: Channel, drains: list[threading.Thread]) -> dict[s
             leg.event(kind, body)
         elif kind == "sealed-outputs":
             began = time.monotonic()
-            drains[1].join(timeout=STEP_TIMEOUT_SEC)
+            outputs.take(int(body["bytes"]), str(body["ciphertextSha256"]), STEP_TIMEOUT_SEC)
             leg.timings["sealOutputsSec"] = body.pop("sealSec")
             sealed = dict(body)
             leg.event(kind, body)
-        elif kind == "needle":
+        elif kind == "needle" and len(needles) < MAX_NEEDLES:
             needles.append(Needle(f"{body['class']}@{body['where']}", raw))
         elif kind == "needles-done":
             break
         elif kind == "failed":
-            raise LegError("the trainer failed", code=str(body.get("code", "workload-error")))
+            raise LegError("the trainer failed", code=failure_code(body))
         else:
             raise LegError("the trainer said something unknown", code="runtime-error")
     if scanned:
@@ -293,6 +304,7 @@ def _residue_report(leg: Leg) -> dict[str, Any]:
     return {
         "needles": leg.needles,
         "residue": "scanned" if leg.scanned else "not-scanned",
+        "scannedBy": leg.scanned_by,
         "unscannedRegions": leg.unscanned,
         "custodianExit": leg.exits.get("custodian", -1),
         "trainerExit": leg.exits.get("trainer", -1),

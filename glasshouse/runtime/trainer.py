@@ -34,6 +34,7 @@ from glasshouse.runtime.linux import (
 )
 from glasshouse.runtime.params import Launch
 from glasshouse.sealing.container import OpenedPackage
+from glasshouse.sealing.memory import overwrite as overwrite_and_read
 
 if TYPE_CHECKING:
     from glasshouse.runtime.custodian import Plumbing
@@ -62,7 +63,7 @@ def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
         channel.send_descriptors(residue.open_self())
         channel.expect("go", timeout=60)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
+        if os.getppid() != plumbing.supervisor:
             raise LegError("the supervisor is gone", code="runtime-error")
         _confine(plumbing, launch, channel)
         _work(plumbing, launch, package, channel)
@@ -163,14 +164,14 @@ def _zeroize(
     # Needles are sampled now, from what is live: initial weights are long gone.
     buffers = session.buffers()
     trained = list(outputs.values())
-    known = {id(tensor) for tensor in trained}
-    rest = [tensor for tensor in buffers if id(tensor) not in known]
+    known = {_place(tensor) for tensor in trained}
+    rest = [tensor for tensor in buffers if _place(tensor) not in known]
     for klass, tensors in (("trained-parameter", trained), ("optimizer-or-data", rest)):
         for where, sample in _samples(tensors):
             channel.send("needle", {"class": klass, "where": where}, raw=sample)
             overwrite(sample)
     channel.send("needles-done")
-    channel.expect("wipe")
+    _await(channel, "wipe")
     report = wipe_tensors([*trained, *rest])
     report["package"] = {
         "count": 1,
@@ -178,7 +179,19 @@ def _zeroize(
         "readBackZero": package.wipe(),
     }
     channel.send("wiped", report)
-    channel.expect("exit")
+    _await(channel, "exit")
+
+
+def _await(channel: Channel, kind: str) -> None:
+    """Wait for a message; serve scans meanwhile (asked for only where no descriptor could be passed)."""
+    while True:
+        found, _, _ = channel.receive()
+        if found == "scan":
+            residue.serve(channel)
+        elif found == kind:
+            return
+        else:
+            raise LegError(f"expected {kind}, got {found}", code="runtime-error")
 
 
 def _samples(tensors: list[Any]) -> list[tuple[str, bytearray]]:
@@ -188,8 +201,9 @@ def _samples(tensors: list[Any]) -> list[tuple[str, bytearray]]:
     for tensor in ranked:
         if len(found) == NEEDLES_PER_CLASS:
             break
-        view, _host = harness.tensor_bytes(tensor)
+        view, host = harness.tensor_bytes(tensor)
         sample = _sample(view)
+        harness.wipe_copy(tensor, host)
         if sample is not None:
             found.append((tensor.device.type, sample))
     return found
@@ -209,20 +223,35 @@ def _sample(view: memoryview) -> bytearray | None:
 
 
 def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
-    """Overwrite tensors with zeros and read them back: {"host": {...}, "device": {...}}."""
+    """Overwrite tensors with zeros and read them back: {"host": {...}, "device": {...}}.
+
+    What is overwritten is the whole storage behind a tensor, once: a view shows only part of it.
+    """
     report: dict[str, Any] = {
         place: {"count": 0, "bytes": 0, "readBackZero": True} for place in ("host", "device")
     }
+    seen = set()
     for tensor in tensors:
+        storage = tensor.untyped_storage()
+        where = _place(tensor)
+        if where in seen or storage.nbytes() == 0:
+            continue
+        seen.add(where)
         part = report["host" if tensor.device.type == "cpu" else "device"]
         part["count"] += 1
-        part["bytes"] += tensor.numel() * tensor.element_size()
-        # `.data` leaves autograd out of it: leaf parameters refuse in-place writes otherwise.
-        data = tensor.data
-        if data.device.type == "cpu" and data.is_contiguous():
-            ctypes.memset(data.data_ptr(), 0, data.numel() * data.element_size())
+        part["bytes"] += storage.nbytes()
+        if tensor.device.type == "cpu":
+            memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+            zero = overwrite_and_read(memoryview(memory))
         else:
-            data.zero_()
-        if int(data.count_nonzero()) != 0:
+            storage.fill_(0)
+            flat = tensor.detach().new_empty(0).set_(storage, 0, (storage.nbytes() // tensor.element_size(),))
+            zero = int(flat.count_nonzero()) == 0
+        if not zero:
             part["readBackZero"] = False
     return report
+
+
+def _place(tensor: Any) -> tuple[str, int]:
+    """Where a tensor's storage lies: two tensors of one place share their bytes."""
+    return str(tensor.device), int(tensor.untyped_storage().data_ptr())
