@@ -15,19 +15,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.context import RunContext, RunLock, create
-from glasshouse.lifecycle.setup import prepared
+from glasshouse.lifecycle.resume import Skipped
+from glasshouse.lifecycle.setup import describe, prepared
 from glasshouse.lifecycle.slots import run_slot
 from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.view import LegView
 from glasshouse.lifecycle.watchdog import Watchdog
-from glasshouse.measurement.schedule import Slot
-from glasshouse.providers.base import Provider
+from glasshouse.providers.base import Allocation, Provider
 from glasshouse.providers.journal import Journal
+from glasshouse.providers.money import cost_ceiling, rental_deadline_sec
 from glasshouse.providers.registry import open_provider
 from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
@@ -41,27 +44,28 @@ def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Scree
     """Execute one run; return its outcome. Raises UsageError for what can be known beforehand."""
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
     prepare(spec)
-    provider = open_provider(spec.provider)
-    context = create(spec, out, screen, list(overrides))
-    lock = RunLock(context.folder)
-    lock.take(wait=True)
-    screen.headline(f"run {context.run}  {_describe(spec)}")
+    with Journal() as journal, open_provider(spec.provider) as provider:
+        provider.check(spec)
+        context = create(spec, out, screen, list(overrides))
+        lock = RunLock(context.folder)
+        lock.take(wait=True)
+        screen.headline(f"run {context.run}  {_describe(spec)}")
 
-    # 1. Plan: signed and in the ledger before anything is rented.
-    registered = register_plan(Ledger(), keys.operator_key(), context.run, spec)
-    (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
-    try:
-        with Journal() as journal, Watchdog(context.folder), provider:
-            with _interruptible():
-                _attempt(context, provider, journal)
-            # 7. Release: destroy and prove it, whatever happened.
-            with _uninterrupted(screen):
-                finish.release(context, provider, journal)
-        # 8. and 9. Judge, record.
-        with _uninterrupted(screen), screen.phase("judging and signing the record"):
-            outcome = finish.record(context)
-    finally:
-        lock.close()
+        # 1. Plan: signed and in the ledger before anything is rented.
+        registered = register_plan(Ledger(), keys.operator_key(), context.run, spec)
+        (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
+        try:
+            with Watchdog(context.folder):
+                with _interruptible():
+                    _attempt(context, provider, journal)
+                # 7. Release: destroy and prove it, whatever happened.
+                with _uninterrupted(screen):
+                    finish.release(context, provider, journal)
+            # 8. and 9. Judge, record.
+            with _uninterrupted(screen), screen.phase("judging and signing the record"):
+                outcome = finish.record(context)
+        finally:
+            lock.close()
     for message in context.messages:
         screen.warn(message)
     return outcome
@@ -69,15 +73,14 @@ def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Scree
 
 def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
     """Steps 2 to 6; every way they can end is noted in the context."""
-    phase = "boot-failed"
+    phase = "journal-failed"
     try:
         # 2. Allocate: the intent is on disk before the create call, the id right after it.
-        journal.intend(context.run, context.name, provider.kind, {"folder": str(context.folder.resolve())})
+        detail = {"folder": str(context.folder.resolve()), "maxUsd": cost_ceiling(context.spec)}
+        journal.intend(context.run, context.name, provider.kind, detail)
+        phase = "boot-failed"
         with context.screen.phase(f"allocating on {provider.kind}"):
-            allocation = provider.allocate(context.name, context.spec, context.screen.progress)
-        context.allocation_id = allocation.id
-        journal.created(context.name, allocation.id)
-        context.save()
+            allocation = _allocate(context, provider, journal)
         # 3. Connect.
         phase = "connect-failed"
         with context.screen.phase("connecting"):
@@ -88,38 +91,83 @@ def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
             with prepared(context, pod, allocation) as ready:
                 # 5. and 6. The legs, in the order of the plan.
                 phase = "leg-failed"
-                for slot in context.schedule:
-                    label = _label(context.schedule, slot)
-                    with context.screen.phase(label):
-                        result = run_slot(context, ready, slot, label)
-                    context.screen.note(_result_line(slot, result))
+                view = LegView(context.screen, context.schedule)
+                with view.legs():
+                    for slot in context.schedule:
+                        with view.slot(slot) as label:
+                            result = run_slot(context, ready, slot, label)
+                        view.done(slot, result)
         finally:
             pod.close()
     except KeyboardInterrupt:
         context.fail("interrupted", "interrupted: the run is excluded; releasing what it holds")
     except LegError as error:
-        if error.code == "gpu-not-as-asked" or phase != "leg-failed":
+        if error.code in ("gpu-not-as-asked", "rental-deadline") or phase != "leg-failed":
             context.fail(error.code, f"error: {error.line()}")
         else:
             context.messages.append(f"error: {error.line()}")
             context.exit_code = max(context.exit_code, 1)
     except ProviderError as error:
-        context.fail(phase, f"error: {error.line()}", 3)
+        code = str(error.value) if error.field == "code" else phase
+        context.fail(code, f"error: {error.line()}", 3)
     except GlasshouseError as error:
         context.fail(phase, f"error: {error.line()}", error.exit_code)
 
 
+def _allocate(context: RunContext, provider: Provider, journal: Journal) -> Allocation:
+    """Rent, and keep every id that the provider gives out as soon as it is known."""
+    began = time.monotonic()
+    if context.spec.paid:
+        context.rented_at = round(time.time(), 3)
+        context.deadline = began + rental_deadline_sec(context.spec)
+    context.save()
+
+    def keep() -> None:
+        ids = ",".join(provider.known_ids(context.name))
+        if (ids, provider.simulated) != (context.allocation_id or "", context.simulated):
+            if ids:
+                journal.created(context.name, ids)
+            context.allocation_id, context.simulated = ids or None, provider.simulated
+            context.save()
+
+    def progress(text: str) -> None:
+        keep()
+        context.screen.progress(text)
+
+    try:
+        allocation = provider.allocate(context.name, context.spec, progress)
+    finally:
+        keep()
+    if context.allocation_id is None:
+        journal.created(context.name, allocation.id)
+        context.allocation_id = allocation.id
+        context.save()
+    source = allocation.endpoint.host_key_source
+    described = describe(context, allocation, gpu_model=allocation.gpu_model, source=source)
+    context.write("allocation.json", described)
+    return allocation
+
+
 def run_sweep(
-    cells: Sequence[tuple[list[str], RunSpec]], *, out: Path, as_json: bool = False, quiet: bool = False
+    cells: Sequence[tuple[list[str], RunSpec]],
+    *,
+    out: Path,
+    as_json: bool = False,
+    quiet: bool = False,
+    skipped: Sequence[Skipped] = (),
 ) -> int:
     """Run every cell, one after the other; return the highest exit code.
 
-    All cells are validated before the first starts; a sweep goes on past an excluded cell.
+    All cells are validated before the first starts; a sweep goes on past an excluded cell. `skipped`
+    are cells that a finished run covers: they are only named.
     """
     screen = Screen(quiet=quiet)
+    for cell in skipped:
+        screen.note(cell.line())
     for _, spec in cells:
         prepare(spec)
-        open_provider(spec.provider)
+        with open_provider(spec.provider) as provider:
+            provider.check(spec)
     outcomes: list[finish.Outcome] = []
     code = 0
     for number, (overrides, spec) in enumerate(cells, start=1):
@@ -145,7 +193,11 @@ def run_sweep(
         screen.note(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
     if as_json:
         runs = [{"folder": item.folder, "exitCode": item.exit_code, **item.record} for item in outcomes]
-        print(json.dumps({"exitCode": code, "runs": runs}))  # noqa: T201 -- the one JSON document of --json
+        done = [asdict(cell) for cell in skipped]
+        print(json.dumps({"exitCode": code, "runs": runs, "skipped": done}))  # noqa: T201 -- the one document
+    for outcome in outcomes:
+        if outcome.alarm:
+            screen.alarm(outcome.alarm)
     return code
 
 
@@ -179,25 +231,6 @@ def _describe(spec: RunSpec) -> str:
         "order": spec.order,
     }
     return " ".join([*(f"{key}={value}" for key, value in what.items()), amount])
-
-
-def _label(schedule: Sequence[Slot], slot: Slot) -> str:
-    arm = slot.arm if slot.lifecycle or slot.arm == "raw" else "raw (control)"
-    if len(schedule) <= 2:
-        return f"{arm} leg"
-    left = sum((later.measured_sec or 0.0) + later.warmup_sec for later in schedule[slot.index :])
-    burn_in = ", burn-in" if slot.burn_in else ""
-    return f"slot {slot.index + 1} of {len(schedule)} ({arm}{burn_in}), {left / 60:.0f} min of training to go"
-
-
-def _result_line(slot: Slot, result: dict[str, Any]) -> str:
-    elapsed = float(result["elapsedSec"])
-    # In a block design the arms are not shown side by side before the end: no peeking.
-    if slot.block is not None or slot.burn_in:
-        return f"done: {elapsed:.1f} s"
-    rate = result["units"] / elapsed if elapsed else 0.0
-    done = f"{result['units']} {result['unit']} in {elapsed:.1f} s"
-    return f"{done}: {rate:.2f} /s, loss {result['finalLoss']:.4f}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from glasshouse.remote.pod import Pod
 from glasshouse.runtime.events import check_line, event_hash, first_link
 
 RECONNECT_ROUNDS = 3
+QUICK_SEC = 0.1
+WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
 MAX_RESULT_BYTES = 4 << 20
 MAX_EVENTS_BYTES = 64 << 20
@@ -116,12 +119,45 @@ class EventLog:
             stream.write(line + b"\n")
 
 
+class Pace:
+    """How long to wait between polls: rarely while something is measured, quickly before and after.
+
+    `interval` seconds is the longest wait. quiet_sec: the warm-up and the measured stretch together,
+    None where the work is fixed instead; the wait then ends with the stretch, not an interval later.
+    Elsewhere waiting takes up to WAIT_SHARE of what the phase took so far.
+    """
+
+    def __init__(self, interval: float, quiet_sec: float | None) -> None:
+        self._interval = interval
+        self._quiet = quiet_sec
+        self._phase_began = time.monotonic()
+        self._quiet_until: float | None = None
+
+    def ready(self) -> None:
+        """The leg is set up: its warm-up and measured stretch begin about now."""
+        if self._quiet_until is None:
+            length = math.inf if self._quiet is None else self._quiet
+            self._quiet_until = time.monotonic() + length
+            self._phase_began = self._quiet_until
+
+    def measured(self) -> None:
+        """The measured stretch is over, though nobody knew when it would be."""
+        self._quiet_until = self._phase_began = time.monotonic()
+
+    def pause(self) -> float:
+        """Seconds to wait now."""
+        now = time.monotonic()
+        if self._quiet_until is not None and now < self._quiet_until:
+            return min(self._interval, self._quiet_until - now + QUICK_SEC)
+        return min(self._interval, max(QUICK_SEC, WAIT_SHARE * (now - self._phase_began)))
+
+
 def follow(
     pod: Pod,
     leg_dir: str,
     *,
     followed: str,
-    interval: float,
+    pace: Pace,
     deadline: float,
     on_data: Callable[[bytes], None],
     warn: Callable[[str], None],
@@ -145,7 +181,7 @@ def follow(
         if done and not data:
             return _fetch_result(pod, leg_dir, warn)
         if not done:
-            time.sleep(interval)
+            time.sleep(pace.pause())
 
 
 def _poll(pod: Pod, leg_dir: str, offset: int, followed: str) -> tuple[bool, bytes]:

@@ -15,9 +15,10 @@ from glasshouse.attestation.evidence import parse_evidence
 from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
 from glasshouse.errors import AttestationError, GlasshouseError, LegError, OutcomeUnknown, RemoteError
 from glasshouse.lifecycle.context import RunContext, leg_id
-from glasshouse.lifecycle.follow import EventLog, follow
+from glasshouse.lifecycle.follow import EventLog, Pace, follow
 from glasshouse.lifecycle.setup import Ready, put_raw_files
 from glasshouse.measurement.schedule import Slot
+from glasshouse.providers import money
 from glasshouse.records import keys
 
 MAX_OUTPUT_BYTES = 64 << 30
@@ -25,11 +26,11 @@ TRANSPORT_CODES = frozenset({"broker-unreachable", "malformed-answer", "start-un
 
 
 def leg_deadline_sec(context: RunContext, slot: Slot) -> float:
-    """How long a launch may take, in seconds; fixed-step slots get the extra time alone."""
-    measure = context.spec.measure
-    planned = slot.warmup_sec + (slot.measured_sec or 0.0)
-    extra = measure.leg_deadline_extra_sec * (1 if slot.steps is None else 10)
-    return planned * measure.leg_deadline_factor + extra
+    """How long a launch may take, in seconds: as it was budgeted, and never past the whole rental."""
+    own = money.leg_deadline_sec(
+        context.spec, warmup_sec=slot.warmup_sec, measured_sec=slot.measured_sec, steps=slot.steps
+    )
+    return max(1.0, min(own, context.deadline - time.monotonic()))
 
 
 def run_slot(context: RunContext, ready: Ready, slot: Slot, label: str) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def run_slot(context: RunContext, ready: Ready, slot: Slot, label: str) -> dict[
     """
     attempts = 1 + (context.spec.policy.launch_retries if slot.lifecycle else 0)
     for launch in range(1, attempts + 1):
+        if time.monotonic() > context.deadline:
+            raise LegError("all that was budgeted for the rental has passed", code="rental-deadline")
         launched = _Launch(context, ready, slot, launch, label)
         try:
             return launched.run()
@@ -78,6 +81,8 @@ class _Launch:
         )
         self.raw_removed: bool | None = None
         self.last_progress: dict[str, Any] = {}
+        quiet = None if slot.measured_sec is None else slot.warmup_sec + slot.measured_sec
+        self.pace = Pace(context.spec.measure.head_interval_sec, quiet)
 
     def run(self) -> dict[str, Any]:
         """Launch, follow, collect; launch.json is written whatever happens."""
@@ -229,12 +234,11 @@ class _Launch:
         self.timings["startSec"] = time.monotonic() - began
 
     def _follow(self, followed: str, on_data: Any) -> dict[str, Any]:
-        measure = self.context.spec.measure
         return follow(
             self.ready.pod,
             self.leg_dir,
             followed=followed,
-            interval=measure.head_interval_sec,
+            pace=self.pace,
             # Beyond the pod's own deadline, so that its reason wins over ours.
             deadline=time.monotonic() + leg_deadline_sec(self.context, self.slot) + 30,
             on_data=on_data,
@@ -262,11 +266,17 @@ class _Launch:
     def _show(self, kind: str, body: dict[str, Any]) -> None:
         if kind == "progress":
             self.last_progress = body
+            self.pace.ready()
+        elif kind == "trained":
+            self.pace.measured()
         shown = self.last_progress
         phase = {"measure": "measuring", "warmup": "warming up", "setup": "setting up"}.get(
             str(shown.get("phase")), kind.replace("-", " ") or "starting"
         )
         elapsed, units = float(shown.get("elapsedSec") or 0.0), shown.get("units") or 0
+        if self.slot.block is not None or self.slot.burn_in:  # no peeking before the design is done
+            self.context.screen.progress(f"{self.label}: {phase}", plain=False)
+            return
         rate = f", {units / elapsed:.1f} /s" if units and elapsed > 0 else ""
         self.context.screen.progress(f"{self.label}: {phase} {elapsed:.0f} s, {units} units{rate}")
 

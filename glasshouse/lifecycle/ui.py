@@ -69,10 +69,12 @@ class Screen:
         took = time.monotonic() - began
         self._console.print(f"  [green]✓[/green] {escape(text)} [dim]{took:.1f} s[/dim]", soft_wrap=True)
 
-    def progress(self, text: str) -> None:
-        """Redraw the live line; on a plain stream, a line every few seconds."""
+    def progress(self, text: str, *, plain: bool = True) -> None:
+        """Redraw the live line; on a plain stream, a line every few seconds, or none with plain=False."""
         if self._status is not None:
             self._status.update(escape(text))
+            return
+        if not plain:
             return
         now = time.monotonic()
         if now - self._last_plain >= PLAIN_EVERY_SEC:
