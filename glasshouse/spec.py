@@ -104,7 +104,8 @@ class LoraModel(Strict):
     model_id: str
     revision: str | None = None
     architecture: dict[str, int | float | bool | str]  # transformers config of the base model
-    weights: Literal["random", "pretrained"] = "random"
+    weights: Literal["random", "pretrained", "sealed"] = "random"
+    weights_path: str | None = None  # sealed: folder of .safetensors files here, on the operator's side
     weights_seed: int = Field(default=20260102, ge=0, lt=2**53)
     file_sha256: dict[str, str] = {}
     rank: int = Field(default=4, ge=1, le=1024)
@@ -117,6 +118,14 @@ class LoraModel(Strict):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     data_seed: int = Field(default=20260103, ge=0, lt=2**53)
     examples: int = Field(default=256, ge=1, le=10_000_000)
+
+    @model_validator(mode="after")
+    def _whole(self) -> LoraModel:
+        if self.weights == "sealed" and not self.weights_path:
+            raise ValueError("model.weights=sealed needs model.weights_path=FOLDER, of .safetensors files")
+        if self.weights != "sealed" and self.weights_path is not None:
+            raise ValueError("model.weights_path is what is sealed: it needs model.weights=sealed")
+        return self
 
 
 class CustomModel(Strict):

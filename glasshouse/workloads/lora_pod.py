@@ -1,9 +1,10 @@
 """The LoRA workload as it runs on the pod, in both arms: a causal language model and its adapter.
 
 Self-contained: torch, transformers and peft. A unit is one optimiser step. The base model comes
-from a transformers config with seeded random weights, or from a pinned revision whose files are
-checked by SHA-256; the adapter's initial weights come from the package. Tokens are drawn once from
-a seeded generator and visited in order, so both arms see the same stream.
+from a transformers config with seeded random weights, from a pinned revision whose files are checked
+by SHA-256, or from the package itself, in whose memory it then stays; the adapter's initial weights
+come from the package. Tokens are drawn once from a seeded generator and visited in order, so both arms
+see the same stream.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import pathlib
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
 
 
@@ -21,17 +23,43 @@ def build(config, tensors, device):
     return LoraSession(config, tensors, torch.device(device))
 
 
-def base_model(config, device):
+BASE = "base."  # begins the names of base weights in the package
+
+
+def base_model(config, tensors, device):
     """Make or load the base model on `device`, in the configured dtype."""
     dtype = getattr(torch, config["dtype"])
+    if config["weights"] == "sealed":
+        return sealed_model(config, tensors, dtype).to(device)
     if config["weights"] == "pretrained":
         folder = checked_files(config)
         return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    architecture = dict(config["architecture"])
-    shape = transformers.AutoConfig.for_model(architecture.pop("model_type"), **architecture)
     torch.manual_seed(config["weights_seed"])
     with torch.device(device):
-        return transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        return transformers.AutoModelForCausalLM.from_config(shape_of(config), dtype=dtype)
+
+
+def shape_of(config):
+    """Return the transformers config of the architecture."""
+    architecture = dict(config["architecture"])
+    return transformers.AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+
+
+def sealed_model(config, tensors, dtype):
+    """Make the model around the package's own memory: its parameters are views of it, never copies."""
+    # Parameters without storage; buffers (rotary frequencies) are computed, not loaded, so they are made.
+    with init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(shape_of(config), dtype=dtype)
+    state = {}
+    for name, (spec, view) in tensors.items():
+        if name.startswith(BASE):
+            flat = torch.frombuffer(view, dtype=getattr(torch, spec.dtype))
+            state[name.removeprefix(BASE)] = flat.reshape(spec.shape)
+    unexpected = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    model.tie_weights()
+    if unexpected or any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the package's base weights do not fit the architecture")
+    return model
 
 
 def checked_files(config):
@@ -40,7 +68,13 @@ def checked_files(config):
     if not folder.is_dir():
         from huggingface_hub import snapshot_download  # noqa: PLC0415 -- only where a hub is reached
 
-        folder = pathlib.Path(snapshot_download(config["model_id"], revision=config["revision"]))
+        folder = pathlib.Path(
+            snapshot_download(
+                config["model_id"],
+                revision=config["revision"],
+                allow_patterns=["config.json", "generation_config.json", "model*.safetensors*"],
+            )
+        )
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     expected = config["file_sha256"]
     if not weights or set(weights) - set(expected):
@@ -69,7 +103,7 @@ class LoraSession:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        model = base_model(config, device)
+        model = base_model(config, tensors, device)
         model.config.use_cache = False
         self.model = get_peft_model(model, lora)
         self.model.train()
@@ -108,7 +142,7 @@ class LoraSession:
             with torch.no_grad():
                 parameter.copy_(values)
             found[key] = parameter
-        if set(found) != set(tensors):
+        if set(found) != {name for name in tensors if not name.startswith(BASE)}:
             raise ValueError("the package's adapter does not fit the model")
         return dict(sorted(found.items()))
 
@@ -137,6 +171,10 @@ class LoraSession:
     def trainable(self):
         """Return the adapter, by canonical name."""
         return {name: parameter.detach() for name, parameter in self.adapter.items()}
+
+    def given(self):
+        """Return the token stream, so that both arms' are compared by digest."""
+        return {"tokens": self.tokens}
 
     def buffers(self):
         """Return every tensor that holds data, weights or what came of them."""

@@ -19,6 +19,8 @@ from glasshouse.errors import UsageError
 from glasshouse.runtime.harness import CONFIG_FILE, DATA_PREFIX, SOURCE_FILE
 from glasshouse.sealing.container import TensorSpec
 from glasshouse.spec import CustomModel, LoraModel, MlpModel, RunSpec
+from glasshouse.workloads.custom import check_source
+from glasshouse.workloads.weights import BaseWeights
 
 SOURCES = Path(__file__).parent
 MAX_FILE_BYTES = 8 << 30
@@ -114,6 +116,7 @@ def _lora(model: LoraModel, seed: int) -> Payload:
             remedy="give the SHA-256 of every .safetensors file, or model.weights=random",
         )
     specs = lora_shapes(model)
+    base = BaseWeights(model) if model.weights == "sealed" else ()
 
     def tensors() -> Iterator[tuple[TensorSpec, memoryview]]:
         generator = np.random.Generator(np.random.PCG64(seed))
@@ -125,21 +128,16 @@ def _lora(model: LoraModel, seed: int) -> Payload:
             else:
                 values = np.zeros(item.shape, dtype=np.float32)
             yield item, values.data.cast("B")
+        yield from base
 
-    return _built_in("lora_pod.py", model.model_dump(mode="json", exclude={"kind", "name"}), tensors)
+    hidden = {"kind", "name", "weights_path"}  # a path of this machine is nothing to the pod
+    return _built_in("lora_pod.py", model.model_dump(mode="json", exclude=hidden), tensors)
 
 
 def _custom(model: CustomModel) -> Payload:
     path, _, name = model.entry.rpartition(":")
     source = _read(Path(path), "model.entry")
-    try:
-        compile(source, path, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"line {line}" if line else "it"
-        raise UsageError(
-            f"the workload does not compile: {where}", field="model.entry", value=path, remedy="mend it"
-        ) from error
+    check_source(model, source)
     files = {SOURCE_FILE: source, CONFIG_FILE: canonical_json(dict(model.params))}
     for item in model.data:
         place = f"{DATA_PREFIX}{Path(item).name}"
