@@ -8,7 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest
+# A file's tests share servers and runs, so files are spread, not tests; three, since many of them wait.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 LEFT_OUT := sshd chromium postgres soak
 ALONE := not sshd and not chromium and not postgres and not soak
 

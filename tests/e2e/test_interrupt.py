@@ -1,0 +1,70 @@
+"""A run that is interrupted in any phase leaves nothing on the pod, and an excluded row."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+from tests.e2e.conftest import TINY, Program, processes_of, wait_until
+from tests.e2e.phases import (
+    PHASES,
+    PROTECTED,
+    check_gone,
+    has_part,
+    read_record,
+    run_folder,
+    seen_event,
+    start,
+)
+
+pytestmark = pytest.mark.train
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"), [("seal", signal.SIGTERM), ("train", signal.SIGINT), ("raw", signal.SIGINT)]
+)
+def test_interrupted(program: Program, phase: str, number: signal.Signals) -> None:
+    overrides, reached = PHASES[phase]
+    process = start(program, overrides)
+    wait_until(lambda: reached(program), 60, f"phase {phase}")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    folder = run_folder(program)
+    assert folder is not None
+    record = read_record(folder)
+    assert record["status"] == "excluded"
+    assert "interrupted" in record["exclusion"]["codes"]
+    check_gone(program, folder)
+
+
+def test_ctrl_c_during_release_does_not_stop_it(program: Program) -> None:
+    process = start(program, [*TINY, "duration=0.5"])
+    wait_until(lambda: has_part(program, "legs/s001-protected/launch.json"), 90, "the last leg")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    folder = run_folder(program)
+    assert folder is not None
+    # Early, it interrupts; late, it is answered with a word. Either way the run is released and recorded.
+    assert process.returncode in (0, 1), err
+    assert read_record(folder)["status"] in ("verified", "excluded")
+    check_gone(program, folder)
+
+
+def test_a_killed_supervisor_is_an_excluded_row(program: Program) -> None:
+    process = start(program, PROTECTED)
+    wait_until(lambda: seen_event(program, "progress"), 60, "training")
+    folder = run_folder(program)
+    assert folder is not None
+    name = json.loads((folder / "run.json").read_bytes())["name"]
+    for pid in processes_of(f"{name}/runtime-"):
+        subprocess.run(["kill", "-9", str(pid)], check=False)
+    # Nobody writes a result file any more; an interrupt ends the wait.
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert read_record(folder)["status"] == "excluded"
+    check_gone(program, folder)
