@@ -1,0 +1,146 @@
+"""Block designs for real: a run and its two controls, each with a fresh process for each of 33 slots.
+
+The workload is paced by the clock (workloads/clocked.py), so the truth is known whatever else the machine
+does: no overhead in the run and in raw against raw, and the injected delay in the positive control.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.measurement.controls import expected_delay_pct
+from tests.e2e.conftest import ROOT, Program
+
+pytestmark = [pytest.mark.train, pytest.mark.timeout(300)]
+
+SETTINGS = [
+    "measure=quick",
+    "measure.discard_sec=0.05",
+    "measure.head_interval_sec=0.5",
+    "model=custom",
+    "model.entry=tests/e2e/workloads/clocked.py:Clocked",
+    "+model.params.unit_ms=2",
+    "order=abba",
+    "duration=3.2",
+]
+RECOMPUTE = ROOT / "site" / "research" / "recompute.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, dict[str, dict[str, Any]]]]:
+    """The three runs, side by side: records by control, each with its `err`."""
+    base = tmp_path_factory.mktemp("abba")
+    program = Program(base / "home", base / "runs")
+    started = {
+        control: program.start("run", "--json", "--out", str(program.runs), *SETTINGS, f"control={control}")
+        for control in ("none", "aa", "delay")
+    }
+    records = {}
+    try:
+        for control, process in started.items():
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+            records[control] = json.loads(out)["runs"][0] | {"err": err}
+        yield program, records
+    finally:
+        for process in started.values():
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=30)
+
+
+Runs = tuple[Program, dict[str, dict[str, Any]]]
+
+
+def test_the_run_is_verified_with_an_interval(runs: Runs) -> None:
+    _, records = runs
+    record = records["none"]
+    assert record["status"] == "verified"
+    figures = record["figures"]
+    overhead = figures["overhead"]
+    assert overhead["method"] == "t-blocks"
+    assert overhead["n"] == overhead["blocks"] == 8
+    assert overhead["ciLowPct"] < figures["overheadPct"] < overhead["ciHighPct"]
+    assert abs(figures["overheadPct"]) < 2
+    assert overhead["verdict"] == "within"
+    assert len(overhead["leaveOneOutPct"]) == 8
+    assert 0 < overhead["randomizationP"] <= 1
+    assert figures["launches"] == 33
+    assert sum(slot["burnIn"] for slot in figures["slots"]) == 1
+    assert {"order-confounded", "single-sample"}.isdisjoint(record["caveats"])
+    assert {"no-control", "short", "payload-disclosed"} <= set(record["caveats"])
+    # Sixteen measured launches and the discarded ones: the full lifecycle each time.
+    folder = Path(record["folder"])
+    assert len(list((folder / "bundle/legs").glob("*-protected/exchange.json"))) == 16
+
+
+def test_identical_arms_are_found_equal(runs: Runs) -> None:
+    _, records = runs
+    record = records["aa"]
+    assert record["status"] == "verified"
+    assert record["figures"]["control"]["outcome"] == "passed", record["figures"]
+    assert record["figures"]["control"]["kind"] == "aa"
+    # Both roles ran without the lifecycle, so there is nothing to attest and no fixed cost to state.
+    assert record["figures"]["fixedCostSec"] is None
+    assert not list((Path(record["folder"]) / "bundle/legs").glob("*/exchange.json"))
+
+
+def test_a_known_delay_is_found_again(runs: Runs) -> None:
+    _, records = runs
+    figures = records["delay"]["figures"]
+    assert records["delay"]["status"] == "verified"
+    assert figures["control"]["outcome"] == "passed", figures
+    assert figures["control"]["expectedPct"] == pytest.approx(expected_delay_pct(3.0), abs=1e-6)
+    assert figures["overheadPct"] == pytest.approx(expected_delay_pct(3.0), abs=0.5)
+
+
+@pytest.mark.parametrize("control", ["none", "aa", "delay"])
+def test_a_reader_recomputes_the_figures_from_the_bundle_alone(runs: Runs, control: str) -> None:
+    _, records = runs
+    record = records[control]
+    done = subprocess.run(
+        [sys.executable, "-I", str(RECOMPUTE), str(Path(record["folder"]) / "bundle")],
+        capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    theirs, figures = json.loads(done.stdout), record["figures"]
+    ours = {**figures["overhead"], "overheadPct": figures["overheadPct"]}
+    ours["randomisationP"] = ours.pop("randomizationP")
+    ours["leaveOneOut"] = ours.pop("leaveOneOutPct")
+    for name in sorted(theirs.keys() & ours.keys()):
+        if name == "verdict":
+            assert theirs[name] == ours[name]
+        else:
+            assert theirs[name] == pytest.approx(ours[name], abs=2e-6), name
+    assert {
+        "overheadPct",
+        "ciLowPct",
+        "ciHighPct",
+        "mde80Pct",
+        "randomisationP",
+    } <= theirs.keys() & ours.keys()
+
+
+def test_every_bundle_verifies_offline(runs: Runs) -> None:
+    program, records = runs
+    done = program("verify", "--json", *(record["folder"] for record in records.values()))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"]
+    assert len(document["runs"]) == 3
+
+
+def test_nobody_sees_a_rate_before_the_end(runs: Runs) -> None:
+    _, records = runs
+    shown, _, table = records["none"]["err"].partition("releasing the allocation")
+    assert "block 8 of 8 done" in shown
+    assert "min left" in shown or "s left" in shown
+    assert "/s" not in shown
+    assert "%" not in shown
+    assert "/s" in table
