@@ -239,10 +239,7 @@ def _stretch(
         session.run_unit()
         units += 1
         if delay_pct and time.monotonic() - chunk_start >= DELAY_CHUNK_SEC:
-            # The positive control: a known share of the time worked, slept on an idle device.
-            session.synchronize()
-            time.sleep((time.monotonic() - chunk_start) * delay_pct / 100.0)
-            chunk_start = time.monotonic()
+            chunk_start = _delay(session, chunk_start, delay_pct)
         now = time.monotonic()
         if losses is not None and throughput is not None and now >= next_point:
             # Six digits draw the same curve; the final loss is kept as it is.
@@ -253,8 +250,17 @@ def _stretch(
             body = {"phase": phase, "elapsedSec": round(now - start, 3), "units": units}
             report("progress", body)
             next_report = now + PROGRESS_SEC
+    if delay_pct:
+        _delay(session, chunk_start, delay_pct)
     session.synchronize()
     return units, time.monotonic() - start
+
+
+def _delay(session: Session, since: float, delay_pct: float) -> float:
+    """The positive control: sleep a known share of the time worked, on an idle device; return the time."""
+    session.synchronize()
+    time.sleep((time.monotonic() - since) * delay_pct / 100.0)
+    return time.monotonic()
 
 
 def _finite(loss: float) -> float:
