@@ -18,12 +18,14 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
@@ -79,7 +81,7 @@ def validate(values: Mapping[str, Any]) -> RunSpec:
 def expand(overrides: Sequence[str], *, conf: Path | None = None) -> list[list[str]]:
     """Return the overrides of every cell of a sweep, in order, as Hydra's basic sweeper makes them."""
     with _composing(conf, overrides) as hydra:
-        config = _compose(hydra, overrides, RunMode.MULTIRUN)
+        config = _compose(hydra, _of_sweep(overrides), RunMode.MULTIRUN)
         chosen = config.hydra.runtime.choices["hydra/sweeper"]
         if chosen != BASIC:
             raise UsageError(
@@ -89,20 +91,21 @@ def expand(overrides: Sequence[str], *, conf: Path | None = None) -> list[list[s
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         search = [item for item in config.hydra.overrides.hydra if item.startswith("hydra.searchpath=")]
         parser = OverridesParser.create(config_loader=hydra.config_loader)
-        parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        parsed = parser.parse_overrides([*params, *_of_cells(overrides)])
         return [[*search, *cell] for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch]
 
 
 def wants_sweep(overrides: Sequence[str], *, conf: Path | None = None) -> bool:
     """Whether the configuration itself asks for a sweep (`hydra.mode=MULTIRUN`)."""
     with _composing(conf, overrides) as hydra:
-        return bool(_compose(hydra, overrides, RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN)
+        return bool(_compose(hydra, _of_sweep(overrides), RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN)
 
 
 def launcher(overrides: Sequence[str], *, conf: Path | None = None) -> str:
     """Return the launcher that a sweep is to use: basic, joblib, submitit_slurm, ray, ..."""
     with _composing(conf, overrides) as hydra:
-        return str(_compose(hydra, overrides, RunMode.MULTIRUN).hydra.runtime.choices["hydra/launcher"])
+        config = _compose(hydra, _of_sweep(overrides), RunMode.MULTIRUN)
+        return str(config.hydra.runtime.choices["hydra/launcher"])
 
 
 def launch(
@@ -117,12 +120,12 @@ def launch(
     with initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        batches = hydra.multirun(
-            config_name="config",
-            task_function=_Job(job),
-            overrides=_quoted(overrides),
-            with_log_configuration=False,
+        config = _compose(hydra, _of_sweep(overrides), RunMode.MULTIRUN)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=config, hydra_context=context, task_function=_Job(job)
         )
+        batches = sweeper.sweep(arguments=_of_cells(overrides))
         return [int(done.return_value) for batch in batches for done in batch]
 
 
@@ -173,8 +176,29 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def _of_sweep(overrides: Sequence[str]) -> list[str]:
+    """The words that decide how a sweep is run: Hydra's own, and groups, which may bring a sweep.
+
+    The rest belongs to the cells: with `gpu=h100,pro6000` no provider is chosen yet, so that a setting of a
+    provider would be unknown here.
+    """
+    return [word for word in overrides if _key(word) in GROUPS or _is_hydras(word)]
+
+
+def _of_cells(overrides: Sequence[str]) -> list[str]:
+    return _quoted([word for word in overrides if not _is_hydras(word)])
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _is_hydras(word: str) -> bool:
+    return _key(word).startswith(("hydra.", "hydra/")) or _key(word) == "hydra"
+
+
 def _quoted(overrides: Sequence[str]) -> list[str]:
-    """Quote paths that begin with `~/`: shells leave them so after `NAME=`, and Hydra's grammar has no tilde."""
+    """Quote paths that begin with `~/`: shells leave those as they are, and Hydra's grammar has no tilde."""
     return [re.sub(r"=(~/[^'\",\[\]{}()]*)\Z", r"='\1'", word) for word in overrides]
 
 

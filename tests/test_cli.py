@@ -343,7 +343,8 @@ def test_settings_print_as_they_resolve(call: Call) -> None:
 def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def record(cells: Any, *, out: Path, as_json: bool = False) -> int:
+    def record(cells: Any, *, out: Path, as_json: bool = False, skipped: Any = ()) -> int:
+        assert not skipped
         seen.append((cells, out, as_json))
         return 1
 

@@ -297,6 +297,35 @@ def test_sweep_syntax_is_hydras(words: list[str], cells: int) -> None:
         assert not any(word.startswith("hydra/") for word in cell)
 
 
+def test_a_sweep_over_gpus_takes_settings_of_the_provider_they_choose() -> None:
+    words = ["gpu=h100,pro6000", "provider.base_url=http://127.0.0.1:1/v2"]
+    cells = [config.load(cell) for cell in config.expand(words)]
+    assert [(cell.gpu.name, cell.provider.kind) for cell in cells] == [
+        ("h100", "runpod"),
+        ("pro6000", "runpod"),
+    ]
+    assert all(
+        isinstance(cell.provider, CloudProvider) and cell.provider.base_url == "http://127.0.0.1:1/v2"
+        for cell in cells
+    )
+    with pytest.raises(UsageError, match=r"provider\.base_ur="):
+        config.load(config.expand(["gpu=h100,pro6000", "provider.base_ur=x"])[0])
+
+
+@pytest.mark.parametrize(("group", "variable"), [("runpod", "RUNPOD"), ("vastai", "VASTAI")])
+def test_the_environment_can_point_a_provider_elsewhere(
+    group: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(f"GLASSHOUSE_{variable}_URL", raising=False)
+    usual = config.load([f"provider={group}"]).provider
+    assert isinstance(usual, CloudProvider)
+    assert usual.base_url.startswith("https://")
+    monkeypatch.setenv(f"GLASSHOUSE_{variable}_URL", "http://127.0.0.1:9/x")
+    other = config.load([f"provider={group}"]).provider
+    assert isinstance(other, CloudProvider)
+    assert other.base_url == "http://127.0.0.1:9/x"
+
+
 def test_a_config_can_ask_for_a_sweep_itself() -> None:
     assert not config.wants_sweep(["repeat=0,1"])
     assert config.wants_sweep(["repeat=0,1", "hydra.mode=MULTIRUN"])

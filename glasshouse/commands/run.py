@@ -18,7 +18,8 @@ import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 from glasshouse import config
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError
-from glasshouse.providers.money import cap_usd, check_budget
+from glasshouse.lifecycle.resume import unfinished
+from glasshouse.providers.budget import reserved
 from glasshouse.run import run_sweep
 from glasshouse.spec import RunSpec
 
@@ -27,6 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="see glasshouse --help")
     parser.add_argument("-m", "--multirun", action="store_true", help="a sweep over comma-separated values")
+    parser.add_argument(
+        "--again", action="store_true", help="with -m: also repeat cells that a verified run covers"
+    )
     parser.add_argument("--cfg", choices=["job"], help="print the settings as they resolve, and run nothing")
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)"
@@ -40,15 +44,16 @@ def run(args: argparse.Namespace) -> int:
         return _print_settings(overrides, as_json=args.json)
     if not args.multirun and not config.wants_sweep(overrides):
         cells = [(overrides, config.load(overrides))]
-        check_budget([cells[0][1]], cap_usd([cells[0][1]]))
-        return run_sweep(cells, out=args.out, as_json=args.json)
+        with reserved([cells[0][1]]):
+            return run_sweep(cells, out=args.out, as_json=args.json)
     # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
     cells = [(cell, config.load(cell)) for cell in config.expand(overrides)]
-    specs = [spec for _, spec in cells]
-    check_budget(specs, cap_usd(specs))
     launcher = config.launcher(overrides)
+    left, skipped = (cells, []) if args.again else unfinished(cells, args.out)
+    specs = [spec for _, spec in left]
     if launcher == config.BASIC:
-        return run_sweep(cells, out=args.out, as_json=args.json)
+        with reserved(specs):
+            return run_sweep(left, out=args.out, as_json=args.json, skipped=skipped)
     if args.json:
         raise UsageError(
             "--json cannot join the output of several processes",
@@ -56,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             value=launcher,
             remedy="drop --json, or use hydra/launcher=basic",
         )
-    return max(config.launch(overrides, _RunCell(args.out.resolve())))
+    with reserved(specs):
+        return max(config.launch(overrides, _RunCell(args.out.resolve(), args.again)))
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,12 @@ class _RunCell:
     """What a launcher's worker calls; a class, since a launcher pickles it."""
 
     out: Path
+    again: bool
 
     def __call__(self, spec: RunSpec, overrides: list[str]) -> int:
-        return run_sweep([(overrides, spec)], out=self.out)
+        cells = [(overrides, spec)]
+        left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
+        return run_sweep(left, out=self.out, skipped=skipped)
 
 
 def _print_settings(overrides: list[str], *, as_json: bool) -> int:

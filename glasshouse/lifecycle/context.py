@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import math
 import os
 import secrets
 import time
@@ -45,6 +46,10 @@ class RunContext:
     exit_code: int = 0
     started: float = field(default_factory=time.time)
     overrides: list[str] = field(default_factory=list)
+    simulated: bool = False  # a fake provider answered
+    rented_at: float | None = None  # Unix seconds, before the create call of a paid provider
+    deadline: float = math.inf  # monotonic seconds: by then, all that was budgeted has been used up
+    alarm: str = ""  # the loud last line, when clean-up is not proven
 
     @property
     def parts(self) -> Path:
@@ -84,6 +89,8 @@ class RunContext:
             "failures": self.failures,
             "startedAt": self.started,
             "overrides": self.overrides,
+            "simulated": self.simulated,
+            "rentedAt": self.rented_at,
             "spec": self.spec.model_dump(mode="json"),
         }
         atomic_write(self.folder / "run.json", canonical_json(state), mode=0o600)
@@ -123,6 +130,8 @@ def reopen(folder: Path, screen: Screen) -> RunContext:
         context.failures = list(state["failures"])
         context.started = float(state["startedAt"])
         context.overrides = list(state["overrides"])
+        context.simulated = bool(state["simulated"])
+        context.rented_at = state["rentedAt"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             "not a run folder", field="run", value=folder, remedy="give a folder under runs/"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse.canonical import parse_json, sha256_hex
-from glasshouse.errors import GlasshouseError
+from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.judgement.judge import Judgement
 from glasshouse.lifecycle.context import RunContext
 from glasshouse.lifecycle.mend import mend, strip
@@ -31,6 +31,7 @@ class Outcome:
     folder: str
     record: dict[str, Any]
     exit_code: int
+    alarm: str = ""
 
 
 def release(context: RunContext, provider: Provider, journal: Journal) -> ReleaseProof:
@@ -51,13 +52,20 @@ def release(context: RunContext, provider: Provider, journal: Journal) -> Releas
             "checkedAt": [round(moment, 3) for moment in proof.checked_at],
         },
     )
-    journal.closed(context.name, proof.proof)
+    context.simulated = context.simulated or provider.simulated
+    try:
+        journal.closed(context.name, proof.proof)
+    except UsageError as error:
+        # A registered plan ends as a row, also where the journal has failed.
+        context.messages.append(f"error: {error.line()}")
     if proof.proof != "zero":
         context.exit_code = 4
-        screen.alarm(
-            f"CLEAN-UP NOT PROVEN ({proof.proof}): {context.name}: {proof.detail}. "
-            "Run `glasshouse reap`, and look at the provider's console."
+        ids = context.allocation_id or ",".join(provider.known_ids(context.name)) or "not known"
+        context.alarm = (
+            f"CLEAN-UP NOT PROVEN ({proof.proof}): {context.name} at {provider.kind}, id {ids}: "
+            f"{proof.detail}. It may still cost money: run `glasshouse reap`."
         )
+        screen.alarm(context.alarm)
     return proof
 
 
@@ -89,12 +97,13 @@ def record(context: RunContext) -> Outcome:
     code = context.exit_code
     if judgement.status == "excluded":
         code = max(code, 1)
-    return Outcome(context.run, str(context.folder), parse_json(record_bytes), code)
+    return Outcome(context.run, str(context.folder), parse_json(record_bytes), code, context.alarm)
 
 
 def _write_outcome(context: RunContext, codes: list[str], ended: float) -> None:
     times = {"startedAt": round(context.started, 3), "endedAt": round(ended, 3)}
-    context.write("outcome.json", {"codes": codes, **times})
+    simulated = {"simulated": True} if context.simulated else {}
+    context.write("outcome.json", {"codes": codes, **times, **simulated})
 
 
 def _write(context: RunContext, now: float) -> Judgement:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from glasshouse.attestation.broker import Broker
@@ -73,7 +75,9 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
         if seen.archive_sha256 != archive_sha:
             raise LegError("the runtime archive on the pod is not the one sent", code="runtime-altered")
         gpu_model = check_gpu(spec, seen)
-        context.write("allocation.json", _allocation(allocation, pod, seen, gpu_model))
+        described = describe(context, allocation, gpu_model=gpu_model, source=pod.host_key_source)
+        digest = described["allocationIdSha256"]
+        context.write("allocation.json", {**described, "machine": seen.machine(digest)})
 
     payload = prepare(spec)
     store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
@@ -125,18 +129,21 @@ def _pod_root(pod: Pod, allocation: Allocation) -> str:
     return said.decode("utf-8").strip()
 
 
-def _allocation(allocation: Allocation, pod: Pod, seen: Observed, gpu_model: str | None) -> dict[str, Any]:
-    digest = public_allocation(allocation.name)
+def describe(
+    context: RunContext, allocation: Allocation, *, gpu_model: str | None, source: str
+) -> dict[str, Any]:
+    """Return allocation.json, without the machine, at which nobody may have looked yet."""
     return {
         "provider": allocation.provider,
         "gpuModel": gpu_model or allocation.gpu_model,
         "instanceId": allocation.instance_id,
         "tier": allocation.tier,
-        "hostKeySource": pod.host_key_source,
+        "hostKeySource": source,
         "imageDigest": allocation.image_digest,
         "usdPerHour": allocation.usd_per_hour,
-        "allocationIdSha256": digest,
-        "machine": seen.machine(digest),
+        "allocationIdSha256": public_allocation(allocation.name),
+        "machine": None,
+        "rentedAt": context.rented_at,
     }
 
 
@@ -168,21 +175,23 @@ def _seal(context: RunContext, broker: Broker, payload: Payload, salt: bytes, pr
 def put_raw_files(ready: Ready, folder: str) -> None:
     """Place the workload in the clear in `folder`: what the raw leg discloses."""
     index: list[dict[str, Any]] = []
-    weights = bytearray()
-    for spec, view in ready.payload.tensors():
-        index.append(
-            {
-                "name": spec.name,
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "offset": len(weights),
-                "nbytes": view.nbytes,
-            }
-        )
-        weights += view
-        weights += bytes(-len(weights) % 64)
+    with tempfile.NamedTemporaryFile(prefix="glasshouse-raw-") as weights:
+        # One tensor at a time: base weights may be larger than memory.
+        for spec, view in ready.payload.tensors():
+            index.append(
+                {
+                    "name": spec.name,
+                    "dtype": spec.dtype,
+                    "shape": list(spec.shape),
+                    "offset": weights.tell(),
+                    "nbytes": view.nbytes,
+                }
+            )
+            weights.write(view)
+            weights.write(bytes(-weights.tell() % 64))
+        weights.flush()
+        ready.pod.put(Path(weights.name), f"{folder}/weights.bin")
     for name, data in ready.payload.files.items():
         ready.pod.put(data, f"{folder}/{name}")
-    ready.pod.put(bytes(weights), f"{folder}/weights.bin")
     described = {"builder": ready.payload.builder, "tensors": index}
     ready.pod.put(canonical_json(described), f"{folder}/index.json")

@@ -62,6 +62,16 @@ class Provider(Protocol):
     def kind(self) -> str:
         """The name used in config: local, ssh, runpod, vastai."""
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the answers so far came from a fake provider."""
+
+    def check(self, spec: RunSpec) -> None:
+        """Refuse what is known beforehand not to be rentable here, asking nobody. Raises UsageError."""
+
+    def known_ids(self, name: str) -> tuple[str, ...]:
+        """The provider's own ids of all that this object created for `name`."""
+
     def plan_price(self, spec: RunSpec) -> float | None:
         """US dollars an hour to budget with, before anything is asked of the provider; None when free."""
 
@@ -69,8 +79,8 @@ class Provider(Protocol):
         """Create what `name` (`gh-<run>-<nonce>`) will be known by. Raises UsageError, ProviderError."""
 
     def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
-        """Destroy it, also from another process and with `allocation_id` unknown; never raises for remote
-        faults."""
+        """Destroy it, also from another process and with `allocation_id` unknown (several: with commas
+        between); never raises for remote faults."""
 
     def __enter__(self) -> Self: ...
 

@@ -44,11 +44,6 @@ class Cloud:
         return self.api.kind
 
     @property
-    def console_page(self) -> str:
-        """Where a person looks when clean-up is not proven."""
-        return self.api.console_page
-
-    @property
     def simulated(self) -> bool:
         """Whether the answers come from a fake provider."""
         return self.api.http.simulated
@@ -56,6 +51,11 @@ class Cloud:
     def known_ids(self, name: str) -> tuple[str, ...]:
         """The provider's ids of all that was created for `name`, for the journal and the last line."""
         return tuple(sorted(self._created.get(name, ())))
+
+    def check(self, spec: spec.RunSpec) -> None:
+        """Refuse what config asks for and this provider cannot rent. Raises UsageError."""
+        self._wanted(spec)
+        self.api.check()
 
     def plan_price(self, spec: spec.RunSpec) -> float | None:
         """US dollars an hour to budget with: the ceiling in conf/gpu."""
@@ -67,8 +67,8 @@ class Cloud:
         On failure something may be left, and `release(name, None)` must follow.
         """
         cloud_release.check_name(name)
+        self.check(spec)
         gpu, ceiling = self._wanted(spec)
-        self.api.check()
         avoid: set[str] = set()
         for attempt in range(1, money.ATTEMPTS + 1):
             label = name if attempt == 1 else f"{name}-r{attempt}"
@@ -125,7 +125,7 @@ class Cloud:
     def _clear(self, name: str, machine_id: str | None) -> ReleaseProof:
         known = self._created.setdefault(name, set())
         if machine_id is not None:
-            known.add(machine_id)
+            known.update(machine_id.split(","))
         return cloud_release.release(self.api, name, frozenset(known))
 
     def _wanted(self, run: spec.RunSpec) -> tuple[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sqlite3
 import time
@@ -42,6 +43,14 @@ _allocations = sa.Table(
     sa.Column("proof", sa.String(20)),
     sa.Column("closed_at", sa.Float),
 )
+_reservations = sa.Table(
+    "reservations",
+    _metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("controller", sa.String(200), nullable=False),
+    sa.Column("usd", sa.Float, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Entry:
         False for a controller on another host: that is not visible from here, so ask before reaping shared
         journals (`controller_host`).
         """
-        return self.controller == _controller(self.controller.rsplit(":", 2)[1])
+        return _alive(self.controller)
 
     @property
     def controller_host(self) -> str:
@@ -97,7 +106,8 @@ class Journal:
                 with contextlib.suppress(OSError):  # the first statement says it better
                     Path(self._engine.url.database).touch(mode=0o600)
         with self._transaction() as connection:
-            connection.execute(CreateTable(_allocations, if_not_exists=True))
+            for table in (_allocations, _reservations):
+                connection.execute(CreateTable(table, if_not_exists=True))
 
     def intend(self, run: str, name: str, provider: str, detail: Mapping[str, Any]) -> None:
         """Record that `name` is about to be created; returns once that is durable.
@@ -132,6 +142,44 @@ class Journal:
         )
         with self._transaction() as connection:
             return tuple(_entry(row) for row in connection.execute(query).mappings())
+
+    def reserve(self, usd: float, *, until: float, cap: float | None) -> str:
+        """Set `usd` aside for this process; return the reservation's id, for `unreserve`.
+
+        Raises UsageError, and sets nothing aside, when that and all else that may still be spent is more
+        than `cap`: what other living processes have reserved, and the ceilings of allocations whose
+        controller died and which are not proven gone. `until`: Unix seconds, when a reservation on another
+        host, whose process cannot be seen from here, counts no more.
+        """
+        key = secrets.token_hex(16)
+        row = {"id": key, "controller": _controller(str(os.getpid())), "usd": usd, "until": until}
+        left = sum(_ceiling(entry) for entry in self.open_entries() if not entry.controller_alive)
+        with self._transaction() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("LOCK TABLE reservations IN EXCLUSIVE MODE"))
+            # Written before the others are read: under SQLite that takes the lock, so two processes queue.
+            connection.execute(_reservations.insert().values(row))
+            for other in connection.execute(sa.select(_reservations)).mappings().all():
+                if other["id"] == key:
+                    continue
+                if _counts(other["controller"], other["until"]):
+                    left += other["usd"]
+                else:
+                    connection.execute(_reservations.delete().where(_reservations.c.id == other["id"]))
+            if cap is not None and usd + left > cap:
+                raise UsageError(
+                    f"this could cost up to {usd:.2f} USD, and {left:.2f} are reserved already, "
+                    "by other runs or for machines not proven gone",
+                    field="cap",
+                    value=f"{cap:.2f}",
+                    remedy="wait for them, run `glasshouse reap`, or raise the cap",
+                )
+        return key
+
+    def unreserve(self, key: str) -> None:
+        """Give a reservation back."""
+        with self._transaction() as connection:
+            connection.execute(_reservations.delete().where(_reservations.c.id == key))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -180,6 +228,22 @@ def _entry(row: sa.RowMapping) -> Entry:
         allocation_id=row["allocation_id"],
         proof=row["proof"],
     )
+
+
+def _ceiling(entry: Entry) -> float:
+    value = entry.detail.get("maxUsd")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _alive(controller: str) -> bool:
+    return controller == _controller(controller.rsplit(":", 2)[1])
+
+
+def _counts(controller: str, until: float) -> bool:
+    """Whether a reservation still holds: its process lives, or is on another host and in its time."""
+    if controller.split(":", 1)[0] == socket.gethostname():
+        return _alive(controller)
+    return until > time.time()
 
 
 def _scheme(url: str) -> str:

@@ -33,10 +33,18 @@ class LocalProvider:
     """Provider over embedded SSH servers; several allocations may live at once."""
 
     kind = "local"
+    simulated = False
 
     def __init__(self, config: spec.LocalProvider) -> None:
         self._config = config
         self._servers: dict[str, PodServer] = {}
+
+    def check(self, spec: spec.RunSpec) -> None:
+        """Nothing is rented, so nothing can be refused."""
+
+    def known_ids(self, name: str) -> tuple[str, ...]:  # noqa: ARG002  the name says it all here
+        """Nobody gives out ids here."""
+        return ()
 
     def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
         """Nothing is rented."""

@@ -22,11 +22,19 @@ def price(spec: RunSpec) -> float | None:
     return None if per_gpu is None else per_gpu * spec.gpu.count
 
 
-def leg_deadlines_sec(spec: RunSpec) -> float:
-    """Seconds that all legs together may take: each slot's expected time x factor + extra.
+def leg_deadline_sec(
+    spec: RunSpec, *, warmup_sec: float, measured_sec: float | None, steps: int | None
+) -> float:
+    """Seconds that one launch of a slot may take: its expected time x factor + extra.
 
     With `steps` the work is fixed, so each step is budgeted with STEP_CEILING_SEC.
     """
+    work = measured_sec if measured_sec is not None else (steps or 0) * STEP_CEILING_SEC
+    return spec.measure.leg_deadline_factor * (warmup_sec + work) + spec.measure.leg_deadline_extra_sec
+
+
+def leg_deadlines_sec(spec: RunSpec) -> float:
+    """Seconds that all legs together may take: the deadlines of every slot of the schedule."""
     arms = 1 if spec.order == "protected-only" else 2
     measured = spec.duration if spec.duration is not None else (spec.steps or 0) * STEP_CEILING_SEC
     if spec.order == "abba":

@@ -26,12 +26,20 @@ class SshProvider:
     """Provider over one given host."""
 
     kind = "ssh"
+    simulated = False
 
     def __init__(self, config: spec.SshProvider, timeouts: Timeouts | None = None) -> None:
         self._config = config
         self._timeouts = timeouts or Timeouts()
         self._pinned: tuple[str, ...] | None = None  # a first-use key, once met
         self._reached: bool | None = None  # by this object's allocate; None: another process may have
+
+    def check(self, spec: spec.RunSpec) -> None:
+        """Nothing is rented, so nothing can be refused."""
+
+    def known_ids(self, name: str) -> tuple[str, ...]:  # noqa: ARG002  the name says it all here
+        """Nobody gives out ids here."""
+        return ()
 
     def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
         """Nothing is rented."""

@@ -85,7 +85,7 @@ def test_the_command_gives_its_child_both_providers_and_its_exit_code() -> None:
         "import os, urllib.request as u\n"
         "both = ('RUNPOD', 'RUNPOD_API_KEY', '/pods'), ('VASTAI', 'VAST_API_KEY', '/v1/instances/')\n"
         "for url, key, path in both:\n"
-        "    request = u.Request(os.environ[f'GLASSHOUSE_FAKE_{url}_URL'] + path)\n"
+        "    request = u.Request(os.environ[f'GLASSHOUSE_{url}_URL'] + path)\n"
         "    request.add_header('Authorization', 'Bearer ' + os.environ[key])\n"
         "    assert u.urlopen(request).status == 200\n"
         "assert float(os.environ['GLASSHOUSE_MAX_USD']) > 0\n"
@@ -106,7 +106,7 @@ def test_without_a_command_it_prints_what_to_export_and_ends_on_interrupt() -> N
         assert "SIMULATED" in lines[0]
         values = dict(re.findall(r"export (\w+)=(\S+)", "".join(lines)))
         answer = httpx.get(
-            values["GLASSHOUSE_FAKE_RUNPOD_URL"] + "/pods",
+            values["GLASSHOUSE_RUNPOD_URL"] + "/pods",
             headers={"Authorization": f"Bearer {values['RUNPOD_API_KEY']}"},
         )
         assert answer.json() == {"pods": []}

@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "RUNPOD_API_KEY": runpod.key,
             "VAST_API_KEY": vastai.key,
             "GLASSHOUSE_MAX_USD": args.max_usd,
-            "GLASSHOUSE_FAKE_RUNPOD_URL": runpod.base_url,
-            "GLASSHOUSE_FAKE_VASTAI_URL": vastai.base_url,
+            "GLASSHOUSE_RUNPOD_URL": runpod.base_url,
+            "GLASSHOUSE_VASTAI_URL": vastai.base_url,
         }
         if args.command:
             code = _run(args.command, env)
@@ -69,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
             sys.stdout.write(
                 "# SIMULATED providers. In another shell:\n" + "\n".join(lines) + "\n"
-                "# then: python -m glasshouse gpu=a4000 duration=20 "
-                "provider.base_url=$GLASSHOUSE_FAKE_RUNPOD_URL\n"
+                "# then: python -m glasshouse gpu=a4000 duration=20\n"
             )
         sys.stdout.flush()
         over = threading.Event()

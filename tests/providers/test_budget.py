@@ -1,0 +1,133 @@
+"""Money set aside by one process is not there for another; what a dead one left renting is not either."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from glasshouse.errors import UsageError
+from glasshouse.measurement.schedule import build_schedule
+from glasshouse.providers import money
+from glasshouse.providers.budget import reserved
+from glasshouse.providers.journal import Journal
+
+from .cloud_kit import make_spec
+
+LATER = 4e9
+HOLD = """
+import sys
+from glasshouse.providers.journal import Journal
+with Journal() as journal:
+    try:
+        journal.reserve(float(sys.argv[1]), until=4e9, cap=float(sys.argv[2]))
+    except Exception as error:
+        print("refused", flush=True)
+    else:
+        print("held", flush=True)
+    sys.stdin.read()
+"""
+INTEND = """
+import sys
+from glasshouse.providers.journal import Journal
+with Journal() as journal:
+    journal.intend("r", "gh-r-a", "runpod", {"maxUsd": float(sys.argv[1])})
+"""
+
+
+def _hold(usd: float, cap: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(usd), str(cap)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.communicate()
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_two_processes_share_one_cap() -> None:
+    first, second = _hold(6.0, 10.0), _hold(6.0, 10.0)
+    try:
+        # Whoever comes second is refused, however close together they come.
+        assert sorted([_said(first), _said(second)]) == ["held", "refused"]
+        with Journal() as journal:
+            with pytest.raises(UsageError, match=r"6\.00 are reserved already") as caught:
+                journal.reserve(4.01, until=LATER, cap=10.0)
+            assert caught.value.exit_code == 2
+            journal.unreserve(journal.reserve(4.0, until=LATER, cap=10.0))
+            # Without a shared cap nothing is refused, and others see it all the same.
+            journal.unreserve(journal.reserve(40.0, until=LATER, cap=None))
+    finally:
+        _end(first)
+        _end(second)
+    with Journal() as journal:  # both have ended: what they held is free
+        journal.reserve(10.0, until=LATER, cap=10.0)
+
+
+def test_a_killed_process_holds_nothing_but_what_it_may_have_left_renting() -> None:
+    process = _hold(9.0, 10.0)
+    assert _said(process) == "held"
+    process.kill()
+    _end(process)
+    subprocess.run([sys.executable, "-c", INTEND, "7.5"], check=True)
+    with Journal() as journal:
+        with pytest.raises(UsageError, match=r"7\.50 are reserved already"):
+            journal.reserve(2.6, until=LATER, cap=10.0)
+        journal.unreserve(journal.reserve(2.5, until=LATER, cap=10.0))
+        journal.closed("gh-r-a", "zero")
+        journal.reserve(10.0, until=LATER, cap=10.0)
+
+
+def test_a_reservation_on_another_host_counts_until_its_time() -> None:
+    with Journal() as journal:
+        key = journal.reserve(8.0, until=LATER, cap=None)
+        with journal._transaction() as connection:
+            connection.exec_driver_sql("UPDATE reservations SET controller = 'elsewhere:boot:1:1'")
+        with pytest.raises(UsageError):
+            journal.reserve(3.0, until=LATER, cap=10.0)
+        with journal._transaction() as connection:
+            connection.exec_driver_sql("UPDATE reservations SET until = ?", (time.time() - 1,))
+        journal.reserve(3.0, until=LATER, cap=10.0)
+        journal.unreserve(key)
+
+
+def test_a_sweep_holds_all_its_cells_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = make_spec("runpod")
+    one = money.cost_ceiling(cell)
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", f"{3 * one + 0.02:.2f}")
+    with reserved([cell, cell]):
+        with reserved([cell]):
+            pass
+        with pytest.raises(UsageError, match="reserved already"), reserved([cell, cell]):
+            pytest.fail("twice the money")
+    with reserved([cell, cell, cell]):
+        pass
+    with pytest.raises(UsageError, match="more than the cap"), reserved([cell] * 4):
+        pytest.fail("more than the cap")
+
+
+@pytest.mark.parametrize("order", ["raw-first", "protected-only", "abba"])
+@pytest.mark.parametrize("work", [{"duration": 60.0}, {"duration": None, "steps": 1600}])
+def test_what_is_budgeted_for_legs_is_what_their_deadlines_add_up_to(order: str, work: dict) -> None:
+    spec = make_spec("runpod").model_copy(update={"order": order, **work})
+    deadlines = [
+        money.leg_deadline_sec(spec, warmup_sec=s.warmup_sec, measured_sec=s.measured_sec, steps=s.steps)
+        for s in build_schedule(spec)
+    ]
+    assert sum(deadlines) == pytest.approx(money.leg_deadlines_sec(spec))
+
+
+def test_the_journal_of_an_older_version_gains_the_table(glasshouse_home: Path) -> None:
+    with Journal() as journal, journal._transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE reservations")
+    with Journal() as journal:
+        journal.unreserve(journal.reserve(1.0, until=LATER, cap=1.0))
