@@ -88,6 +88,30 @@ def hardening_state() -> dict[str, int | bool]:
     }
 
 
+# capabilities(7). What a training job has no use for and can look over the fence or change the machine with:
+# dac_read_search, setpcap, linux_immutable, net_admin, net_raw, sys_module to sys_boot, sys_time, mknod,
+# mac_override to syslog, perfmon, bpf, checkpoint_restore. perfmon and sys_admin read a stranger's
+# environment and address map past Landlock and DUMPABLE (measured on 6.18).
+_DROPPED = frozenset({2, 8, 9, 12, 13, *range(16, 23), 25, 27, 32, 33, 34, 38, 39, 40})
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def drop_capabilities() -> int:
+    """Give up capabilities that no workload needs, for good; return how many are still held."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    words: list[int] = list(struct.unpack("=6I", data.raw[:24]))  # effective, permitted, inheritable; low, then high
+    for number in _DROPPED:
+        half, bit = divmod(number, 32)
+        for kind in range(3):
+            words[3 * half + kind] &= ~(1 << bit)
+    if _libc.capset(header, ctypes.create_string_buffer(struct.pack("=6I", *words))) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    return (words[1]).bit_count() + (words[4]).bit_count()
+
+
 def landlock_abi() -> int:
     """Return the kernel's Landlock ABI version, 0 where there is none."""
     try:

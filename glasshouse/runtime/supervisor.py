@@ -41,6 +41,7 @@ from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, Servin
 
 STEP_TIMEOUT_SEC = 120.0
 MAX_NEEDLES = 64
+MAX_EVENTS = 200_000  # four days of progress; the controller reads no more than 64 MiB of them
 
 
 def supervise(launch: Launch, folder: Path) -> None:
@@ -256,6 +257,8 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
     while True:
         kind, body, raw = channel.receive(leg.remaining())
         if kind in ("progress", "trained"):
+            if leg.events is not None and leg.events.count >= MAX_EVENTS:
+                raise LegError("the leg reports without end", code="too-many-events")
             leg.event(kind, body)
         elif kind == "sealed-outputs":
             began = time.monotonic()

@@ -24,6 +24,7 @@ from glasshouse.runtime import harness, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import (
     PR_SET_PDEATHSIG,
+    drop_capabilities,
     gpu_devices,
     harden,
     hardening_state,
@@ -103,6 +104,7 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
     sys.dont_write_bytecode = True
     harden()
     landlocked = restrict_writes([scratch], gpu_devices())
+    capabilities = drop_capabilities()
     if landlocked and _can_write_outside(scratch):
         raise LegError("Landlock did not confine the trainer", code="landlock-ineffective")
     if launch.require_landlock and not landlocked:
@@ -110,7 +112,12 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
     state = hardening_state()
     channel.send(
         "hardened",
-        {**state, "fs": "landlock" if landlocked else "none", "scratchTmpfs": is_tmpfs(scratch)},
+        {
+            **state,
+            "fs": "landlock" if landlocked else "none",
+            "scratchTmpfs": is_tmpfs(scratch),
+            "capabilities": capabilities,
+        },
     )
 
 

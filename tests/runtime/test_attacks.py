@@ -1,0 +1,420 @@
+"""Attacks on a leg: through the forwarded port, the package, its processes, and from its own workload."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.server import serve
+from glasshouse.remote.sweep_script import sweep
+from glasshouse.runtime.leg import MAX_LOG_BYTES
+from glasshouse.sealing.container import fresh_payload_key, seal_package
+from tests.runtime.rig import Launched, Rig, alive, rig, wait_until
+
+# --- through the port -----------------------------------------------------------------------
+
+
+@contextmanager
+def hijacked(answer: Callable[[str, bytes], bytes]) -> Iterator[int]:
+    """The forwarded port in someone else's hands: answer(path, body) -> body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said = answer(self.path, self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (http.server's signature)
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _relay(port: int, path: str, body: bytes) -> bytes:
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("POST", path, body=body, headers={"Content-Type": "application/json"})
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def _refused(made: Rig, leg: Launched) -> list[str]:
+    result = leg.wait()
+    assert (result["status"], result["code"]) == ("failed", "attestation-refused")
+    assert leg.events() == []
+    assert leg.log == ""
+    assert leg.processes() == []
+    assert made.scratch() == []
+    assert not (leg.folder / "outputs.sealed").exists() or not (leg.folder / "outputs.sealed").stat().st_size
+    return list(result["reasonCodes"])
+
+
+def test_an_unsigned_answer_is_refused() -> None:
+    with rig() as made, hijacked(lambda *_: b'{"challenge":"e30.e30.AAAA"}') as port:
+        assert _refused(made, made.launch(broker_port=port))
+        assert made.broker.store.unwrap_calls == 0
+
+
+def test_a_broker_with_another_key_is_refused() -> None:
+    with rig() as made, serve(Broker(made.broker.store, Ed25519PrivateKey.generate())) as other:
+        assert _refused(made, made.launch(broker_port=other.port))
+        assert made.broker.store.unwrap_calls == 0
+
+
+def test_a_stolen_ticket_ends_the_launch_and_a_new_one_works() -> None:
+    with rig() as made:
+        ticket = made.ticket()
+        made.broker.challenge(ticket, made.run, "s000", 1)
+        codes = _refused(made, made.launch(ticket=ticket))
+        assert codes
+        assert made.broker.store.unwrap_calls == 0
+        assert made.launch(2).wait()["status"] == "complete"
+
+
+def test_a_replayed_grant_is_refused() -> None:
+    with rig() as made:
+        assert made.launch(1).wait()["status"] == "complete"
+        old = made.broker.exchange(made.run, "s000", 1)
+
+        def answer(path: str, body: bytes) -> bytes:
+            if path == "/v1/challenge":
+                return _relay(made.port, path, body)
+            return json.dumps({"ear": old["ear"], "grant": old["grant"]}).encode()
+
+        with hijacked(answer) as port:
+            assert _refused(made, made.launch(2, broker_port=port))
+
+
+# --- the package ----------------------------------------------------------------------------
+
+
+def _another(path: Path) -> None:
+    with path.open("wb") as out:
+        seal_package(
+            out, payload_key=fresh_payload_key(), files={"workload.py": b"evil()"}, tensors=(), extra={}
+        )
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("swap", "code"),
+    [
+        (_another, "manifest-hash-mismatch"),
+        (_flip, "chunk-authentication-failed"),
+        (_cut, "container-truncated"),
+        (_fifo, "container-unreadable"),
+    ],
+)
+def test_a_swapped_package_is_refused_by_name(swap: Callable[[Path], None], code: str) -> None:
+    with rig() as made:
+        swap(made.package)
+        leg = made.launch()
+        result = leg.wait()
+        assert (result["status"], result["code"]) == ("failed", code)
+        assert [event["type"] for event in leg.events()] == ["released", "failed"]
+        assert leg.processes() == []
+        assert made.scratch() == []
+        assert leg.log == ""
+
+
+# --- its processes --------------------------------------------------------------------------
+
+DAEMON = """
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                time.sleep(600)  # holds every descriptor and all memory that the trainer had
+            os._exit(0)
+        os.wait()
+"""
+STUCK_AT_THE_END = """
+class Workload(Tiny):
+    def buffers(self):
+        time.sleep(600)
+"""
+
+
+def _no_answer() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+@pytest.mark.parametrize("stage", ["attesting", "training", "zeroizing", "daemon"])
+def test_a_killed_supervisor_takes_its_processes_with_it(stage: str) -> None:
+    source = {"zeroizing": STUCK_AT_THE_END, "daemon": DAEMON}.get(stage, "")
+    with rig(source) as made, _no_answer() as deaf:
+        if stage == "attesting":
+            leg = made.launch(broker_port=deaf.getsockname()[1])
+            wait_until(lambda: len(leg.processes()) == 2, 10, "the custodian")
+        else:
+            leg = made.launch(seconds=0.1 if stage == "zeroizing" else 20)
+            leg.until("sealed-outputs" if stage == "zeroizing" else "progress")
+        children = leg.children()
+        assert children
+        os.kill(leg.pid, signal.SIGKILL)
+        if stage == "daemon":
+            # Its own session, reparented to init: what the pod's sweep is for.
+            wait_until(lambda: len(leg.processes()) <= 1, 5, "the trainer's end")
+        else:
+            wait_until(lambda: leg.processes() == [], 5, f"the end of {children}")
+        assert made.scratch()  # nobody was left to remove it
+        assert not (leg.folder / "result.json").exists()
+        report = sweep(made.allocation, str(made.pod))
+        assert report["folderRemoved"]
+        assert report["processesLeft"] == 0
+        assert leg.processes() == []
+        assert made.scratch() == []
+
+
+def test_a_killed_trainer_ends_the_leg_with_a_result() -> None:
+    with rig() as made:
+        leg = made.launch(seconds=20)
+        leg.until("trainer-hardened")
+        (trainer,) = leg.children()
+        os.kill(trainer, signal.SIGKILL)
+        result = leg.wait()
+        assert (result["status"], result["code"]) == ("failed", "process-died")
+        assert leg.events()[-1]["type"] == "failed"
+        assert leg.event("failed")["tmpfsRemoved"]
+        assert made.scratch() == []
+
+
+def test_a_killed_custodian_ends_the_leg_with_a_result() -> None:
+    with rig() as made, _no_answer() as deaf:
+        leg = made.launch(broker_port=deaf.getsockname()[1], deadline_sec=3)
+        wait_until(lambda: len(leg.processes()) == 2, 10, "the custodian")
+        os.kill(leg.children()[0], signal.SIGKILL)
+        assert leg.wait()["status"] == "failed"
+
+
+def test_a_child_that_outlives_the_workload_is_killed_before_zeroized_is_signed() -> None:
+    with rig(DAEMON) as made:
+        began = time.monotonic()
+        leg = made.launch()
+        result = leg.wait()
+        assert result["status"] == "complete", result
+        assert time.monotonic() - began < 25  # and nobody waited for the pipes it held open
+        body = leg.event("zeroized")
+        assert body["straysKilled"] == 1
+        assert leg.processes() == []
+        assert set(made.open(leg, "outputs.sealed").tensors) == {"weights"}
+
+
+def test_a_terminated_leg_says_so() -> None:
+    with rig() as made:
+        leg = made.launch(seconds=20)
+        leg.until("trainer-hardened")
+        os.kill(leg.pid, signal.SIGTERM)
+        assert leg.wait()["code"] == "terminated"
+        assert leg.processes() == []
+
+
+# --- its workload ---------------------------------------------------------------------------
+
+PROBE = """
+import json, signal, socket
+class Workload(Tiny):
+    def __init__(self, params, files, device):
+        super().__init__(params, files, device)
+        parent = os.getppid()
+        tries = {
+            "write": lambda: open(params["outside"], "w"),
+            "append": lambda: open(params["victim"], "a"),
+            "truncate": lambda: os.truncate(params["victim"], 0),
+            "remove": lambda: os.unlink(params["victim"]),
+            "rename": lambda: os.rename(params["victim"], params["victim"] + "2"),
+            "link": lambda: os.link(params["victim"], os.environ["TMPDIR"] + "/link"),
+            "shm": lambda: open("/dev/shm/" + params["name"], "w"),
+            "tmp": lambda: open("/tmp/" + params["name"], "w"),
+            "parent-memory": lambda: open(f"/proc/{parent}/mem", "rb"),
+            "parent-memory-write": lambda: open(f"/proc/{parent}/mem", "r+b"),
+            "parent-environ": lambda: open(f"/proc/{parent}/environ", "rb").read(1),
+            "parent-descriptors": lambda: os.readlink(f"/proc/{parent}/fd/1"),
+            "kill": lambda: os.kill(parent, 0),
+            "stranger": lambda: os.kill(params["stranger"], 0),
+            "ptrace": lambda: ptrace(parent),
+            "abstract": lambda: socket.socket(socket.AF_UNIX).connect("\\0" + params["name"]),
+            "setuid-0-core": lambda: resource_core(),
+            "scratch": lambda: open(os.environ["TMPDIR"] + "/mine", "w").write("x"),
+            "null": lambda: open("/dev/null", "w").write("x"),
+            "fork": lambda: os.waitpid(child(), 0),
+        }
+        for name, action in tries.items():
+            try:
+                action()
+                print("did", name)
+            except OSError as error:
+                print("refused", name, error.errno)
+
+def ptrace(pid):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(0x4206, pid, None, None) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+def resource_core():
+    import resource
+    if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0):
+        raise OSError(1, "no core")
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.kill(pid, 0)
+    return pid
+"""
+
+
+def test_the_workload_changes_and_reaches_nothing_outside_its_folder() -> None:
+    with rig() as probe_home:
+        base = probe_home.base
+        victim = base / "victim"
+        victim.write_text("untouched")
+        victim.chmod(0o666)
+        name = f"glasshouse-probe-{secrets.token_hex(4)}"
+        params = {
+            "outside": str(base / "new"),
+            "victim": str(victim),
+            "name": name,
+            "stranger": os.getpid(),
+        }
+        with (
+            rig(PROBE, params=params) as made,
+            socket.socket(socket.AF_UNIX) as listener,
+        ):
+            listener.bind(f"\0{name}")
+            listener.listen()
+            leg = made.launch()
+            result = leg.wait()
+            assert result["status"] == "complete", result
+            said = bytes(made.open(leg, "log.sealed").files["trainer.log"]).decode()
+        outcomes = {line.split()[1]: line.split()[0] for line in said.splitlines()}
+        allowed = {name for name, outcome in outcomes.items() if outcome == "did"}
+        assert allowed == {"scratch", "null", "fork"}, said
+        assert len(outcomes) == 20
+        assert victim.read_text() == "untouched"
+        assert not (base / "new").exists()
+
+
+def test_a_workload_that_hangs_meets_the_deadline() -> None:
+    with rig("class Workload(Tiny):\n    def run_unit(self): time.sleep(600)\n") as made:
+        leg = made.launch(deadline_sec=4)
+        result = leg.wait()
+        assert (result["status"], result["code"]) == ("failed", "leg-deadline")
+        assert leg.processes() == []
+        assert made.scratch() == []
+
+
+FLOOD = """
+class Workload(Tiny):
+    def run_unit(self):
+        super().run_unit()
+        for number in range(20000):
+            print("progress", number, "x" * 200)
+        print("y" * (8 << 20), flush=True)
+"""
+
+
+def test_a_flood_of_output_is_bounded_and_stops_nothing() -> None:
+    with rig(FLOOD) as made:
+        leg = made.launch(stretch={"warmup_sec": 0, "measured_sec": None, "steps": 5, "delay_pct": 0})
+        result = leg.wait()
+        assert result["status"] == "complete", result
+        assert len(leg.events()) < 30
+        assert len(bytes(made.open(leg, "log.sealed").files["trainer.log"])) == MAX_LOG_BYTES
+        assert leg.log == ""
+
+
+LARGE = """
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.weights = HostTensor(os.urandom(48 << 20))
+"""
+
+
+def test_large_outputs_pass_whole() -> None:
+    with rig(LARGE) as made:
+        leg = made.launch()
+        assert leg.wait()["status"] == "complete"
+        assert made.open(leg, "outputs.sealed").tensors["weights"][0].nbytes == 48 << 20
+
+
+CODES = {
+    # what the workload does -> the code, and nothing else, that is seen in plain
+    "raise ValueError(SECRET)": "workload-error",
+    "raise SystemExit(SECRET)": "workload-error",
+    "raise KeyboardInterrupt(SECRET)": "workload-error",
+    "from glasshouse.errors import LegError; raise LegError('x', code=SECRET)": "runtime-error",
+    "self.info = {'x': 'y' * (5 << 20)}": "message-too-large",
+    "self.info = {'x': 'y' * (2 << 20)}": "event-too-large",
+    "self.info = {'x': object()}": "workload-error",
+    "self.info = {'x': 2 ** 70}": "runtime-error",
+    "self.loss = lambda: float('nan')": "non-finite-loss",
+    "self.trainable = lambda: {}": "workload-error",
+    "self.buffers = lambda: [3]": "workload-error",
+    "os.close(1); os.close(2); os.kill(os.getpid(), 11)": "process-died",
+}
+
+
+@pytest.mark.parametrize("statement", CODES)
+def test_only_codes_are_seen_in_plain(statement: str) -> None:
+    secret = f"secret-{secrets.token_hex(16)}"
+    source = f"""
+SECRET = {secret!r}
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        print(SECRET, flush=True)
+        {statement}
+"""
+    with rig(source) as made:
+        leg = made.launch()
+        result = leg.wait()
+        assert (result["status"], result["code"]) == ("failed", CODES[statement])
+        assert leg.log == ""
+        for path in made.base.rglob("*"):
+            if path.is_file():
+                assert secret.encode() not in path.read_bytes(), path
+        assert secret in bytes(made.open(leg, "log.sealed").files["trainer.log"]).decode()
+        assert not alive(leg.pid)
