@@ -162,7 +162,8 @@ def run(
     if stretch.steps is not None:
         target_units = math.ceil(stretch.steps / session.steps_per_unit)
     cpu_start = time.process_time()
-    with machine.Telemetry() as telemetry:
+    device_type = str(next(iter(session.trainable().values())).device.type)
+    with machine.Telemetry(on_gpu=device_type == "cuda") as telemetry:
         units, elapsed = _stretch(
             session,
             stretch.measured_sec,
@@ -199,7 +200,7 @@ def run(
         "machineEnd": machine_end,
         "cpuSec": cpu_sec,
         "totalCpuSec": time.process_time() - cpu_began,
-        "device": str(next(iter(outputs.values())).device.type),
+        "device": device_type,
         "telemetry": telemetry.samples,
     }
     result["outputDiffers"] = initial != result["outputDigest"]

@@ -6,6 +6,7 @@ Both arms record it at the edges of every slot; measurement compares. NVML is re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -37,6 +38,17 @@ _GPU_FIELDS = (
     "memory.used",
     "memory.total",
 )
+
+# What a GPU's samples hold, by the tool's name for it.
+_WATCHED = {
+    "clocks.sm": "smMhz",
+    "clocks.mem": "memMhz",
+    "temperature.gpu": "tempC",
+    "power.draw": "powerW",
+    "clocks_throttle_reasons.active": "throttle",
+    "utilization.gpu": "utilPct",
+}
+GPU_FIRST_LINE_SEC = 5.0  # a driver without persistence takes seconds to open
 
 
 def _read(path: str) -> str:
@@ -109,8 +121,12 @@ def query_gpus() -> list[dict[str, str]]:
     return rows
 
 
-def other_gpu_processes(own: set[int]) -> int:
-    """Number of compute processes on the GPUs that are not among `own` pids."""
+def other_gpu_processes(on_gpu: bool) -> int:
+    """Number of compute processes on the GPUs apart from this one; on_gpu: whether this one computes there.
+
+    In a container the driver may number processes as the host does, so ours is one of those listed
+    rather than a pid to look for; it may also list nothing at all, which counts as nobody.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
@@ -119,8 +135,8 @@ def other_gpu_processes(own: set[int]) -> int:
         reply = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return 0
-    pids = {int(line) for line in reply.stdout.split() if line.isdigit()}
-    return len(pids - own)
+    pids = {line.strip() for line in reply.stdout.splitlines() if line.strip().isdigit()}
+    return max(0, len(pids) - on_gpu)
 
 
 def identity(allocation: str) -> dict[str, Any]:
@@ -163,24 +179,71 @@ def gpu_claim() -> dict[str, Any]:
     }
 
 
-class Telemetry:
-    """Samples the machine once a second in a thread, identically in both arms.
+class GpuWatch:
+    """One nvidia-smi that prints every GPU's state again and again for as long as it lives.
 
-    A sample is {"t": seconds since start, "cpuSec": of this process, "stealPct"?, "load1",
-    "others": busy share of all CPUs not ours in percent, "gpu": [...]}; at most `limit` are kept
-    by halving the rate of what is kept.
+    A call for each sample would start a process and open the driver each time, in the middle of what is
+    measured; this one is started before the clock and stopped after it.
     """
 
-    def __init__(self, interval: float = 1.0, limit: int = 240) -> None:
+    def __init__(self, tool: str, interval: float) -> None:
+        self._process = subprocess.Popen(
+            [tool, f"--query-gpu=index,{','.join(_WATCHED)}", "--format=csv,noheader,nounits",
+             f"--loop-ms={round(1000 * interval)}"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self._latest: dict[int, dict[str, str]] = {}
+        self._first = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="gpu-watch", daemon=True)
+        self._thread.start()
+        self._first.wait(GPU_FIRST_LINE_SEC)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            index, *values = (value.strip() for value in line.split(","))
+            if index.isdigit() and len(values) == len(_WATCHED):
+                self._latest[int(index)] = dict(zip(_WATCHED.values(), values, strict=True))
+                self._first.set()
+
+    def state(self) -> list[dict[str, str]]:
+        """The latest line of each GPU; empty where the tool said nothing."""
+        return [self._latest[index] for index in sorted(self._latest)]
+
+    def close(self) -> None:
+        """End the tool."""
+        self._process.kill()
+        self._process.wait()
+        self._thread.join(timeout=5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+class Telemetry:
+    """Samples the machine once a second in a thread, and at both edges, identically in both arms.
+
+    A sample is {"t": seconds since start, "cpuSec": of this process, "othersPct": busy share of all
+    CPUs that is not ours, "stealPct", "gpu"?: [...]}; at most `limit` are kept by halving the rate of
+    what is kept. The last one, of the edges, has "otherProcesses" on the GPUs where there are any.
+    """
+
+    def __init__(self, interval: float = 1.0, limit: int = 240, *, on_gpu: bool = False) -> None:
         self._interval = interval
         self._limit = limit
+        self._on_gpu = on_gpu
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
         self._started = time.monotonic()
-        self._has_gpu = shutil.which("nvidia-smi") is not None
+        self._watch: GpuWatch | None = None
+        self._others = 0
         self.samples: list[dict[str, Any]] = []
 
     def __enter__(self) -> Telemetry:
+        tool = shutil.which("nvidia-smi")
+        if tool is not None:
+            self._others = other_gpu_processes(self._on_gpu)
+            with contextlib.suppress(OSError):
+                self._watch = GpuWatch(tool, self._interval)
         self._started = time.monotonic()
         self._thread.start()
         return self
@@ -188,6 +251,11 @@ class Telemetry:
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join(timeout=15)
+        if self._watch is not None:
+            edge = {"t": round(time.monotonic() - self._started, 3), "gpu": self._watch.state()}
+            self._watch.close()
+            edge["otherProcesses"] = max(self._others, other_gpu_processes(self._on_gpu))
+            self.samples.append(edge)
 
     def _loop(self) -> None:
         stride = 1
@@ -216,21 +284,11 @@ class Telemetry:
         sample: dict[str, Any] = {
             "t": round(time.monotonic() - self._started, 3),
             "cpuSec": round(time.process_time(), 3),
-            "othersPct": round(max(0.0, 100.0 * (busy - own_sec) / total), 2),
-            "stealPct": round(100.0 * steal / total, 2),
+            "othersPct": round(min(100.0, max(0.0, 100.0 * (busy - own_sec) / total)), 2),
+            "stealPct": round(min(100.0, 100.0 * steal / total), 2),
         }
-        if self._has_gpu:
-            sample["gpu"] = [
-                {
-                    "smMhz": gpu["clocks.sm"],
-                    "memMhz": gpu["clocks.mem"],
-                    "tempC": gpu["temperature.gpu"],
-                    "powerW": gpu["power.draw"],
-                    "throttle": gpu["clocks_throttle_reasons.active"],
-                    "utilPct": gpu["utilization.gpu"],
-                }
-                for gpu in query_gpus()
-            ]
+        if self._watch is not None:
+            sample["gpu"] = self._watch.state()
         return sample
 
 

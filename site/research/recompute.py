@@ -141,8 +141,13 @@ def fixed_cost(launches):
 
 
 def leg_folder(bundle, slot):
-    """Where a slot's completed launch is recorded."""
-    return bundle / "legs" / f"s{slot['index']:03d}-{slot['arm']}"
+    """Where a slot's completed launch is recorded; the second launch of a slot ends in -l2, and so on."""
+    name = f"s{slot['index']:03d}-{slot['arm']}"
+    for folder in sorted((bundle / "legs").glob(f"{name}*"), reverse=True):
+        launch = folder / "launch.json"
+        if launch.exists() and json.loads(launch.read_bytes())["status"] == "complete":
+            return folder
+    return bundle / "legs" / name
 
 
 def read_result(bundle, slot):

@@ -168,6 +168,19 @@ def test_a_run_cut_off_after_two_slots_has_no_block(tmp_path: Path) -> None:
     assert_same(recompute(tmp_path / "bundle"), estimate)
 
 
+def test_a_slot_that_was_launched_again_counts_by_its_last_launch(tmp_path: Path) -> None:
+    spec = make_spec()
+    rng = random.Random(5)
+    results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)}
+    schedule, _ = write_bundle(tmp_path / "bundle", spec, results)
+    first = next(slot for slot in schedule if slot.lifecycle)
+    leg = tmp_path / "bundle" / "legs" / f"s{first.index:03d}-protected"
+    leg.rename(leg.with_name(f"{leg.name}-l2"))
+    leg.mkdir()
+    (leg / "launch.json").write_bytes(canonical_json({"status": "failed", "timings": {"attestSec": 60.0}}))
+    assert_same(recompute(tmp_path / "bundle"), ours(schedule, results))
+
+
 def test_nothing_measured(tmp_path: Path) -> None:
     schedule, _ = write_bundle(tmp_path / "bundle", make_spec(), {})
     assert_same(recompute(tmp_path / "bundle"), ours(schedule, {}))
