@@ -199,3 +199,26 @@ def test_records_count_the_completion_only(payload_of: MakePayload, scratch: Pat
     assert all(len(tokens) <= 32 for tokens, _ in session.records.items)
     with pytest.raises(ValueError, match="no record has room"):
         module.Records(b'{"prompt": "abc", "completion": "d"}', 2)
+
+
+@pytest.mark.train
+def test_the_class_on_the_how_to_page_is_whole_and_learns(payload_of: MakePayload, tmp_path: Path) -> None:
+    page = (ROOT / "site" / "custom-workload.md").read_text()
+    source = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "numbers.bin").write_bytes(bytes(range(64)))
+    session = session_of(
+        payload_of(
+            custom(written(tmp_path, source), data=[str(tmp_path / "numbers.bin")], params={"rate": 1e-4})
+        )
+    )
+    session.run_unit()
+    first = session.loss()
+    for _ in range(50):
+        session.run_unit()
+    assert session.loss() < 0.5 * first
+
+
+def test_the_how_to_page_names_every_part_of_a_session() -> None:
+    page = (ROOT / "site" / "custom-workload.md").read_text()
+    for part in harness.SESSION_PARTS:
+        assert f"| `{part}` |" in page or f"| `{part}()` |" in page, part
