@@ -102,7 +102,8 @@ def drop_capabilities() -> int:
     data = ctypes.create_string_buffer(24)
     if _libc.capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capget")
-    words: list[int] = list(struct.unpack("=6I", data.raw[:24]))  # effective, permitted, inheritable; low, then high
+    # effective, permitted, inheritable; the low halves, then the high ones
+    words: list[int] = list(struct.unpack("=6I", data.raw[:24]))
     for number in _DROPPED:
         half, bit = divmod(number, 32)
         for kind in range(3):
