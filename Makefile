@@ -1,4 +1,5 @@
 # make demo       install, run the main job on this machine, build the site with its result
+# make demo-cloud the same on simulated RunPod machines: the sweep over rented GPUs, without an account
 # make test       install, run the tests that Python alone can run; names what it left out
 # make test-all   the rest too: OpenSSH, Chromium, PostgreSQL, installed from Debian's packages where missing
 # make lint       ruff and mypy
@@ -31,6 +32,9 @@ $(VENV)/.dev: $(VENV)/.base
 
 demo: $(VENV)/.base
 	@$(BIN)/python tools/demo.py
+
+demo-cloud: $(VENV)/.base
+	@$(BIN)/python -m glasshouse.providers.fakes -- $(BIN)/python tools/demo.py --cloud
 
 test: $(VENV)/.dev
 	@$(PYTEST) -m '$(ALONE)'

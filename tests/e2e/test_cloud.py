@@ -1,0 +1,282 @@
+"""Whole runs against the fake providers: faults before, during and after a rental, and killed controllers.
+
+After each: a row with its reason code, zero machines of ours left or a loud word, others' machines untouched,
+never two machines at once, and the key in no file and no output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.providers.fakes.__main__ import RANDOM_KINDS
+from glasshouse.providers.fakes.faults import FaultPlan
+from glasshouse.providers.fakes.runpod import serve_runpod
+from glasshouse.providers.fakes.server import FakeServer
+from glasshouse.providers.fakes.vastai import serve_vastai
+from tests.e2e.conftest import TINY, Program, processes_of, wait_until
+
+pytestmark = pytest.mark.train
+
+SERVE = {"runpod": serve_runpod, "vastai": serve_vastai}
+NAMES = {
+    "runpod": ("RUNPOD_API_KEY", "GLASSHOUSE_RUNPOD_URL"),
+    "vastai": ("VAST_API_KEY", "GLASSHOUSE_VASTAI_URL"),
+}
+SHORT = [*TINY, "gpu=a4000", "duration=0.5", "provider.request_timeout_sec=1"]
+
+
+@dataclass(frozen=True)
+class Rents(Program):
+    """The program with one fake provider in its environment."""
+
+    kind: str = ""
+    server: FakeServer = field(default=None)  # type: ignore[assignment]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        key, url = NAMES[self.kind]
+        given = {key: self.server.key, url: self.server.base_url, "GLASSHOUSE_MAX_USD": "100"}
+        return super().environment | given
+
+    def fault(self, kind: str, times: int = 1) -> None:
+        self.server.cloud.faults.add(kind, times)
+
+    def state(self) -> dict[str, Any]:
+        return self.server.cloud.snapshot()
+
+    def rent(self, *words: str) -> tuple[int, dict[str, Any], str]:
+        """Run one cell; (exit code, its record, stderr)."""
+        done = self("run", "--json", "--out", str(self.runs), *SHORT, f"provider={self.kind}", *words)
+        return done.returncode, json.loads(done.stdout)["runs"][0], done.stderr
+
+    def settled(self) -> None:
+        """Nothing of ours is left, nobody else's machine is gone, and no secret was written down."""
+        state = self.state()
+        assert (state["active"], state["foreignActive"]) == (0, state["foreign"])
+        assert state["mostAtOnce"] <= 1, "rented twice"
+        assert self.server.cloud.faults  # the plan is still the one the test made
+        for path in [*self.home.rglob("*"), *self.runs.rglob("*")]:
+            if path.is_file():
+                assert self.server.key.encode() not in path.read_bytes(), path
+        assert not list((self.home / "state" / "rentals").glob("*")), "a rental's keys are still there"
+
+
+@contextmanager
+def renting(kind: str, folder: Path, faults: FaultPlan | None = None) -> Iterator[Rents]:
+    with SERVE[kind](boot_sec=0.2, faults=faults) as server:
+        server.cloud.add_foreign("somebody else's")
+        yield Rents(folder / "home", folder / "runs", kind, server)
+
+
+@pytest.fixture(params=["runpod", "vastai"])
+def rents(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rents]:
+    with renting(request.param, tmp_path) as program:
+        yield program
+
+
+@pytest.fixture
+def runpod(tmp_path: Path) -> Iterator[Rents]:
+    with renting("runpod", tmp_path) as program:
+        yield program
+
+
+def codes(record: dict[str, Any]) -> list[str]:
+    return list((record["exclusion"] or {}).get("codes", []))
+
+
+def test_a_verified_row_through_faults_that_can_be_survived(runpod: Rents) -> None:
+    for kind in ("create-timeout-created", "read-5xx", "read-drop", "read-429", "delete-5xx", "delete-drop"):
+        runpod.fault(kind)
+    done = runpod("-m", "repeat=0", "--json", "--out", str(runpod.runs), *SHORT, "provider=runpod")
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)["runs"]
+    assert record["status"] == "verified"
+    assert record["caveats"][0] == "simulated"
+    figures = record["figures"]
+    assert figures["costUsd"] == pytest.approx(0.25 * figures["heldSec"] / 3600, abs=1e-5)
+    assert figures["heldSec"] >= runpod.state()["billingSec"]
+    assert set(runpod.state()["faults"]) >= {"create-timeout-created", "delete-5xx"}
+    runpod.settled()
+
+    folder = Path(record["folder"])
+    allocation = json.loads((folder / "bundle/allocation.json").read_bytes())
+    assert (allocation["tier"], allocation["hostKeySource"]) == ("simulated", "created")
+    assert runpod("verify", str(folder)).returncode == 0
+    refused = runpod("publish", str(folder))
+    assert refused.returncode in (1, 2)  # before or after its keys are asked for, but never published
+    assert not list(Path("site/research/bundles").glob(record["id"]))
+
+    # Started again, the sweep knows its finished cell; --again rents anew, and here finds no machine.
+    made = runpod.state()["created"]
+    again = runpod("-m", "repeat=0", "--json", "--out", str(runpod.runs), *SHORT, "provider=runpod")
+    assert again.returncode == 0, again.stderr
+    document = json.loads(again.stdout)
+    assert (document["runs"], document["skipped"][0]["run"]) == ([], record["run"])
+    assert f"is done in {record['run']}" in again.stderr
+    assert runpod.state()["created"] == made
+    runpod.fault("create-capacity", 9)
+    words = ["-m", "--again", "repeat=0", "--json", "--out", str(runpod.runs), *SHORT, "provider=runpod"]
+    assert runpod(*words).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "times", "code"),
+    [("create-capacity", 99, "no-capacity"), ("create-5xx", 99, "provider-unavailable"),
+     ("create-balance", 1, "balance"), ("auth", 99, "auth"), ("boot-exit", 2, "boot-failed"),
+     ("wrong-gpu", 2, "gpu-mismatch")],
+)  # fmt: skip
+def test_a_rental_that_fails_is_an_excluded_row_with_its_reason(
+    runpod: Rents, fault: str, times: int, code: str
+) -> None:
+    runpod.fault(fault, times)
+    exit_code, record, err = runpod.rent()
+    if fault == "auth":  # then the release may not look either, and says so
+        assert exit_code == 4, err
+        runpod.server.cloud.faults.clear()
+        assert runpod("reap").returncode == 0
+    else:
+        assert exit_code == 3, err
+    assert record["status"] == "excluded"
+    assert code in codes(record)
+    assert "simulated" in record["caveats"]
+    assert "Traceback" not in err
+    runpod.settled()
+    verified = runpod("verify", record["folder"], "--json")
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) -> None:
+    rents.fault("boot-exit", 2)
+    rents.fault("delete-noop", 999)
+    exit_code, record, err = rents.rent()
+    assert exit_code == 4, err
+    assert {"boot-failed", "cleanup-not-proven"} <= set(codes(record))
+    (pod,) = [pod for pod in rents.state()["pods"] if pod["active"] and pod["name"].startswith("gh-")]
+    last = err.strip().splitlines()[-1]
+    assert "CLEAN-UP NOT PROVEN (nonzero)" in last
+    assert pod["id"] in last
+    assert "https://" in last
+    released = (Path(record["folder"]) / "bundle/release.json").read_text()
+    assert pod["id"] not in released
+    # The journal knows the id, and nothing else may be spent beside what may still bill.
+    held = rents("run", "--out", str(rents.runs), *SHORT, f"provider={rents.kind}", "spend.max_usd=100")
+    assert held.returncode in (1, 2, 3, 4)
+    loud = rents("reap")
+    assert loud.returncode == 4, loud.stdout
+    rents.server.cloud.faults.clear()
+    done = rents("reap", "--json")
+    assert done.returncode == 0, done.stdout
+    assert rents.state()["active"] == 0
+
+
+def test_a_container_that_exits_between_the_legs(runpod: Rents) -> None:
+    process = runpod.start(
+        "run", "--json", "--out", str(runpod.runs), *SHORT, "provider=runpod", "order=raw-first"
+    )
+    wait_until(lambda: bool(list(runpod.runs.glob("*/parts/legs/s000-raw/launch.json"))), 90, "the raw leg")
+    (pod,) = [pod for pod in runpod.server.cloud.living() if not pod.foreign]
+    runpod.server.cloud.exit_pod(pod.id)
+    out, err = process.communicate(timeout=90)
+    (record,) = json.loads(out)["runs"]
+    assert process.returncode == 1, err
+    assert {"protected-incomplete", "pod-unreachable"} <= set(codes(record))
+    # An exited pod bills on, and one API of the two says that it costs nothing: it goes all the same.
+    assert record["figures"]["costUsd"] > 0
+    runpod.settled()
+
+
+def test_an_interrupt_while_a_machine_boots(rents: Rents) -> None:
+    rents.fault("boot-stuck", 9)
+    process = rents.start("run", "--json", "--out", str(rents.runs), *SHORT, f"provider={rents.kind}")
+    wait_until(lambda: rents.state()["created"] == 1, 60, "a machine")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "interrupted" in codes(json.loads(out)["runs"][0])
+    rents.settled()
+
+
+@pytest.mark.parametrize("finisher", ["watchdog", "reap"])
+def test_a_controller_killed_at_a_random_moment_leaves_nothing(runpod: Rents, finisher: str) -> None:
+    seed = int(os.environ.get("GLASSHOUSE_TEST_SEED", random.randrange(1 << 30)))
+    delay = random.Random(seed).uniform(0.0, 8.0)
+    process = runpod.start("run", "--out", str(runpod.runs), *SHORT, "provider=runpod", "duration=20")
+    wait_until(lambda: bool(list(runpod.runs.glob("*/parts/plan.dsse.json"))), 60, "a plan")
+    time.sleep(delay)
+    (folder,) = runpod.runs.glob("2*")
+    process.kill()
+    process.communicate()
+    if finisher == "reap":
+        for pid in processes_of(str(folder)):
+            if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        # Killed before the intent was written, there is nothing that reap could know of, or need to.
+        done = runpod("reap", "--json")
+        assert done.returncode == 0, (seed, done.stdout)
+        known = json.loads(done.stdout)["allocations"]
+        if not known:
+            assert runpod.state()["created"] == 0, seed
+            return
+    wait_until((folder / "bundle/record.json").exists, 60, f"the record (GLASSHOUSE_TEST_SEED={seed})")
+    wait_until(lambda: not (folder / "parts").exists(), 10, "the end of the finisher")
+    record = json.loads((folder / "bundle/record.json").read_bytes())
+    assert "controller-killed" in codes(record), seed
+    runpod.settled()
+    assert json.loads(runpod("reap", "--json").stdout)["allocations"] == []
+
+
+def test_two_sweeps_share_one_cap(runpod: Rents) -> None:
+    runpod.fault("boot-stuck", 9)
+    words = ["run", "--out", str(runpod.runs), *SHORT, "provider=runpod"]
+    ceiling = json.loads(runpod("plan", "--json", *words[3:]).stdout)["maxUsd"]
+    environment = runpod.environment | {"GLASSHOUSE_MAX_USD": f"{1.5 * ceiling:.2f}"}
+    first = runpod.start(*words)
+    wait_until(lambda: runpod.state()["created"] == 1, 60, "the first one's machine")
+    second = subprocess.run(
+        [*first.args],  # type: ignore[misc]
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert second.returncode == 2, second.stderr
+    assert "reserved already" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert runpod.state()["created"] == 1
+    runpod.settled()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["runpod", "vastai"])
+def test_twenty_cells_with_random_faults(kind: str, tmp_path: Path) -> None:
+    seed = int(os.environ.get("GLASSHOUSE_TEST_SEED", "1"))
+    faults = FaultPlan(seed=seed, rate=0.15, kinds=RANDOM_KINDS)
+    with renting(kind, tmp_path, faults) as program:
+        cells = ",".join(map(str, range(20)))
+        words = ["-m", f"repeat={cells}", "--json", "--out", str(program.runs), *SHORT, f"provider={kind}"]
+        done = program(*words, timeout=1700)
+        runs = json.loads(done.stdout)["runs"]
+        counted = Counter(record["status"] for record in runs)
+        assert len(runs) == counted["verified"] + counted["excluded"] == 20, done.stderr
+        plans = json.loads(program("ledger", "--json").stdout)
+        assert plans
+        assert program.state()["faults"], "no fault struck"
+        assert all(codes(record) for record in runs if record["status"] == "excluded")
+        if done.returncode == 4:
+            program.server.cloud.faults.clear()
+            assert program("reap").returncode == 0
+        program.settled()
+        for record in runs:
+            assert program("verify", record["folder"]).returncode == 0
