@@ -78,14 +78,17 @@ def caveat(code: str) -> Caveat:
 
 
 def with_controls(codes: tuple[str, ...], *, passed: bool, failed: bool) -> tuple[str, ...]:
-    """Caveats of a published row once its controls are known.
+    """Caveats of a published row with an overhead, once its controls are known.
 
     passed: an A/A control and a positive control of the same kind stand beside it, both good.
-    failed: a control of the same kind failed; its rows are downgraded.
+    failed: a control of the same kind failed; its rows are downgraded. A control that is withdrawn
+    later gives back the caveat it had lifted.
     """
-    kept = {code for code in codes if not (passed and not failed and code == "no-control")}
+    kept = set(codes) - {"no-control", "control-failed"}
     if failed:
         kept.add("control-failed")
+    if failed or not passed:
+        kept.add("no-control")
     return tuple(item.code for item in CAVEATS if item.code in kept)
 
 

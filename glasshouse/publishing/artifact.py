@@ -213,6 +213,7 @@ class Artifact(Public):
     runtime_state: Code | None
     same_allocation: bool | None
     caveats: tuple[Code, ...]
+    controls: tuple[Id, ...] = Field(default=(), description="control rows of its kind, passed or not")
     checks: tuple[Check, ...] = ()
     exclusion: Exclusion | None
     superseded_by: Id | None

@@ -7,11 +7,12 @@ signed that did not verify.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from glasshouse.judgement.caveats import with_controls
 from glasshouse.judgement.facts import LegResult, RunFacts
+from glasshouse.judgement.headline import Candidate
 from glasshouse.publishing.artifact import (
     Artifact,
     Check,
@@ -28,6 +29,10 @@ from glasshouse.spec import LoraModel, RunSpec
 
 CURVE_POINTS = 60
 MAX_OBSERVED = 4000
+# Settings of conf/measure that decide what the figures mean; the rest is in the command.
+_PUBLISHED = frozenset(
+    {"warmup_sec", "discard_sec", "blocks", "burn_in_slots", "margin_pct", "delay_pct", "head_interval_sec"}
+)
 _OVERHEAD = (
     ("ci_low_pct", "ciLowPct"),
     ("ci_high_pct", "ciHighPct"),
@@ -75,6 +80,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         duration_sec=spec.duration,
         warmup_sec=_warmup(spec),
         target_steps=spec.steps,
+        settings={name: value for name, value in spec.measure.model_dump().items() if name in _PUBLISHED},
         overhead_pct=overhead,
         overhead=_overhead(figures["overhead"], facts) if overhead is not None else None,
         fixed_cost_sec=_fixed(figures["fixedCostSec"]),
@@ -103,15 +109,30 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
     )
 
 
-def with_control_caveats(row: Artifact, published: Sequence[Artifact]) -> Artifact:
-    """The row with the caveats that its published controls leave or add.
+# What a control must share with the rows that rely on it, apart from its own arms and delay.
+_MEASURED_ALIKE = ("warmup_sec", "discard_sec", "blocks", "burn_in_slots", "margin_pct")
 
-    A control is of the same kind when provider, GPU, model and order are the same. Both an A/A and a
-    delay control must have passed to lift `no-control`; one that failed downgrades the row.
+
+def control_kind(row: Artifact) -> tuple[object, ...]:
+    """What a control and the rows that rely on it have in common: machine, work, and how it was timed."""
+    settings = row.settings or {}
+    return (
+        *(row.provider, row.provider_tier, row.gpu, row.gpu_model, row.model),
+        *(row.order, row.duration_sec, row.target_steps),
+        *(settings.get(name) for name in _MEASURED_ALIKE),
+    )
+
+
+def with_control_caveats(row: Artifact, published: Sequence[Artifact]) -> Artifact:
+    """The row with its published controls named, and the caveats that they leave or add.
+
+    A control counts when it is signed, verified, not retracted and of the same kind (control_kind).
+    Both an A/A and a delay control must have passed to lift `no-control`; one that failed downgrades
+    the row, whatever others say, so that no control can be repeated until it passes.
     """
-    if row.evidence_tier != "signed" or row.control != "none":
+    if row.evidence_tier != "signed" or row.control != "none" or row.overhead_pct is None:
         return row
-    kind = (row.provider, row.gpu, row.gpu_model, row.model, row.order)
+    kind = control_kind(row)
     beside = [
         other
         for other in published
@@ -119,11 +140,45 @@ def with_control_caveats(row: Artifact, published: Sequence[Artifact]) -> Artifa
         and other.control != "none"
         and other.status == "verified"
         and other.retracted is None
-        and (other.provider, other.gpu, other.gpu_model, other.model, other.order) == kind
+        and control_kind(other) == kind
     ]
     passed = {other.control for other in beside if other.control_outcome == "passed"} == {"aa", "delay"}
     failed = any(other.control_outcome == "failed" for other in beside)
-    return row.model_copy(update={"caveats": with_controls(row.caveats, passed=passed, failed=failed)})
+    return row.model_copy(
+        update={
+            "controls": tuple(sorted(other.id for other in beside)),
+            "caveats": with_controls(row.caveats, passed=passed, failed=failed),
+        }
+    )
+
+
+def candidates(rows: Iterable[Artifact]) -> list[Candidate]:
+    """The rows among which the rule of the headline decides (judgement/headline.py)."""
+    return [
+        Candidate(
+            id=row.id,
+            gpu=row.gpu_model,
+            model=row.model,
+            allocation=None
+            if row.provider_instance_id is None
+            else f"{row.provider}/{row.provider_instance_id}",
+            overhead_pct=row.overhead_pct,
+            low_pct=row.overhead.ci_low_pct,
+            high_pct=row.overhead.ci_high_pct,
+            n=row.overhead.n,
+            caveats=row.caveats,
+        )
+        for row in rows
+        if row.evidence_tier == "signed"
+        and row.status == "verified"
+        and row.retracted is None
+        and row.superseded_by is None
+        and row.control == "none"
+        and row.order == "abba"
+        and row.gpu_model is not None
+        and row.overhead is not None
+        and row.overhead_pct is not None
+    ]
 
 
 def command(spec: RunSpec) -> str:

@@ -171,6 +171,28 @@ def test_controls_beside_a_row_lift_or_add_caveats(abba: tuple[Path, VerifiedRow
     assert (
         "no-control" in with_control_caveats(row, [good[0], control("delay", "passed", gpu="h100")]).caveats
     )
-    failed = with_control_caveats(row, [*good, control("aa", "failed", id="aa2")])
+    named = with_control_caveats(row, [row, *good])
+    assert named.controls == ("aa", "delay")
+    # A control that is retracted takes back what it had lifted.
+    assert "no-control" in with_control_caveats(named, [row, good[0]]).caveats
+    assert with_control_caveats(named, [row, good[0]]).controls == ("aa",)
+    # Alike means the same machine type, work, length and way of timing; an excluded control shows nothing.
+    for unlike in (
+        {"provider_tier": "community"}, {"duration_sec": 20.0}, {"order": "raw-first"}, {"model": "other"},
+        {"settings": dict(row.settings or {}) | {"blocks": 9}}, {"status": "excluded"},
+        {"evidence_tier": "simulated"},
+    ):  # fmt: skip
+        apart = with_control_caveats(row, [good[0], control("delay", "passed", **unlike)])
+        assert apart.controls == ("aa",), unlike
+        assert "no-control" in apart.caveats
+    # The injected delay is the control's own setting.
+    other_delay = {"settings": dict(row.settings or {}) | {"delay_pct": 5.0}}
+    five = control("delay", "passed", **other_delay)
+    assert with_control_caveats(row, [good[0], five]).controls == ("aa", "delay")
+    unsure = with_control_caveats(row, [good[0], control("delay", "inconclusive")])
+    assert "no-control" in unsure.caveats
+    assert "control-failed" not in unsure.caveats
+    failed = with_control_caveats(named, [*good, control("aa", "failed", id="aa2")])
+    assert failed.controls == ("aa", "aa2", "delay")
     assert "control-failed" in failed.caveats
     assert "no-control" in failed.caveats
