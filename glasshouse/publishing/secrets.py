@@ -52,7 +52,11 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("ip-address", re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?::\d{{1,5}})?(?![\d.])")),
     ("ip-address", re.compile(r"\[[0-9a-fA-F:]*:[0-9a-fA-F:]+\]:\d{1,5}\b")),
     ("host-and-port", re.compile(r"\b[a-z0-9\-]+(?:\.[a-z0-9\-]+)+:\d{2,5}\b", re.IGNORECASE)),
-    ("account", re.compile(r"\b[A-Za-z0-9._%+\-]+@[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)*\b")),
+    # An image by its digest looks like one: name@sha256:...
+    (
+        "account",
+        re.compile(r"\b[A-Za-z0-9._%+\-]+@(?!sha256:[0-9a-f]{64}\b)[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)*\b"),
+    ),
     ("ssh-key", re.compile(r"\b(?:ssh-(?:rsa|ed25519|dss)|ecdsa-sha2-\S+)\s+AAAA[0-9A-Za-z+/]{20,}")),
     (
         "credential",

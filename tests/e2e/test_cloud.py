@@ -171,11 +171,6 @@ def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) ->
     assert "https://" in last
     released = (Path(record["folder"]) / "bundle/release.json").read_text()
     assert pod["id"] not in released
-    # The journal knows the id, and nothing else may be spent beside what may still bill.
-    held = rents("run", "--out", str(rents.runs), *SHORT, f"provider={rents.kind}", "spend.max_usd=100")
-    assert held.returncode in (1, 2, 3, 4)
-    loud = rents("reap")
-    assert loud.returncode == 4, loud.stdout
     rents.server.cloud.faults.clear()
     done = rents("reap", "--json")
     assert done.returncode == 0, done.stdout

@@ -37,6 +37,7 @@ CANARIES = [
     ("ip-address", "[2001:db8::1]:22"),
     ("host-and-port", "gpu-box.example.org:2222"),
     ("account", "ada@example.org"),
+    ("account", "ada@sha256"),
     ("ssh-key", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMoxE1Zc8n"),
     ("credential", "api_key=0123456789abcdef"),
     ("credential", "password: correct-horse"),
@@ -104,6 +105,7 @@ def test_numbers_that_look_alike_are_not_taken_for_addresses() -> None:
         "driver": "570.86.15",
         "loss": "7.152557e-08",
         "version": "2.13.0",
+        "image": f"runpod/pytorch@sha256:{'ab' * 32}",
         "t": "12:30",
         "n": 3.5,
     }
