@@ -54,7 +54,8 @@ def parse_launch(data: bytes) -> Launch:
     value = parse_json(data, max_bytes=MAX_PARAMS_BYTES)
     if not isinstance(value, dict) or not isinstance(value.get("stretch"), dict):
         raise TypeError("parameters are no object, or hold no stretch")
-    _check_numbers(value["stretch"], {"warmup_sec": True, "measured_sec": False, "steps": False})
+    _check_numbers(value["stretch"], {"warmup_sec": True, "measured_sec": False})
+    _check_numbers(value["stretch"], {"steps": False, "delay_pct": False})
     _check_numbers(value, {"deadline_sec": True})
     value = {**value, "stretch": Stretch.from_json(value["stretch"])}
     for name in ("broker_public", "salt"):

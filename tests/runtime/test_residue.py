@@ -1,75 +1,163 @@
-"""The memory search, on a real process and on windows cut anywhere."""
+"""The residue scan: another process finds a needle wherever it lies, and nothing once it is wiped."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasshouse.runtime import residue
-from glasshouse.runtime.residue import Needle, ScannedProcess
+from glasshouse.runtime import linux, residue
+from glasshouse.runtime.channel import Channel, channel_pair
+from glasshouse.runtime.residue import CHUNK, Needle, Scannable, ScannedProcess, ServingProcess, _Search
 
-# A process that holds `needle` (hex, as arguments) at given offsets of one large private mapping.
-HOLDER = """
-import mmap, sys
-region = mmap.mmap(-1, 9 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-reversed_needle = sys.argv[1]
-needle = bytes.fromhex(reversed_needle)[::-1]
-for offset in sys.argv[2:]:
-    region[int(offset) : int(offset) + len(needle)] = needle
-del needle
-import gc; gc.collect()
-print("ready", flush=True)
-sys.stdin.readline()
-region[:] = bytes(len(region))
-print("wiped", flush=True)
-sys.stdin.readline()
-"""
+SIZE = 2 * CHUNK + 8192
 
 
-def test_a_process_is_searched_across_chunk_borders_and_after_a_wipe() -> None:
-    needle = secrets.token_bytes(24)
-    # Somewhere, and straddling every possible border of chunks of that size.
-    offsets = [100, *(residue.CHUNK - 24 + 4096 * step for step in range(1, 3)), residue.CHUNK - 12]
-    holder = subprocess.Popen(
-        [sys.executable, "-I", "-c", HOLDER, needle[::-1].hex(), *map(str, offsets)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert holder.stdin is not None
-    assert holder.stdout is not None
+class Subject:
+    """A hardened process that puts what it is told into its memory, and can be scanned."""
+
+    def __init__(self, channel: Channel, scanned: Scannable) -> None:
+        self.channel = channel
+        self.scanned = scanned
+
+    def put(self, at: int, data: bytes) -> None:
+        self.channel.send("put", {"at": at}, raw=bytearray(data))
+        self.channel.expect("done", 20)
+
+    def do(self, kind: str) -> None:
+        self.channel.send(kind)
+        self.channel.expect("done", 20)
+
+    def count(self, *needles: bytes) -> list[int]:
+        return self.scanned.scan([Needle("test", bytearray(needle)) for needle in needles]).counts
+
+
+def _subject(channel: Channel, hand_over: bool) -> None:
+    channel.send_descriptors([] if hand_over else residue.open_self())
+    linux.harden()
+    memory = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    kept = []
+    channel.send("done")
+    while True:
+        kind, body, raw = channel.receive(60)
+        if kind == "scan":
+            residue.serve(channel)
+            continue
+        if kind == "put":
+            memory[body["at"] : body["at"] + len(raw)] = raw
+            linux.overwrite(raw)
+        elif kind == "wipe":
+            linux.overwrite(memory)
+        elif kind == "shut":
+            # Mapped for reading, and read by nobody: the file ends before its mapping.
+            descriptor = os.memfd_create("short")
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+            beyond = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED)
+            os.ftruncate(descriptor, 0)
+            kept.append(beyond)
+        channel.send("done")
+
+
+@contextmanager
+def subject(hand_over: bool) -> Iterator[Subject]:
+    here, there = channel_pair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            here.close()
+            _subject(there, hand_over)
+        finally:
+            os._exit(0)
+    there.close()
+    descriptors = here.receive_descriptors(20)
+    here.expect("done", 20)
+    scanned: Scannable = ServingProcess(here, lambda: 20.0) if hand_over else ScannedProcess(*descriptors)
     try:
-        assert holder.stdout.readline() == b"ready\n"
-        opened = [os.open(f"/proc/{holder.pid}/{name}", os.O_RDONLY) for name in ("mem", "maps")]
-        scanned = ScannedProcess(*opened)
-        needles = [Needle("held", bytearray(needle)), Needle("absent", bytearray(secrets.token_bytes(8)))]
-        live = scanned.scan(needles)
-        assert live.counts[0] >= len(offsets)
-        assert live.counts[1] == 0
-        assert live.bytes_read > 9 << 20
-        holder.stdin.write(b"\n")
-        holder.stdin.flush()
-        assert holder.stdout.readline() == b"wiped\n"
-        # What is left may only be the interpreter's own copy, never one of those in the mapping.
-        assert scanned.scan(needles).counts[0] <= live.counts[0] - len(offsets)
-        scanned.close()
+        yield Subject(here, scanned)
     finally:
-        holder.stdin.close()
-        holder.wait(10)
-        holder.stdout.close()
+        scanned.close()
+        here.close()
+        os.waitpid(pid, 0)
 
 
-@given(st.lists(st.sampled_from(b"ab"), min_size=1, max_size=40), st.integers(1, 5), st.data())
-def test_counts_are_those_of_a_plain_search(letters: list[int], size: int, data: st.DataObject) -> None:
-    """Every occurrence counts once, overlapping ones too, however the memory is cut into windows."""
-    whole = bytes(letters)
-    needle = bytearray(data.draw(st.lists(st.sampled_from(b"ab"), min_size=size, max_size=size)))
-    expected = sum(whole.startswith(needle, at) for at in range(len(whole)))
-    cut = data.draw(st.integers(0, len(whole)))
-    carried = min(cut, size - 1)
-    found = residue._count(whole[:cut], needle, 0)
-    found += residue._count(whole[cut - carried :], needle, carried)
-    assert found == expected
+@pytest.fixture(scope="module", params=[False, True], ids=["descriptor", "handed-over"])
+def process(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    with subject(request.param) as made:
+        yield made
+
+
+@settings(max_examples=6, deadline=None)
+@given(border=st.integers(1, 2), before=st.integers(-40, 40), size=st.integers(1 + 7, 40))
+def test_a_needle_is_found_once_at_any_place_around_a_border(
+    process: Subject, border: int, before: int, size: int
+) -> None:
+    needle = secrets.token_bytes(size)
+    process.put(border * CHUNK - before, needle)
+    assert process.count(needle) == [1]
+    process.do("wipe")
+    assert process.count(needle) == [0]
+
+
+def test_every_occurrence_of_every_needle_is_counted(process: Subject) -> None:
+    first, second = secrets.token_bytes(8), secrets.token_bytes(40)
+    for at in (0, CHUNK - 4, 2 * CHUNK - 39, SIZE - 8):
+        process.put(at, first)
+    process.put(CHUNK // 2, second)
+    assert process.count(first, second, secrets.token_bytes(16)) == [4, 1, 0]
+    process.do("wipe")
+    assert process.count(first, second) == [0, 0]
+
+
+def test_the_scanner_does_not_find_its_own_copy_and_an_empty_needle_is_nowhere(process: Subject) -> None:
+    assert process.count(secrets.token_bytes(24), b"") == [0, 0]
+    assert process.scanned.scan([]).counts == []
+
+
+def test_all_readable_memory_was_read(process: Subject) -> None:
+    scan = process.scanned.scan([Needle("test", bytearray(secrets.token_bytes(8)))])
+    assert scan.bytes_read > SIZE
+    assert scan.unreadable_regions == 0
+
+
+@pytest.mark.parametrize("hand_over", [False, True])
+def test_a_region_that_cannot_be_read_is_counted_and_the_rest_is_scanned(hand_over: bool) -> None:
+    with subject(hand_over) as process:
+        needle = secrets.token_bytes(24)
+        process.put(100, needle)
+        process.do("shut")
+        scan = process.scanned.scan([Needle("test", bytearray(needle))])
+        assert (scan.counts, scan.unreadable_regions) == ([1], 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(min_size=1, max_size=400), st.binary(min_size=1, max_size=6), st.lists(st.integers(1, 60)))
+def test_chunks_of_any_size_count_as_the_whole_does(memory: bytes, needle: bytes, cuts: list[int]) -> None:
+    needles = [Needle("a", bytearray(needle)), Needle("b", bytearray(memory[:3]))]
+    search = _Search(needles)
+    at = 0
+    for size in [*cuts, len(memory)]:
+        if at < len(memory):
+            search.feed(1000 + at, memory[at : at + size])
+        at += size
+    for item, count in zip(needles, search.result.counts, strict=True):
+        data = bytes(item.data)
+        assert count == sum(memory.startswith(data, i) for i in range(len(memory) - len(data) + 1))
+
+
+def test_memory_that_does_not_adjoin_does_not_join() -> None:
+    search = _Search([Needle("a", bytearray(b"needle"))])
+    search.feed(0, b"...nee")
+    search.feed(100, b"dle...")
+    assert search.result.counts == [0]
+
+
+def test_what_a_process_cuts_out_of_itself_is_only_the_buffer() -> None:
+    assert residue._without([(0, 10), (20, 40), (50, 60)], 25, 30) == [(0, 10), (20, 25), (30, 40), (50, 60)]
+    assert residue._without([(20, 40)], 20, 40) == []
+    assert residue._without([(20, 40)], 0, 100) == []

@@ -1,0 +1,316 @@
+"""The measured part of a leg against closed forms, and its digests against the libraries others use."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.errors import LegError
+from glasshouse.runtime import harness
+from glasshouse.runtime.harness import CURVE_POINTS, Stretch, Workload
+from tests.runtime.rig import TINY
+
+SLEEP = 0.01
+
+
+def run(
+    source: str = "", *, warmup: float = 0.0, seconds: float | None = None, steps: int | None = None,
+    delay: float = 0.0, params: bytes = b"{}", builder: str = "Workload",
+) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    reported: list[dict[str, Any]] = []
+    files = {"workload.py": (TINY + source).encode(), "config.json": params, "data.rows": b"rows"}
+    session, result = harness.run(
+        Workload(files, {}, builder),
+        stretch=Stretch(warmup, seconds, steps, delay),
+        device="cpu",
+        allocation="0" * 64,
+        salt=b"salt",
+        report=lambda kind, body: reported.append({"kind": kind, **body}),
+    )
+    return session, result, reported
+
+
+SLEEPER = f"""
+class Workload(Tiny):
+    def run_unit(self):
+        self.steps += 1
+        time.sleep({SLEEP})
+        struct.pack_into("<f", self.weights.memory, 0, float(self.steps))
+"""
+
+
+def test_throughput_is_what_a_sleeping_workload_must_have() -> None:
+    session, result, _ = run(SLEEPER, seconds=0.6, warmup=0.1)
+    # A unit sleeps SLEEP and wakes a little late; a stretch ends with the unit that passes its time.
+    assert 0.6 <= result["elapsedSec"] < 0.6 + 20 * SLEEP
+    assert result["units"] <= math.ceil(result["elapsedSec"] / SLEEP)
+    assert result["units"] > 0.5 * result["elapsedSec"] / SLEEP
+    assert result["warmupUnits"] > 0
+    assert session.steps == result["units"] + result["warmupUnits"]  # the warm-up is not counted
+    assert result["steps"] == result["units"]
+
+
+SPINNER = """
+class Workload(Tiny):
+    worked = 0.0
+    def run_unit(self):
+        self.steps += 1
+        began = time.monotonic()
+        while time.monotonic() < began + 0.004:
+            pass
+        self.worked += time.monotonic() - began
+"""
+
+
+def test_a_delay_adds_its_percentage() -> None:
+    """The positive control. The workload counts its own work, so that a busy machine changes nothing."""
+    session, result, _ = run(SPINNER, seconds=1.5, delay=25.0)
+    slept = result["elapsedSec"] - session.worked
+    assert slept == pytest.approx(0.25 * session.worked, rel=0.3)
+    assert result["delayPct"] == 25.0
+    session, result, _ = run(SPINNER, seconds=0.5)
+    assert result["elapsedSec"] - session.worked < 0.1 * session.worked
+
+
+@pytest.mark.parametrize(("per_unit", "steps", "units"), [(1, 7, 7), (4, 40, 10), (4, 41, 11), (5, 1, 1)])
+def test_fixed_steps_are_done_exactly(per_unit: int, steps: int, units: int) -> None:
+    source = f"\nclass Workload(Tiny):\n    steps_per_unit = {per_unit}\n"
+    session, result, _ = run(source, steps=steps)
+    assert (result["units"], result["steps"]) == (units, units * per_unit)
+    assert session.steps == units
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "-float('inf')"])
+def test_a_loss_that_is_not_finite_ends_the_leg(value: str) -> None:
+    source = f"\nclass Workload(Tiny):\n    def loss(self): return {value}\n"
+    with pytest.raises(LegError) as caught:
+        run(source, seconds=0.05)
+    assert caught.value.code == "non-finite-loss"
+
+
+def test_a_loss_that_is_lost_on_the_way_ends_the_leg_there() -> None:
+    source = (
+        "\nclass Workload(Tiny):\n    def loss(self): return float('nan') if 5 < self.steps < 60 else 1.0\n"
+    )
+    with pytest.raises(LegError) as caught:
+        run(source, seconds=3.0)
+    assert caught.value.code == "non-finite-loss"
+
+
+def test_the_clock_runs_between_synchronisations_of_the_device() -> None:
+    source = """
+class Workload(Tiny):
+    calls = []
+    def run_unit(self):
+        self.calls.append("unit")
+    def synchronize(self):
+        self.calls.append("sync")
+        time.sleep(0.05)
+"""
+    session, result, _ = run(source, steps=3)
+    # After the build, around the warm-up, then: idle, three units, idle.
+    assert session.calls[-5:] == ["sync", "unit", "unit", "unit", "sync"]
+    assert 0.05 <= result["elapsedSec"] < 0.1  # the last wait is inside, the first is not
+
+
+def test_curves_are_thinned_and_progress_is_reported_by_the_clock() -> None:
+    _, result, reported = run(seconds=2.3)
+    assert 10 <= len(result["lossCurve"]) <= CURVE_POINTS
+    assert [units for units, _ in result["lossCurve"]] == [units for _, units in result["throughputCurve"]]
+    assert result["lossCurve"] == sorted(result["lossCurve"])
+    phases = [body["phase"] for body in reported]
+    assert phases[0] == "setup"
+    assert 1 <= phases.count("measure") <= 2
+    assert all(body["kind"] == "progress" for body in reported)
+
+
+def test_source_is_imported_from_memory_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.path)
+    source = b"import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int"
+    module = harness.import_workload(memoryview(source))
+    assert module.A(3).x == 3
+    assert module.__file__ == "<sealed:workload.py>"
+    assert not Path(str(module.__file__)).exists()
+    assert sys.modules[module.A.__module__] is module  # dataclasses and pickle look there
+    assert set(sys.path) == before
+    assert list(tmp_path.iterdir()) == []
+    del sys.modules[module.__name__]
+
+
+def test_a_workload_of_ones_own_is_given_its_parameters_and_its_own_files_only() -> None:
+    source = """
+class Workload(Tiny):
+    def __init__(self, params, files, device):
+        assert (params, device) == ({"a": 1}, "cpu"), (params, device)
+        assert {name: bytes(view) for name, view in files.items()} == {"rows": b"rows"}
+        super().__init__(params, files, device)
+"""
+    assert run(source, steps=1, params=b'{"a":1}')[1]["units"] == 1
+
+
+@pytest.mark.parametrize("part", harness.SESSION_PARTS)
+def test_a_session_that_lacks_a_part_is_named(part: str) -> None:
+    source = f"""
+class Less:
+    def __getattribute__(self, name):
+        if name == {part!r}:
+            raise AttributeError(name)
+        return getattr(object.__getattribute__(self, "whole"), name)
+class Workload(Less):
+    def __init__(self, *args):
+        object.__setattr__(self, "whole", Tiny(*args))
+"""
+    with pytest.raises(LegError) as caught:
+        run(source, steps=1)
+    assert caught.value.code == f"workload-lacks-{part.replace('_', '-')}"
+
+
+def test_the_workload_digest_is_salted_and_covers_names_and_bytes() -> None:
+    base = harness.workload_digest({"a": b"1", "b": b"2"}, b"salt")
+    assert base == harness.workload_digest({"b": memoryview(b"2"), "a": b"1"}, b"salt")
+    others = [
+        harness.workload_digest({"a": b"1", "b": b"2"}, b"other"),
+        harness.workload_digest({"a": b"1", "b": b"3"}, b"salt"),
+        harness.workload_digest({"a": b"1", "c": b"2"}, b"salt"),
+        harness.workload_digest({"a": b"12", "b": b""}, b"salt"),
+    ]
+    assert len({base, *others}) == 5
+
+
+def test_an_unchanged_output_is_seen() -> None:
+    still = "\nclass Workload(Tiny):\n    def run_unit(self): time.sleep(0.001)\n"
+    assert run(still, steps=2)[1]["outputDiffers"] is False
+    assert run(steps=2)[1]["outputDiffers"] is True
+
+
+# --- against torch and safetensors ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Any]:
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "b.weight": torch.randn(33, 7, generator=generator),
+        "a": torch.randn(5, generator=generator).to(torch.bfloat16),
+        "c.half": torch.randn(2, 3, generator=generator).to(torch.float16),
+        "d": torch.arange(6).reshape(2, 3),
+        "e": torch.arange(7, dtype=torch.uint8),
+        "f": torch.randn(4, 6, generator=generator).T,  # not contiguous
+        "g": torch.tensor(2.5, dtype=torch.float64),
+        "h": torch.zeros(0, 3),
+    }
+
+
+@pytest.mark.train
+def test_the_export_digest_is_that_of_a_canonical_safetensors_file(tensors: dict, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    digest, size = harness.export_digest(tensors)
+    path = tmp_path / "canonical.safetensors"
+    data = _canonical_file(tensors)
+    path.write_bytes(data)
+    assert (digest, size) == (hashlib.sha256(data).hexdigest(), len(data))
+    # What the reference library reads from those bytes is what was exported.
+    loaded = safetensors.load_file(path)
+    assert set(loaded) == set(tensors)
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+def _canonical_file(tensors: dict[str, Any]) -> bytes:
+    """The documented layout, written independently: names sorted, header padded to 8 bytes."""
+    import json
+
+    import safetensors.torch as reference
+
+    # The reference writer gives each tensor's dtype name, shape and bytes; we lay them out by name.
+    parts, header, offset = [], {}, 0
+    for name in sorted(tensors):
+        alone = reference.save({name: tensors[name].contiguous()})
+        (length,) = struct.unpack("<Q", alone[:8])
+        described = json.loads(alone[8 : 8 + length])[name]
+        body = alone[8 + length :]
+        header[name] = {**described, "data_offsets": [offset, offset + len(body)]}
+        parts.append(body)
+        offset += len(body)
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
+
+
+@pytest.mark.train
+def test_for_one_dtype_the_reference_writer_gives_the_same_tensor_bytes(tensors: dict) -> None:
+    """safetensors orders by dtype, then name, and keys of its header in another order: the file differs in
+    its header alone when all tensors are of one dtype, and the digest is ours, not that of save_file."""
+    reference = pytest.importorskip("safetensors.torch")
+    chosen = {name: tensors[name] for name in ("b.weight",)} | {"z": tensors["b.weight"] + 1}
+    ours, theirs = _canonical_file(chosen), reference.save(chosen)
+
+    def body(data: bytes) -> bytes:
+        return data[8 + struct.unpack("<Q", data[:8])[0] :]
+
+    assert body(ours) == body(theirs)
+    assert harness.export_digest(chosen)[0] == hashlib.sha256(ours).hexdigest()
+
+
+@pytest.mark.train
+def test_the_tensor_digest_covers_name_type_shape_bytes_and_salt(tensors: dict) -> None:
+    torch = pytest.importorskip("torch")
+    base = harness.tensor_digest({"a": tensors["b.weight"]}, b"salt")
+    changed = tensors["b.weight"].clone()
+    changed[0, 0] += 1
+    others = [
+        harness.tensor_digest({"b": tensors["b.weight"]}, b"salt"),
+        harness.tensor_digest({"a": tensors["b.weight"]}, b"other"),
+        harness.tensor_digest({"a": tensors["b.weight"].reshape(7, 33)}, b"salt"),
+        harness.tensor_digest({"a": tensors["b.weight"].view(torch.int32)}, b"salt"),
+        harness.tensor_digest({"a": changed}, b"salt"),
+    ]
+    assert len({base, *others}) == 6
+    assert base == harness.tensor_digest({"a": tensors["b.weight"].clone()}, b"salt")
+    turned = tensors["f"]
+    assert harness.tensor_digest({"f": turned}, b"") == harness.tensor_digest({"f": turned.contiguous()}, b"")
+
+
+@pytest.mark.train
+def test_wiping_reaches_whole_storages_once_and_reads_them_back() -> None:
+    torch = pytest.importorskip("torch")
+    from glasshouse.runtime.trainer import wipe_tensors
+
+    leaf = torch.randn(64, 64, requires_grad=True)
+    base = torch.randn(100)
+    held = [
+        leaf, leaf.detach(), base[10:20], base[::2], torch.randn(8, 4).T, torch.randn(1).expand(50),
+        torch.full((3,), float("nan")), torch.zeros(0), torch.randn(3, dtype=torch.complex64),
+        torch.ones(5, dtype=torch.bool), torch.randn(4).to(torch.bfloat16),
+    ]  # fmt: skip
+    report = wipe_tensors(held)
+    assert report["host"] == {
+        "count": 8,
+        "bytes": 64 * 64 * 4 + 400 + 128 + 4 + 12 + 24 + 5 + 8,
+        "readBackZero": True,
+    }
+    assert report["device"] == {"count": 0, "bytes": 0, "readBackZero": True}
+    assert not base.any()  # also what no view showed
+    assert all(not tensor.any() for tensor in held)
+
+
+@pytest.mark.train
+def test_a_wiped_copy_leaves_the_tensor_and_a_wiped_tensor_leaves_no_copy() -> None:
+    torch = pytest.importorskip("torch")
+    straight, turned = torch.randn(8, 4), torch.randn(8, 4).T
+    for tensor in (straight, turned):
+        kept = tensor.clone()
+        view, host = harness.tensor_bytes(tensor)
+        harness.wipe_copy(tensor, host)
+        assert torch.equal(tensor, kept)
+        assert any(view) == (host.data_ptr() == tensor.data_ptr())
