@@ -31,7 +31,7 @@ def is_url(path: str) -> bool:
 
 
 def fetch_row(url: str, folder: Path) -> Path:
-    """Fetch the artifact at `url`, its bundle and its neighbours; return the artifact's file in `folder`.
+    """Fetch the artifact at `url`, its bundle, ledger entry and neighbours; return its file in `folder`.
 
     Raises UsageError for a URL that is no row of a site, RemoteError when it cannot be fetched.
     """
@@ -55,6 +55,11 @@ def fetch_row(url: str, folder: Path) -> Path:
         path = artifacts / f"{match['id']}.json"
         path.write_bytes(_get(client, url, MAX_FILE_BYTES))
         base = f"{match['site']}research/bundles/{match['id']}/"
+        place = f"{match['site']}research/inclusion/{match['id']}.json"
+        inclusion = _get(client, place, MAX_FILE_BYTES, needed=False)
+        if inclusion:
+            (folder / "inclusion").mkdir()
+            (folder / "inclusion" / f"{match['id']}.json").write_bytes(inclusion)
         envelope = _get(client, base + ENVELOPE, MAX_FILE_BYTES, needed=False)
         if envelope:
             bundle.mkdir(parents=True)

@@ -2,11 +2,13 @@
 
   glasshouse publish runs/20260101-120000-abcdef runs/20260101-123000-bcdefg
   glasshouse publish --local runs/*/                  into build/artifacts, shown as local, never committed
+  glasshouse publish --history                        import conf/history again: the reported rows
 
 One bundle that does not verify, or one finding of the secret scan, and nothing is published. What is
 published must verify by the keys in conf/trust alone (`glasshouse keys --trust LABEL` lists yours there).
-Registered runs that are neither published nor given are named: a sweep is published whole, or says what
-it leaves out.
+The ledger is published with them, up to a checkpoint signed now; a ledger that does not continue the
+published one is refused. Registered runs that are neither published nor given are named: a sweep is
+published whole, or says what it leaves out.
 """
 
 from __future__ import annotations
@@ -16,27 +18,34 @@ from pathlib import Path
 
 from glasshouse.commands.terminal import emit, say
 from glasshouse.conf_files import conf_dir
-from glasshouse.errors import VerificationError
-from glasshouse.publishing.publish import publish
+from glasshouse.errors import UsageError, VerificationError
+from glasshouse.publishing.publish import publish, refresh_history
 from glasshouse.publishing.store import committed_keyring
-from glasshouse.records.keys import load_keyring
+from glasshouse.records.keys import load_keyring, publisher_key
 from glasshouse.records.ledger import Ledger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run or bundle folders")
-    parser.add_argument(
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run or bundle folders")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--local", action="store_true", help="into build/artifacts, for this machine's own site"
+    )
+    where.add_argument(
+        "--history", action="store_true", help="import the reported rows in conf/history again, nothing else"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Publish the runs."""
     root = conf_dir().parent
+    if args.history:
+        return _history(args, root)
+    key = publisher_key()  # before the keyring is read: made on first use, it is listed there
     ring = load_keyring() if args.local else committed_keyring(root)
     try:
-        done = publish(args.runs, root=root, keyring=ring, local=args.local, ledger=Ledger())
+        done = publish(args.runs, root=root, keyring=ring, local=args.local, ledger=Ledger(), key=key)
     except VerificationError as error:
         if "signer-unknown" not in error.codes or args.local:
             raise
@@ -54,4 +63,24 @@ def run(args: argparse.Namespace) -> int:
         say(f"withheld: {len(done.withheld)} registered runs are not published")
         for name in done.withheld:
             say(f"  {name}")
+    return 0
+
+
+def _history(args: argparse.Namespace, root: Path) -> int:
+    if args.runs:
+        raise UsageError(
+            "--history takes no runs", field="runs", value=len(args.runs), remedy="leave them out"
+        )
+    done = refresh_history(root)
+    if args.json:
+        emit({"ok": True, "rows": done.rows, "written": done.written, "withheld": ()})
+        return 0
+    say(f"{len(done.rows)} reported rows follow from conf/history")
+    say(
+        f"{len(done.written)} files changed"
+        if done.written
+        else "nothing to write: they are all there already"
+    )
+    for path in done.written:
+        say(f"  {path}")
     return 0

@@ -2,6 +2,7 @@
 
   glasshouse tamper
   glasshouse tamper --out tamper.dsse.json    a signed in-toto test result beside the table
+  glasshouse tamper --publish                 the run that the site shows: site/research/tamper-report.json
 
 Each attack stands beside the same steps done honestly, which must be released. Runs against the real HTTP
 server on loopback, with a store of its own. Exit code 1 on any deviation.
@@ -10,12 +11,17 @@ server on loopback, with a store of its own. Exit code 1 on any deviation.
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from pathlib import Path
 from typing import Any
 
+from glasshouse import __version__
 from glasshouse.attestation.tamper import run_suite
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.commands.terminal import emit, say, table
+from glasshouse.conf_files import conf_dir
+from glasshouse.publishing.store import TAMPER
 from glasshouse.records import keys
 from glasshouse.records.signing import sign_statement
 
@@ -25,6 +31,7 @@ TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write a signed in-toto test result")
+    parser.add_argument("--publish", action="store_true", help="also write the report that the site shows")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
     report = run_suite()
     if args.out is not None:
         keys.atomic_write(args.out, signed(report))
+    if args.publish:
+        published = {"ranOn": time.strftime("%Y-%m-%d", time.gmtime()), "version": __version__} | report
+        keys.atomic_write(conf_dir().parent / TAMPER, (json.dumps(published, indent=2) + "\n").encode())
     if args.json:
         emit(report)
     else:

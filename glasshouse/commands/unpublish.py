@@ -11,6 +11,9 @@ import time
 from glasshouse.commands.terminal import emit, say
 from glasshouse.conf_files import conf_dir
 from glasshouse.publishing.publish import unpublish
+from glasshouse.publishing.store import committed_keyring
+from glasshouse.records.keys import load_keyring, publisher_key
+from glasshouse.records.ledger import Ledger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retract the row, dated today (UTC)."""
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    done = unpublish(args.row, root=conf_dir().parent, reason=args.reason, day=day, local=args.local)
+    root = conf_dir().parent
+    done = unpublish(
+        args.row,
+        root=root,
+        keyring=load_keyring() if args.local else committed_keyring(root),
+        ledger=Ledger(),
+        key=publisher_key(),
+        reason=args.reason,
+        day=day,
+        local=args.local,
+    )
     if args.json:
         emit({"ok": True, "rows": done.rows, "written": done.written})
     elif done.written:

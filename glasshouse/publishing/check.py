@@ -3,6 +3,8 @@
 signed      its bundle, found beside it, is verified in full; the artifact must follow from it
 reported    schema and arithmetic, and nothing else: there is no evidence to verify, and it says so
 simulated   schema only; it never passes as measured
+
+Where the ledger or the row's inclusion file is published beside it, the row must stand in it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.rules import Check
 from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import recompute
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, check_inclusion, check_ledger
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
 from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import verify
@@ -44,6 +47,8 @@ def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
         checks += found
     else:
         checks.append(Check("measured", False, "a simulated row measures nothing"))
+    if artifact.evidence_tier != "simulated":
+        checks.append(_ledger(path, artifact, keyring))
     return _entry(path, artifact, signer, checks)
 
 
@@ -88,6 +93,30 @@ def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | Non
         said = "follows" if same else "does not follow"
         checks.append(Check("artifact-recomputed", same, f"the artifact {said} from its bundle"))
     return signer, checks
+
+
+def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
+    """Check the row's place in the ledger: by its inclusion file, else by the whole ledger beside it."""
+    here = path.resolve().parent
+    inclusion = here.parent / "inclusion" / f"{artifact.id}.json"
+    folder = next((at for at in (here.parent / "ledger", here / "ledger") if (at / LEAVES).exists()), None)
+    try:
+        if inclusion.exists():
+            data: bytes | None = inclusion.read_bytes()
+        elif folder is not None:
+            note = (folder / CHECKPOINT).read_text("utf-8")
+            data = check_ledger((folder / LEAVES).read_bytes(), note, keyring).inclusion(artifact.id)
+        else:
+            return Check("ledger-not-checked", True, "no ledger is published beside the row")
+        if data is not None:
+            return Check("ledger-inclusion", True, check_inclusion(data, artifact, keyring))
+    except VerificationError as error:
+        return Check("ledger-inclusion", False, f"{error.what} ({', '.join(error.codes)})")
+    except (OSError, UnicodeDecodeError):
+        return Check("ledger-inclusion", False, "the ledger beside the row cannot be read")
+    if artifact.evidence is None:
+        return Check("ledger-not-checked", True, "the row has not been entered in the ledger yet")
+    return Check("ledger-inclusion", False, "the row is not in the ledger beside it")
 
 
 def _beside(artifact: Artifact, folder: Path) -> Artifact:

@@ -16,13 +16,18 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from glasshouse.canonical import sha256_hex
+from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.judgement.caveats import CAVEATS, caveat
+from glasshouse.judgement.headline import MIN_ALLOCATIONS, headlines
 from glasshouse.judgement.rules import reason_text
 from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.history import Remark
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, PublishedLedger
+from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
+from glasshouse.publishing.tamper import PUBLISHED
+from glasshouse.records.keys import Keyring
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,12 @@ class RowView:
     local: bool
     bundle: tuple[str, ...]
     remarks: tuple[Remark, ...]
+    ledger: PublishedLedger | None = None
+
+    @cached_property
+    def place(self) -> Place | None:
+        """Where the row stands in its ledger, with proofs."""
+        return None if self.ledger is None else self.ledger.place(self.id)
 
     @property
     def id(self) -> str:
@@ -108,9 +119,14 @@ def render(publication: Publication) -> dict[str, bytes]:
         "published": [row for row in rows if not row.local],
         "remarks": publication.remarks,
         "tamper": publication.tamper,
+        "tamper_published": PUBLISHED,
+        "ledger": publication.ledger,
+        "local_ledger": publication.local_ledger,
         "words": words,
         "charts": charts,
         "pools": reanalysis.pools([row.artifact for row in rows if not row.local]),
+        "headlines": headlines(candidates(row.artifact for row in rows if not row.local)),
+        "min_allocations": MIN_ALLOCATIONS,
         "caveat": caveat,
         "all_caveats": CAVEATS,
         "reason_text": reason_text,
@@ -125,7 +141,26 @@ def render(publication: Publication) -> dict[str, bytes]:
         )
         pages[path] = _page(title, description, body)
     pages |= downloads.files([row for row in rows if not row.local])
-    return pages
+    return pages | _evidence(publication, rows)
+
+
+def _evidence(publication: Publication, rows: Iterable[RowView]) -> dict[str, bytes]:
+    """What a reader's own browser checks a row against: keys, and each row's place in the ledger."""
+    files = {"research/keyring.json": _ring(publication.keyring)}
+    local = publication.local_ledger
+    if local is not None:
+        files["research/local-ledger/keyring.json"] = _ring(publication.local_keyring)
+        files[f"research/local-ledger/{LEAVES}"] = local.data
+        files[f"research/local-ledger/{CHECKPOINT}"] = local.note.encode("utf-8")
+    for row in rows:
+        inclusion = None if row.ledger is None else row.ledger.inclusion(row.id)
+        if inclusion is not None:
+            files[f"research/inclusion/{row.id}.json"] = inclusion
+    return files
+
+
+def _ring(keyring: Keyring) -> bytes:
+    return canonical_json({"keys": [entry.as_json() for entry in keyring.entries]})
 
 
 def count(rows: Iterable[RowView]) -> Counts:
@@ -153,6 +188,7 @@ def _views(publication: Publication) -> tuple[RowView, ...]:
             local=artifact.id in publication.local,
             bundle=publication.bundles.get(artifact.id, ()),
             remarks=publication.remarks.about(artifact.id),
+            ledger=publication.local_ledger if artifact.id in publication.local else publication.ledger,
         )
         for artifact in publication.artifacts
     ]
@@ -170,6 +206,7 @@ _PAGES = (
         "What it costs to train on a rented GPU under an attested lifecycle.",
     ),
     ("results.md", "results", "Results", "Every published row, with its status, tier, interval and caveats."),
+    ("ledger.md", "ledger", "Ledger", "Every plan entered before anything was rented, and what it became."),
     ("exclusions.md", "exclusions", "Exclusion ledger", "What was attempted, what was excluded, and why."),
     ("caveats.md", "caveats", "Caveats explained", "What each caveat means and which rows carry it."),
     (
@@ -253,5 +290,6 @@ def _environment(templates: Mapping[str, str]) -> Environment:
         "percent": words.percent,
         "number": words.number,
         "seconds": words.seconds,
+        "moment": words.moment,
     }
     return environment

@@ -2,37 +2,41 @@
 
     site/research/artifacts/<id>.json   committed rows
     site/research/bundles/<id>/         their evidence bundles
+    site/research/ledger/               the ledger up to a signed checkpoint
     site/research/tamper-report.json    the last published run of the tamper suite
     conf/history/                       published figures and our remarks, from which reported rows follow
     build/artifacts/                    local rows (git-ignored): an overlay, labelled local
 
 A committed artifact is never taken at its word: a reported one must equal, byte for byte, what the
-importer makes of the figures; a signed one must equal what its bundle verifies to.
+importer makes of the figures; a signed one must equal what its bundle verifies to, and stand in the ledger.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasshouse.canonical import parse_json
 from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
+from glasshouse.publishing.ledger import KEYS, PublishedLedger, inclusion_failures, read_ledger
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.tamper import read_tamper
 from glasshouse.records.keys import Keyring, parse_keyring
 from glasshouse.records.verify import verify
 
 ARTIFACTS = Path("site/research/artifacts")
 BUNDLES = Path("site/research/bundles")
+LEDGER = Path("site/research/ledger")
 TAMPER = Path("site/research/tamper-report.json")
 HISTORY = Path("conf/history")
 KEYRING = Path("conf/trust/keyring.json")
 TEMPLATES = Path("templates/pages")
 OVERLAY = Path("build/artifacts")
+OVERLAY_LEDGER = OVERLAY / "ledger"
 OVERLAY_SWITCH = "GLASSHOUSE_SITE_LOCAL"  # "0" leaves the overlay out even when it is there
 
 
@@ -46,6 +50,10 @@ class Publication:
     remarks: Remarks
     templates: Mapping[str, str]
     tamper: Mapping[str, Any] | None
+    keyring: Keyring = field(default_factory=Keyring)
+    ledger: PublishedLedger | None = None
+    local_keyring: Keyring = field(default_factory=Keyring)
+    local_ledger: PublishedLedger | None = None
 
 
 def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
@@ -56,10 +64,16 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
     if overlay is None:
         overlay = os.environ.get(OVERLAY_SWITCH, "1") != "0"
     failures: list[str] = []
+    keyring = committed_keyring(root)
     committed = _read_artifacts(root / ARTIFACTS, failures)
     failures += _reported_failures(root, committed)
-    failures += _signed_failures(root / BUNDLES, committed, committed_keyring(root))
+    failures += _signed_failures(root / BUNDLES, committed, keyring)
+    before = len(failures)
+    ledger = read_ledger(root / LEDGER, keyring, failures)
+    if len(failures) == before:  # a ledger that does not hold has been named; what is in it says nothing
+        failures += inclusion_failures(ledger, committed)
     local = _read_artifacts(root / OVERLAY, failures) if overlay else {}
+    local_keyring, local_ledger = _local_ledger(root, local, failures) if overlay else (Keyring(), None)
     failures += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
     failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
     bundles = {
@@ -74,17 +88,36 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
             failures.append(f"superseded-by-unknown:{item}")
         if artifact.evidence_tier == "simulated" and item in committed:
             failures.append(f"simulated-row-published:{item}")
+    tamper = read_tamper(root / TAMPER, failures)
     if failures:
         raise VerificationError("the publication does not check out", codes=failures)
-    tamper = root / TAMPER
     return Publication(
         artifacts=tuple(every[item] for item in sorted(every)),
         local=frozenset(local),
         bundles=bundles,
         remarks=read_remarks(root / HISTORY),
         templates=read_templates(root),
-        tamper=parse_json(tamper.read_bytes()) if tamper.exists() else None,
+        tamper=tamper,
+        keyring=keyring,
+        ledger=ledger,
+        local_keyring=local_keyring,
+        local_ledger=local_ledger,
     )
+
+
+def _local_ledger(
+    root: Path, local: Mapping[str, Artifact], failures: list[str]
+) -> tuple[Keyring, PublishedLedger | None]:
+    """The overlay's ledger with this machine's keys; rows of another machine's ledger may be missing."""
+    keys = root / OVERLAY_LEDGER / KEYS
+    if not keys.exists():
+        return Keyring(), None
+    keyring = parse_keyring(keys.read_bytes())
+    ledger = read_ledger(root / OVERLAY_LEDGER, keyring, failures)
+    if ledger is not None:
+        listed = {item: artifact for item, artifact in local.items() if item in ledger.rows}
+        failures += inclusion_failures(ledger, listed)
+    return keyring, ledger
 
 
 def read_templates(root: Path) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from glasshouse.publishing.artifact import Artifact
 
 MINUS = "\N{MINUS SIGN}"
@@ -133,3 +135,8 @@ def why_no_interval(row: Artifact) -> str:
             "anything that changed between the two legs, their order included, is in the figure."
         )
     return "The method of this row gives no interval."
+
+
+def moment(seconds: float) -> str:
+    """A time of the ledger for readers: UTC, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))

@@ -25,7 +25,7 @@ from glasshouse.records import merkle
 from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
 from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint, sign_note
 
-KINDS = ("plan", "row", "supersede", "retract", "key")
+KINDS = ("plan", "row", "supersede", "retract", "key", "reported")
 MAX_LEAF_BYTES = 16 << 10
 
 
@@ -100,7 +100,7 @@ class Ledger:
             return self._append(leaves, "row", body, self._clock())
 
     def append(self, kind: str, body: Mapping[str, Any]) -> int:
-        """Enter a statement about what stands in the ledger: supersede, retract, key."""
+        """Enter another statement: supersede, retract, key, or a row that others reported."""
         if kind not in KINDS or kind in ("plan", "row"):
             raise UsageError("no such ledger statement", field="kind", value=kind)
         with self._locked():

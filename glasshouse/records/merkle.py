@@ -127,3 +127,38 @@ def verify_consistency(
         node >>= 1
         last >>= 1
     return last == 0 and old_digest == old_root and new_digest == new_root
+
+
+class Tree:
+    """The tree over given leaf hashes, with its inner nodes kept: many proofs cost little more than one."""
+
+    def __init__(self, hashes: Sequence[bytes]) -> None:
+        self._hashes = tuple(hashes)
+        self._kept: dict[tuple[int, int], bytes] = {}
+
+    def root(self) -> bytes:
+        """Merkle tree hash of all leaves."""
+        return self._over(0, len(self._hashes)) if self._hashes else root([])
+
+    def inclusion_proof(self, index: int) -> list[bytes]:
+        """Audit path of leaf `index`, equal to the function of that name."""
+        if not 0 <= index < len(self._hashes):
+            raise ValueError("index outside the tree")
+        low, high, path = 0, len(self._hashes), []
+        while high - low > 1:
+            middle = low + _split(high - low)
+            if index < middle:
+                path.append(self._over(middle, high))
+                high = middle
+            else:
+                path.append(self._over(low, middle))
+                low = middle
+        return path[::-1]
+
+    def _over(self, low: int, high: int) -> bytes:
+        if high - low == 1:
+            return self._hashes[low]
+        if (low, high) not in self._kept:
+            middle = low + _split(high - low)
+            self._kept[low, high] = node_hash(self._over(low, middle), self._over(middle, high))
+        return self._kept[low, high]

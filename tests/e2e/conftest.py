@@ -32,6 +32,7 @@ class Program:
 
     home: Path
     runs: Path
+    root: Path = ROOT  # the checkout it runs from
 
     @property
     def environment(self) -> dict[str, str]:
@@ -42,7 +43,7 @@ class Program:
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "glasshouse", *words],
-            cwd=ROOT,
+            cwd=self.root,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

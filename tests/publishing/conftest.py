@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.history import read_history
+from glasshouse.publishing.publish import Published, publish, unpublish
 from glasshouse.publishing.signed import artifact_from_verified
 from glasshouse.publishing.store import HISTORY, TEMPLATES
+from glasshouse.records.ledger import Ledger
 from glasshouse.records.verify import VerifiedRow, verify
 from tests.records.factory import Factory, Leg, make_spec
 
@@ -26,6 +31,56 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Factory:
     return Factory(tmp_path_factory.mktemp("factory"))
 
 
+def enter(factory: Factory, folder: Path, run: str, files: Mapping[str, bytes]) -> None:
+    """Write a bundle and resolve its plan in the ledger, as a finished run does."""
+    judgement = factory.write(folder, run, files)
+    factory.ledger.append_row(
+        run=run,
+        row=judgement.row,
+        status=judgement.status,
+        record_sha256=sha256_hex((folder / "record.json").read_bytes()),
+        bundle_sha256=sha256_hex((folder / "bundle.dsse.json").read_bytes()),
+    )
+
+
+Log = Callable[[], Ledger]
+
+
+@pytest.fixture
+def log(factory: Factory, tmp_path_factory: pytest.TempPathFactory) -> Log:
+    """The factory's ledger as it stands at the first call, for this test alone."""
+
+    @functools.cache
+    def ledger() -> Ledger:
+        folder = tmp_path_factory.mktemp("log") / "ledger"
+        shutil.copytree(factory.folder / "ledger", folder)
+        return Ledger(folder)
+
+    return ledger
+
+
+@pytest.fixture
+def put(root: Path, factory: Factory, log: Log) -> Callable[..., Published]:
+    """`publish` into the test's publication, with the factory's keys and this test's ledger."""
+
+    def call(*folders: Path, **changes: Any) -> Published:
+        values = {"keyring": factory.keyring, "ledger": log(), "key": factory.publisher}
+        return publish(folders, root=root, **{**values, "known_secrets": (), **changes})
+
+    return call
+
+
+@pytest.fixture
+def withdraw(root: Path, factory: Factory, log: Log) -> Callable[..., Published]:
+    """`unpublish` the same way."""
+
+    def call(row: str, **changes: Any) -> Published:
+        values = {"keyring": factory.keyring, "ledger": log(), "key": factory.publisher}
+        return unpublish(row, root=root, **{**values, **changes})
+
+    return call
+
+
 Run = Callable[..., tuple[Path, VerifiedRow]]
 
 
@@ -37,7 +92,7 @@ def make_run(factory: Factory, tmp_path_factory: pytest.TempPathFactory) -> Run:
         run, files = factory.parts(make_spec(**changes), legs)
         folder = tmp_path_factory.mktemp("runs") / run / "bundle"
         folder.parent.mkdir()
-        factory.write(folder, run, files)
+        enter(factory, folder, run, files)
         return folder, verify(folder, factory.keyring).require()
 
     return make
@@ -63,8 +118,6 @@ def signed(pair: tuple[Path, VerifiedRow]) -> Artifact:
 @pytest.fixture
 def root(tmp_path: Path, factory: Factory) -> Path:
     """A publication of the reported rows alone, with the factory's keys as its committed keyring."""
-    from glasshouse.canonical import canonical_json
-
     for folder in ("site/research/artifacts", str(HISTORY), str(TEMPLATES)):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for path in (tmp_path / "site/research/artifacts").glob("*.json"):

@@ -239,7 +239,8 @@ def test_tamper_page_counts_what_was_refused_beside_its_controls(reported: tuple
         good
         | {"code": "stale-timestamp", "released": True, "expected": False, "reasonCodes": [], "ok": False},
     ]
-    tamper = {"ok": False, "unwrapCalls": 1, "scenarios": scenarios}
+    tamper = {"ranOn": "2026-11-21", "version": "0.1.0", "ok": False, "unwrapCalls": 1}
+    tamper |= {"scenarios": scenarios}
     page = render(publication_of(reported, tamper=tamper))["research/tamper-report.md"].decode()
     assert "<b>1</b> of 2 altered exchanges refused" in page
     assert "<b>1</b> of 1 controls released" in page

@@ -1,5 +1,5 @@
 // Drives real Chromium over the built site and prints one JSON report; tests/site/test_browser.py judges it.
-// usage: node browse.mjs PLAN.json     PLAN: {chromium, base, pages, axe: bool, shots: folder|null, variants: [...]}
+// usage: node browse.mjs PLAN.json     PLAN: {chromium, base, pages, axe: bool, shots: folder|null, variants: [...], probe: code|absent, hosts: resolver rules|absent}
 import { readFileSync } from "node:fs";
 import { mkdtempSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -23,7 +23,8 @@ const variants = plan.variants ?? [
 const browser = await chromium.launch({
   executablePath: plan.chromium,
   args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"],
+         "--disable-component-update", "--disable-sync",
+         ...(plan.hosts ? [`--host-resolver-rules=${plan.hosts}`] : [])],
 });
 try {
   for (const variant of variants) {
@@ -67,6 +68,10 @@ try {
         }));
       }
       if (plan.probe) entry.probe = await page.evaluate(plan.probe);
+      if (plan.probe && plan.shots) {
+        const name = path.replace(/\//g, "_") + variant.name + "-after.png";
+        await page.screenshot({ path: join(plan.shots, name), fullPage: true });
+      }
       report.pages.push(entry);
       await page.close();
     }

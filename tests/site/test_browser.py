@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.chromium, pytest.mark.timeout(900)]
 
 # One page of each kind; every row page comes from one template.
 PAGES = [
-    "", "results/", "exclusions/", "caveats/", "downloads/", "research/history-reanalysis/",
+    "", "results/", "exclusions/", "ledger/", "caveats/", "downloads/", "research/history-reanalysis/",
     "research/model-workload/", "research/tamper-report/", "method/", "prior-claims/",
     "rows/2026-05-16-runpod-h100-mlp-30m-protected-first/",
     "rows/2026-05-17-runpod-rtx3090-qwen2.5-0.5b-60m-raw-first-excluded/",
@@ -34,16 +35,25 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def base(built: Path) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(built))
+@contextlib.contextmanager
+def serve(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serve a folder on loopback; yields the address that ends in a slash, under the name `host`."""
+    handler = functools.partial(_Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"http://{host}:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def base(built: Path) -> Iterator[str]:
+    with serve(built) as address:
+        yield address
 
 
 def browse(folder: Path, **plan: Any) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""The published run of the tamper suite: its form, and that it says what it claims to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationError
+
+from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.publishing.artifact import Code, Day, Public, Text
+
+# The nine scenarios that were published before this software existed, by the codes they keep.
+PUBLISHED: Final = (
+    ("composite-hash-mismatch", "the hash over all claims does not fit the claims"),
+    ("manifest-hash-mismatch", "evidence names another sealed package"),
+    ("container-id-mismatch", "evidence comes from another container"),
+    ("stale-timestamp", "evidence is older than the policy allows"),
+    ("anti-debug-disabled", "the runtime reports that it can be traced"),
+    ("runtime-state-spoofed", "the runtime claims a state it cannot be in yet"),
+    ("anti-debug-profile-downgrade", "a weaker profile than the policy demands"),
+    ("nonce-replay", "an answer to a challenge that was already used"),
+    ("jwt-claim-mismatch", "the launch token belongs to another run or leg"),
+)
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{1,80}(/control)?$")]
+Version = Annotated[str, Field(pattern=r"^\d+\.\d+[0-9A-Za-z.+\-]{0,40}$")]
+
+
+class Scenario(Public):
+    """One exchange with the broker: an attack, or the same steps done honestly (`/control`)."""
+
+    code: Name
+    what: Text
+    released: bool
+    expected: bool
+    expected_codes: tuple[Code, ...]
+    reason_codes: tuple[Code, ...]
+    unwrap_calls: int = Field(ge=0)
+    ok: bool
+
+    @property
+    def control(self) -> bool:
+        """Whether it is the honest half of a pair."""
+        return self.code.endswith("/control")
+
+    @property
+    def holds(self) -> bool:
+        """Whether it came out as it must: a control opens one key, an attack none, for its reason."""
+        if self.control:
+            return self.released and self.unwrap_calls == 1
+        named = set(self.expected_codes) <= set(self.reason_codes)
+        return not self.released and self.unwrap_calls == 0 and named
+
+
+class TamperReport(Public):
+    """A run of the suite as it is published: what `tamper --json` printed, when, by which version."""
+
+    ran_on: Day
+    version: Version
+    ok: bool
+    unwrap_calls: int = Field(ge=0)
+    scenarios: tuple[Scenario, ...] = Field(min_length=2, max_length=2000)
+
+
+def read_tamper(path: Path, failures: list[str]) -> Mapping[str, Any] | None:
+    """Read the published report; None when there is none. Faults go into `failures`."""
+    if not path.exists():
+        return None
+    try:
+        document = parse_json(path.read_bytes())
+        report = TamperReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fields = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
+        failures += [f"tamper-report-schema:{field or '(file)'}" for field in fields[:8]]
+        return None
+    except CanonicalError:
+        failures.append("tamper-report-malformed")
+        return None
+    failures += tamper_failures(report)
+    return dict(document)
+
+
+def tamper_failures(report: TamperReport) -> list[str]:
+    """What a report lacks or contradicts itself in, by code."""
+    named = [item.code for item in report.scenarios]
+    codes = set(named)
+    failures = [f"tamper-report-twice:{code}" for code in sorted(codes) if named.count(code) > 1]
+    failures += [f"tamper-report-lacks:{code}" for code, _ in PUBLISHED if code not in codes]
+    failures += [
+        f"tamper-report-no-control:{item.code}"
+        for item in report.scenarios
+        if not item.control and f"{item.code}/control" not in codes
+    ]
+    failures += [
+        f"tamper-report-contradicts:{item.code}" for item in report.scenarios if item.ok and not item.holds
+    ]
+    opened = sum(item.unwrap_calls for item in report.scenarios if not item.control)
+    if report.unwrap_calls != opened or report.ok != all(item.ok for item in report.scenarios):
+        failures.append("tamper-report-total")
+    return failures
