@@ -10,7 +10,6 @@ held against the digests in the leg's signed events. Tensors are written as safe
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -23,15 +22,11 @@ from glasshouse.commands.records import pick_run
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.records.keys import owner_key
+from glasshouse.runtime.harness import safetensors_layout
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.outputs import open_outputs
 
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
-# The format's names: https://github.com/huggingface/safetensors#format
-SAFETENSORS = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,18 +138,10 @@ def _said(item: Sealed, path: Path) -> dict[str, Any]:
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, tuple[TensorSpec, memoryview]]) -> None:
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (spec, data) in tensors.items():
-        header[name] = {
-            "dtype": SAFETENSORS[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [end, end + data.nbytes],
-        }
-        end += data.nbytes
-    text = json.dumps(header).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # the format aligns its data to 8 bytes by spaces
-    _write(path, [len(text).to_bytes(8, "little"), text, *(data for _, data in tensors.values())])
+    """Write the file whose SHA-256 is the leg's `outputSha256`."""
+    described = {name: (spec.dtype, spec.shape, data.nbytes) for name, (spec, data) in tensors.items()}
+    head, order = safetensors_layout(described)
+    _write(path, [head, *(tensors[name][1] for name in order)])
 
 
 def _write(path: Path, parts: list[bytes | memoryview]) -> None:

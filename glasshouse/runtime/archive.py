@@ -31,6 +31,7 @@ MODULES = (
     "runtime/linux.py",
     "runtime/machine.py",
     "runtime/params.py",
+    "runtime/ranks.py",
     "runtime/raw.py",
     "runtime/residue.py",
     "runtime/sealer.py",

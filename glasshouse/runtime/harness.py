@@ -26,13 +26,14 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.errors import LegError
 from glasshouse.runtime import machine
+from glasshouse.runtime.ranks import build as build_ranks
 
 CURVE_POINTS = 100
 PROGRESS_SEC = 2.0
@@ -138,6 +139,7 @@ def run(
     allocation: str,
     salt: bytes,
     report: Report,
+    ranks: int = 1,
 ) -> tuple[Session, dict[str, Any]]:
     """Build the session, warm up, measure; return it with the leg's result (see records).
 
@@ -145,7 +147,11 @@ def run(
     """
     began = time.monotonic()
     cpu_began = time.process_time()
-    session = workload.build(device)
+    session: Session
+    if ranks > 1:
+        session = build_ranks(lambda: workload.build(device), ranks, report)
+    else:
+        session = workload.build(device)
     initial = tensor_digest(session.trainable(), salt)
     given = session.given() if hasattr(session, "given") else {}
     begins = {**{f"given.{name}": tensor for name, tensor in given.items()}, **session.trainable()}
@@ -195,7 +201,7 @@ def run(
         "outputDigest": tensor_digest(outputs, salt),
         "outputSha256": digest,
         "outputBytes": size,
-        "unitInfo": session.info,
+        "unitInfo": {**session.info, "ranks": ranks} if ranks > 1 else session.info,
         "machineStart": machine_start,
         "machineEnd": machine_end,
         "cpuSec": cpu_sec,
@@ -315,39 +321,55 @@ def tensor_digest(tensors: Mapping[str, Any], salt: bytes) -> str:
     return domain_hash("glasshouse/tensors/v1", parts).hex()
 
 
-_SAFETENSORS_DTYPES = {
+# In the order in which the reference writer lays tensors out: by type, then by name.
+SAFETENSORS_DTYPES = {
+    "int64": "I64",
     "float64": "F64",
     "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
     "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int16": "I16",
+    "int8": "I8",
     "uint8": "U8",
+    "bool": "BOOL",
 }
 
 
-def export_digest(tensors: Mapping[str, Any]) -> tuple[str, int]:
-    """SHA-256 and size of the canonical safetensors file of `tensors`, without writing it.
+def safetensors_layout(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> tuple[bytes, list[str]]:
+    """The head of a safetensors file (length and JSON) and the order of its tensors.
 
-    Canonical: names sorted, compact JSON header padded with spaces to 8 bytes, tensors in name
-    order, no metadata. Format: safetensors README, "Format".
+    `tensors` maps a name to (dtype as "float32", shape, bytes). The same bytes as the reference
+    library's `save_file` writes, so that a digest of ours is the digest of a file that anyone can
+    make. Format: safetensors README, "Format"; order: `prepare` in safetensors/src/tensor.rs.
     """
+    kinds = list(SAFETENSORS_DTYPES)
+    order = sorted(tensors, key=lambda name: (kinds.index(tensors[name][0]), name.encode()))
     header: dict[str, Any] = {}
     offset = 0
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        size = tensor.numel() * tensor.element_size()
+    for name in order:
+        dtype, shape, size = tensors[name]
         header[name] = {
-            "dtype": _SAFETENSORS_DTYPES[dtype_name(tensor)],
-            "shape": list(tensor.shape),
+            "dtype": SAFETENSORS_DTYPES[dtype],
+            "shape": list(shape),
             "data_offsets": [offset, offset + size],
         }
         offset += size
-    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256(struct.pack("<Q", len(text)) + text)
-    for name in sorted(tensors):
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def export_digest(tensors: Mapping[str, Any]) -> tuple[str, int]:
+    """SHA-256 and size of the safetensors file of `tensors`, without writing it."""
+    described = {
+        name: (dtype_name(tensor), list(tensor.shape), tensor.numel() * tensor.element_size())
+        for name, tensor in tensors.items()
+    }
+    head, order = safetensors_layout(described)
+    digest = hashlib.sha256(head)
+    for name in order:
         view, host = tensor_bytes(tensors[name])
         digest.update(view)
         wipe_copy(tensors[name], host)
-    return digest.hexdigest(), 8 + len(text) + offset
+    return digest.hexdigest(), len(head) + sum(size for _, _, size in described.values())

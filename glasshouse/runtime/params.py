@@ -12,6 +12,7 @@ from typing import Any
 
 from glasshouse.canonical import b64u_decode, parse_json
 from glasshouse.runtime.harness import Stretch
+from glasshouse.runtime.ranks import MAX_RANKS
 
 MAX_PARAMS_BYTES = 64 << 10
 
@@ -31,6 +32,7 @@ class Launch:
     stretch: Stretch
     device: str
     deadline_sec: float
+    ranks: int = 1  # processes that train together, one a GPU
     # protected arm
     ticket: str = ""
     broker_public: bytes = b""
@@ -64,6 +66,8 @@ def parse_launch(data: bytes) -> Launch:
     launch = Launch(**value)
     if launch.arm not in ("raw", "protected"):
         raise ValueError("arm is neither raw nor protected")
+    if type(launch.ranks) is not int or not 1 <= launch.ranks <= MAX_RANKS:
+        raise ValueError("ranks is no small number")
     for item in fields(Launch):
         found = getattr(launch, item.name)
         kind = _KINDS.get(str(item.type))

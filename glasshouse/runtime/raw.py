@@ -26,6 +26,7 @@ from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
 from glasshouse.runtime.leg import kill_strays, write_result
 from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.params import Launch
+from glasshouse.runtime.ranks import RankedSession
 from glasshouse.sealing.container import TensorSpec
 
 INDEX_FILE = "index.json"
@@ -110,16 +111,19 @@ def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
         channel.send("loaded")
         channel.expect("go")
         index = parse_json(bytes(files.pop(INDEX_FILE)))
-        _session, result = harness.run(
+        session, result = harness.run(
             harness.Workload(files, tensors, index["builder"]),
             stretch=launch.stretch,
             device=launch.device,
             allocation=launch.public_allocation,
             salt=launch.salt,
             report=channel.send,
+            ranks=launch.ranks,
         )
         result["workloadDigest"] = harness.workload_digest(files, launch.salt)
         channel.send("trained", {"result": result})
+        if isinstance(session, RankedSession):
+            session.end_ranks()
         os.chdir("/")
         shutil.rmtree(scratch, ignore_errors=True)
         channel.send("done")

@@ -34,6 +34,7 @@ from glasshouse.runtime.linux import (
     restrict_writes,
 )
 from glasshouse.runtime.params import Launch
+from glasshouse.runtime.ranks import RankedSession
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import overwrite as overwrite_and_read
 
@@ -144,6 +145,7 @@ def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: C
         allocation=launch.public_allocation,
         salt=salt,
         report=channel.send,
+        ranks=launch.ranks,
     )
     result["workloadDigest"] = harness.workload_digest(shared, salt)
     channel.send("trained", {"result": result})
@@ -179,7 +181,10 @@ def _zeroize(
             overwrite(sample)
     channel.send("needles-done")
     _await(channel, "wipe")
+    others = session.end_ranks() if isinstance(session, RankedSession) else None
     report = wipe_tensors([*trained, *rest])
+    if others is not None:
+        report["ranks"] = others
     report["package"] = {
         "count": 1,
         "bytes": len(package.region or b""),

@@ -1,0 +1,171 @@
+"""Several ranks of one leg on one machine: forked, never exec'd, fed by the memory they inherit.
+
+The trainer is rank 0. It forks the others before the workload is built, so that each inherits the unsealed
+package without a copy, the Landlock domain and DUMPABLE=0; a launcher that execs its ranks (torchrun) would
+lose all three. What torchrun puts into the environment is there: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT; a workload joins by torch.distributed.init_process_group() as under torchrun. Every rank builds
+the workload's session; rank 0's is the one that is read, and each of its units is a unit of the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.errors import LegError
+from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
+from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
+
+if TYPE_CHECKING:
+    from glasshouse.runtime.harness import Session
+
+MAX_RANKS = 16
+BUILD_TIMEOUT_SEC = 600.0
+END_TIMEOUT_SEC = 60.0
+
+Build = Callable[[], "Session"]
+Report = Callable[[str, dict[str, Any]], None]
+
+
+class RankedSession:
+    """Rank 0's session, which takes the other ranks along at every unit."""
+
+    def __init__(self, session: Session, others: list[tuple[Channel, int]]) -> None:
+        self._session = session
+        self._others = others
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_unit(self) -> None:
+        """Do one unit on every rank."""
+        for channel, _ in self._others:
+            channel.send("unit")
+        self._session.run_unit()
+
+    def end_ranks(self) -> dict[str, Any]:
+        """Have the other ranks overwrite what they hold and exit, and reap them; say what they reported.
+
+        They must be gone before rank 0 wipes the package: until then they share its pages, and a page that
+        is overwritten in one process stays as it was in the other.
+        """
+        report: dict[str, Any] = {"count": 0, "bytes": 0, "readBackZero": True}
+        for channel, pid in self._others:
+            channel.send("end")
+            wiped, _ = channel.expect("wiped", END_TIMEOUT_SEC)
+            report["count"] += int(wiped["count"])
+            report["bytes"] += int(wiped["bytes"])
+            report["readBackZero"] = report["readBackZero"] and wiped["readBackZero"] is True
+            channel.close()
+            _, status = os.waitpid(pid, 0)
+            if os.waitstatus_to_exitcode(status) != 0:
+                raise LegError("a rank did not end well", code="rank-failed")
+        self._others = []
+        return report
+
+
+def build(make: Build, count: int, report: Report) -> RankedSession:
+    """Fork `count` - 1 ranks, have each build its session with `make`, return rank 0's with them behind it.
+
+    A rank that fails says so through `report`, past rank 0, which may be waiting for it in a collective.
+    Raises LegError("rank-failed") when one does not build.
+    """
+    _environment(count)
+    others: list[tuple[Channel, int]] = []
+    for rank in range(1, count):
+        ours, theirs = channel_pair()
+        pid = os.fork()
+        if pid == 0:
+            for channel, _ in others:
+                channel.close()
+            ours.close()
+            _rank(rank, theirs, make, report)
+        theirs.close()
+        others.append((ours, pid))
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0"
+    session = make()
+    for channel, _ in others:
+        channel.expect("built", BUILD_TIMEOUT_SEC)
+    return RankedSession(session, others)
+
+
+def _environment(count: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count)
+    )
+    # As torchrun does: ranks that each take every core only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Ranks meet on this machine only. NCCL would make files in /dev/shm, beside the one folder that may be
+    # written; without them it copies between GPUs directly, or over loopback where they cannot.
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo", NCCL_SHM_DISABLE="1")
+
+
+def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
+    """Run one forked rank to its exit; never returns."""
+    code = 1
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+        session = make()
+        channel.send("built")
+        while channel.receive()[0] == "unit":
+            session.run_unit()
+        channel.send("wiped", _wipe(session))
+        code = 0
+    except ChannelClosedError:
+        pass
+    except BaseException as error:  # noqa: BLE001 -- a forked role must never unwind into its parent's frames
+        traceback.print_exc()
+        with contextlib.suppress(ChannelClosedError):
+            report("failed", {"code": error.code if isinstance(error, LegError) else "workload-error"})
+    finally:
+        os._exit(code)
+
+
+def _wipe(session: Session) -> dict[str, Any]:
+    from glasshouse.runtime.trainer import wipe_tensors  # noqa: PLC0415 -- it imports the harness, which imports this
+
+    parts = wipe_tensors([*session.trainable().values(), *session.buffers()]).values()
+    return {
+        "count": sum(part["count"] for part in parts),
+        "bytes": sum(part["bytes"] for part in parts),
+        "readBackZero": all(part["readBackZero"] for part in parts),
+    }
+
+
+# --- for workloads ----------------------------------------------------------------------------------
+
+
+def join(device: Any) -> tuple[int, int]:
+    """Join the leg's process group, if it has one: (rank, world size), (0, 1) for a leg of one process.
+
+    On a GPU, `device` must already be this rank's own.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1
+    import torch.distributed  # noqa: PLC0415 -- on the pod, in the trainer only
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return int(os.environ["RANK"]), world
+
+
+def average(tensors: list[Any]) -> None:
+    """Replace each tensor by its mean over all ranks, in place, in one all-reduce."""
+    import torch.distributed  # noqa: PLC0415
+
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    place = 0
+    for tensor in tensors:
+        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
+        place += tensor.numel()
