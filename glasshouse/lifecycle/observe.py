@@ -117,20 +117,3 @@ def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
         seen = ", ".join(found) or "no GPU"
         raise LegError(f"asked for {spec.gpu.name}, found {seen}", code="gpu-not-as-asked")
     return found[0]
-
-
-def prepare_python(pod: Pod, python: str) -> None:
-    """Check that the pod's interpreter can run the runtime and the workload; one line when not."""
-    script = (
-        "import sys, jwt, torch; assert sys.version_info >= (3, 11); "
-        "from cryptography.hazmat.primitives import hpke"
-    )
-    result = pod.run([python, "-I", "-c", script], timeout=180)
-    if result.exit != 0:
-        last = (result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1][:160]
-        raise RemoteError(
-            f"the pod's Python cannot run the job: {last}",
-            field="provider.python",
-            value=python,
-            remedy="give an interpreter (3.11 or later) that has torch, cryptography>=50 and pyjwt",
-        )

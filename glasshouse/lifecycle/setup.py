@@ -17,7 +17,8 @@ from glasshouse.attestation.store import Store
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import LegError
 from glasshouse.lifecycle.context import RunContext, public_allocation
-from glasshouse.lifecycle.observe import Observed, check_gpu, observe, prepare_python
+from glasshouse.lifecycle.observe import Observed, check_gpu, observe
+from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
@@ -37,6 +38,7 @@ class Ready:
     pod: Pod
     allocation: Allocation
     root: str  # the pod folder, absolute
+    python: str  # the pod's interpreter
     archive: str
     observed: Observed
     broker: Broker
@@ -46,11 +48,6 @@ class Ready:
     package: str
     salt: bytes
     timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def python(self) -> str:
-        """The pod's interpreter."""
-        return self.allocation.endpoint.python
 
     @property
     def public_allocation(self) -> str:
@@ -69,9 +66,9 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
         root = _pod_root(pod, allocation)
         archive_data, archive_sha = build_archive()
         archive = f"{root}/runtime-{archive_sha}.zip"
-        prepare_python(pod, allocation.endpoint.python)
+        python = prepare_python(pod, allocation.endpoint.python, root, spec)
         pod.put(archive_data, archive)
-        seen = observe(pod, archive, allocation.endpoint.python)
+        seen = observe(pod, archive, python)
         if seen.archive_sha256 != archive_sha:
             raise LegError("the runtime archive on the pod is not the one sent", code="runtime-altered")
         gpu_model = check_gpu(spec, seen)
@@ -108,6 +105,7 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
                 pod=pod,
                 allocation=allocation,
                 root=root,
+                python=python,
                 archive=archive,
                 observed=seen,
                 broker=broker,

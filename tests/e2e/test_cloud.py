@@ -78,7 +78,7 @@ class Rents(Program):
 def renting(kind: str, folder: Path, faults: FaultPlan | None = None) -> Iterator[Rents]:
     with SERVE[kind](boot_sec=0.2, faults=faults) as server:
         server.cloud.add_foreign("somebody else's")
-        yield Rents(folder / "home", folder / "runs", kind, server)
+        yield Rents(folder / "home", folder / "runs", kind=kind, server=server)
 
 
 @pytest.fixture(params=["runpod", "vastai"])
