@@ -44,6 +44,8 @@ class LegResult:
     device: str
     unit_info: Mapping[str, Any] = field(default_factory=dict)
     disturbed: tuple[str, ...] = ()
+    cpu_sec: float | None = None  # of the training process, in the measured stretch
+    total_cpu_sec: float | None = None  # from building the session to the end of training
 
     @property
     def per_sec(self) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from glasshouse.canonical import MAX_SAFE_INTEGER
 from glasshouse.judgement.facts import LegResult, RunFacts, SlotFacts
+from glasshouse.judgement.resources import resources_of
 from glasshouse.measurement.controls import judge_aa, judge_delay
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
 from glasshouse.measurement.fixed_cost import fixed_cost
@@ -46,6 +47,7 @@ def figures_of(facts: RunFacts) -> dict[str, Any]:
         "control": _control_json(facts, estimate),
         "fixedCostSec": fixed_sec(facts),
         "rawUploadSec": raw_upload_sec(facts),
+        "resources": resources_of(facts),
         "roofline": None
         if roof is None
         else {

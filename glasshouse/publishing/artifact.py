@@ -68,6 +68,21 @@ class Overhead(Public):
     dropped_blocks: int | None = Field(default=None, ge=0)
 
 
+class LegResources(Public):
+    """Where a launch of one arm spent its time: medians over launches."""
+
+    cpu_share: float | None = Field(default=None, ge=0, description="processor seconds per measured second")
+    cpu_sec: float | None = Field(default=None, ge=0)
+    wall_sec: dict[Code, Annotated[float, Field(ge=0)]]
+
+
+class Resources(Public):
+    """Both arms' resources, side by side; a protected-only row has no raw ones."""
+
+    protected: LegResources | None = None
+    raw: LegResources | None = None
+
+
 class Cleanup(Public):
     """What is known of the allocation's end; `reported` is another's word for it, not a proof."""
 
@@ -208,6 +223,7 @@ class Artifact(Public):
     cost_usd: float | None = Field(
         default=None, ge=0, description="US dollars: the provider's hourly price for the time held"
     )
+    resources: Resources | None = None
     cleanup: Cleanup | None
     attestation: Code | None
     runtime_state: Code | None

@@ -22,7 +22,9 @@ from glasshouse.publishing.artifact import (
     Evidence,
     Exclusion,
     LegCurves,
+    LegResources,
     Overhead,
+    Resources,
 )
 from glasshouse.records.verify import VerifiedRow
 from glasshouse.spec import LoraModel, RunSpec
@@ -84,6 +86,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         overhead_pct=overhead,
         overhead=_overhead(figures["overhead"], facts) if overhead is not None else None,
         fixed_cost_sec=_fixed(figures["fixedCostSec"]),
+        resources=_resources(figures["resources"]),
         cost_usd=figures.get("costUsd"),
         cleanup=None if release is None else Cleanup(proof=release.proof, active=release.active),
         attestation=_attestation(row, released=released),
@@ -271,6 +274,24 @@ def _fixed(cost: dict[str, float] | None) -> dict[str, float] | None:
     if cost is None:
         return None
     return {name.removesuffix("Sec"): value for name, value in cost.items()}
+
+
+def _resources(found: dict[str, Any]) -> Resources | None:
+    arms = {
+        arm: LegResources(
+            cpu_share=values["cpuShare"],
+            cpu_sec=values["cpuSec"],
+            wall_sec={_step(name): value for name, value in values["wallSec"].items()},
+        )
+        for arm, values in found.items()
+        if values is not None
+    }
+    return Resources(**arms) if arms else None
+
+
+def _step(name: str) -> str:
+    """`sealOutputsSec` becomes `seal-outputs`."""
+    return "".join(f"-{char.lower()}" if char.isupper() else char for char in name.removesuffix("Sec"))
 
 
 def _holds(row: VerifiedRow, code: str) -> bool:

@@ -224,6 +224,8 @@ class Result(Signed):
     machine_end: Machine
     device: Words
     telemetry: Annotated[tuple[Sample, ...], Field(max_length=1000)] = ()
+    cpu_sec: Seconds | None = None
+    total_cpu_sec: Seconds | None = None
 
 
 class BufferReport(Signed):

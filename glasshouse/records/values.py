@@ -44,6 +44,8 @@ def read_result(data: bytes) -> LegResult | None:
         device=found.device,
         unit_info=found.unit_info,
         disturbed=tuple(disturbed(samples, edges)),
+        cpu_sec=found.cpu_sec,
+        total_cpu_sec=found.total_cpu_sec,
     )
 
 

@@ -1,0 +1,75 @@
+"""Where a leg's time went: processor time and wall time by step, for each arm. Pure.
+
+An overhead is explained, not only stated: the same steps stand beside each other for both arms, as
+medians over launches, and what no step accounts for is `otherSec` (polls, process ends, waiting).
+Copies between host and device are not counted: a profiler that sees them slows what it looks at.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from glasshouse.judgement.facts import LegResult, RunFacts
+
+# Steps by the names in launch.json, in the order in which a launch takes them; an arm has its own ones.
+_BEFORE = ("sealSec", "uploadSec", "startSec", "attestSec", "releaseSec", "unsealSec")
+_AFTER = ("sealOutputsSec", "zeroizeSec", "fetchSec")
+DIGITS = 6
+
+
+def resources_of(facts: RunFacts) -> dict[str, Any]:
+    """Per arm: cpuShare (processor seconds per measured second), cpuSec of a launch, wallSec by step."""
+    return {arm: _arm(facts, arm) for arm in ("protected", "raw")}
+
+
+def _arm(facts: RunFacts, arm: str) -> dict[str, Any] | None:
+    launches = [
+        (slot.result, slot.final.timings)
+        for slot in facts.of(arm)
+        if slot.result is not None and slot.final is not None
+    ]
+    if not launches:
+        return None
+    measured = [result for result, _ in launches if result.cpu_sec is not None]
+    elapsed = math.fsum(result.elapsed_sec for result in measured)
+    share = math.fsum(result.cpu_sec or 0.0 for result in measured) / elapsed if elapsed > 0 else None
+    total = [result.total_cpu_sec for result, _ in launches if result.total_cpu_sec is not None]
+    return {
+        "cpuShare": None if share is None else round(share, DIGITS),
+        "cpuSec": round(statistics.median(total), DIGITS) if total else None,
+        "wallSec": _wall([_steps(result, timings) for result, timings in launches]),
+    }
+
+
+def _steps(result: LegResult, timings: Mapping[str, float]) -> dict[str, float]:
+    found = {name: float(timings[name]) for name in _BEFORE if name in timings}
+    found |= {
+        "setupSec": result.setup_sec,
+        "warmupSec": result.warmup_sec,
+        "measuredSec": result.elapsed_sec,
+    }
+    found |= {name: float(timings[name]) for name in _AFTER if name in timings}
+    if "totalSec" in timings:
+        # Sealing, and the upload of a sealed package, came before the launch and are booked on the first.
+        within = math.fsum(
+            value
+            for name, value in found.items()
+            if not ("sealSec" in timings and name in ("sealSec", "uploadSec"))
+        )
+        found["otherSec"] = max(0.0, float(timings["totalSec"]) - within)
+        found["totalSec"] = float(timings["totalSec"])
+    return found
+
+
+def _wall(launches: list[dict[str, float]]) -> dict[str, float]:
+    """Medians over the launches that took a step, in the order of the steps."""
+    names = dict.fromkeys(name for steps in launches for name in steps)
+    order = (*_BEFORE, "setupSec", "warmupSec", "measuredSec", *_AFTER, "otherSec", "totalSec")
+    return {
+        name: round(statistics.median(steps[name] for steps in launches if name in steps), DIGITS)
+        for name in order
+        if name in names
+    }
