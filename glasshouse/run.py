@@ -76,7 +76,11 @@ def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
     phase = "journal-failed"
     try:
         # 2. Allocate: the intent is on disk before the create call, the id right after it.
-        detail = {"folder": str(context.folder.resolve()), "maxUsd": cost_ceiling(context.spec)}
+        detail = {
+            "folder": str(context.folder.resolve()),
+            "maxUsd": cost_ceiling(context.spec),
+            "provider": context.spec.provider.model_dump(mode="json"),
+        }
         journal.intend(context.run, context.name, provider.kind, detail)
         phase = "boot-failed"
         with context.screen.phase(f"allocating on {provider.kind}"):

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from glasshouse.errors import GlasshouseError
 from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.context import RunContext, RunLock, reopen
 from glasshouse.lifecycle.ui import Screen
 from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.registry import open_provider
+from glasshouse.spec import Provider as ProviderConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Re
 
 def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
     try:
+        if not (folder / "run.json").exists():
+            return _release_only(entry, journal, screen)
         context = reopen(folder, screen)
         context.allocation_id = context.allocation_id or entry.allocation_id
         lock = RunLock(folder)
@@ -61,6 +66,20 @@ def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reape
     except GlasshouseError as error:
         return _said(entry, "failed", error.line())
     return _said(entry, "reaped", proof, proof.partition(":")[0])
+
+
+def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
+    """Give a machine back whose run folder is gone: there is no row to write, but it may still bill."""
+    try:
+        config = TypeAdapter[ProviderConfig](ProviderConfig).validate_python(entry.detail.get("provider"))
+    except ValidationError:
+        return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
+    with open_provider(config) as provider:
+        proof = provider.release(entry.name, entry.allocation_id)
+    journal.closed(entry.name, proof.proof)
+    if proof.proof != "zero":
+        screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")
+    return _said(entry, "reaped", f"{proof.proof}: {proof.detail}; its run folder is gone", proof.proof)
 
 
 def finish_dead(context: RunContext, journal: Journal) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -231,6 +232,26 @@ def test_a_controller_killed_at_a_random_moment_leaves_nothing(runpod: Rents, fi
     assert "controller-killed" in codes(record), seed
     runpod.settled()
     assert json.loads(runpod("reap", "--json").stdout)["allocations"] == []
+
+
+def test_reap_gives_a_machine_back_whose_run_folder_is_gone(rents: Rents) -> None:
+    rents.fault("boot-stuck", 9)
+    process = rents.start("run", "--out", str(rents.runs), *SHORT, f"provider={rents.kind}")
+    wait_until(lambda: rents.state()["created"] == 1, 60, "a machine")
+    (folder,) = rents.runs.glob("2*")
+    for pid in processes_of(str(folder)):
+        if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+    shutil.rmtree(folder)
+    dry = json.loads(rents("reap", "--dry-run", "--json").stdout)
+    assert [item["state"] for item in dry["allocations"]] == ["would-reap"]
+    assert rents.state()["active"] == 1
+    done = rents("reap", "--json")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["allocations"][0]["proof"] == "zero"
+    rents.settled()
 
 
 def test_two_sweeps_share_one_cap(runpod: Rents) -> None:
