@@ -1,0 +1,159 @@
+"""A private job leaves no plaintext of code, parameters, data or weights on the pod, outside memory.
+
+Markers stand in each of them. While the leg runs, and after it, every file is searched that a process of the
+pod could have written: the pod's home, /dev/shm, /tmp. The leg's own folder in /dev/shm is the one exception
+while it lasts, as PROTOCOL says; the workload writes a marker there to show that the search would find it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Program, processes_of
+from tests.runtime.rig import TINY
+
+pytestmark = pytest.mark.train
+
+SOURCE = """
+SOURCE_MARK = {source!r}
+class Workload(Tiny):
+    def __init__(self, params, files, device):
+        super().__init__(params, files, device)
+        self.weights = HostTensor(bytes(files["secret.bin"]) * 16)
+        print("printed", SOURCE_MARK, params["mark"], flush=True)
+        with open(os.environ["TMPDIR"] + "/cache", "wb") as cache:
+            cache.write(bytes(files["secret.bin"]))
+
+    def run_unit(self):
+        time.sleep(0.005)
+        self.steps += 1
+        if {fails} and self.steps == 100:
+            raise RuntimeError("raised " + SOURCE_MARK + params_of(self))
+        struct.pack_into("<f", self.weights.memory, 0, float(self.steps))
+
+def params_of(session):
+    return session.params["mark"]
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A workload of one's own with a marker in everything."""
+
+    folder: Path
+    source: str
+    param: str
+    data: bytes
+
+    @classmethod
+    def make(cls, folder: Path, *, fails: bool) -> Job:
+        folder.mkdir()
+        source, param, data = secrets.token_hex(32), secrets.token_hex(32), os.urandom(64)
+        (folder / "job.py").write_text(TINY + SOURCE.format(source=source, fails=fails))
+        (folder / "secret.bin").write_bytes(data)
+        return cls(folder, source, param, data)
+
+    @property
+    def needles(self) -> dict[str, bytes]:
+        return {"source": self.source.encode(), "parameter": self.param.encode(), "data": self.data}
+
+    def words(self, duration: float) -> list[str]:
+        return [
+            "model=custom", f"model.entry={self.folder}/job.py:Workload",
+            f"model.data=[{self.folder}/secret.bin]", f"+model.params.mark='{self.param}'",
+            "order=protected-only", "payload=private", "measure=quick", "measure.warmup_sec=0.2",
+            "measure.head_interval_sec=0.3", f"duration={duration}",
+        ]  # fmt: skip
+
+    def found_in(self, paths: Iterator[Path]) -> list[tuple[str, str]]:
+        found = []
+        for path in paths:
+            try:
+                text = path.read_bytes()
+            except OSError:
+                continue  # gone in the meantime, or not a file of ours
+            found += [(name, str(path)) for name, needle in self.needles.items() if needle in text]
+        return found
+
+
+def _files(*roots: Path, newer: float = 0.0) -> Iterator[Path]:
+    for root in roots:
+        for folder, _, names in os.walk(root):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    if path.is_file() and not path.is_symlink() and path.stat().st_mtime >= newer:
+                        yield path
+                except OSError:
+                    continue
+
+
+def _pod_side(program: Program, job: Job, began: float) -> Iterator[Path]:
+    yield from _files(program.home / "state" / "pods")
+    yield from _files(Path("/dev/shm"))
+    for place in (Path("/tmp"), Path("/var/tmp"), Path.home() / ".cache"):
+        for path in _files(place, newer=began):
+            # What the operator's side holds is the operator's: the job itself, the keys, the run folder.
+            if not path.is_relative_to(job.folder) and not path.is_relative_to(program.runs):
+                yield path
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends well", "prints and raises"])
+def test_no_plaintext_outside_memory_and_the_scratch_folder(
+    program: Program, tmp_path: Path, fails: bool
+) -> None:
+    job = Job.make(tmp_path / "job", fails=fails)
+    began = time.time() - 1
+    process = program.start("run", "--json", "--out", str(program.runs), *job.words(2.5))
+    in_scratch, elsewhere, words = set(), set(), set()
+    while process.poll() is None:
+        names = [path.name for path in (program.home / "state" / "pods").glob("gh-*")]
+        for name, path in job.found_in(_pod_side(program, job, began)):
+            scratch = any(re.match(rf"/dev/shm/{allocation}-s000-1-", path) for allocation in names)
+            (in_scratch if scratch else elsewhere).add((name, path))
+        for allocation in names:
+            for pid in processes_of(f"{allocation}/runtime-"):
+                for file in ("cmdline", "environ"):
+                    try:
+                        words.update(Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0"))
+                    except OSError:
+                        continue
+        time.sleep(0.05)
+    out, err = process.communicate()
+    record = json.loads(out)["runs"][0]
+    assert process.returncode == (1 if fails else 0), err
+    assert elsewhere == set()
+    assert {name for name, _ in in_scratch} == {"data"}  # the search finds what is there to be found
+    assert job.found_in(_pod_side(program, job, began)) == []
+
+    # No key, ticket or marker was ever in an argument or in the environment.
+    assert words
+    for word in words:
+        assert not any(needle in word for needle in job.needles.values())
+        assert re.search(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])", word) is None, word
+
+    # Nor does what is published hold any of the code, the data or the weights.
+    folder = Path(record["folder"])
+    said = job.found_in(_files(folder / "bundle"))
+    assert [item for item in said if item[0] != "parameter"] == []
+
+    # What the workload printed, its owner can read, and nobody else.
+    opened = tmp_path / "opened"
+    done = program("open", str(folder), "--to", str(opened), "--json")
+    assert done.returncode == 0, done.stderr
+    log = next(opened.glob("*trainer.log")).read_text()
+    assert f"printed {job.source} {job.param}" in log
+    assert (f"raised {job.source}{job.param}" in log) == fails
+    assert ("workload-error" in json.dumps(record)) == fails
+    if not fails:
+        (weights,) = opened.glob("*.safetensors")
+        assert job.data[4:] in weights.read_bytes()
