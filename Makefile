@@ -54,7 +54,7 @@ soak: $(VENV)/.dev
 	@$(PYTEST) -m soak
 
 site: $(VENV)/.base
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "built build/site/index.html"
 
 constraints:

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+import glasshouse
 from glasshouse import cli, paths
 from glasshouse.canonical import canonical_json
 from glasshouse.commands import against, plan, publish, run, tamper, unpublish
@@ -30,11 +31,13 @@ from glasshouse.commands import keys as keys_command
 from glasshouse.commands.terminal import spark, table
 from glasshouse.conf_files import conf_dir
 from glasshouse.errors import CleanupNotProven, RemoteError
+from glasshouse.publishing.tamper import read_tamper
 from glasshouse.records import keys, ledger
 from glasshouse.records.signing import open_statement
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.outputs import seal_outputs
+from tests.publishing.conftest import enter
 from tests.records.factory import Factory
 from tests.records.factory import make_spec as make_bundle_spec
 
@@ -519,13 +522,16 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
     files["inclusion.json"] = factory.inclusion(files)
     bundle = tmp_path / "runs" / name / "bundle"
     bundle.parent.mkdir(parents=True)
-    factory.write(bundle, name, files)
+    enter(factory, bundle, name, files)
     root = tmp_path / "checkout"
     (root / "conf" / "trust").mkdir(parents=True)
     entries = [{**entry.as_json(), "local": False} for entry in factory.keyring.entries]
     (root / "conf" / "trust" / "keyring.json").write_bytes(canonical_json({"keys": entries}))
     for module in (publish, unpublish, keys_command):
         monkeypatch.setattr(module, "conf_dir", lambda: root / "conf")
+    for module in (publish, unpublish):
+        monkeypatch.setattr(module, "Ledger", lambda: factory.ledger)
+        monkeypatch.setattr(module, "publisher_key", lambda: factory.publisher)
     return root, bundle.parent
 
 
@@ -610,6 +616,33 @@ def test_unpublish_keeps_the_row_and_says_why(repository: tuple[Path, Path], cal
     assert kept["retracted"]["reason"] == "the clock was wrong"
     assert "retracted already" in call("unpublish", row, "--reason", "again")[1]
     assert call("unpublish", "no-such-row", "--reason", "x")[0] == 2
+
+
+def test_the_history_is_imported_again(repository: tuple[Path, Path], call: Call) -> None:
+    root, folder = repository
+    shutil.copytree(conf_dir() / "history", root / "conf" / "history")
+    code, out, _ = call("publish", "--history", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert len(document["rows"]) == len(document["written"]) == 26
+    assert all((root / path).is_file() for path in document["written"])
+    assert "nothing to write" in call("publish", "--history")[1]
+    assert call("publish", "--history", str(folder))[0] == 2
+    assert call("publish", "--history", "--local")[0] == 2
+
+
+def test_the_tamper_report_is_published_with_its_day_and_version(
+    repository: tuple[Path, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = repository
+    (root / "site" / "research").mkdir(parents=True)
+    monkeypatch.setattr(tamper, "conf_dir", lambda: root / "conf")
+    assert call("tamper", "--publish", "--json")[0] == 0
+    failures: list[str] = []
+    report = read_tamper(root / "site" / "research" / "tamper-report.json", failures)
+    assert failures == []
+    assert report is not None
+    assert report["version"] == glasshouse.__version__
 
 
 # --- the others ----------------------------------------------------------------------------------
