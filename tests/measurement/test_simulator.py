@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from glasshouse.measurement.schedule import PATTERNS
 from . import simulator
 from .simulator import MARGIN_PCT, SCENARIOS, TRUTH_PCT, Scenario, intervals
 
+SITE = Path(__file__).parents[2] / "site"
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 
@@ -105,3 +108,22 @@ def test_published_table_has_every_scenario_and_method() -> None:
     assert [row["name"] for row in table["scenarios"]] == [scenario.name for scenario in SCENARIOS]
     assert all(set(row["methods"]) == set(simulator.METHODS) for row in table["scenarios"])
     assert table == simulator.table(repetitions=200)
+
+
+def test_the_site_shows_these_figures() -> None:
+    """The published file is what the simulator makes, and the method page's table is that file's."""
+    published = json.loads((SITE / "research" / "simulator.json").read_bytes())
+    scenarios = {row["name"]: row for row in published["scenarios"]}
+    assert published["repetitions"] == simulator.REPETITIONS
+    assert set(scenarios) == set(BY_NAME)
+    for name in ("drift", "everything"):
+        again = intervals(BY_NAME[name], "abba", TRUTH_PCT).covers(log_from_overhead(TRUTH_PCT))
+        assert scenarios[name]["methods"]["abba"]["coverage"] == pytest.approx(again, abs=1e-3)
+    page = (SITE / "method.md").read_text("utf-8")
+    for row in scenarios.values():
+        blocks, pair = row["methods"]["abba"], row["methods"]["single-pair"]
+        shares = [part[key] for key in ("coverage", "falsePositive") for part in (blocks, pair)]
+        ranges = [f"{part['lowest95Pct']:.1f}% to {part['highest95Pct']:.1f}%" for part in (blocks, pair)]
+        cells = [row["what"], *(f"{100 * share:.1f}%" for share in shares), *ranges]
+        assert f"| {' | '.join(cells)} |".replace(" -", " \N{MINUS SIGN}") in page
+        assert blocks["coverage"] >= 0.93
