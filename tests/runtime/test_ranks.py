@@ -1,0 +1,135 @@
+"""Ranks: forked from rank 0, joined over gloo, in step, wiped and reaped; the same step as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.train
+ROOT = Path(__file__).resolve().parents[2]
+
+# Each case in a fresh process: ranks are forked before torch is imported, as in a leg.
+COMMON = """
+import json, os, sys
+from glasshouse.errors import LegError
+from glasshouse.runtime import harness
+from glasshouse.workloads.package import prepare
+from tests.workloads.conftest import in_memory, load_model
+
+said = []
+def run(payload, ranks, steps=6):
+    return harness.run(
+        harness.Workload(payload.files, in_memory(payload), payload.builder),
+        stretch=harness.Stretch(0.0, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
+        report=lambda kind, body: said.append((kind, body)), ranks=ranks,
+    )
+
+def payload_of(name, **changes):
+    from glasshouse import config
+    spec = config.validate(config.resolved([f"model={name}", "gpu=cpu"]))
+    return prepare(spec.model_copy(update={"model": load_model(name, **changes)}))
+"""
+
+
+def in_process(script: str, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMMON + textwrap.dedent(script), *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+SAME_STEP = """
+name, changes = sys.argv[1], json.loads(sys.argv[2])
+payload = payload_of(name, **changes)
+two, result = run(payload, 2)
+weights = {key: value.tolist() for key, value in two.trainable().items()}
+children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
+ended = two.end_ranks()
+os.environ["WORLD_SIZE"] = "1"
+one, alone = run(payload, 1)
+import torch
+far = max(float((torch.tensor(weights[key]) - value).abs().max()) for key, value in one.trainable().items())
+moved = max(float(value.abs().max()) for value in one.trainable().values())
+print(json.dumps({
+    "far": far, "moved": moved, "children": len(children), "ended": ended, "info": result["unitInfo"],
+    "flops": [result["unitInfo"]["flopsPerUnit"], alone["unitInfo"]["flopsPerUnit"]],
+    "losses": [result["finalLoss"], alone["finalLoss"]], "ranks": alone["unitInfo"].get("ranks"),
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("mlp", {"inputs": 16, "hidden": 24, "batch": 32, "batches_per_epoch": 3}),
+        ("qwen2-tiny", {"batch": 2, "max_length": 16, "examples": 5}),
+    ],
+)
+def test_two_ranks_take_the_step_of_one_process(model: str, changes: dict[str, int]) -> None:
+    found = in_process(SAME_STEP, model, json.dumps(changes))
+    assert found["far"] < 1e-4 * found["moved"]
+    assert found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-4)
+    assert found["children"] == 1
+    assert found["ended"]["readBackZero"]
+    assert found["ended"]["count"] > 5
+    assert found["info"]["ranks"] == 2
+    assert found["ranks"] is None
+    assert found["flops"][0] == found["flops"][1]
+
+
+FAILING = """
+from glasshouse.runtime import ranks
+import time
+
+class Session:
+    def __init__(self):
+        self.rank = int(os.environ["RANK"])
+        if self.rank == 1 and sys.argv[1] == "build":
+            raise KeyError("mine")
+    def run_unit(self):
+        if self.rank == 1:
+            raise LegError("no", code="non-finite-loss")
+
+read, write = os.pipe()
+def report(kind, body):
+    os.write(write, json.dumps([kind, body]).encode() + b"\\n")
+code = None
+try:
+    session = ranks.build(Session, 3, report)
+    session.run_unit()
+except Exception as error:
+    code = type(error).__name__
+said = os.read(read, 1000).decode().splitlines()
+print(json.dumps({"said": [json.loads(line) for line in said], "code": code}))
+"""
+
+
+@pytest.mark.parametrize(("when", "code"), [("build", "workload-error"), ("unit", "non-finite-loss")])
+def test_a_rank_that_fails_says_so_past_rank_0(when: str, code: str) -> None:
+    found = in_process(FAILING, when)
+    assert ["failed", {"code": code}] in found["said"]
+    assert found["code"] == ("ChannelClosedError" if when == "build" else None)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts() -> None:
+    from glasshouse import config
+    from glasshouse.errors import UsageError
+    from glasshouse.workloads.package import prepare
+
+    with pytest.raises(UsageError, match=r"a batch of 1 cannot be shared equally \(gpu\.count=2\)"):
+        prepare(config.load(["model=qwen2-tiny", "gpu.count=2"]))
+    assert prepare(config.load(["model=qwen2-tiny", "gpu.count=2", "model.batch=4"]))
