@@ -194,6 +194,8 @@ def run_sweep(
             break
     screen.summary([summary_row(outcome.record) for outcome in outcomes])
     for outcome in outcomes:
+        if cost := _cost_line(outcome.record):
+            screen.note(cost)
         screen.note(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
     if as_json:
         runs = [{"folder": item.folder, "exitCode": item.exit_code, **item.record} for item in outcomes]
@@ -219,6 +221,16 @@ def summary_row(record: dict[str, Any]) -> dict[str, Any]:
         "excluded": _codes(record),
         "caveats": [str(code) for code in record.get("caveats", [])],
     }
+
+
+def _cost_line(record: dict[str, Any]) -> str:
+    """Return what a rented run cost, "" where nothing was rented or the price is not known."""
+    figures = record.get("figures") or {}
+    held, usd = figures.get("heldSec"), figures.get("costUsd")
+    if held is None or usd is None:
+        return ""
+    whose = " at a fake provider's price: nothing was paid" if "simulated" in record["caveats"] else ""
+    return f"{record['run']} cost {usd:.2f} USD for {held / 60:.1f} min{whose}"
 
 
 def _codes(record: dict[str, Any]) -> list[str]:
