@@ -18,7 +18,8 @@ WITHHELD = "withheld"
 
 
 def public_spec(spec: RunSpec) -> RunSpec:
-    """Return the spec as it is published: where a machine is and where files lie are withheld.
+    """Return the spec as it is published: where a machine is and where files lie are withheld, and of a
+    private job its parameters and the names of its data.
 
     It is what the plan, and so everything that is recomputed from the bundle, is made from.
     """
@@ -35,6 +36,9 @@ def public_spec(spec: RunSpec) -> RunSpec:
         path, _, name = model.entry.rpartition(":")
         data = tuple(PurePath(item).name for item in model.data)
         model = model.model_copy(update={"entry": f"{PurePath(path).name}:{name}", "data": data})
+        if spec.payload == "private":
+            # Parameters are part of what is sealed; a plan in the open would disclose them.
+            model = model.model_copy(update={"params": {WITHHELD: True} if model.params else {}, "data": ()})
     elif model.kind == "lora" and model.weights_path is not None:
         model = model.model_copy(update={"weights_path": WITHHELD})
     return spec.model_copy(update={"provider": provider, "model": model})

@@ -55,8 +55,10 @@ class KemKey:
             raise refuse(f"KEM private key is not {SEED_BYTES} live bytes", "kem-key-malformed")
         # expandDecapsulationKey of the X-Wing draft, section 5.2: SHAKE-256(seed) = d || z || X25519 secret
         expanded = hashlib.shake_256(self._seed).digest(96)
-        mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
-        x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
+        parts = memoryview(expanded)  # slices of bytes would be copies that nothing overwrites
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(parts[:64])
+        x25519 = X25519PrivateKey.from_private_bytes(parts[64:])
+        parts.release()
         overwrite_bytes(expanded)
         self._private = MLKEM768X25519PrivateKey(mlkem, x25519)
         self._public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
