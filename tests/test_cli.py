@@ -271,8 +271,8 @@ def test_plan_json_bounds_hours_and_dollars(call: Call) -> None:
         assert spec["provider"]["kind"] == "runpod"
         hourly = spec["gpu"]["max_usd_per_hour"]["runpod"]
         assert cell["maxUsd"] == pytest.approx(cell["hours"] * hourly)
-        # Two arms of half an hour with their warm-up fit, and so does a boot.
-        assert cell["scheduledHours"] == pytest.approx(2 * 1805 / 3600)
+        # Two arms of half an hour in 40 slots, a burn-in, and what each discards fit, and so does a boot.
+        assert cell["scheduledHours"] == pytest.approx(41 * (90 + 5) / 3600)
         assert cell["hours"] > cell["scheduledHours"] + spec["provider"]["boot_deadline_sec"] / 3600
     for total in ("hours", "maxUsd"):
         assert document[total] == pytest.approx(sum(cell[total] for cell in document["cells"]))

@@ -107,6 +107,19 @@ def _abba(spec: RunSpec) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
+def lead_sec(spec: RunSpec) -> float:
+    """Seconds that run before a slot is measured, and are not counted.
+
+    Of an abba slot never longer than what is measured in it: a short look at a small duration should
+    not spend most of its time on what it throws away. Below a second the row carries a caveat.
+    """
+    if spec.order != "abba":
+        return spec.measure.warmup_sec
+    if spec.duration is None:
+        return spec.measure.discard_sec
+    return min(spec.measure.discard_sec, spec.duration / (2 * spec.measure.blocks))
+
+
 def _slot(
     spec: RunSpec,
     index: int,
@@ -125,7 +138,7 @@ def _slot(
         position=position,
         arm=arm,
         lifecycle=protected and spec.control == "none",
-        warmup_sec=spec.measure.discard_sec if spec.order == "abba" else spec.measure.warmup_sec,
+        warmup_sec=lead_sec(spec),
         measured_sec=seconds,
         steps=steps,
         burn_in=burn_in,

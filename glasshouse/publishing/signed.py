@@ -13,6 +13,7 @@ from typing import Any
 from glasshouse.judgement.caveats import with_controls
 from glasshouse.judgement.facts import LegResult, RunFacts
 from glasshouse.judgement.headline import Candidate
+from glasshouse.measurement.schedule import lead_sec
 from glasshouse.publishing.artifact import (
     Artifact,
     Check,
@@ -80,7 +81,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         control=spec.control,
         control_outcome=figures["control"]["outcome"] if figures["control"] else None,
         duration_sec=spec.duration,
-        warmup_sec=_warmup(spec),
+        warmup_sec=lead_sec(spec),
         target_steps=spec.steps,
         settings={name: value for name, value in spec.measure.model_dump().items() if name in _PUBLISHED},
         overhead_pct=overhead,
@@ -263,10 +264,6 @@ def _arms(facts: RunFacts, figures: dict[str, Any]) -> dict[str, Any]:
 
 def _unit(spec: RunSpec) -> str:
     return "epochs" if spec.model.kind == "mlp" else "steps"
-
-
-def _warmup(spec: RunSpec) -> float:
-    return spec.measure.discard_sec if spec.order == "abba" else spec.measure.warmup_sec
 
 
 def _fixed(cost: dict[str, float] | None) -> dict[str, float] | None:

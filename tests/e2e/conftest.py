@@ -23,6 +23,7 @@ TINY = [
     "model.inputs=32",
     "model.hidden=64",
     "model.batch=64",
+    "order=raw-first",
 ]
 
 

@@ -156,7 +156,7 @@ def test_fixed_work_is_done_exactly(program: Program) -> None:
 def test_lora_goes_through_the_same_lifecycle(program: Program) -> None:
     done = program(
         "run", "--json", "--out", str(program.runs), "measure=quick", "measure.warmup_sec=0.2",
-        "model=qwen2-tiny", "duration=1",
+        "model=qwen2-tiny", "order=raw-first", "duration=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)["runs"][0]

@@ -12,6 +12,7 @@ from tests.e2e.conftest import ROOT, Program
 pytestmark = pytest.mark.train
 
 QUICK = [
+    "order=raw-first",
     "measure=quick",
     "measure.warmup_sec=0.2",
     "measure.head_interval_sec=0.3",

@@ -61,6 +61,17 @@ def test_controls_run_without_lifecycle() -> None:
         assert (slot.lifecycle, slot.delay_pct) == (False, 3.0 if slot.arm == "protected" else 0.0)
 
 
+@pytest.mark.parametrize(("duration", "discarded"), [(1800.0, 5.0), (100.0, 5.0), (20.0, 1.0), (4.0, 0.2)])
+def test_what_is_discarded_is_never_longer_than_what_is_measured(duration: float, discarded: float) -> None:
+    for slot in build_schedule(make_spec(duration=duration, measure={"discard_sec": 5.0})):
+        assert slot.warmup_sec == pytest.approx(discarded)
+        assert slot.warmup_sec <= (slot.measured_sec or 0.0)
+    steps = make_spec(duration=None, steps=400, measure={"discard_sec": 5.0})
+    assert {slot.warmup_sec for slot in build_schedule(steps)} == {5.0}
+    pair = make_spec(order="raw-first", duration=1.0)
+    assert {slot.warmup_sec for slot in build_schedule(pair)} == {5.0}
+
+
 def test_stream_is_sha256_in_counter_mode() -> None:
     # Written out by hand from the docstring: length-prefixed label, seed, repeat, counter.
     words = [8, 7, 8, 2, 8, 0]
