@@ -203,6 +203,25 @@ def is_tmpfs(path: Path) -> bool:
     return best[1] == "tmpfs"
 
 
+SHM = Path("/dev/shm")  # noqa: S108 -- where POSIX shared memory and semaphores live, by name
+_CLONE_NEWNS = 0x20000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+
+
+def private_shm(folder: Path) -> bool:
+    """Let this process and its children see `folder` as /dev/shm, in a mount namespace of their own.
+
+    Semaphores and shared memory have no other place to be, and a DataLoader's workers need both.
+    Needs CAP_SYS_ADMIN; False where it is refused: nothing changed, and workers cannot start there.
+    """
+    if not SHM.is_dir() or _libc.unshare(ctypes.c_int(_CLONE_NEWNS)) != 0:
+        return False
+    flags = ctypes.c_ulong(_MS_REC | _MS_PRIVATE)
+    if _libc.mount(b"none", b"/", None, flags, None) != 0:
+        return False
+    return int(_libc.mount(os.fsencode(folder), os.fsencode(SHM), None, ctypes.c_ulong(_MS_BIND), None)) == 0
+
+
 def gpu_devices() -> list[Path]:
     """Device nodes a CUDA process opens for writing, and /dev/null."""
     nodes = [Path("/dev/null"), *Path("/dev").glob("nvidia*"), *Path("/dev/nvidia-caps").glob("*")]

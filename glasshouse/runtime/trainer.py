@@ -24,6 +24,7 @@ from glasshouse.runtime import harness, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import (
     PR_SET_PDEATHSIG,
+    SHM,
     drop_capabilities,
     gpu_devices,
     harden,
@@ -31,6 +32,7 @@ from glasshouse.runtime.linux import (
     is_tmpfs,
     overwrite,
     prctl,
+    private_shm,
     restrict_writes,
 )
 from glasshouse.runtime.params import Launch
@@ -99,6 +101,9 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     scratch = Path(plumbing.scratch)
+    shm = private_shm(scratch)
+    if shm and scratch.parent == SHM:
+        scratch = SHM  # the folder itself lies there no longer
     for variable in CACHE_VARIABLES:
         os.environ[variable] = str(scratch)
     os.chdir(scratch)
@@ -118,6 +123,7 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
             "fs": "landlock" if landlocked else "none",
             "scratchTmpfs": is_tmpfs(scratch),
             "capabilities": capabilities,
+            "shm": "private" if shm else "none",
         },
     )
 

@@ -328,9 +328,13 @@ def test_the_workload_changes_and_reaches_nothing_outside_its_folder() -> None:
             result = leg.wait()
             assert result["status"] == "complete", result
             said = bytes(made.open(leg, "log.sealed").files["trainer.log"]).decode()
+            leg_shm = leg.event("trainer-hardened")["shm"]
         outcomes = {line.split()[1]: line.split()[0] for line in said.splitlines()}
         allowed = {name for name, outcome in outcomes.items() if outcome == "did"}
-        assert allowed == {"scratch", "null", "fork"}, said
+        # Where it may mount, /dev/shm is the scratch folder too, and nobody else's.
+        assert allowed - {"shm"} == {"scratch", "null", "fork"}, said
+        assert ("shm" in allowed) == (leg_shm == "private")
+        assert not Path("/dev/shm", name).exists()
         assert len(outcomes) == 20
         assert victim.read_text() == "untouched"
         assert not (base / "new").exists()

@@ -148,3 +148,33 @@ def test_root_finds_the_data_in_the_trainer_but_no_key_anywhere() -> None:
         assert counts[leg.pid][0] == 0
         # Not the first eight bytes, which the supervisor keeps to search for, and not the rest.
         assert all(found[1:] == [0, 0] for found in counts.values())
+
+
+WORKERS = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        rows = TensorDataset(torch.arange(64.0).reshape(16, 4))
+        self.loader = DataLoader(rows, batch_size=4, num_workers=2, persistent_workers=True)
+
+    def run_unit(self):
+        assert sum(float(batch.sum()) for (batch,) in self.loader) == 2016.0
+        super().run_unit()
+"""
+
+
+@pytest.mark.train
+def test_a_data_loader_runs_its_workers() -> None:
+    pytest.importorskip("torch")
+    with rig(WORKERS) as made:
+        leg = made.launch(deadline_sec=90)
+        result = leg.wait(90)
+        if leg.event("trainer-hardened")["shm"] == "none":
+            pytest.skip("no mount namespace here: workers cannot start, as linux.private_shm says")
+        assert result["status"] == "complete", made.open(leg, "log.sealed").files["trainer.log"].tobytes()
+        assert leg.event("zeroized")["tmpfsRemoved"]
+        assert leg.processes() == []
+        assert made.scratch() == []
