@@ -1,13 +1,12 @@
-"""LoRA on qwen2-tiny: protected against raw tokens per second, what the harness adds, how weights arrive.
+"""LoRA on qwen2-tiny: protected against raw tokens per second, and how weights arrive.
 
     python bench/lora_tiny.py                 seconds of each arm in blocks, and an interval (about 8 minutes)
     python bench/lora_tiny.py --duration 16   a shorter look
 
-Three parts, each in processes of its own:
+Two parts:
 
 1. One run of `model=qwen2-tiny order=abba` on provider=local: the program's own estimate, with its interval.
-2. The harness: 200,000 units of a session that does nothing, timed by the harness; per unit, in microseconds.
-3. Weights: about 120 MB of bf16 base weights sealed and opened into a model, against `from_pretrained` from
+2. Weights: about 120 MB of bf16 base weights sealed and opened into a model, against `from_pretrained` from
    local files in the page cache, alternating.
 """
 
@@ -28,7 +27,6 @@ import torch
 import transformers
 
 from glasshouse import config
-from glasshouse.runtime import harness
 from glasshouse.sealing.container import fresh_payload_key, open_package, seal_package
 from glasshouse.workloads import lora_pod
 from glasshouse.workloads.package import prepare
@@ -42,11 +40,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--duration", type=float, default=80.0, help="measured seconds per arm (80)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of part 3 (7)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of part 2 (7)")
     args = parser.parse_args()
     print(f"load average when it began: {os.getloadavg()[0]:.1f}")
     print(json.dumps({"run": whole_run(args.duration)}, indent=2))
-    print(json.dumps({"harness": harness_cost()}, indent=2))
     with tempfile.TemporaryDirectory(prefix="bench-lora-") as folder:
         print(json.dumps({"weights": weights(Path(folder), args.rounds)}, indent=2))
     print(f"load average when it ended: {os.getloadavg()[0]:.1f}")
@@ -78,44 +75,6 @@ def whole_run(duration: float) -> dict[str, Any]:
 
 def _times(rate: float | None, tokens: int) -> float | None:
     return None if rate is None else round(rate * tokens, 1)
-
-
-class _Nothing:
-    """A session that does nothing: what remains of a unit's time is the harness's own."""
-
-    unit, steps_per_unit, info = "steps", 1, {}
-
-    def __init__(self) -> None:
-        self.weight = torch.zeros(1)
-
-    def run_unit(self) -> None: ...
-    def synchronize(self) -> None: ...
-    def loss(self) -> float:
-        return 1.0
-
-    def trainable(self) -> dict[str, Any]:
-        return {"weight": self.weight}
-
-    def buffers(self) -> list[Any]:
-        return [self.weight]
-
-
-def harness_cost(units: int = 200_000, rounds: int = 5) -> dict[str, Any]:
-    class Given(harness.Workload):
-        def build(self, _device: str) -> Any:
-            return _Nothing()
-
-    found = []
-    for _ in range(rounds):
-        stretch = harness.Stretch(warmup_sec=0.0, measured_sec=None, steps=units)
-        _, result = harness.run(
-            Given({}, {}, "build"), stretch=stretch, device="cpu", allocation="", salt=b"s" * 32,
-            report=lambda _kind, _body: None,
-        )  # fmt: skip
-        found.append(result["elapsedSec"] / units * 1e6)
-    return {
-        "microsecondsPerUnit": {"best": round(min(found), 3), "median": round(statistics.median(found), 3)}
-    }
 
 
 def weights(folder: Path, rounds: int) -> dict[str, Any]:

@@ -146,13 +146,15 @@ def _wipe(session: Session) -> dict[str, Any]:
 def join(device: Any) -> tuple[int, int]:
     """Join the leg's process group, if it has one: (rank, world size), (0, 1) for a leg of one process.
 
-    On a GPU, `device` must already be this rank's own.
+    `device` is the torch.device that this rank trains on; on GPUs each rank has its own.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return 0, 1
     import torch.distributed  # noqa: PLC0415 -- on the pod, in the trainer only
 
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return int(os.environ["RANK"]), world

@@ -1,13 +1,14 @@
 """The LoRA workload as it runs on the pod, in both arms: a causal language model and its adapter.
 
-Self-contained: torch, transformers and peft. A unit is one optimiser step. The base model comes
-from a transformers config with seeded random weights, from a pinned revision whose files are checked
-by SHA-256, or from the package itself, in whose memory it then stays; the adapter's initial weights
-come from the package. Tokens are drawn once from a seeded generator and visited in order, so both arms
-see the same stream.
+Self-contained: torch, transformers, peft, and the runtime's ranks. A unit is one optimiser step. The base
+model comes from a transformers config with seeded random weights, from a pinned revision whose files are
+checked by SHA-256, or from the package itself, in whose memory it then stays; the adapter's initial
+weights come from the package. Tokens are drawn once from a seeded generator and visited in order, so both
+arms see the same stream.
 """
 
 import hashlib
+import os
 import pathlib
 
 import torch
@@ -15,11 +16,13 @@ import transformers
 from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
 
+from glasshouse.runtime import ranks
+
 
 def build(config, tensors, device):
     """Return a session; see glasshouse/runtime/harness.py for what a session is."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return LoraSession(config, tensors, torch.device(device))
 
 
@@ -94,7 +97,14 @@ class LoraSession:
 
     def __init__(self, config, tensors, device):
         self.device = device
+        self.rank, self.world = ranks.join(device)
         self.config = config
+        if device.type == "cuda":
+            # Slots of equally many steps should end bit for bit alike, as they do on a processor; then the rules
+            # can tell them from a leg that handed in another leg's adapter.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False
         lora = LoraConfig(
             r=config["rank"],
             lora_alpha=config["alpha"],
@@ -124,6 +134,7 @@ class LoraSession:
             "flopsPerUnit": 4 * total * tokens,
             "trainableParams": trainable,
             "totalParams": total,
+            "deterministic": True,
         }
 
     def _load_adapter(self, tensors):
@@ -149,15 +160,21 @@ class LoraSession:
     def run_unit(self):
         """Train one step."""
         size = self.config["batch"]
-        rows = [(self.position + offset) % len(self.tokens) for offset in range(size)]
+        # Each rank takes its share of the batch, and gradients are averaged: the step is the same one.
+        share = size // self.world
+        mine = range(self.rank * share, (self.rank + 1) * share)
+        rows = [(self.position + offset) % len(self.tokens) for offset in mine]
         self.position = (self.position + size) % len(self.tokens)
         batch = self.tokens[rows]
         loss = self.model(input_ids=batch, labels=batch).loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = loss.detach()
+        if self.world > 1:
+            ranks.average([*(parameter.grad for parameter in self.adapter.values()), loss])
         torch.nn.utils.clip_grad_norm_(list(self.adapter.values()), self.config["grad_clip"])
         self.optimizer.step()
-        self.last_loss = loss.detach()
+        self.last_loss = loss
 
     def synchronize(self):
         """Wait for the device."""

@@ -1,4 +1,4 @@
-"""The MLP workload as it runs on the pod, in both arms. Self-contained: torch and nothing else.
+"""The MLP workload as it runs on the pod, in both arms. Self-contained: torch, and the runtime's ranks.
 
 An epoch is `batches_per_epoch` AdamW steps over a data set that stays on the device. Rows are
 drawn from a seeded normal distribution and labelled by a fixed random linear teacher, so that the
@@ -7,8 +7,11 @@ loss falls for a reason. The initial weights come from the package, never from a
 
 import functools
 import inspect
+import os
 
 import torch
+
+from glasshouse.runtime import ranks
 
 # Optimizer methods are wrapped to keep torch.compile out of them, and the first call of a wrapped one imports
 # the compiler for that: more than a second of every launch. Nothing is compiled here; the plain methods do.
@@ -19,7 +22,7 @@ setattr(_method, "__dynamo_disable", _method)
 def build(config, tensors, device):
     """Return a session; see glasshouse/runtime/harness.py for what a session is."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return MlpSession(config, tensors, torch.device(device))
 
 
@@ -30,6 +33,7 @@ class MlpSession:
 
     def __init__(self, config, tensors, device):
         self.device = device
+        self.rank, self.world = ranks.join(device)
         self.dtype = getattr(torch, config["dtype"])
         self.batch = config["batch"]
         self.steps_per_unit = config["batches_per_epoch"]
@@ -69,21 +73,26 @@ class MlpSession:
     def run_unit(self):
         """Train one epoch."""
         for index in range(self.steps_per_unit):
-            begin = index * self.batch
-            hidden = self.rows[begin : begin + self.batch]
+            # Each rank takes its share of the batch, and gradients are averaged: the step is the same one.
+            share = self.batch // self.world
+            begin = index * self.batch + self.rank * share
+            hidden = self.rows[begin : begin + share]
             for layer in range(self.layers):
                 weight = self.parameters[f"layer{layer}.weight"]
                 bias = self.parameters[f"layer{layer}.bias"]
                 hidden = torch.nn.functional.linear(hidden, weight, bias)
                 if layer < self.layers - 1:
                     hidden = torch.relu(hidden)
-            loss = torch.nn.functional.cross_entropy(hidden.float(), self.labels[begin : begin + self.batch])
+            loss = torch.nn.functional.cross_entropy(hidden.float(), self.labels[begin : begin + share])
             for weight in self.parameters.values():
                 weight.grad = None
             loss.backward()
+            loss = loss.detach()
             with torch.no_grad():
+                if self.world > 1:
+                    ranks.average([*(weight.grad for weight in self.parameters.values()), loss])
                 self.step()
-        self.last_loss = loss.detach()
+        self.last_loss = loss
 
     def synchronize(self):
         """Wait for the device."""

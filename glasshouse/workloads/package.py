@@ -44,6 +44,11 @@ class Payload:
 def prepare(spec: RunSpec) -> Payload:
     """Assemble the payload of a run's model. Raises UsageError for what cannot be packed."""
     model = spec.model
+    if not isinstance(model, CustomModel) and model.batch % spec.gpu.count:
+        raise UsageError(
+            f"a batch of {model.batch} cannot be shared equally", field="gpu.count", value=spec.gpu.count,
+            remedy=f"give a model.batch that {spec.gpu.count} divides",
+        )  # fmt: skip
     if isinstance(model, MlpModel):
         return _mlp(model, spec.seed)
     if isinstance(model, LoraModel):

@@ -26,10 +26,12 @@ LORA = ["qwen2-tiny", "llama-tiny", "qwen2.5-0.5b", "qwen2.5-7b", "tinyllama-1.1
 
 def on_meta(name: str, **changes: object) -> Any:
     """The real session of a model of conf/model, with shapes and no storage."""
+    import torch
+
     from glasshouse.workloads import lora_pod
 
     model = load_model(name, **changes)
-    return lora_pod.LoraSession(model.model_dump(mode="json"), _adapter(model), "meta")
+    return lora_pod.LoraSession(model.model_dump(mode="json"), _adapter(model), torch.device("meta"))
 
 
 def _adapter(model: Any) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def test_equal_seeds_give_equal_bits_and_the_loss_falls(payload_of: MakePayload)
     for _ in range(19):
         one.run_unit()
     assert one.loss() < 0.95 * first
+    assert one.info["deterministic"]
     assert digests(train(payload_of(model), 20)) == digests(one)
     assert digests(train(payload_of(model, seed=2), 20)) != digests(one)
 
