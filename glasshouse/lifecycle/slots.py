@@ -198,6 +198,7 @@ class _Launch:
                 "steps": slot.steps,
                 "delay_pct": slot.delay_pct,
             },
+            "ranks": self.context.spec.gpu.count,
             "device": "cpu" if self.context.spec.gpu.name == "cpu" else "auto",
             "deadline_sec": leg_deadline_sec(self.context, slot),
             "salt": b64u(self.ready.salt),

@@ -100,8 +100,8 @@ class LoraSession:
         self.rank, self.world = ranks.join(device)
         self.config = config
         if device.type == "cuda":
-            # Slots of equally many steps should end bit for bit alike, as they do on a processor; then the rules
-            # can tell them from a leg that handed in another leg's adapter.
+            # Slots of equally many steps should end bit for bit alike, as on a processor; so the rules
+            # can tell them from a leg that handed in another one's adapter.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False
