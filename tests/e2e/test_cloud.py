@@ -36,7 +36,7 @@ NAMES = {
     "runpod": ("RUNPOD_API_KEY", "GLASSHOUSE_RUNPOD_URL"),
     "vastai": ("VAST_API_KEY", "GLASSHOUSE_VASTAI_URL"),
 }
-SHORT = [*TINY, "gpu=a4000", "duration=0.5", "provider.request_timeout_sec=1"]
+SHORT = [*TINY, "gpu=a4000", "order=raw-first", "duration=0.5", "provider.request_timeout_sec=1"]
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,7 @@ def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) ->
 
 
 def test_a_container_that_exits_between_the_legs(runpod: Rents) -> None:
-    process = runpod.start(
-        "run", "--json", "--out", str(runpod.runs), *SHORT, "provider=runpod", "order=raw-first"
-    )
+    process = runpod.start("run", "--json", "--out", str(runpod.runs), *SHORT, "provider=runpod")
     wait_until(lambda: bool(list(runpod.runs.glob("*/parts/legs/s000-raw/launch.json"))), 90, "the raw leg")
     (pod,) = [pod for pod in runpod.server.cloud.living() if not pod.foreign]
     runpod.server.cloud.exit_pod(pod.id)
