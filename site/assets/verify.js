@@ -114,7 +114,7 @@
 
   // --- one protected launch ----------------------------------------------------------------------
 
-  const check_exchange = async (keys, name, exchange, run, leg, launch) => {
+  const check_exchange = async (keys, exchange, run, leg, launch) => {
     const kid = JSON.parse(text(base64url(exchange.challenge.split(".")[0]))).kid;
     const broker = listed(keys, kid, "broker");
     const challenge = await read_token(exchange.challenge, broker.raw, "gh-challenge+jwt");
@@ -322,11 +322,12 @@
     list.append(line);
     failures += state === "failed";
   };
-  // One check: its line says ok, or what was thrown.
+  // One check: its line says what was found, or what was thrown. Values without words are summed up later.
   const check = async (code, about, body) => {
     try {
       const found = await body();
-      say("ok", code, `${about}${found.words ?? found}`);
+      const words = typeof found === "string" ? found : found.words;
+      if (words) say("ok", code, `${about}${words}`);
       return found;
     } catch (error) {
       say("failed", code, `${about}${error.message}`);
@@ -386,6 +387,7 @@
     if (!plan || !record) return say("skipped", "everything else", "there is no sound plan or record to compare with");
 
     // 5. Each launch: exchange, event chain, countersigned heads.
+    const sound = { exchange: 0, chains: 0, events: 0, headed: 0, heads: 0 };
     const launches = new Map(plan.schedule.map((slot) => [slot.index, []]));
     for (const name of [...files.keys()].sort()) {
       const match = /^(legs\/s(\d{3})-(raw|protected)(?:-l\d+)?\/)launch\.json$/.exec(name);
@@ -399,18 +401,28 @@
       const place = `${folder.slice(5, -1)}: `;
       const about = [predicate.run, leg, launch.launch];
       const key = await check("exchange", place, async () => {
-        const found = await check_exchange(keys, folder, exchange, ...about);
-        return { key: found, words: found ? "evidence, result and grant are signed and bound to each other" : "refused by the broker: no key was released" };
+        const found = await check_exchange(keys, exchange, ...about);
+        return found ? { key: found } : { words: "refused by the broker: no key was released" };
       });
       const events = files.get(`${folder}events.jsonl`);
       if (!key?.key || !events) continue;
-      const chain = await check("event-chain", place, async () => {
-        const found = await check_events(events, key.key, exchange.grant);
-        return { ...found, words: `${found.events.length} events, each signed by the attested key and linked from the grant on` };
-      });
+      sound.exchange += 1;
+      const chain = await check("event-chain", place, () => check_events(events, key.key, exchange.grant));
       if (!chain) continue;
-      await check("heads", place, async () => `${await check_heads(files.get(`${folder}heads.jsonl`), chain.hashes, opened.signer, ...about)} heads countersigned by the operator while the leg ran, the last event among them`);
+      sound.chains += 1;
+      sound.events += chain.events.length;
+      const heads = await check("heads", place, async () => {
+        const count = await check_heads(files.get(`${folder}heads.jsonl`), chain.hashes, opened.signer, ...about);
+        return { count };
+      });
+      if (!heads) continue;
+      sound.headed += 1;
+      sound.heads += heads.count;
     }
+    const of = (count) => `${count} protected launch${count === 1 ? "" : "es"}: `;
+    if (sound.exchange) say("ok", "exchange", `${of(sound.exchange)}evidence, result and grant are signed and bound to each other`);
+    if (sound.chains) say("ok", "event-chain", `${of(sound.chains)}${sound.events} events, each signed by the attested key and linked from the grant on`);
+    if (sound.headed) say("ok", "heads", `${of(sound.headed)}${sound.heads} heads countersigned by the operator while the legs ran, each last event among them`);
     for (const found of launches.values()) found.sort((a, b) => a.launch.launch - b.launch.launch);
 
     // 6. The arithmetic.
@@ -463,8 +475,8 @@
     }
 
     // 8. What a page cannot do.
-    say("skipped", "appraisal", "the evidence against the policy, claim by claim: the command below does it");
-    say("skipped", "judgement", "the rules behind status, checks and caveats: the command below applies them again");
+    say("skipped", "appraisal", "the evidence against the policy, claim by claim: the command above does it");
+    say("skipped", "judgement", "the rules behind status, checks and caveats: the command above applies them again");
     say("skipped", "publisher", "this script and the keys come from the site that they judge; they cannot vouch against it");
   };
 
@@ -480,9 +492,9 @@
       const ready = window.isSecureContext && crypto.subtle;
       const known = ready && await crypto.subtle.generateKey({ name: "Ed25519" }, false, ["sign", "verify"]).then(() => true, () => false);
       if (!ready) {
-        verdict.textContent = "Unavailable: this page was not served over https or from this machine by http, so the browser offers no cryptography here. Use the command below.";
+        verdict.textContent = "Unavailable: this page was not served over https or from this machine by http, so the browser offers no cryptography here. Use the command.";
       } else if (!known) {
-        verdict.textContent = "Unavailable: this browser cannot check Ed25519 signatures. Use the command below.";
+        verdict.textContent = "Unavailable: this browser cannot check Ed25519 signatures. Use the command.";
       } else {
         outcome = "failed";
         await verify();
