@@ -378,7 +378,7 @@
       const found = await open_envelope(files.get("plan.dsse.json"), keys, "tag:glasshouse,2026:plan/v1");
       const told = found.statement.predicate;
       if (told.run !== predicate.run || predicate.planSha256 !== (await digest(files.get("plan.dsse.json")))) throw new Error("it is another run's plan");
-      return { ...told, words: `signed by ${found.signer.label}, entry ${told.serial} of the ledger, registered before anything was rented` };
+      return { ...told, words: `signed by ${found.signer.label}, says it is entry ${told.serial} of the ledger` };
     });
     const record = await check("record", "", async () => {
       if (predicate.recordSha256 !== (await digest(files.get("record.json")))) throw new Error("record.json is not the one that was signed");
@@ -422,7 +422,7 @@
     const of = (count) => `${count} protected launch${count === 1 ? "" : "es"}: `;
     if (sound.exchange) say("ok", "exchange", `${of(sound.exchange)}evidence, result and grant are signed and bound to each other`);
     if (sound.chains) say("ok", "event-chain", `${of(sound.chains)}${sound.events} events, each signed by the attested key and linked from the grant on`);
-    if (sound.headed) say("ok", "heads", `${of(sound.headed)}${sound.heads} heads countersigned by the operator while the legs ran, each last event among them`);
+    if (sound.headed) say("ok", "heads", `${of(sound.headed)}${sound.heads} heads countersigned by the operator, each last event among them`);
     for (const found of launches.values()) found.sort((a, b) => a.launch.launch - b.launch.launch);
 
     // 6. The arithmetic.
