@@ -64,24 +64,44 @@ class Scannable(Protocol):
 
 
 class _Search:
-    """Counts needles in memory that arrives in chunks, also across borders of adjoining chunks."""
+    """Counts needles in memory that arrives in chunks, also across borders of adjoining chunks.
+
+    What arrives lies in one buffer that close() wipes: the searcher must not end up with the very
+    plaintext whose absence it is to show.
+    """
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self._needles = [needle.data for needle in needles]
         self._overlap = max((len(data) for data in self._needles), default=1) - 1
-        self._carry = b""
+        self._buffer = mmap.mmap(-1, CHUNK + self._overlap + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._view = memoryview(self._buffer)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        self._kept = 0
         self._next = -1
         self.result = Scan(counts=[0] * len(needles))
 
-    def feed(self, position: int, chunk: bytes | bytearray) -> None:
-        carry = self._carry if position == self._next else b""
-        window = carry + chunk
+    def space(self, position: int, size: int) -> memoryview:
+        """Where to put `size` bytes that lie at `position`; took() says how many came."""
+        if position != self._next:
+            self._kept = 0
+        return self._view[self._kept : self._kept + size]
+
+    def took(self, position: int, size: int) -> None:
+        length = self._kept + size
         for index, needle in enumerate(self._needles):
             if needle:  # nothing was sampled: found nowhere, not everywhere
-                self.result.counts[index] += _count(window, needle, len(carry))
-        self._carry = window[-self._overlap :] if self._overlap > 0 else b""
-        self._next = position + len(chunk)
-        self.result.bytes_read += len(chunk)
+                self.result.counts[index] += _count(self._base, length, needle, self._kept)
+        self._kept = min(max(self._overlap, 0), length)
+        self._view[: self._kept] = self._view[length - self._kept : length]
+        self._next = position + size
+        self.result.bytes_read += size
+
+    def feed(self, position: int, chunk: bytes | bytearray) -> None:
+        self.space(position, len(chunk))[:] = chunk
+        self.took(position, len(chunk))
+
+    def close(self) -> None:
+        overwrite(self._view)
 
     def unreadable(self) -> None:
         self.result.unreadable_regions += 1
@@ -108,22 +128,26 @@ class ScannedProcess:
     def scan(self, needles: Sequence[Needle]) -> Scan:
         """Count each needle in all readable, writable-private regions."""
         search = _Search(needles)
-        for start, end in _regions(self._maps):
-            if search.full:
-                search.unreadable()
-                continue
-            position = start
-            while position < end:
-                try:
-                    chunk = os.pread(self._memory, min(CHUNK, end - position), position)
-                except OSError:
-                    chunk = b""
-                if not chunk:
-                    search.unreadable()
-                    break
-                search.feed(position, chunk)
-                position += len(chunk)
+        try:
+            for start, end in _regions(self._maps):
+                self._scan_region(search, start, end)
+        finally:
+            search.close()
         return search.result
+
+    def _scan_region(self, search: _Search, start: int, end: int) -> None:
+        position = start
+        while position < end:
+            count = 0
+            if not search.full:
+                with contextlib.suppress(OSError):
+                    space = search.space(position, min(CHUNK, end - position))
+                    count = os.preadv(self._memory, [space], position)
+            if count == 0:
+                search.unreadable()
+                return
+            search.took(position, count)
+            position += count
 
 
 class ServingProcess:
@@ -142,16 +166,20 @@ class ServingProcess:
         """Count each needle in the regions that the process hands over."""
         search = _Search(needles)
         self._channel.send("scan")
-        while True:
-            kind, body, raw = self._channel.receive(self._remaining())
-            if kind == "scan-end":
-                return search.result
-            if kind == "memory":
-                search.feed(int(body["at"]), raw)
-            elif kind == "unreadable":
-                search.unreadable()
-            else:
-                raise ChannelClosedError("not a scan's answer")
+        try:
+            while True:
+                kind, body, raw = self._channel.receive(self._remaining())
+                if kind == "scan-end":
+                    return search.result
+                if kind == "memory" and len(raw) <= CHUNK:
+                    search.feed(int(body["at"]), raw)
+                    overwrite(raw)
+                elif kind == "unreadable":
+                    search.unreadable()
+                else:
+                    raise ChannelClosedError("not a scan's answer")
+        finally:
+            search.close()
 
 
 def serve(channel: Channel) -> None:
@@ -221,14 +249,13 @@ def _memmem() -> Callable[[int, int, object, int], int | None]:
 _search = _memmem()
 
 
-def _count(window: bytes, needle: bytearray, seen: int) -> int:
-    """Count occurrences that end beyond the first `seen` bytes (the rest was counted before)."""
+def _count(base: int, length: int, needle: bytearray, seen: int) -> int:
+    """Count occurrences in memory at `base` that end beyond its first `seen` bytes (counted before)."""
     size = len(needle)
-    base = ctypes.cast(ctypes.c_char_p(window), ctypes.c_void_p).value or 0
     wanted = (ctypes.c_char * size).from_buffer(needle)
     at = max(0, seen - size + 1)
     count = 0
-    while found := _search(base + at, len(window) - at, wanted, size):
+    while found := _search(base + at, length - at, wanted, size):
         count += 1
         at = found - base + 1
     return count
