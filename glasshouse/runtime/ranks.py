@@ -140,10 +140,10 @@ def _wipe(session: Session) -> dict[str, Any]:
     }
 
 
-# --- for workloads ----------------------------------------------------------------------------------
+# --- for workloads, which hand in the torch that only they import ----------------------------------
 
 
-def join(device: Any) -> tuple[int, int]:
+def join(torch: Any, device: Any) -> tuple[int, int]:
     """Join the leg's process group, if it has one: (rank, world size), (0, 1) for a leg of one process.
 
     `device` is the torch.device that this rank trains on; on GPUs each rank has its own.
@@ -151,8 +151,6 @@ def join(device: Any) -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return 0, 1
-    import torch.distributed  # noqa: PLC0415 -- on the pod, in the trainer only
-
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
@@ -160,10 +158,8 @@ def join(device: Any) -> tuple[int, int]:
     return int(os.environ["RANK"]), world
 
 
-def average(tensors: list[Any]) -> None:
+def average(torch: Any, tensors: list[Any]) -> None:
     """Replace each tensor by its mean over all ranks, in place, in one all-reduce."""
-    import torch.distributed  # noqa: PLC0415
-
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()

@@ -97,7 +97,7 @@ class LoraSession:
 
     def __init__(self, config, tensors, device):
         self.device = device
-        self.rank, self.world = ranks.join(device)
+        self.rank, self.world = ranks.join(torch, device)
         self.config = config
         if device.type == "cuda":
             # Slots of equally many steps should end bit for bit alike, as on a processor; so the rules
@@ -171,7 +171,7 @@ class LoraSession:
         loss.backward()
         loss = loss.detach()
         if self.world > 1:
-            ranks.average([*(parameter.grad for parameter in self.adapter.values()), loss])
+            ranks.average(torch, [*(parameter.grad for parameter in self.adapter.values()), loss])
         torch.nn.utils.clip_grad_norm_(list(self.adapter.values()), self.config["grad_clip"])
         self.optimizer.step()
         self.last_loss = loss

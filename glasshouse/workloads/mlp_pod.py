@@ -33,7 +33,7 @@ class MlpSession:
 
     def __init__(self, config, tensors, device):
         self.device = device
-        self.rank, self.world = ranks.join(device)
+        self.rank, self.world = ranks.join(torch, device)
         self.dtype = getattr(torch, config["dtype"])
         self.batch = config["batch"]
         self.steps_per_unit = config["batches_per_epoch"]
@@ -90,7 +90,7 @@ class MlpSession:
             loss = loss.detach()
             with torch.no_grad():
                 if self.world > 1:
-                    ranks.average([*(weight.grad for weight in self.parameters.values()), loss])
+                    ranks.average(torch, [*(weight.grad for weight in self.parameters.values()), loss])
                 self.step()
         self.last_loss = loss
 
