@@ -230,6 +230,14 @@ def test_markdown_tables_become_reachable_regions() -> None:
     assert 'aria-label="Table 2"' in html
 
 
+def test_columns_are_aligned_without_inline_styles() -> None:
+    html = framed_tables(
+        '<table><td style="text-align: right;">1</td><td style="text-align: left;">a</td></table>'
+    )
+    assert "style=" not in html
+    assert '<td class="n">1</td><td>a</td>' in html
+
+
 def test_tamper_page_counts_what_was_refused_beside_its_controls(reported: tuple[Artifact, ...]) -> None:
     good = {"expectedCodes": [], "unwrapCalls": 1, "ok": True, "what": "honest"}
     scenarios = [
