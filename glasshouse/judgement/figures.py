@@ -14,7 +14,7 @@ from typing import Any
 from glasshouse.canonical import MAX_SAFE_INTEGER
 from glasshouse.judgement.facts import LegResult, RunFacts, SlotFacts
 from glasshouse.judgement.resources import resources_of
-from glasshouse.measurement.controls import judge_aa, judge_delay
+from glasshouse.measurement.controls import expected_delay_pct, judge_aa, judge_delay
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
 from glasshouse.measurement.fixed_cost import fixed_cost
 from glasshouse.measurement.roofline import Roofline, roofline, work
@@ -153,8 +153,16 @@ def _estimate_json(estimate: Estimate) -> dict[str, Any]:
 
 def _control_json(facts: RunFacts, estimate: Estimate | None) -> dict[str, Any] | None:
     """What a control run shows about the method; None for a run that is no control."""
-    if facts.spec.control == "none" or estimate is None:
+    if facts.spec.control == "none":
         return None
+    if estimate is None:
+        delayed = facts.spec.control == "delay"
+        return {
+            "kind": facts.spec.control,
+            "outcome": "inconclusive",
+            "expectedPct": rounded(expected_delay_pct(facts.spec.measure.delay_pct)) if delayed else 0.0,
+            "reason": "no figure to compare",
+        }
     if facts.spec.control == "aa":
         result = judge_aa(estimate)
     else:

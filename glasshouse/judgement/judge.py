@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from glasshouse.canonical import canonical_json
@@ -51,8 +51,16 @@ class Judgement:
             },
             "caveats": list(self.caveats),
             "figures": self.figures,
-            # What a check that holds demands is the method's text, not the record's.
-            "checks": [asdict(check) | ({"detail": ""} if check.ok else {}) for check in self.checks],
+            # What a check that holds demands is the method's text, not the record's; that there was
+            # nothing to check is this run's.
+            "checks": [
+                {
+                    "code": check.code,
+                    "ok": check.ok,
+                    "detail": check.detail if check.vacuous or not check.ok else "",
+                }
+                for check in self.checks
+            ],
         }
 
     def record(self) -> bytes:

@@ -1,7 +1,9 @@
 """When a run counts: every condition of "verified" as a named rule. Pure.
 
 A rule lists what it found wrong; nothing found means it holds. A rule looks only at what exists:
-a leg that never ran is `protected-incomplete`, not also a list of everything it did not do.
+a leg that never ran is `protected-incomplete`, not also a list of everything it did not do. Only
+attestation is demanded of every planned protected slot: none may pass by not having been looked at.
+A rule that had nothing to look at holds, and says in its detail that nothing was checked.
 A row for which any rule fails is excluded, with every failed rule's code, and still published.
 """
 
@@ -23,23 +25,29 @@ SLOW_UNIT = 3.0  # how much longer than the mean the last unit of a stretch may 
 
 @dataclass(frozen=True)
 class Check:
-    """One named check: what was looked at, whether it holds, and what was found when it does not."""
+    """One named check: what was looked at, whether it holds, and what was found when it does not.
+
+    vacuous: it holds because there was nothing to look at; its detail says what was missing.
+    """
 
     code: str
     ok: bool
     detail: str
+    vacuous: bool = False
 
 
 @dataclass(frozen=True)
 class Rule:
     """A condition of "verified": the reason code of its failure, what it demands, and the test.
 
+    absent: says why there is nothing to look at, "" where there is something.
     since: the method number from which it applies (see METHOD).
     """
 
     code: str
     text: str
     find: Callable[[RunFacts], Iterable[str]]
+    absent: Callable[[RunFacts], str] = lambda _: ""
     since: int = 1
 
 
@@ -51,7 +59,8 @@ def check_rules(facts: RunFacts, method: int = METHOD) -> tuple[Check, ...]:
         if rule.since > method:
             continue
         found = [*rule.find(facts), *ended.pop(rule.code, [])]
-        checks.append(Check(rule.code, not found, _joined(found) if found else rule.text))
+        absent = "" if found else rule.absent(facts)
+        checks.append(Check(rule.code, not found, _joined(found) or absent or rule.text, bool(absent)))
     checks += [Check(code, False, _joined(where)) for code, where in ended.items()]
     return tuple(checks)
 
@@ -95,14 +104,16 @@ def _incomplete(arm: str) -> Callable[[RunFacts], Iterator[str]]:
 
 
 def _attestation(facts: RunFacts) -> Iterator[str]:
-    for slot, launch, life in facts.lifecycles:
-        if slot.final is launch and life.attestation:
-            yield f"{slot.name}: {', '.join(life.attestation)}"
-        elif slot.complete and slot.final is launch and (life.attestation is None or not life.released):
-            yield f"{slot.name}: no exchange shows that the payload was released to it"
     for slot in facts.slots:
-        if slot.plan.lifecycle and slot.complete and slot.final is not None and slot.final.lifecycle is None:
-            yield f"{slot.name}: no evidence"
+        if not slot.plan.lifecycle:
+            continue
+        life = None if slot.final is None else slot.final.lifecycle
+        if life is None:
+            yield f"{slot.name}: no evidence" + ("" if slot.launches else ", it was never launched")
+        elif life.attestation:
+            yield f"{slot.name}: {', '.join(life.attestation)}"
+        elif life.attestation is None or not life.released:
+            yield f"{slot.name}: no exchange shows that the payload was released to it"
 
 
 def _chain(facts: RunFacts) -> Iterator[str]:
@@ -279,40 +290,119 @@ def _steps(facts: RunFacts) -> Iterator[str]:
             yield f"{slot.name} took {result.steps} steps of {slot.plan.steps} planned"
 
 
+# --- why a rule may have nothing to look at ---------------------------------------------------
+
+
+def _no_slots(arm: str) -> Callable[[RunFacts], str]:
+    def absent(facts: RunFacts) -> str:
+        planned = any(slot.plan.arm == arm for slot in facts.slots)
+        return "" if planned else f"no {arm} slot was planned: nothing to check"
+
+    return absent
+
+
+def _none_protected(facts: RunFacts) -> str:
+    planned = any(slot.plan.lifecycle for slot in facts.slots)
+    return "" if planned else "no slot was planned to run protected: nothing to check"
+
+
+def _none_chained(facts: RunFacts) -> str:
+    if any(life.chain is not None for _, _, life in facts.lifecycles):
+        return ""
+    return _none_protected(facts) or "no protected leg got as far as its first event: nothing to check"
+
+
+def _none_released(facts: RunFacts) -> str:
+    if any(life.released or launch.status == "complete" for _, launch, life in facts.lifecycles):
+        return ""
+    return _none_protected(facts) or "no payload was released to any leg: nothing to check"
+
+
+def _no_raw_files(facts: RunFacts) -> str:
+    raw = [slot for slot in facts.slots if slot.plan.arm == "raw" and not slot.plan.lifecycle]
+    if any(launch.raw_files_removed is not None for slot in raw for launch in slot.launches):
+        return ""
+    return (
+        "no raw slot was planned: nothing to check" if not raw else "no raw leg got so far: nothing to check"
+    )
+
+
+def _no_results(facts: RunFacts) -> str:
+    return "" if facts.all_results else "no leg got as far as a result: nothing to check"
+
+
+def _no_gpu_seen(facts: RunFacts) -> str:
+    given = facts.allocation is not None and facts.allocation.gpu_model is not None
+    return "" if not _asks_gpu(facts) or given else _no_results(facts)
+
+
 RULES: tuple[Rule, ...] = (
-    Rule("raw-incomplete", "every planned raw slot has a result", _incomplete("raw")),
-    Rule("protected-incomplete", "every planned protected slot has a result", _incomplete("protected")),
+    Rule("raw-incomplete", "every planned raw slot has a result", _incomplete("raw"), _no_slots("raw")),
+    Rule(
+        "protected-incomplete",
+        "every planned protected slot has a result",
+        _incomplete("protected"),
+        _no_slots("protected"),
+    ),
     Rule(
         "attestation-not-verified",
-        "every protected leg's evidence was appraised, released to, and verifies again offline",
+        "every planned protected leg's evidence was appraised, released to, and verifies again offline",
         _attestation,
+        _none_protected,
     ),
     Rule(
         "event-chain-broken",
         "every protected leg's events are whole: signed, linked to the grant, countersigned",
         _chain,
+        _none_chained,
     ),
     Rule(
         "runtime-not-zeroized",
         "wherever a payload was released, buffers were wiped and read back and its processes reaped",
         _zeroized,
+        _none_released,
     ),
-    Rule("raw-files-not-removed", "files of raw slots were gone before the next slot", _raw_files),
+    Rule(
+        "raw-files-not-removed",
+        "files of raw slots were gone before the next slot",
+        _raw_files,
+        _no_raw_files,
+    ),
     Rule("cleanup-not-proven", "nothing of the run is left at the provider or on the host", _cleanup),
-    Rule("same-machine-not-proven", "all legs saw one boot, one allocation, the same GPUs", _same_machine),
-    Rule("gpu-not-as-asked", "the GPUs are those the config asked for", _gpu),
-    Rule("workload-digest-mismatch", "all legs ran the same workload files", _one_value("workload_digest")),
-    Rule("initial-weights-mismatch", "all legs began with the same weights", _one_value("initial_digest")),
-    Rule("final-loss-missing", "every leg reports its final loss", _loss_missing),
-    Rule("non-finite-loss", "every loss is a finite number", _loss_finite),
-    Rule("adapter-unchanged", "every leg's final weights differ from its initial ones", _unchanged),
+    Rule(
+        "same-machine-not-proven",
+        "all legs saw one boot, one allocation, the same GPUs",
+        _same_machine,
+        _no_results,
+    ),
+    Rule("gpu-not-as-asked", "the GPUs are those the config asked for", _gpu, _no_gpu_seen),
+    Rule(
+        "workload-digest-mismatch",
+        "all legs ran the same workload files",
+        _one_value("workload_digest"),
+        _no_results,
+    ),
+    Rule(
+        "initial-weights-mismatch",
+        "all legs began with the same weights",
+        _one_value("initial_digest"),
+        _no_results,
+    ),
+    Rule("final-loss-missing", "every leg reports its final loss", _loss_missing, _no_results),
+    Rule("non-finite-loss", "every loss is a finite number", _loss_finite, _no_results),
+    Rule(
+        "adapter-unchanged", "every leg's final weights differ from its initial ones", _unchanged, _no_results
+    ),
     Rule(
         "adapter-digests-equal",
         "the two arms' adapters differ, unless equal steps in a deterministic mode explain it",
         _equal_adapters,
+        _no_results,
     ),
-    Rule("duration-out-of-tolerance", "every slot measured the time that was planned", _duration),
-    Rule("steps-not-as-planned", "every fixed-step slot did the work that was planned", _steps),
+    Rule(
+        "duration-out-of-tolerance", "every slot measured the time that was planned", _duration, _no_results
+    ),
+    Rule("steps-not-as-planned", "every fixed-step slot did the work that was planned", _steps, _no_results),
 )
 
 FAILURE_TEXTS: dict[str, str] = {

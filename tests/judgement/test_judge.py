@@ -105,6 +105,13 @@ def test_controls_say_what_they_show() -> None:
     delayed = at_rates(facts(make_spec(order="abba", duration=3200.0, control="delay")), 103.0, 100.0)
     assert figures_of(delayed)["control"]["kind"] == "delay"
     assert figures_of(facts())["control"] is None
+    # A control that measured nothing is still one.
+    none = figures_of(with_launches(facts(make_spec(control="delay")), 0))["control"]
+    assert (none["kind"], none["outcome"], none["reason"]) == (
+        "delay",
+        "inconclusive",
+        "no figure to compare",
+    )
 
 
 def test_the_record_is_one_canonical_document() -> None:
