@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
+from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stated
 from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.context import RunContext, RunLock, create
 from glasshouse.lifecycle.resume import Skipped
@@ -216,7 +217,9 @@ def summary_row(record: dict[str, Any]) -> dict[str, Any]:
         "status": record["status"],
         "rawPerSec": figures.get("rawPerSec"),
         "protectedPerSec": figures.get("protectedPerSec"),
-        "overheadPct": figures.get("overheadPct"),
+        "overheadPct": overhead_stated(record),
+        "control": control_line(record),
+        "noFigure": blocks_lost(record),
         "fixedSec": (figures.get("fixedCostSec") or {}).get("totalSec"),
         "excluded": _codes(record),
         "caveats": [str(code) for code in record.get("caveats", [])],
@@ -246,6 +249,8 @@ def _describe(spec: RunSpec) -> str:
         "model": spec.model.name,
         "order": spec.order,
     }
+    if spec.control != "none":
+        what["control"] = spec.control
     return " ".join([*(f"{key}={value}" for key, value in what.items()), amount])
 
 

@@ -31,9 +31,11 @@ from glasshouse.commands import keys as keys_command
 from glasshouse.commands.terminal import spark, table
 from glasshouse.conf_files import conf_dir
 from glasshouse.errors import CleanupNotProven, RemoteError
+from glasshouse.lifecycle.ui import Screen
 from glasshouse.publishing.tamper import read_tamper
 from glasshouse.records import keys, ledger
 from glasshouse.records.signing import open_statement
+from glasshouse.run import summary_row
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.outputs import seal_outputs
@@ -441,6 +443,7 @@ def test_runs_lists_what_is_there(some_run: Path, call: Call) -> None:
         "id": "2026-01-02-local-cpu-mlp-60s-raw-first-abcdef",
         "status": "excluded",
         "overheadPct": 1.25,
+        "control": None,
         "exclusion": ["final-loss-missing"],
         "caveats": ["not-a-tee", "short"],
     }
@@ -458,6 +461,66 @@ def test_show_prints_figures_checks_caveats_and_curves(name: str, some_run: Path
     assert re.search(r"s000-raw loss +█▄▁  2 to 0.25", out)
     assert re.search(r"s000-raw throughput +▁█  10 to 20 a second", out)
     assert json.loads(call("show", name, "--json")[1])["record"]["run"] == some_run.name
+
+
+def rewrite(folder: Path, **figures: Any) -> None:
+    """Change figures of a run folder's record."""
+    path = folder / "bundle" / "record.json"
+    record = json.loads(path.read_bytes())
+    record["figures"] |= figures
+    path.write_bytes(canonical_json(record))
+
+
+LOST = {"ciLowPct": None, "ciHighPct": None, "n": 1, "method": "none", "blocks": 1, "droppedBlocks": 7}
+AA = {"kind": "aa", "outcome": "inconclusive", "expectedPct": 0.0, "reason": "no interval"}
+
+
+def summary_of(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    record = json.loads((folder / "bundle" / "record.json").read_bytes())
+    Screen().summary([summary_row(record)])
+    return capfd.readouterr().err
+
+
+def test_a_control_is_never_shown_as_a_result(
+    some_run: Path, call: Call, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(some_run, overheadPct=34.49, control=AA)
+    said = "control aa (raw against raw), not a result: inconclusive, no interval"
+    out = call("show", "20260102")[1]
+    assert f"this is a {said}; a difference of 0.00 % was to be seen, 34.49 % was" in out
+    assert "raw as protected" in out
+    assert "steady-state overhead" not in out
+    listed = json.loads(call("runs", "--json")[1])["runs"][1]
+    assert (listed["overheadPct"], listed["control"]["outcome"]) == (None, "inconclusive")
+    summary = summary_of(some_run, capfd)
+    assert f"is a {said}" in summary
+    assert "+34.49%" not in summary
+
+
+def test_blocks_without_an_interval_state_no_overhead(
+    some_run: Path, call: Call, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(some_run, order="abba", overheadPct=34.49, overhead=LOST)
+    said = "1 of 8 blocks left after dropping disturbed and incomplete ones: no figure"
+    assert f"no overhead is stated: {said}" in call("show", "20260102")[1]
+    summary = summary_of(some_run, capfd)
+    assert f"states no overhead: {said}" in summary
+    assert "34.49" not in summary + call("show", "20260102")[1] + call("runs")[1]
+    rewrite(some_run, control=AA)
+    assert "34.49" not in summary_of(some_run, capfd) + call("show", "20260102")[1]
+
+
+def test_show_tells_checks_that_held_from_checks_with_nothing_to_look_at(some_run: Path, call: Call) -> None:
+    path = some_run / "bundle" / "record.json"
+    record = json.loads(path.read_bytes())
+    record["checks"] += [
+        {"code": "runtime-not-zeroized", "ok": True, "detail": "no payload was released: nothing to check"},
+        {"code": "cleanup-not-proven", "ok": True, "detail": ""},
+    ]
+    path.write_bytes(canonical_json(record))
+    out = call("show", "20260102")[1]
+    assert re.search(r"^nothing checked +runtime-not-zeroized +no payload was released", out, re.MULTILINE)
+    assert re.search(r"^ok +cleanup-not-proven +nothing of the run is left", out, re.MULTILINE)
 
 
 def test_show_asks_which_when_several_runs_begin_so(some_run: Path, call: Call) -> None:

@@ -61,6 +61,7 @@ PURE = (
     "judgement/figures.py",
     "judgement/judge.py",
     "judgement/rules.py",
+    "judgement/stated.py",
     "publishing/charts.py",
     "publishing/pages.py",
 )

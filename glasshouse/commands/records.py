@@ -8,6 +8,7 @@ from typing import Any
 
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import UsageError
+from glasshouse.judgement.stated import control_line, overhead_stated
 
 RECORD = Path("bundle") / "record.json"
 
@@ -29,9 +30,13 @@ class Found:
 
     @property
     def overhead_pct(self) -> float | None:
-        """Overhead in percent, where the record states one."""
-        value = (self.record.get("figures") or {}).get("overheadPct")
-        return float(value) if isinstance(value, int | float) else None
+        """Overhead in percent, where the record states one as a result."""
+        return overhead_stated(self.record)
+
+    @property
+    def control(self) -> str:
+        """That the run is a control, and how it came out; "" for one that is none."""
+        return control_line(self.record)
 
     @property
     def exclusion(self) -> tuple[str, ...]:

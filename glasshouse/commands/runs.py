@@ -30,11 +30,15 @@ def run(args: argparse.Namespace) -> int:
                 item.status,
                 item.overhead_pct,
                 len(item.caveats),
-                ", ".join(item.exclusion) or item.row or "",
+                ", ".join(item.exclusion) or item.control or item.row or "",
             ]
             for item in found
         ]
-        say(table(["run", "status", "overhead %", "caveats", "row, or why it is excluded"], rows))
+        say(
+            table(
+                ["run", "status", "overhead %", "caveats", "row, why excluded, or control"], rows
+            )
+        )
     return 0
 
 
@@ -45,6 +49,7 @@ def _as_json(item: Found) -> dict[str, object]:
         "id": item.row,
         "status": item.status,
         "overheadPct": item.overhead_pct,
+        "control": (item.record.get("figures") or {}).get("control"),
         "exclusion": list(item.exclusion),
         "caveats": list(item.caveats),
     }

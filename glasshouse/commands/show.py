@@ -15,6 +15,8 @@ from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.commands.records import Found, pick_run
 from glasshouse.commands.terminal import emit, say, spark, table
 from glasshouse.judgement.caveats import caveat
+from glasshouse.judgement.rules import RULES
+from glasshouse.judgement.stated import blocks_lost, overhead_stated
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +37,13 @@ def run(args: argparse.Namespace) -> int:
     if not found.record:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")
         return 0
+    if found.control:
+        say(f"this is a {found.control}")
     exclusion = found.record.get("exclusion")
     if exclusion:
         say(f"excluded: {', '.join(exclusion['codes'])}")
         say(f"  {exclusion['observed']}")
-    _figures(found.record.get("figures") or {})
+    _figures(found.record)
     _curves(found)
     _checks(found)
     for code in found.caveats:
@@ -49,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _figures(figures: dict[str, Any]) -> None:
-    arms = [(name, figures.get(name)) for name in ("protected", "raw")]
+def _figures(record: dict[str, Any]) -> None:
+    figures = record.get("figures") or {}
+    second = "raw as protected" if figures.get("control") else "protected"
+    arms = [(second, figures.get("protected")), ("raw", figures.get("raw"))]
     rows = [
         [
             name,
@@ -68,12 +74,15 @@ def _figures(figures: dict[str, Any]) -> None:
         say()
         say(table(["arm", "slots", unit, "seconds", f"{unit}/s", "final loss"], rows))
     overhead = figures.get("overhead") or {}
-    if figures.get("overheadPct") is not None:
+    stated = overhead_stated(record)
+    if lost := blocks_lost(record):
+        say(f"\nno overhead is stated: {lost}")
+    if stated is not None:
         low, high = overhead.get("ciLowPct"), overhead.get("ciHighPct")
         interval = (
             f" [{low:.2f}, {high:.2f}], n={overhead.get('n')}" if low is not None and high is not None else ""
         )
-        say(f"\nsteady-state overhead {figures['overheadPct']:.2f} %{interval}")
+        say(f"\nsteady-state overhead {stated:.2f} %{interval}")
     fixed = figures.get("fixedCostSec")
     if isinstance(fixed, dict):
         parts = ", ".join(
@@ -125,7 +134,16 @@ def _checks(found: Found) -> None:
     checks = found.record.get("checks") or []
     if checks:
         say()
-        rows = [["ok" if item["ok"] else "FAILED", item["code"], item["detail"]] for item in checks]
+        # A code names the failure: beside a check that holds stands what it demands.
+        demands = {rule.code: rule.text for rule in RULES}
+        rows = [
+            [
+                ("nothing checked" if item["detail"] else "ok") if item["ok"] else "FAILED",
+                item["code"],
+                item["detail"] or demands.get(item["code"], ""),
+            ]
+            for item in checks
+        ]
         say(table(["", "check", "detail"], rows))
 
 

@@ -104,6 +104,10 @@ class Screen:
         for row in rows:
             if row.get("excluded"):
                 self.warn(f"{row['run']} is excluded: {', '.join(row['excluded'])}")
+            if row.get("control"):
+                self.warn(f"{row['run']} is a {row['control']}")
+            if row.get("noFigure"):
+                self.warn(f"{row['run']} states no overhead: {row['noFigure']}")
             if row.get("caveats"):
                 self.note(f"{row['run']} caveats: {', '.join(row['caveats'])}")
 
