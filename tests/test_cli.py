@@ -678,7 +678,31 @@ def test_unpublish_keeps_the_row_and_says_why(repository: tuple[Path, Path], cal
     kept = json.loads((root / "site" / "research" / "artifacts" / f"{row}.json").read_bytes())
     assert kept["retracted"]["reason"] == "the clock was wrong"
     assert "retracted already" in call("unpublish", row, "--reason", "again")[1]
-    assert call("unpublish", "no-such-row", "--reason", "x")[0] == 2
+    code, _, err = call("unpublish", "no-such-row", "--reason", "x")
+    assert code == 2
+    assert "site/research/artifacts" in err
+    # Whoever publishes or verifies it again is told.
+    out = call("publish", str(folder))[1]
+    assert f"published {row} as RETRACTED, it counts for nothing: the clock was wrong" in out
+    assert json.loads(call("publish", str(folder), "--json")[1])["retracted"] == {row: "the clock was wrong"}
+    artifact = root / "site" / "research" / "artifacts" / f"{row}.json"
+    code, out, _ = call("verify", str(artifact), "--keys", str(root / "conf" / "trust" / "keyring.json"))
+    assert code == 0
+    assert "RETRACTED: its evidence verifies, and the row was retracted on " in out
+    assert "the clock was wrong" in out
+
+
+@pytest.mark.parametrize("local", [[], ["--local"]])
+def test_publishing_names_the_runs_it_withholds(
+    local: list[str], repository: tuple[Path, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder = repository
+    publish.Ledger().register_plan("20260301-000000-zzzzzz", lambda serial, now: b"envelope")
+    ring = keys.parse_keyring((root / "conf" / "trust" / "keyring.json").read_bytes())
+    monkeypatch.setattr(publish, "load_keyring", lambda: ring)
+    code, out, _ = call("publish", str(folder), *local)
+    assert code == 0
+    assert "withheld: 1 registered runs are not published\n  20260301-000000-zzzzzz" in out
 
 
 def test_the_history_is_imported_again(repository: tuple[Path, Path], call: Call) -> None:

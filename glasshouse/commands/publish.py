@@ -52,14 +52,26 @@ def run(args: argparse.Namespace) -> int:
         remedy = "`glasshouse keys --trust LABEL` lists yours in conf/trust; commit that first"
         raise VerificationError(error.what, codes=error.codes, remedy=remedy) from error
     if args.json:
-        emit({"ok": True, "rows": done.rows, "written": done.written, "withheld": done.withheld})
+        emit(
+            {
+                "ok": True,
+                "rows": done.rows,
+                "written": done.written,
+                "withheld": done.withheld,
+                "retracted": dict(done.retracted),
+            }
+        )
         return 0
     for row in done.rows:
-        say(f"published {row}" + (" (local)" if args.local else ""))
+        where = " (local)" if args.local else ""
+        if row in done.retracted:
+            say(f"published {row}{where} as RETRACTED, it counts for nothing: {done.retracted[row]}")
+        else:
+            say(f"published {row}{where}")
     say(f"{len(done.written)} files written" if done.written else "nothing to write: it is all there already")
     for path in done.written:
         say(f"  {path}")
-    if done.withheld and not args.local:
+    if done.withheld:
         say(f"withheld: {len(done.withheld)} registered runs are not published")
         for name in done.withheld:
             say(f"  {name}")

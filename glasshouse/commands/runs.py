@@ -34,11 +34,7 @@ def run(args: argparse.Namespace) -> int:
             ]
             for item in found
         ]
-        say(
-            table(
-                ["run", "status", "overhead %", "caveats", "row, why excluded, or control"], rows
-            )
-        )
+        say(table(["run", "status", "overhead %", "caveats", "row, why excluded, or control"], rows))
     return 0
 
 

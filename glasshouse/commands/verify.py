@@ -63,8 +63,15 @@ def _verified(path: str, ring: Keyring) -> dict[str, Any]:
 def _verdict(item: dict[str, Any]) -> str:
     if not item["ok"]:
         return "NOT VERIFIED"
+    said = {check["code"]: check["detail"] for check in item["checks"]}
     overhead = item["overheadPct"]
     figure = f", overhead {overhead:.2f} %" if isinstance(overhead, float | int) else ""
+    if "control" in said:
+        figure = f", a {said['control']}"
+    elif "no-figure" in said:
+        figure = f", {said['no-figure']}"
+    if "retracted" in said:
+        return f"RETRACTED: its evidence verifies, and the row was {said['retracted']}"
     if item["signer"] is None:
         return f"checked, not verified by us: a reported row{figure}"
     return f"verified as what it says: a row that is {item['status']}{figure}; signed by {item['signer']}"

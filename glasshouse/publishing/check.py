@@ -47,6 +47,9 @@ def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
         checks += found
     else:
         checks.append(Check("measured", False, "a simulated row measures nothing"))
+    if artifact.retracted is not None:
+        said = f"retracted on {artifact.retracted.date}, it counts for nothing: {artifact.retracted.reason}"
+        checks.append(Check("retracted", True, said))
     if artifact.evidence_tier != "simulated":
         checks.append(_ledger(path, artifact, keyring))
     return _entry(path, artifact, signer, checks)

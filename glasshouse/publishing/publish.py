@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -38,11 +38,15 @@ MAX_BUNDLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Published:
-    """What a publication did: row ids, paths written relative to the root, runs withheld."""
+    """What a publication did: row ids, paths written relative to the root, runs withheld.
+
+    retracted: those of the rows that stand retracted, with the reason.
+    """
 
     rows: tuple[str, ...]
     written: tuple[str, ...]
     withheld: tuple[str, ...]
+    retracted: Mapping[str, str] = field(default_factory=dict)
 
 
 def publish(
@@ -111,7 +115,8 @@ def publish(
     for item, artifact in sorted(every.items()):
         written += _write(artifacts_at / f"{item}.json", artifact_bytes(artifact))
     shown = tuple(os.path.relpath(path, root) for path in written)
-    return Published(tuple(ids), shown, _withheld(ledger, every.values()))
+    retracted = {item: said.reason for item in ids if (said := every[item].retracted) is not None}
+    return Published(tuple(ids), shown, _withheld(ledger, every.values()), retracted)
 
 
 def refresh_history(root: Path) -> Published:
@@ -160,7 +165,13 @@ def unpublish(
     present = _present(artifacts_at)
     artifact = present.get(row)
     if artifact is None:
-        raise UsageError("no such published row", field="row", value=row)
+        raise UsageError(
+            "no such published row",
+            field="row",
+            value=row,
+            remedy=f"give the name of a file in {os.path.relpath(artifacts_at, root)}, without .json"
+            + ("" if local else "; --local for a row of this machine's own site"),
+        )
     if artifact.reported is not None:
         raise UsageError("a reported row is not ours to retract", field="row", value=row)
     _extended(root, ledger, key, keyring, local=local)  # refuse before anything is entered

@@ -27,6 +27,7 @@ from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import Judgement, judge
 from glasshouse.judgement.rules import METHOD, Check
+from glasshouse.judgement.stated import blocks_lost, control_line
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD, Found, read_bundle
 from glasshouse.records.facts import Collected, collect_facts
 from glasshouse.records.keys import KeyEntry, Keyring
@@ -138,6 +139,10 @@ def verify_files(found: Found, keyring: Keyring) -> Verification:
     # 9. and 10. Judgement and statement.
     judgement = _judgement(found.files, collected, checks)
     created_at = _statement(found.files, opened, collected, checks)
+    if judgement is not None:
+        record = judgement.as_json()
+        said = {"control": control_line(record), "no-figure": blocks_lost(record)}
+        checks += [Check(code, True, text) for code, text in said.items() if text]
     if judgement is None or collected.facts is None or any(not check.ok for check in checks):
         return Verification(False, None, None, opened.signer, tuple(checks), None)
     row = VerifiedRow(
