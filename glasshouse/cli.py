@@ -14,6 +14,7 @@ import difflib
 import importlib
 import json
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # here, where a reader that left is understood
+        return code
     except GlasshouseError as error:
         return _fail(error.line(), error.exit_code, words)
     except SystemExit as stop:  # argparse, after --help
@@ -75,13 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reader_left() -> bool:
     """Whether stdout has no reader any more (`| head`); a broken pipe may also be another one."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Point it elsewhere, or Python complains again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    # Asked of the pipe itself: after a failed write there may be nothing left to flush.
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(happened & (select.POLLERR | select.POLLHUP) for _, happened in poll.poll(0)):
+        return False
+    # Point it elsewhere, or Python complains again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _fail(line: str, code: int, words: Sequence[str]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from glasshouse.errors import UsageError
+
 
 def _base(variable: str, fallback: str) -> Path:
     home = os.environ.get("GLASSHOUSE_HOME")
@@ -14,7 +16,15 @@ def _base(variable: str, fallback: str) -> Path:
 
 
 def _private(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder for keys and state: {error.strerror}",
+            field="folder",
+            value=path,
+            remedy="set GLASSHOUSE_HOME to a folder that can be written",
+        ) from error
     return path
 
 

@@ -26,7 +26,7 @@ import pytest
 import glasshouse
 from glasshouse import cli, paths
 from glasshouse.canonical import canonical_json
-from glasshouse.commands import against, plan, publish, run, tamper, unpublish
+from glasshouse.commands import against, pages, plan, publish, run, tamper, unpublish
 from glasshouse.commands import keys as keys_command
 from glasshouse.commands.terminal import spark, table
 from glasshouse.conf_files import conf_dir
@@ -170,6 +170,15 @@ MISTAKES = [
     (["ledger", "check", "one"], "command=ledger check", "OLD NEW"),
     (["ledger", "check", "no", "no"], "checkpoint=no", "file"),
     (["broker", "--port", "99999"], "port=99999", "65535"),
+    (["broker", "--store", "nosuch://x"], "store=nosuch://x", "postgresql+psycopg://"),
+    (["broker", "--store", "no url"], "store=withheld", "not a database URL"),
+    (["broker", "--store", "sqlite:////no/such/x.db"], "store=sqlite:////no/such/x.db", "sqlite:////path"),
+    (["broker", "--store", "postgresql+psycopg://me:hush@127.0.0.1:1/x"], "me:***@127.0.0.1", "server"),
+    (["tamper", "--out", "/no/such/x.json"], "out=/no/such/x.json", "can be written"),
+    (["tamper", "--out", "/"], "out=/", "it is a folder"),
+    (["verify", "x", "--keys", "/no/ring.json"], "keys=/no/ring.json", "glasshouse keys --json"),
+    (["verify", "x", "--keys", str(ROOT / "pyproject.toml")], "pyproject.toml", "not a keyring file"),
+    (["ledger", "check", str(ROOT / "LICENSE"), "x"], "LICENSE", "not a checkpoint"),
 ]  # fmt: skip
 
 
@@ -188,6 +197,40 @@ def test_a_mistake_exits_2_with_one_line_and_leaves_nothing_behind(
     assert said in err
     assert "Traceback" not in err
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_driver_that_is_not_installed_is_named_with_its_extra(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    code, out, err = call("broker", "--store", "postgresql+psycopg://me@127.0.0.1:1/x")
+    assert (code, out) == (2, "")
+    assert "driver is not installed (store=postgresql+psycopg://me@127.0.0.1:1/x)" in err
+    assert "'.[postgres]'" in err
+
+
+@pytest.mark.parametrize("words", [["keys"], ["duration=2"]])
+def test_a_home_that_cannot_be_made_is_named(
+    words: list[str], call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    (elsewhere / "file").touch()
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(elsewhere / "file"))
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: cannot make the folder for keys and state")
+    assert "set GLASSHOUSE_HOME" in err
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
+
+
+def test_pages_go_nowhere_they_cannot_be_written(
+    call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    (elsewhere / "file").touch()
+    monkeypatch.setattr(pages, "read_publication", lambda *_, **__: None)
+    monkeypatch.setattr(pages, "render", lambda _: {"x.md": b"x"})
+    code, _, err = call("pages", "--out", "file")
+    assert code == 2
+    assert "(out=file): give a place that can be written" in err
 
 
 def test_the_same_in_a_process_of_its_own(elsewhere: Path) -> None:
@@ -238,14 +281,20 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"{sys.executable} -m glasshouse --cfg job | head -c 1"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60,
-        check=True,
+    # More than a pipe and a buffer hold: the write itself fails, and nothing is left to flush.
+    program = (
+        "import sys; from glasshouse import cli; from glasshouse.commands import plan;"
+        "plan.run = lambda _: sys.stdout.write('x' * (1 << 20)); sys.exit(cli.main(['plan']))"
     )
-    assert done.stderr == b""
+    for line in (command, f'{sys.executable} -c "{program}" | head -c 1'):
+        done = subprocess.run(
+            ["bash", "-c", line],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=60,
+            check=True,
+        )
+        assert done.stderr == b""
 
 
 # --- plan --------------------------------------------------------------------------------------
@@ -548,6 +597,22 @@ def test_open_writes_private_safetensors_that_match_the_events(some_run: Path, c
     start, end = header["flag"]["data_offsets"]
     assert body[start:end] == b"\x07"
     assert Path("adapters/s001-1-logs_trainer.log").read_bytes() == b"said\n"
+    assert some_run.exists()
+
+
+def test_open_says_where_it_cannot_write_and_whose_key_it_lacks(
+    some_run: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    Path("file").touch()
+    code, _, err = call("open", "20260102", "--to", "file")
+    assert code == 2
+    assert "(to=file): give a place that can be written" in err
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(tmp_path_factory.mktemp("another")))
+    code, _, err = call("open", "20260102", "--to", "adapters")
+    assert code == 1
+    assert "sealed for another owner's key than this machine's" in err
+    assert "GLASSHOUSE_HOME of then" in err
+    assert not Path("adapters").exists()
     assert some_run.exists()
 
 

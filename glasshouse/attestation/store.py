@@ -44,10 +44,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from glasshouse.canonical import length_prefixed
-from glasshouse.errors import AttestationError
+from glasshouse.errors import AttestationError, UsageError
 
 BUSY_TIMEOUT_MS = 30_000
 
@@ -347,6 +347,34 @@ def _payload(run: str, manifest_hash: str) -> Any:
 def _aad(run: str, manifest_hash: str) -> bytes:
     parts = ["glasshouse/payload-wrap/v1", run, manifest_hash]
     return length_prefixed([part.encode("utf-8") for part in parts])
+
+
+def open_store(url: str, kek: bytes) -> Store:
+    """Open the store at an SQLAlchemy URL that a person gave. Raises UsageError, never showing a password."""
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+    except ArgumentError as error:
+        raise _no_store("not a database URL", "withheld") from error
+    try:
+        return Store(url, kek)
+    except NoSuchModuleError as error:
+        raise _no_store("no such kind of database", shown) from error
+    except ImportError as error:
+        remedy = (
+            "install the postgres extra, pip install -e '.[postgres]'"
+            if error.name == "psycopg"
+            else f"install {error.name}"
+        )
+        raise _no_store("the database driver is not installed", shown, remedy) from error
+    except OSError as error:
+        raise _no_store(f"cannot open the database file: {error.strerror}", shown) from error
+    except SQLAlchemyError as error:
+        raise _no_store("the database cannot be opened", shown) from error
+
+
+def _no_store(what: str, shown: str, remedy: str = "") -> UsageError:
+    usual = "give sqlite:////path/to/file, or postgresql+psycopg://user@host/database of a live server"
+    return UsageError(what, field="store", value=shown, remedy=remedy or usual)
 
 
 def _engine(url: str) -> Engine:

@@ -1,7 +1,7 @@
 """The key broker as a service of its own: challenges, appraisal, grants over HTTP, from a durable store.
 
   glasshouse broker --port 8443
-  glasshouse broker --store postgresql+psycopg://broker@db/glasshouse
+  glasshouse broker --store postgresql+psycopg://broker@db/glasshouse    with the postgres extra installed
 
 A run has a broker of its own built in; this is for keeping keys apart from the machine that runs sweeps.
 It listens on loopback unless told otherwise: pods reach it through an SSH forward. Payload keys rest in
@@ -20,7 +20,7 @@ import threading
 from glasshouse import paths
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.server import serve
-from glasshouse.attestation.store import Store
+from glasshouse.attestation.store import open_store
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError
 from glasshouse.records.keys import broker_key
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Store(url, _kek()) as store:
+    with open_store(url, _kek()) as store:
         broker = Broker(store, broker_key())
         try:
             with serve(broker, args.host, args.port) as server:

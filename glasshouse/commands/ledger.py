@@ -99,7 +99,15 @@ def _checkpoint(path: Path, ring: keys.Keyring) -> Checkpoint:
         raise UsageError(
             "checkpoint cannot be read", field="checkpoint", value=path, remedy="give a file that holds one"
         ) from error
-    checkpoint = parse_checkpoint(note[: note.rfind("\n\n") + 1])
+    try:
+        checkpoint = parse_checkpoint(note[: note.rfind("\n\n") + 1])
+    except VerificationError as error:
+        raise UsageError(
+            f"not a checkpoint: {error.what}",
+            field="checkpoint",
+            value=path,
+            remedy="give what `glasshouse ledger checkpoint` printed, or a published checkpoint file",
+        ) from error
     signers = ring.with_role("publisher")
     for signer in signers:
         if ledger.log_name(signer.public) == checkpoint.origin:

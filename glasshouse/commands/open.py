@@ -19,10 +19,12 @@ from typing import Any
 
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.commands.records import pick_run
-from glasshouse.commands.terminal import emit, say, table
-from glasshouse.errors import UsageError
+from glasshouse.commands.terminal import emit, say, table, writing
+from glasshouse.errors import SealError, UsageError
 from glasshouse.records.keys import owner_key
 from glasshouse.runtime.harness import safetensors_layout
+from glasshouse.sealing.container import OpenedPackage
+from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.outputs import open_outputs
 
@@ -59,13 +61,11 @@ def run(args: argparse.Namespace) -> int:
             value=args.run,
             remedy="only protected legs seal any",
         )
-    target.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = owner_key()
     opened: list[dict[str, Any]] = []
     for item in sealed:
-        with open_outputs(
-            item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256
-        ) as package:
+        with _package(item, key) as package, writing("to", target):
+            target.mkdir(parents=True, exist_ok=True, mode=0o700)
             prefix = f"{item.leg}-{item.launch}"
             if package.tensors:
                 path = target / f"{prefix}.safetensors"
@@ -85,6 +85,20 @@ def run(args: argparse.Namespace) -> int:
         ]
         say(table(["leg", "launch", "bytes", "matches events", "file"], rows))
     return 0
+
+
+def _package(item: Sealed, key: KemKey) -> OpenedPackage:
+    """Open one sealed file; another owner's is said in words."""
+    try:
+        return open_outputs(item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256)
+    except SealError as error:
+        if "grant-unwrap-failed" not in error.codes:
+            raise
+        raise SealError(
+            f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
+            codes=error.codes,
+            remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
+        ) from error
 
 
 def find_sealed(folder: Path) -> Iterator[Sealed]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from glasshouse.commands.terminal import emit, say
+from glasshouse.commands.terminal import emit, say, writing
 from glasshouse.conf_files import conf_dir
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.store import read_publication
@@ -24,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
     """Check the publication, render it, write it."""
     publication = read_publication(conf_dir().parent, overlay=False if args.committed else None)
     pages = render(publication)
-    for name, content in pages.items():
-        path = args.out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    with writing("out", args.out):
+        for name, content in pages.items():
+            path = args.out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     if args.json:
         emit({"ok": True, "files": sorted(pages)})
     else:

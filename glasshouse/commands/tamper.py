@@ -19,7 +19,7 @@ from typing import Any
 from glasshouse import __version__
 from glasshouse.attestation.tamper import run_suite
 from glasshouse.canonical import canonical_json, sha256_hex
-from glasshouse.commands.terminal import emit, say, table
+from glasshouse.commands.terminal import emit, require_writable, say, table
 from glasshouse.conf_files import conf_dir
 from glasshouse.publishing.store import TAMPER
 from glasshouse.records import keys
@@ -36,6 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play the suite."""
+    if args.out is not None:
+        require_writable("out", args.out)
     report = run_suite()
     if args.out is not None:
         keys.atomic_write(args.out, signed(report))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from glasshouse.errors import UsageError
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -20,6 +25,29 @@ def say(text: str = "") -> None:
 def emit(document: Any) -> None:
     """Print one JSON document."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def writing(field: str, path: Path) -> Iterator[None]:
+    """Turn a failure to write below `path`, which the option `field` gave, into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write there: {error.strerror or type(error).__name__}",
+            field=field,
+            value=path,
+            remedy="give a place that can be written",
+        ) from error
+
+
+def require_writable(field: str, path: Path) -> None:
+    """Raise UsageError where the file `path` could not be written, before the work that it is to hold."""
+    with writing(field, path):
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -242,10 +242,15 @@ def _entry(item: Any, local: bool) -> KeyEntry:
 def load_keyring(path: Path | None = None) -> Keyring:
     """Load the keyring at `path`, or by default the committed one plus this machine's own keys."""
     if path is not None:
+        remedy = "give a file that `glasshouse keys --json` printed"
         try:
             return parse_keyring(path.read_bytes())
         except OSError as error:
-            raise UsageError("keyring cannot be read", field="keys", value=path.name) from error
+            raise UsageError(
+                f"keyring cannot be read: {error.strerror}", field="keys", value=path, remedy=remedy
+            ) from error
+        except VerificationError as error:
+            raise UsageError("not a keyring file", field="keys", value=path, remedy=remedy) from error
     committed = parse_keyring(COMMITTED_KEYRING.read_bytes()) if COMMITTED_KEYRING.exists() else Keyring()
     return committed + local_keyring()
 
