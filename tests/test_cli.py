@@ -157,6 +157,8 @@ MISTAKES = [
     (["--frobnicate"], "command=glasshouse run", "--frobnicate"),
     (["run", "duration"], "argument=duration", "NAME=VALUE"),
     ([*SSH, "provider.key=/no/key"], "provider.key=/no/key", "exists"),
+    ([*SSH, f"provider.key={ROOT / 'pyproject.toml'}"], "pyproject.toml", "private key"),
+    (["provider.python=/no/python", "duration=2"], "provider.python=/no/python", "Python 3.11"),
     (["plan", "--against", "no-such-ref"], "against=no-such-ref", ""),
     (["plan", "--against=--output=x"], "against=--output=x", "not a git revision"),
     (["plan", "provider=runpod"], "gpu.max_usd_per_hour.runpod=None", "gpu=auto"),

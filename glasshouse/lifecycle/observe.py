@@ -115,5 +115,9 @@ def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
     # A machine of one's own goes by any of the GPU's names; a provider by its own spelling or the driver's.
     if len(found) < spec.gpu.count or any(name not in names.values() for name in found):
         seen = ", ".join(found) or "no GPU"
-        raise LegError(f"asked for {spec.gpu.name}, found {seen}", code="gpu-not-as-asked")
+        raise LegError(
+            f"asked for {spec.gpu.name}, found {seen}",
+            code="gpu-not-as-asked",
+            remedy="gpu=auto takes what is there, gpu=cpu none; provider=runpod or vastai rents one",
+        )
     return found[0]

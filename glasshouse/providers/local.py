@@ -39,8 +39,9 @@ class LocalProvider:
         self._config = config
         self._servers: dict[str, PodServer] = {}
 
-    def check(self, spec: spec.RunSpec) -> None:
-        """Nothing is rented, so nothing can be refused."""
+    def check(self, spec: spec.RunSpec) -> None:  # noqa: ARG002  the same for every run
+        """Look for the interpreter. Raises UsageError."""
+        self._python()
 
     def known_ids(self, name: str) -> tuple[str, ...]:  # noqa: ARG002  the name says it all here
         """Nobody gives out ids here."""
@@ -57,14 +58,7 @@ class LocalProvider:
         progress: Progress,
     ) -> Allocation:
         """Make the pod's home and start its server. Raises UsageError, ProviderError."""
-        python = self._config.python or sys.executable
-        if shutil.which(python) is None:
-            raise UsageError(
-                "no such interpreter",
-                field="provider.python",
-                value=python,
-                remedy="give the path of a Python 3.11 or later",
-            )
+        python = self._python()
         place = pod_place(name)
         home, keys = place / "home", place / "keys"
         try:
@@ -116,6 +110,17 @@ class LocalProvider:
             if server is not None:
                 server.stop()
         return proof_from_sweep(report)
+
+    def _python(self) -> str:
+        python = self._config.python or sys.executable
+        if shutil.which(python) is None:
+            raise UsageError(
+                "no such interpreter",
+                field="provider.python",
+                value=python,
+                remedy="give the path of a Python 3.11 or later",
+            )
+        return python
 
     def __enter__(self) -> Self:
         return self

@@ -34,8 +34,9 @@ class SshProvider:
         self._pinned: tuple[str, ...] | None = None  # a first-use key, once met
         self._reached: bool | None = None  # by this object's allocate; None: another process may have
 
-    def check(self, spec: spec.RunSpec) -> None:
-        """Nothing is rented, so nothing can be refused."""
+    def check(self, spec: spec.RunSpec) -> None:  # noqa: ARG002  the same for every run
+        """Read the key and known_hosts. Raises UsageError; whether the host answers is not asked here."""
+        self._endpoint()
 
     def known_ids(self, name: str) -> tuple[str, ...]:  # noqa: ARG002  the name says it all here
         """Nobody gives out ids here."""

@@ -138,6 +138,14 @@ def test_what_is_wrong_is_named(
         provider.allocate(new_name(), make_spec(), silent)
     assert (type(caught.value), caught.value.field) == (error, field)
     assert caught.value.exit_code == (2 if error is UsageError else 3)
+    # What is wrong on this side is known before a plan is registered; the other side is not asked then.
+    with SshProvider(embedded(server, **changes)) as provider:
+        if error is UsageError:
+            with pytest.raises(UsageError) as early:
+                provider.check(make_spec())
+            assert early.value.field == field
+        else:
+            provider.check(make_spec())
 
 
 def test_a_changed_host_key_stops_the_allocation(
