@@ -3,7 +3,7 @@
 # make test       install, run the tests that Python alone can run; names what it left out
 # make test-all   the rest too: OpenSSH, Chromium, PostgreSQL, installed from Debian's packages where missing
 # make lint       ruff and mypy
-# make soak       the long tests
+# make soak       the long tests, which test-all leaves out
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # A file's tests share servers and runs, so files are spread, not tests; three, since many of them wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+SERVICES := bash tools/services.sh
 LEFT_OUT := sshd chromium postgres soak
 ALONE := not sshd and not chromium and not postgres and not soak
 
@@ -37,12 +38,13 @@ demo-cloud: $(VENV)/.base
 	@$(BIN)/python -m glasshouse.providers.fakes -- $(BIN)/python tools/demo.py --cloud
 
 test: $(VENV)/.dev
-	@$(PYTEST) -m '$(ALONE)'
-	@echo "left out: tests marked $(LEFT_OUT); make test-all runs all but soak"
+	@code=0; $(PYTEST) -m '$(ALONE)' || code=$$?; \
+	echo "left out: tests marked $(LEFT_OUT); make test-all runs all but soak"; exit $$code
 
 test-all: $(VENV)/.dev lint
-	@bash tools/services.sh
-	@$(PYTEST) -m 'not soak'
+	@$(SERVICES)
+	@code=0; $(PYTEST) -m 'not soak' || code=$$?; \
+	echo "left out: tests marked soak; make soak runs them"; exit $$code
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .
@@ -50,7 +52,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/mypy
 
 soak: $(VENV)/.dev
-	@bash tools/services.sh
+	@$(SERVICES)
 	@$(PYTEST) -m soak
 
 site: $(VENV)/.base

@@ -2,6 +2,9 @@
 
     plan -> allocate -> connect -> seal -> legs, slot by slot -> release -> judge -> record
 
+What this side can know is refused before the plan is registered: settings, key files, known_hosts, budget.
+A host that does not answer, or a GPU that is not the one asked for, is found after it and ends as a row.
+
 A registered plan always ends as a row. Whatever fails after the plan is registered, release,
 judgement and record still happen, also after Ctrl-C; a controller that is killed outright leaves
 them to its watchdog, or to `glasshouse reap`.

@@ -1,0 +1,29 @@
+"""What `make` says of the tests that it leaves out."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(("tests", "exit_code"), [("true", 0), ("false", 2)])
+@pytest.mark.parametrize(
+    ("target", "left_out"),
+    [
+        ("test", "sshd chromium postgres soak; make test-all runs all but soak"),
+        ("test-all", "soak; make soak runs them"),
+    ],
+)
+def test_what_was_left_out_is_named_whether_tests_pass_or_fail(
+    target: str, left_out: str, tests: str, exit_code: int
+) -> None:
+    # Neither installing nor lint nor services: only what runs the tests, and what is said after them.
+    skip = ["-o", ".venv/.base", "-o", ".venv/.dev", "-o", "lint", f"PYTEST={tests}", "SERVICES=true"]
+    command = ["make", *skip, target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == exit_code, done.stderr
+    assert done.stdout == f"left out: tests marked {left_out}\n"
