@@ -721,6 +721,10 @@ def test_a_signer_that_nobody_committed_is_not_published(repository: tuple[Path,
     assert code == 1
     assert "signer-unknown" in err
     assert "glasshouse keys --trust LABEL" in err
+    code, _, err = call("publish", "--local", str(folder))
+    assert code == 1
+    assert err.startswith(f"error: {folder}: ")
+    assert "publish it where it was made" in err
     assert not (root / "site").exists()
     assert call("keys", "--trust", "a lab")[0] == 0
     ring = keys.parse_keyring((root / "conf" / "trust" / "keyring.json").read_bytes())

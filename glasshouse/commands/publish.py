@@ -47,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         done = publish(args.runs, root=root, keyring=ring, local=args.local, ledger=Ledger(), key=key)
     except VerificationError as error:
-        if "signer-unknown" not in error.codes or args.local:
+        if "signer-unknown" not in error.codes:
             raise
         remedy = "`glasshouse keys --trust LABEL` lists yours in conf/trust; commit that first"
+        if args.local:
+            remedy = "publish it where it was made, or have its signer listed in conf/trust"
         raise VerificationError(error.what, codes=error.codes, remedy=remedy) from error
     if args.json:
         emit(

@@ -72,7 +72,7 @@ def publish(
     if not local:
         _require_publisher(keyring, key)
     # 1. Verify.
-    rows = [verify(path, keyring).require() for path in paths]
+    rows = [_verified(path, keyring) for path in paths]
     ids = [row.id for row in rows]
     if len(set(ids)) != len(ids):
         raise UsageError("a run was given twice", field="runs", value=len(ids))
@@ -189,6 +189,14 @@ def unpublish(
     for item, other in sorted(every.items()):
         written += _write(artifacts_at / f"{item}.json", artifact_bytes(other))
     return Published((row,), tuple(os.path.relpath(path, root) for path in written), ())
+
+
+def _verified(path: Path, keyring: Keyring) -> VerifiedRow:
+    """Verify one run; what is wrong names it, since many may be given."""
+    try:
+        return verify(path, keyring).require()
+    except VerificationError as error:
+        raise VerificationError(f"{path}: {error.what}", codes=error.codes, remedy=error.remedy) from error
 
 
 def _folders(root: Path, *, local: bool) -> tuple[Path, Path]:
