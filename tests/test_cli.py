@@ -545,6 +545,7 @@ def test_a_control_is_never_shown_as_a_result(
     assert (listed["overheadPct"], listed["control"]["outcome"]) == (None, "inconclusive")
     summary = summary_of(some_run, capfd)
     assert f"is a {said}" in summary
+    assert "excluded control" in summary
     assert "+34.49%" not in summary
 
 

@@ -89,11 +89,13 @@ class Screen:
         for column in ("raw /s", "protected /s", "overhead", "fixed cost"):
             table.add_column(column, no_wrap=True, justify="right")
         for row in rows:
-            colour = "red" if row["status"] == "excluded" else "green"
+            control = bool(row.get("control"))
+            colour = "red" if row["status"] == "excluded" else "yellow" if control else "green"
+            status = f"{row['status']}{' control' if control else ''}"
             table.add_row(
                 escape(str(row["run"])),
                 escape(str(row["order"])),
-                f"[{colour}]{escape(str(row['status']))}[/{colour}]",
+                f"[{colour}]{escape(status)}[/{colour}]",
                 _number(row.get("rawPerSec"), "{:.2f}"),
                 _number(row.get("protectedPerSec"), "{:.2f}"),
                 _number(row.get("overheadPct"), "{:+.2f}%"),
