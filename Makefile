@@ -9,11 +9,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# A file's tests share servers and runs, so files are spread, not tests; three, since many of them wait.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+# A file's tests share servers and runs, so files are spread, not tests; four, since many of them wait.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
-LEFT_OUT := sshd chromium postgres soak
-ALONE := not sshd and not chromium and not postgres and not soak
+LEFT_OUT := sshd chromium postgres slow soak
+ALONE := not sshd and not chromium and not postgres and not slow and not soak
 
 .PHONY: demo demo-cloud test test-all lint soak site constraints clean
 

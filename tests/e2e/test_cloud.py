@@ -29,7 +29,7 @@ from glasshouse.providers.fakes.server import FakeServer
 from glasshouse.providers.fakes.vastai import serve_vastai
 from tests.e2e.conftest import TINY, Program, processes_of, wait_until
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 SERVE = {"runpod": serve_runpod, "vastai": serve_vastai}
 NAMES = {

@@ -20,7 +20,7 @@ from tests.e2e.phases import (
     start,
 )
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.conftest import Program, processes_of
 from tests.runtime.rig import TINY
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 SOURCE = """
 SOURCE_MARK = {source!r}

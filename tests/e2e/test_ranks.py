@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.conftest import Program
 from tests.e2e.test_workloads import run
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 # As a torchrun script does it: nothing in it knows how its ranks were started.
 DDP = """

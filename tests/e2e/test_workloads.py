@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import ROOT, Program
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 QUICK = [
     "order=raw-first",

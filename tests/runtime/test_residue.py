@@ -135,7 +135,7 @@ def test_a_region_that_cannot_be_read_is_counted_and_the_rest_is_scanned(hand_ov
         assert (scan.counts, scan.unreadable_regions) == ([1], 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(min_size=1, max_size=400), st.binary(min_size=1, max_size=6), st.lists(st.integers(1, 60)))
 def test_chunks_of_any_size_count_as_the_whole_does(memory: bytes, needle: bytes, cuts: list[int]) -> None:
     needles = [Needle("a", bytearray(needle)), Needle("b", bytearray(memory[:3]))]

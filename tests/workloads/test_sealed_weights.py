@@ -19,6 +19,7 @@ from glasshouse.workloads.package import Payload
 from tests.workloads.conftest import load_model, session_of
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.train,
     # peft 0.21 asks transformers 5 by a name that transformers will drop in version 6.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
