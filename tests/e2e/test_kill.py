@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.conftest import Program, wait_until
-from tests.e2e.phases import PHASES, check_gone, read_record, run_folder, start
+from tests.e2e.conftest import TINY, Program, wait_until
+from tests.e2e.phases import PHASES, check_gone, has_part, read_record, run_folder, start
 
 pytestmark = pytest.mark.train
 
@@ -28,3 +28,21 @@ def test_killed_controller(program: Program, phase: str) -> None:
     check_gone(program, folder)
     verified = program("verify", str(folder), "--json")
     assert verified.returncode == 0, verified.stdout
+
+
+def test_killed_while_releasing(program: Program) -> None:
+    process = start(program, [*TINY, "duration=0.5", "order=raw-first"])
+    wait_until(lambda: has_part(program, "legs/s001-protected/launch.json"), 90, "the last leg's end")
+    process.kill()
+    process.communicate()
+    folder = run_folder(program)
+    assert folder is not None
+    wait_until((folder / "bundle/record.json").exists, 60, "the watchdog's record")
+    wait_until(lambda: not (folder / "parts").exists(), 10, "the watchdog's end")
+    record = read_record(folder)
+    # All legs were done. Killed before the record was signed it is excluded; after, nothing was left to kill.
+    if record["status"] == "excluded":
+        assert "controller-killed" in record["exclusion"]["codes"]
+    else:
+        assert record["status"] == "verified"
+    check_gone(program, folder)
