@@ -28,8 +28,6 @@ from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.package import Payload, prepare
 
-PYTHON_ENTRY = "launch"
-
 
 @dataclass
 class Ready:

@@ -140,7 +140,7 @@ def other_gpu_processes(on_gpu: bool) -> int:
 
 
 def identity(allocation: str) -> dict[str, Any]:
-    """The machine as the same-machine proof needs it; see INTERFACES in ARCHITECTURE.md."""
+    """The machine as the same-machine proof needs it; measurement/telemetry.py compares two of them."""
     gpus = query_gpus()
     cpu = next(
         (
