@@ -23,5 +23,5 @@ fi
 
 if [ -f tests/site/package.json ] && [ ! -d tests/site/node_modules/playwright-core ]; then
   echo "installing the browser driver"
-  (cd tests/site && npm install --silent --no-audit --no-fund)
+  (cd tests/site && npm install --silent --no-audit --no-fund --no-package-lock)
 fi
