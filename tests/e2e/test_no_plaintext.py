@@ -32,6 +32,8 @@ class Workload(Tiny):
         print("printed", SOURCE_MARK, params["mark"], flush=True)
         with open(os.environ["TMPDIR"] + "/cache", "wb") as cache:
             cache.write(bytes(files["secret.bin"]))
+        while not os.path.exists({found!r}):  # until the search has been here
+            time.sleep(0.01)
 
     def run_unit(self):
         time.sleep(0.005)
@@ -58,7 +60,8 @@ class Job:
     def make(cls, folder: Path, *, fails: bool) -> Job:
         folder.mkdir()
         source, param, data = secrets.token_hex(32), secrets.token_hex(32), os.urandom(64)
-        (folder / "job.py").write_text(TINY + SOURCE.format(source=source, fails=fails))
+        found = str(folder / "found")
+        (folder / "job.py").write_text(TINY + SOURCE.format(source=source, fails=fails, found=found))
         (folder / "secret.bin").write_bytes(data)
         return cls(folder, source, param, data)
 
@@ -120,6 +123,8 @@ def test_no_plaintext_outside_memory_and_the_scratch_folder(
         for name, path in job.found_in(_pod_side(program, job, began)):
             scratch = any(re.match(rf"/dev/shm/{allocation}-s000-1-", path) for allocation in names)
             (in_scratch if scratch else elsewhere).add((name, path))
+        if in_scratch:
+            (job.folder / "found").touch()
         for allocation in names:
             for pid in processes_of(f"{allocation}/runtime-"):
                 for file in ("cmdline", "environ"):

@@ -62,8 +62,12 @@ class Tiny:
     def __init__(self, params, files, device):
         self.params = params
         self.info = {"rowsPerUnit": 1}
-        self.weights = HostTensor(os.urandom(4096))
-        self.state = HostTensor(os.urandom(4096))
+        self.weights = HostTensor(4096)
+        self.state = HostTensor(4096)
+        # Filled in place: what os.urandom returns would stay behind in freed memory, where the scan finds it.
+        with open("/dev/urandom", "rb", buffering=0) as source:
+            source.readinto(self.weights.memory)
+            source.readinto(self.state.memory)
         self.rows = {name: bytes(view) for name, view in files.items()}
         self.steps = 0
 
