@@ -28,6 +28,7 @@ class LocalProvider(Strict):
 
     kind: Literal["local"]
     python: str | None = None  # the pod's interpreter; None: the one that runs Glasshouse
+    threads: int | None = Field(default=None, ge=1, le=4096)  # OMP_NUM_THREADS on the pod
     boot_deadline_sec: float = Field(default=30.0, gt=0, le=3600)
 
 

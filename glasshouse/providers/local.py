@@ -70,7 +70,7 @@ class LocalProvider:
                 f"cannot make the local pod's folder: {error.strerror}", field="name", value=name
             ) from error
         progress("starting an SSH server on loopback")
-        server = PodServer(home, keys)
+        server = PodServer(home, keys, threads=self._config.threads)
         server.start(self._config.boot_deadline_sec)
         self._servers[name] = server
         endpoint = Endpoint(

@@ -50,10 +50,14 @@ class _Door(asyncssh.SSHServer):
 
 
 class PodServer:
-    """One loopback SSH server whose sessions live in `home`; `start` then `stop`, both from any thread."""
+    """One loopback SSH server whose sessions live in `home`; `start` then `stop`, both from any thread.
 
-    def __init__(self, home: Path, key_folder: Path) -> None:
+    threads: OMP_NUM_THREADS of every session; None leaves it unset.
+    """
+
+    def __init__(self, home: Path, key_folder: Path, *, threads: int | None = None) -> None:
         self.home = home
+        self._threads = threads
         self.key_path = key_folder / "client"
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         client_key = asyncssh.generate_private_key("ssh-ed25519")
@@ -141,7 +145,9 @@ class PodServer:
 
     def _environment(self) -> dict[str, str]:
         # Never the operator's: a pod sees no keys, tokens or proxies of the machine it happens to be on.
+        threads = {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
         return {
+            **threads,
             "HOME": str(self.home),
             "USER": USER,
             "LOGNAME": USER,

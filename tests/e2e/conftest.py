@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Program:
 
     def run(self, *overrides: str) -> tuple[int, dict, Path, str]:
         """Run one cell; (exit code, record, run folder, stderr)."""
-        done = self("run", "--json", "--out", str(self.runs), *TINY, *overrides)
+        done = self("run", "--json", "--out", str(self.runs), *TINY, *_threads(overrides), *overrides)
         document = json.loads(done.stdout)
         record = document["runs"][0]
         return done.returncode, record, Path(record["folder"]), done.stderr
@@ -74,6 +74,11 @@ class Program:
         """What is left of local pods."""
         place = self.home / "state" / "pods"
         return sorted(place.iterdir()) if place.exists() else []
+
+
+def _threads(overrides: Sequence[str]) -> list[str]:
+    """One thread on local pods: others run tests beside this one, and parallel regions wait for the slowest."""
+    return [] if any(word.startswith("provider=") for word in overrides) else ["provider.threads=1"]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tests.e2e.conftest import ROOT, Program
 pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SETTINGS = [
+    "provider.threads=1",
     "measure=quick",
     "measure.discard_sec=0.05",
     "measure.head_interval_sec=0.5",

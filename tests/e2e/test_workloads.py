@@ -12,6 +12,7 @@ from tests.e2e.conftest import ROOT, Program
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 QUICK = [
+    "provider.threads=1",
     "order=raw-first",
     "measure=quick",
     "measure.warmup_sec=0.2",

@@ -92,6 +92,14 @@ def test_the_pod_sees_nothing_of_the_operators_environment(
     assert names <= {"HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "PWD", "OLDPWD", "_", "SHLVL"}
 
 
+def test_the_pods_libraries_use_the_threads_that_were_asked_for(make_spec: MakeSpec) -> None:
+    name = new_name()
+    with LocalProvider(CONFIG.model_copy(update={"threads": 3})) as provider:
+        with Pod(provider.allocate(name, make_spec(), silent).endpoint) as pod:
+            assert b"OMP_NUM_THREADS=3" in pod.run(["env"]).stdout.splitlines()
+        provider.release(name)
+
+
 def test_release_kills_what_was_detached_even_if_it_ignores_sigterm(make_spec: MakeSpec) -> None:
     name = new_name()
     with LocalProvider(CONFIG) as provider:
