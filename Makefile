@@ -15,7 +15,7 @@ SERVICES := bash tools/services.sh
 LEFT_OUT := sshd chromium postgres slow soak
 ALONE := not sshd and not chromium and not postgres and not slow and not soak
 
-.PHONY: demo demo-cloud test test-all lint soak site constraints clean
+.PHONY: demo demo-cloud test test-all lint services soak site constraints clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old (PYTHON=$(PYTHON)): give Python 3.11 or later, make PYTHON=python3.12" >&2; exit 2; }
@@ -41,8 +41,9 @@ test: $(VENV)/.dev
 	@code=0; $(PYTEST) -m '$(ALONE)' || code=$$?; \
 	echo "left out: tests marked $(LEFT_OUT); make test-all runs all but soak"; exit $$code
 
-test-all: $(VENV)/.dev lint
-	@$(SERVICES)
+# Debian's packages come while pip installs: neither waits for the other.
+test-all:
+	@$(MAKE) --no-print-directory -j2 services lint
 	@code=0; $(PYTEST) -m 'not soak' || code=$$?; \
 	echo "left out: tests marked soak; make soak runs them"; exit $$code
 
@@ -51,8 +52,10 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 
-soak: $(VENV)/.dev
+services:
 	@$(SERVICES)
+
+soak: $(VENV)/.dev services
 	@$(PYTEST) -m soak
 
 site: $(VENV)/.base

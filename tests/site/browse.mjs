@@ -35,7 +35,7 @@ try {
       javaScriptEnabled: script,
       bypassCSP: false,
     });
-    for (const path of plan.pages) {
+    for (const path of variant.pages ?? plan.pages) {
       const page = await context.newPage();
       const entry = { path, variant: variant.name, outside: [], console: [], failed: [] };
       page.on("request", (request) => {
