@@ -53,6 +53,11 @@ class LegResult:
         return self.units / self.elapsed_sec if self.elapsed_sec > 0 else 0.0
 
     @property
+    def trained_steps(self) -> float:
+        """Optimiser steps taken from the start, those of the warm-up included."""
+        return self.steps / self.units * (self.units + self.warmup_units) if self.units > 0 else float(self.steps)
+
+    @property
     def deterministic(self) -> bool:
         """Whether the workload declares equal steps to give equal bits here."""
         return self.unit_info.get("deterministic") is True

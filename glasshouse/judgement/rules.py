@@ -242,8 +242,8 @@ def _unchanged(facts: RunFacts) -> Iterator[str]:
 def equal_outputs(facts: RunFacts) -> list[tuple[SlotFacts, SlotFacts, bool]]:
     """Return (protected, raw, explained) slots with equal final digests.
 
-    Explained: both took equally many steps from the start, and the run is of fixed steps or the
-    workload declares itself deterministic there; then equal bits are what should come out.
+    Explained: both took equally many steps from the start, warm-up included, and the run is of fixed
+    steps or the workload declares itself deterministic there; then equal bits are what should come out.
     """
     pairs = []
     for one in facts.of("protected"):
@@ -251,7 +251,7 @@ def equal_outputs(facts: RunFacts) -> list[tuple[SlotFacts, SlotFacts, bool]]:
             left, right = one.result, other.result
             if left is None or right is None or left.output_sha256 != right.output_sha256:
                 continue
-            same_work = (left.steps, left.warmup_units) == (right.steps, right.warmup_units)
+            same_work = left.trained_steps == right.trained_steps
             fixed = facts.spec.steps is not None or (left.deterministic and right.deterministic)
             pairs.append((one, other, same_work and fixed))
     return pairs

@@ -231,6 +231,9 @@ def test_adapters_may_be_equal_where_that_is_what_should_happen() -> None:
     assert codes(equal_adapters(make_spec(model=LORA), **told)) == set()
     uneven = with_result(equal_adapters(make_spec(model=LORA), **told), 1, warmup_units=10)
     assert codes(uneven) == {"adapter-digests-equal"}
+    # What counts is every step since the start: one more of the warm-up, one less of the measured stretch.
+    units = uneven.slots[1].result.units - 1
+    assert codes(with_result(uneven, 1, units=units, steps=20 * units)) == set()
 
 
 def test_a_stretch_may_end_one_slow_unit_late() -> None:
