@@ -16,7 +16,8 @@ from glasshouse.records.facts import collect_facts
 from glasshouse.records.values import read_result
 
 from .conftest import Made
-from .factory import leg_result, make_spec
+from .factory import make_spec
+from .legs import leg_result
 
 GOOD = leg_result(build_schedule(make_spec())[0]) | {
     "telemetry": [{"t": 1.0, "othersPct": 2.0, "gpu": [{"smMhz": "1980", "throttle": "0x0000000000000000"}]}]
