@@ -27,7 +27,7 @@ class CanonicalError(ValueError):
 def canonical_json(value: Any, *, floats: bool = True) -> bytes:
     """Serialise `value` by RFC 8785 (JCS), as UTF-8 bytes.
 
-    floats=False refuses floats, the rule for claims that are hashed (PROTOCOL.md, Messages):
+    floats=False refuses floats, the rule for claims that are hashed:
     number formatting is where canonicalisers differ. Raises CanonicalError.
     """
     return _render(value, floats, 0).encode("utf-8")

@@ -48,6 +48,8 @@ COMPOSE_ERRORS = (
     UserWarning,
 )
 BASIC = "basic"
+# Hydra accepts these and nothing comes of them: run folders are ours, and nothing is logged through it.
+NO_EFFECT = ("hydra.run", "hydra.output_subdir", "hydra.verbose", "hydra.job_logging", "hydra.hydra_logging")
 
 
 def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
@@ -55,7 +57,7 @@ def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
 
     Raises UsageError. Files that the spec names (SSH key, known hosts, a custom workload) must exist.
     """
-    spec = validate(resolved(overrides, conf=conf))
+    spec = validate(resolved(overrides, conf=conf), _typed(overrides))
     _check_files(spec)
     return spec
 
@@ -69,13 +71,13 @@ def resolved(overrides: Sequence[str], *, conf: Path | None = None) -> dict[str,
         return _plain(config)
 
 
-def validate(values: Mapping[str, Any]) -> RunSpec:
-    """Turn plain values into a RunSpec; the first of several mistakes is the one named."""
+def validate(values: Mapping[str, Any], typed: Mapping[str, str] | None = None) -> RunSpec:
+    """Turn plain values into a RunSpec; the first of several mistakes is the one named, as `typed` has it."""
     try:
         # JSON, because strict mode takes a list for a tuple there and nowhere else.
         return RunSpec.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise from_pydantic(error, values) from error
+        raise from_pydantic(error, values, typed) from error
 
 
 def expand(overrides: Sequence[str], *, conf: Path | None = None) -> list[list[str]]:
@@ -189,6 +191,18 @@ def _of_cells(overrides: Sequence[str]) -> list[str]:
     return _quoted([word for word in overrides if not _is_hydras(word)])
 
 
+def _typed(overrides: Sequence[str]) -> dict[str, str]:
+    """What stands on the command line, by setting; an interpolation is shown as what it came to."""
+    found = {}
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        if word.startswith("~"):
+            found[key] = "deleted"
+        elif "${" not in value:
+            found[key] = value
+    return found
+
+
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
 
@@ -212,6 +226,13 @@ def _check_words(overrides: Sequence[str]) -> None:
                 field="argument",
                 value=show(word),
                 remedy="write NAME=VALUE, see --help",
+            )
+        if re.sub(r"\W", ".", key.strip("+~")).startswith(NO_EFFECT):
+            raise UsageError(
+                "setting has no effect here",
+                field=key,
+                value=show(value),
+                remedy="run folders go to --out DIR, and Hydra logs nothing",
             )
         if key in GROUPS and (value.strip("'\" ") in ("", "null") or value.startswith("[")):
             raise UsageError(
@@ -287,7 +308,7 @@ def _from_hydra(error: BaseException, overrides: Sequence[str], conf: Path) -> U
         )
     if isinstance(error, MissingMandatoryValue):
         path = str(error.full_key)
-        return UsageError("missing setting", field=path, value="???", remedy=f"give {path}=VALUE")
+        return UsageError("missing setting", field=path, value="nothing", remedy=f"give {path}=VALUE")
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         path, what = str(cause.full_key), str(cause.msg or cause).splitlines()[0]

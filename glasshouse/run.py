@@ -1,4 +1,4 @@
-"""One run, top to bottom (DESIGN.md section 3), and a sweep of them.
+"""One run, top to bottom, and a sweep of them.
 
     plan -> allocate -> connect -> seal -> legs, slot by slot -> release -> judge -> record
 

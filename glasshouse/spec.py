@@ -15,12 +15,19 @@ Arm = Literal["raw", "protected"]
 Control = Literal["none", "aa", "delay"]
 
 PAID_PROVIDERS = ("runpod", "vastai")
+REMOTE_PATH = r"^[A-Za-z0-9._/+\-]+$"
+REMOTE_PATH_TEXT = "a path without spaces or quotes: letters, digits, . _ / + -"
+MODEL_NAME = r"^[a-z0-9.\-]+$"
+MODEL_NAME_TEXT = "lower-case letters, digits, . and -"
 
 
 class Strict(BaseModel):
-    """Base of all configuration values: no coercion, no unknown keys, no mutation."""
+    """Base of all configuration values: no coercion, no unknown keys, no mutation, no infinities.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    A field with a pattern carries a description: what a person is told it must be.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LocalProvider(Strict):
@@ -36,13 +43,20 @@ class SshProvider(Strict):
     """Any machine with sshd and Python; it is not rented, so release removes only our folder."""
 
     kind: Literal["ssh"]
-    host: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\-]+$")
+    host: str = Field(
+        min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\-]+$", description="a host name or address"
+    )
     port: int = Field(default=22, ge=1, le=65535)
-    user: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._\-]+$")
+    user: str = Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._\-]+$",
+        description="a user name: letters, digits, . _ -",
+    )
     key: str = Field(min_length=1)  # path of the private key
     known_hosts: str | None = None  # path; None: first use is recorded, and policy strict refuses
-    python: str = Field(default="python3", pattern=r"^[A-Za-z0-9._/+\-]+$")
-    workdir: str = Field(default=".glasshouse", pattern=r"^[A-Za-z0-9._/+\-]+$")
+    python: str = Field(default="python3", pattern=REMOTE_PATH, description=REMOTE_PATH_TEXT)
+    workdir: str = Field(default=".glasshouse", pattern=REMOTE_PATH, description=REMOTE_PATH_TEXT)
     boot_deadline_sec: float = Field(default=60.0, gt=0, le=3600)
 
 
@@ -50,7 +64,9 @@ class CloudProvider(Strict):
     """RunPod or Vast.ai: what to ask for. Credentials come from the environment only."""
 
     kind: Literal["runpod", "vastai"]
-    base_url: str = Field(pattern=r"^https?://")
+    base_url: str = Field(
+        pattern=r"^https?://", description="an https:// address, or http:// on this machine"
+    )
     image: str = Field(min_length=1)
     disk_gb: int = Field(default=40, ge=10, le=2000)
     region: str | None = None
@@ -67,7 +83,7 @@ Provider = Annotated[LocalProvider | SshProvider | CloudProvider, Field(discrimi
 class Gpu(Strict):
     """One GPU type: exact names per provider, prices, and limits for the roofline note."""
 
-    name: str = Field(pattern=r"^[a-z0-9\-]+$")
+    name: str = Field(pattern=r"^[a-z0-9\-]+$", description="lower-case letters, digits and -")
     provider_names: dict[str, str] = {}
     count: int = Field(default=1, ge=1, le=16)
     max_usd_per_hour: dict[str, float] = {}
@@ -84,7 +100,7 @@ class MlpModel(Strict):
     """
 
     kind: Literal["mlp"]
-    name: str = Field(pattern=r"^[a-z0-9.\-]+$")
+    name: str = Field(pattern=MODEL_NAME, description=MODEL_NAME_TEXT)
     inputs: int = Field(ge=1, le=65536)
     hidden: int = Field(ge=1, le=65536)
     layers: int = Field(ge=1, le=64)  # hidden layers
@@ -101,7 +117,7 @@ class LoraModel(Strict):
     """A causal language model from a transformers config, trained through a LoRA adapter."""
 
     kind: Literal["lora"]
-    name: str = Field(pattern=r"^[a-z0-9.\-]+$")
+    name: str = Field(pattern=MODEL_NAME, description=MODEL_NAME_TEXT)
     model_id: str
     revision: str | None = None
     architecture: dict[str, int | float | bool | str]  # transformers config of the base model
@@ -133,8 +149,11 @@ class CustomModel(Strict):
     """A user's own workload: `entry` is `path/to/file.py:Workload`, sealed and run like the rest."""
 
     kind: Literal["custom"]
-    name: str = Field(pattern=r"^[a-z0-9.\-]+$")
-    entry: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$")
+    name: str = Field(pattern=MODEL_NAME, description=MODEL_NAME_TEXT)
+    entry: str = Field(
+        pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$",
+        description="a Python file and the name of the workload in it, as in path/to/file.py:Workload",
+    )
     data: tuple[str, ...] = ()  # files sealed with it
     params: dict[str, int | float | bool | str] = {}
 
@@ -155,11 +174,11 @@ class Policy(Strict):
 
 
 class Measure(Strict):
-    """How legs are timed and judged (DESIGN.md section 5)."""
+    """How legs are timed and judged (site/method.md explains each)."""
 
     warmup_sec: float = Field(ge=0, le=600)
     discard_sec: float = Field(ge=0, le=600)  # start of each abba slot, not counted
-    blocks: int = Field(ge=2, le=100)
+    blocks: int = Field(ge=8, le=100)  # of order=abba; the same bound for every order of a sweep
     burn_in_slots: int = Field(default=1, ge=0, le=10)
     margin_pct: float = Field(gt=0, le=50)
     delay_pct: float = Field(default=3.0, gt=0, le=50)  # the positive control's injected delay
@@ -200,8 +219,6 @@ class RunSpec(Strict):
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
         if self.control != "none" and self.order == "protected-only":
             raise ValueError("a control compares two arms: it cannot be order=protected-only")
-        if self.order == "abba" and self.measure.blocks < 8:
-            raise ValueError("measure.blocks must be at least 8 for order=abba")
         return self
 
     @property

@@ -19,50 +19,57 @@ from glasshouse.spec import RunSpec
 _ABSENT = object()
 
 
-def from_pydantic(error: ValidationError, values: Mapping[str, Any]) -> UsageError:
-    """Return the UsageError for the first of the mistakes that pydantic found in `values`."""
+def from_pydantic(
+    error: ValidationError, values: Mapping[str, Any], typed: Mapping[str, str] | None = None
+) -> UsageError:
+    """Return the UsageError for the first of the mistakes that pydantic found in `values`.
+
+    typed: settings as a person wrote them, by dotted path; shown instead of what they were read as.
+    """
+    typed = typed or {}
     problems = error.errors(include_url=False)
     first = problems[0]
     loc = list(first["loc"])
     if len(loc) > 1 and loc[0] in ("provider", "model"):
         del loc[1]  # pydantic names the variant of the union there; the file does not
     path = ".".join(str(part) for part in loc)
-    kind, message, given = first["type"], first["msg"], show(first["input"])
+    kind, message, given = first["type"], first["msg"], typed.get(path, first["input"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if kind == "value_error":
-        # A rule over several settings: name the first one that its sentence names.
-        message = message.removeprefix("Value error, ")
-        path = next(
-            (
-                word
-                for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)
-                if _lookup(values, word) is not _ABSENT
-            ),
-            "config",
-        )
-        return UsageError(
-            "settings contradict each other",
-            field=path,
-            value=show(_lookup(values, path)),
-            remedy=message + more,
-        )
+        return _contradiction(message.removeprefix("Value error, ") + more, values, typed)
     if kind == "missing":
-        return UsageError("missing setting", field=path, value="???", remedy=f"give {path}=VALUE{more}")
-    if kind == "extra_forbidden":
-        known = _known_fields(loc[:-1], values)
         return UsageError(
-            "unknown setting", field=path, value=given, remedy=choose(str(loc[-1]), known) + more
+            "missing setting",
+            field=path,
+            value=typed.get(path, show(_ABSENT)),
+            remedy=f"give {path}=VALUE{more}",
         )
+    if kind == "extra_forbidden":
+        known = sorted(_model_at(loc[:-1], values).model_fields)
+        remedy = choose(str(loc[-1]), known) + more
+        return UsageError("unknown setting", field=path, value=show(given), remedy=remedy)
     if kind.startswith("union_tag"):
-        path, given = f"{path}.kind", show(_lookup(first["input"], "kind"))
+        path, given = f"{path}.kind", _lookup(first["input"], "kind")
     context = first.get("ctx", {})
     expected = context.get("expected") or context.get("expected_tags")
     if expected:
-        return UsageError(
-            "bad value", field=path, value=given, remedy=f"choose {str(expected).replace(chr(39), '')}{more}"
-        )
+        remedy = f"choose {str(expected).replace(chr(39), '')}"
+    elif kind == "string_pattern_mismatch":
+        remedy = f"it must be {_model_at(loc[:-1], values).model_fields[str(loc[-1])].description}"
+    else:
+        remedy = re.sub(r"^\w+ should", "it must", message)
+    return UsageError("bad value", field=path, value=show(given), remedy=remedy + more)
+
+
+def _contradiction(message: str, values: Mapping[str, Any], typed: Mapping[str, str]) -> UsageError:
+    """A rule over several settings: all that its sentence names, first the one that a person wrote."""
+    words = dict.fromkeys(re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message))
+    named = {word: typed.get(word, _lookup(values, word)) for word in words}
+    paths = [path for path, value in named.items() if value is not _ABSENT]
+    paths.sort(key=lambda path: path not in typed)
+    others = " and ".join(f"{path}={show(named[path])}" for path in paths[1:])
     return UsageError(
-        "bad value", field=path, value=given, remedy=re.sub(r"^\w+ should", "it must", message) + more
+        f"setting contradicts {others}", field=paths[0], value=show(named[paths[0]]), remedy=message
     )
 
 
@@ -74,15 +81,15 @@ def _lookup(values: Any, path: str) -> Any:
     return values
 
 
-def _known_fields(loc: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
-    """Return the field names of the model at `loc`; in a union, of the variant that `kind` chooses."""
+def _model_at(loc: Sequence[Any], values: Mapping[str, Any]) -> type[BaseModel]:
+    """Return the model at `loc`; in a union, the variant that `kind` chooses."""
     model: type[BaseModel] = RunSpec
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
         variants = [item for item in (annotation, *get_args(annotation)) if _is_model(item)]
         values = values[str(part)]
         model = next(item for item in variants if values.get("kind") in (None, *_kinds(item)))
-    return sorted(model.model_fields)
+    return model
 
 
 def _is_model(item: Any) -> bool:

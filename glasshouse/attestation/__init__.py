@@ -1,4 +1,4 @@
-"""Attestation and key release: evidence, appraisal, broker (PROTOCOL: "Messages").
+"""Attestation and key release: evidence, appraisal, broker.
 
 RATS roles (RFC 9334): the runtime on the pod is the Attester (evidence.py, client.py), the
 Verifier is appraise.py, the Relying Party is the key broker (broker.py, server.py, store.py).

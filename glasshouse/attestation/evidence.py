@@ -29,7 +29,7 @@ def container_id(boot_id: str, pid_namespace: str, mount_namespace: str, hostnam
 
 
 def composite_hash(claims: Mapping[str, Any]) -> str:
-    """Hash over every claim but `composite_hash` itself, in hex (PROTOCOL: "Messages").
+    """Hash over every claim but `composite_hash` itself, in hex.
 
     Names and canonical values alternate in name order, each length-prefixed. Raises CanonicalError for
     floats and for integers of 2^53 and more.

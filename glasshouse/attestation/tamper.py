@@ -258,7 +258,7 @@ class Scenario:
 
 
 def run_suite(scenarios: tuple[Scenario, ...] | None = None) -> dict[str, Any]:
-    """Play every scenario and its control; return plain data (DESIGN: `tamper --json`).
+    """Play every scenario and its control; return plain data, as `tamper --json` prints it.
 
     {"ok", "unwrapCalls", "scenarios": [{"code", "released", "expected", "reasonCodes", "ok", ...}]}, where
     `expected` says whether a release was expected and `expectedCodes` with which exact codes a refusal. A

@@ -8,7 +8,7 @@ the signature; nothing reads a claim of an unverified token, except to find whic
 
 Time claims are checked here and not by PyJWT, against the `now` that the caller gives and with leeway 0:
 PyJWT knows only the machine's clock, and tokens are judged offline long after they expired, at the time
-the broker signed for (PROTOCOL: "Verifying offline").
+the broker signed for.
 
 Part of the archive that runs on the pod: standard library, cryptography and jwt only.
 """
@@ -309,7 +309,7 @@ def grant_info(
     evidence: str,
     ear: str,
 ) -> bytes:
-    """HPKE `info` of a grant: a hash of the whole transcript (32 bytes; PROTOCOL: "Messages").
+    """HPKE `info` of a grant: a hash of the whole transcript (32 bytes).
 
     A grant thereby opens only for the exchange it answers: other implementations left the party info empty
     and could not tell one exchange's wrapped key from another's.

@@ -163,10 +163,12 @@ def _read(path: str) -> str:
 def _store() -> Iterator[Finding]:
     folder = paths.keys_dir()
     loose = folder.stat().st_mode & 0o077
+    made = any(folder.glob("*.pem"))
     yield Finding(
         "keys folder",
         "limited" if loose else "ok",
-        "readable by others" if loose else "private",
+        ("readable by others" if loose else "private")
+        + ("" if made else ", empty: a first run makes the keys"),
         "chmod 700 the keys folder under GLASSHOUSE_HOME" if loose else "",
     )
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import CanonicalError, parse_json
-from glasshouse.commands.records import pick_run
+from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
 from glasshouse.records.keys import owner_key
@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a run id or its beginning")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where to write (RUN/opened)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are")
+    parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders are")
 
 
 def run(args: argparse.Namespace) -> int:

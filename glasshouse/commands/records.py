@@ -11,6 +11,7 @@ from glasshouse.errors import UsageError
 from glasshouse.judgement.stated import control_line, overhead_stated
 
 RECORD = Path("bundle") / "record.json"
+RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ class Found:
 
 
 def find_runs(out: Path) -> list[Found]:
-    """Return the runs under `out`, oldest first (their ids begin with the time)."""
+    """Return the runs under `out`, oldest first (their ids begin with the time).
+
+    Raises UsageError where there is no such folder, but for the default one, which a first run makes.
+    """
     if not out.is_dir():
-        return []
+        if out == RUNS:
+            return []
+        raise UsageError("no such folder", field="out", value=out, remedy="give a folder of run folders")
     folders = sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))
     return [read_run(path) for path in folders]
 

@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
 from glasshouse import config
+from glasshouse.commands.records import RUNS
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.resume import unfinished
@@ -32,9 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--again", action="store_true", help="with -m: also repeat cells that a verified run covers"
     )
     parser.add_argument("--cfg", choices=["job"], help="print the settings as they resolve, and run nothing")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)"
-    )
+    parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders go (runs)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
             return run_sweep(cells, out=args.out, as_json=args.json)
     # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
     cells = [(cell, config.load(cell)) for cell in config.expand(overrides)]
+    if len(cells) == 1:
+        sys.stderr.write("-m, but no setting has several values (NAME=A,B): a sweep of one cell\n")
     launcher = config.launcher(overrides)
     left, skipped = (cells, []) if args.again else unfinished(cells, args.out)
     specs = [spec for _, spec in left]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from glasshouse.commands.records import Found, find_runs
+from glasshouse.commands.records import RUNS, Found, find_runs
 from glasshouse.commands.terminal import emit, say, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)"
-    )
+    parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders are (runs)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import CanonicalError, parse_json
-from glasshouse.commands.records import Found, pick_run
+from glasshouse.commands.records import RUNS, Found, pick_run
 from glasshouse.commands.terminal import emit, say, spark, table
 from glasshouse.judgement.caveats import caveat
 from glasshouse.judgement.rules import RULES
@@ -22,9 +22,7 @@ from glasshouse.judgement.stated import blocks_lost, overhead_stated
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a run id or its beginning, or a row id")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)"
-    )
+    parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders are (runs)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _figures(record: dict[str, Any]) -> None:
     figures = record.get("figures") or {}
-    second = "raw as protected" if figures.get("control") else "protected"
-    arms = [(second, figures.get("protected")), ("raw", figures.get("raw"))]
+    arms = [(_second_arm(figures), figures.get("protected")), ("raw", figures.get("raw"))]
     rows = [
         [
             name,
@@ -92,13 +89,46 @@ def _figures(record: dict[str, Any]) -> None:
 
 
 def _curves(found: Found) -> None:
-    for leg, result in _results(found.path / "bundle" / "legs"):
+    curves = list(_results(found.path / "bundle" / "legs"))
+    if (found.record.get("figures") or {}).get("order") == "abba":
+        _over_slots(found.record["figures"], curves)
+        return
+    for leg, result in curves:
         losses = [point[1] for point in result.get("lossCurve") or []]
         rates = _rates(result.get("throughputCurve") or [])
         if losses:
             say(f"\n{leg} loss        {spark(losses)}  {losses[0]:.4g} to {losses[-1]:.4g}")
         if rates:
             say(f"{leg} throughput  {spark(rates)}  {min(rates):.4g} to {max(rates):.4g} a second")
+
+
+def _over_slots(figures: dict[str, Any], curves: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Of a block design: what each arm did slot after slot, both arms on one scale."""
+    slots = [slot for slot in figures.get("slots") or [] if not slot["burnIn"] and slot["perSec"] is not None]
+    rates = [(slot["leg"], slot["perSec"]) for slot in slots]
+    counted = {_slot(leg) for leg, _ in rates}
+    ends = [(leg, result["lossCurve"][-1:]) for leg, result in curves if _slot(leg) in counted]
+    losses = [(leg, end[0][1]) for leg, end in ends if end]
+    unit = figures.get("unit") or "units"
+    for what, points in ((f"{unit}/s of each slot", rates), ("final loss of each slot", losses)):
+        if not points:
+            continue
+        scale = [value for _, value in points]
+        say(f"\n{what}, in the order they ran, both arms on one scale:")
+        for arm, name in (("protected", _second_arm(figures)), ("raw", "raw")):
+            own = [value for leg, value in points if f"-{arm}" in leg]
+            if own:
+                drawn = spark(own, scale=scale)
+                say(f"{name:<{len(_second_arm(figures))}}  {drawn}  {min(own):.4g} to {max(own):.4g}")
+
+
+def _slot(leg: str) -> str:
+    """Return a slot's name without arm and launch: s003 of s003-protected-l2."""
+    return leg.partition("-")[0]
+
+
+def _second_arm(figures: dict[str, Any]) -> str:
+    return "raw as protected" if figures.get("control") else "protected"
 
 
 def _results(legs: Path) -> Iterator[tuple[str, dict[str, Any]]]:

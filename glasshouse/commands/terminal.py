@@ -71,12 +71,15 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def spark(values: Sequence[float], width: int = 60) -> str:
-    """Draw a curve in one line of `width` characters at most, from its least value to its greatest."""
+def spark(values: Sequence[float], width: int = 60, *, scale: Sequence[float] = ()) -> str:
+    """Draw a curve in one line of `width` characters at most, from its least value to its greatest.
+
+    scale: values to take the least and the greatest from instead, so that several curves compare.
+    """
     if not values:
         return ""
     step = max(1, -(-len(values) // width))
     means = [sum(part) / len(part) for part in (values[i : i + step] for i in range(0, len(values), step))]
-    low, high = min(means), max(means)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((value - low) * scale)] for value in means)
+    low, high = min(scale or means), max(scale or means)
+    steps = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((value - low) * steps)] for value in means)

@@ -5,23 +5,29 @@
   glasshouse verify site/research/artifacts/ROW.json
   glasshouse verify https://example.org/research/artifacts/ROW.json
 
-PATH is a run folder, a bundle folder or a published row; a URL is fetched with its bundle first. Keys come
-from --keys or from conf/trust and this machine, never from what is verified. A signature shows that a row is
-unchanged, not that it is true. For a reported row only schema and arithmetic can be checked, and it says so.
+PATH is a run folder, a bundle folder or a published row; a URL is fetched with its bundle first. A PATH that
+cannot be read is named on stderr and the others are verified; the exit code is then 2 or 3. Keys come from
+--keys or from conf/trust and this machine, never from what is verified. A signature shows that a row is
+unchanged, not that it is true. Of a reported row only schema, arithmetic and its entry in a published
+ledger can be checked, and it says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from glasshouse.commands.download import fetch_row, is_url
 from glasshouse.commands.terminal import emit, say, table
+from glasshouse.errors import GlasshouseError
 from glasshouse.publishing.check import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
 from glasshouse.records.verify import verify
+
+UNREAD = "cannot-be-read"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,20 +41,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify each path; exit code 1 when one fails."""
+    """Verify each path; exit code 1 when one fails, 2 or 3 when one cannot be read."""
     ring = load_keyring(args.keys)
-    results = [_verified(path, ring) for path in args.paths]
-    good = all(item["ok"] for item in results)
+    results, code = [], 0
+    for path in args.paths:
+        try:
+            item = _verified(path, ring)
+            code = max(code, 0 if item["ok"] else 1)
+        except GlasshouseError as error:
+            item = _unread(path, error)
+            code = max(code, error.exit_code)
+            sys.stderr.write(f"error: {error.line()}\n")
+        results.append(item)
     if args.json:
-        emit({"ok": good, "runs": results})
-        return 0 if good else 1
+        emit({"ok": code == 0, "runs": results})
+        return code
     for item in results:
+        if any(check["code"] == UNREAD for check in item["checks"]):
+            continue  # stderr has it
         rows = [
             ["ok" if check["ok"] else "FAILED", check["code"], check["detail"]] for check in item["checks"]
         ]
         say(f"{item['path']}\n{table(['', 'check', 'detail'], rows)}")
         say(_verdict(item) + "\n")
-    return 0 if good else 1
+    return code
 
 
 def _verified(path: str, ring: Keyring) -> dict[str, Any]:
@@ -58,6 +74,12 @@ def _verified(path: str, ring: Keyring) -> dict[str, Any]:
     if path.endswith(".json"):
         return check_artifact(Path(path), ring)
     return verify(Path(path), ring).as_json(path)
+
+
+def _unread(path: str, error: GlasshouseError) -> dict[str, Any]:
+    """Say in the form of `verify --json` that there was nothing to verify at `path`."""
+    check = {"code": UNREAD, "ok": False, "detail": error.line()}
+    return {"path": path, "ok": False, "status": None, "overheadPct": None, "signer": None, "checks": [check]}
 
 
 def _verdict(item: dict[str, Any]) -> str:

@@ -13,9 +13,9 @@ from typing import Literal
 from glasshouse.judgement.rules import METHOD
 
 SHORT_SEC = 900.0  # below a quarter of an hour an arm, clocks, caches and neighbours dominate
-PAIR_WARMUP_SEC = 5.0  # DESIGN.md section 5
+PAIR_WARMUP_SEC = 5.0  # as published before
 SLOT_DISCARD_SEC = 1.0
-GAP_FACTOR = 3.0  # PROTOCOL.md, Events
+GAP_FACTOR = 3.0  # of measure.head_interval_sec
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ Verdict = Literal["within", "exceeds", "inconclusive"]
 Method = Literal["t-blocks", "t-launch-groups", "single-pair", "none"]
 
 TOST_ALPHA = 0.05
-MIN_LAUNCH_GROUPS = 4  # DESIGN: fewer repeated launches carry no interval
+MIN_LAUNCH_GROUPS = 4  # fewer repeated launches carry no interval
 
 
 @dataclass(frozen=True)

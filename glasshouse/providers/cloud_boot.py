@@ -98,7 +98,7 @@ def reach(
 ) -> Endpoint:
     """Find an address that answers within `limit` seconds, and where trust in its host key comes from.
 
-    In this order (PROTOCOL.md): the key that we made; a fingerprint in the provider's log; first use, only
+    In this order: the key that we made; a fingerprint in the provider's log; first use, only
     when no log vouches for any key. A log that vouches for another key is never overruled.
     """
     timing, begun = api.http.timing, time.monotonic()

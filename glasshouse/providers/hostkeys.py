@@ -1,7 +1,7 @@
 """Throwaway SSH keys of one rental, and which host key a machine really shows.
 
 Our host key travels inside the create call, so the host that runs the container could read it there: it shows
-that we talk to the container we created, not that its host is honest (PROTOCOL.md).
+that we talk to the container we created, not that its host is honest (site/threat-model.md).
 """
 
 from __future__ import annotations

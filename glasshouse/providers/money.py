@@ -65,8 +65,10 @@ def cost_ceiling(spec: RunSpec) -> float:
         raise UsageError(
             "no price to budget with",
             field=f"gpu.max_usd_per_hour.{spec.provider.kind}",
-            value=hourly,
-            remedy=f"give the dearest hourly price you accept for gpu={spec.gpu.name}",
+            value="nothing" if hourly is None else hourly,
+            remedy=f"give the dearest hourly price you accept for gpu={spec.gpu.name}"
+            if spec.provider.kind in spec.gpu.provider_names
+            else f"gpu={spec.gpu.name} names nothing to rent there: choose one that does, such as gpu=h100",
         )
     return hourly * rental_deadline_sec(spec) / 3600
 

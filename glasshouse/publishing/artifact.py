@@ -2,8 +2,8 @@
 
 `signed` artifacts are built from a bundle that verified, `reported` ones by the history importer
 only, `simulated` ones come from the fake provider and are never published as measured. Field names
-are those published before this software existed, and stay (DESIGN.md, section 11). The schema is
-an allow-list: a key that is not named here cannot be published.
+are those published before this software existed, and stay. The schema is an allow-list: a key that
+is not named here cannot be published.
 
 Units are in the names: Sec seconds, Pct percent, PerSec a rate over measured seconds.
 """

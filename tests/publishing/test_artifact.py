@@ -20,7 +20,7 @@ from glasshouse.publishing.artifact import (
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
 from glasshouse.records.verify import VerifiedRow
 
-# DESIGN.md, section 11, word for word.
+# What others read by name: what was published before, and what this software added.
 PUBLISHED_NAMES = """
     provider gpuModel durationSec order protectedEpochsPerSec rawEpochsPerSec overheadPct attestation
     runtimeState sameAllocation providerInstanceId

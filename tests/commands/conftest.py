@@ -1,0 +1,112 @@
+"""Shared by the tests of commands: an empty folder to run them from, the call itself, runs to work on."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from glasshouse import cli
+from glasshouse.canonical import canonical_json
+from glasshouse.commands import keys as keys_command
+from glasshouse.commands import publish, unpublish
+from glasshouse.records import keys
+from glasshouse.sealing.grant import kem_public_bytes
+from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.outputs import seal_outputs
+from tests.commands.kit import Call
+from tests.publishing.conftest import enter
+from tests.records.factory import Factory
+from tests.records.factory import make_spec as make_bundle_spec
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run commands from an empty folder, without anybody's credentials."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RUNPOD_API_KEY", "VAST_API_KEY", "GLASSHOUSE_MAX_USD", "GLASSHOUSE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process; return exit code, stdout, stderr."""
+
+    def run_it(*words: str) -> tuple[int, str, str]:
+        code = cli.main(words)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run_it
+
+
+@pytest.fixture
+def some_run(elsewhere: Path) -> Path:
+    """A run folder with a record to show, and outputs sealed to this machine's owner key."""
+    folder = elsewhere / "runs" / "20260102-030405-abcdef"
+    leg = folder / "bundle" / "legs" / "s001-protected"
+    leg.mkdir(parents=True)
+    record = {
+        "run": folder.name,
+        "id": "2026-01-02-local-cpu-mlp-60s-raw-first-abcdef",
+        "status": "excluded",
+        "exclusion": {"codes": ["final-loss-missing"], "observed": "no final loss in s001"},
+        "caveats": ["not-a-tee", "short"],
+        "figures": {
+            "unit": "epochs",
+            "overheadPct": 1.25,
+            "protected": {"slots": 1, "units": 30, "elapsedSec": 60.5, "perSec": 0.5, "finalLoss": None},
+            "raw": {"slots": 1, "units": 31, "elapsedSec": 60.25, "perSec": 0.51, "finalLoss": 0.25},
+            "overhead": {"ciLowPct": None, "ciHighPct": None, "n": 1},
+            "fixedCostSec": {"sealSec": 0.5},
+        },
+        "checks": [{"code": "final-loss-missing", "ok": False, "detail": "no final loss in s001"}],
+    }
+    (folder / "bundle" / "record.json").write_bytes(canonical_json(record))
+    raw = folder / "bundle" / "legs" / "s000-raw"
+    raw.mkdir()
+    curve = {"lossCurve": [[1, 2.0], [2, 1.0], [3, 0.25]], "throughputCurve": [[0, 0], [1, 10], [2, 30]]}
+    (raw / "result.json").write_bytes(canonical_json(curve))
+    (leg / "reference.json").write_bytes(canonical_json({"run": folder.name, "manifest_hash": "ab" * 32}))
+    context = {"run": folder.name, "leg": "s001", "launch": "1", "manifestHash": "ab" * 32}
+    public = kem_public_bytes(keys.owner_key())
+    (folder / "outputs").mkdir()
+    weights = struct.pack("<4f", 1, 2, 3, 4)
+    tensors = [
+        (TensorSpec("layer.weight", "float32", (2, 2)), weights),
+        (TensorSpec("flag", "uint8", (1,)), b"\x07"),
+    ]
+    with (folder / "outputs" / "s001-1-outputs.sealed").open("wb") as out:
+        report = seal_outputs(out, owner_public=public, context=context, files={}, tensors=iter(tensors))
+    with (folder / "outputs" / "s001-1-log.sealed").open("wb") as out:
+        seal_outputs(
+            out, owner_public=public, context=context, files={"logs/trainer.log": b"said\n"}, tensors=()
+        )
+    event = {"seq": 0, "type": "zeroized", "body": {"outputs": report}}
+    (leg / "events.jsonl").write_bytes(canonical_json(event) + b"\n")
+    (elsewhere / "runs" / "20260101-000000-aaaaaa").mkdir()
+    (elsewhere / "runs" / ".sweeps").mkdir()
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A checkout of its own whose conf/trust lists the signers of one good run; returns it and the run."""
+    factory = Factory(tmp_path / "factory")
+    name, files = factory.parts(make_bundle_spec())
+    files["inclusion.json"] = factory.inclusion(files)
+    bundle = tmp_path / "runs" / name / "bundle"
+    bundle.parent.mkdir(parents=True)
+    enter(factory, bundle, name, files)
+    root = tmp_path / "checkout"
+    (root / "conf" / "trust").mkdir(parents=True)
+    entries = [{**entry.as_json(), "local": False} for entry in factory.keyring.entries]
+    (root / "conf" / "trust" / "keyring.json").write_bytes(canonical_json({"keys": entries}))
+    for module in (publish, unpublish, keys_command):
+        monkeypatch.setattr(module, "conf_dir", lambda: root / "conf")
+    for module in (publish, unpublish):
+        monkeypatch.setattr(module, "Ledger", lambda: factory.ledger)
+        monkeypatch.setattr(module, "publisher_key", lambda: factory.publisher)
+    return root, bundle.parent

@@ -1,0 +1,56 @@
+"""`glasshouse keys` and `ledger`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from glasshouse import paths
+from glasshouse.conf_files import conf_dir
+from glasshouse.records import keys, ledger
+from tests.commands.kit import Call
+
+
+def test_ledger_check_passes_growth_and_catches_a_removed_leaf(call: Call, elsewhere: Path) -> None:
+    log = ledger.Ledger()
+    log.register_plan("20260101-000000-aaaaaa", lambda serial, now: b"envelope")
+    Path("old").write_text(call("ledger", "checkpoint")[1])
+    log.register_plan("20260102-000000-bbbbbb", lambda serial, now: b"envelope")
+    Path("new").write_text(call("ledger", "checkpoint")[1])
+    code, out, _ = call("ledger", "check", "old", "new", "--json")
+    assert code == 0
+    assert (json.loads(out)["oldSize"], json.loads(out)["newSize"]) == (1, 2)
+    assert call("ledger", "check", "new", "old")[0] == 1
+    listed = json.loads(call("ledger", "list", "--json")[1])
+    assert [leaf["run"] for leaf in listed["leaves"]] == ["20260101-000000-aaaaaa", "20260102-000000-bbbbbb"]
+    assert listed["openPlans"] == [0, 1]
+    assert "open: no row yet" in call("ledger")[1]
+
+    lines = (paths.state_dir() / "ledger" / "leaves.jsonl").read_bytes().splitlines()
+    Path("shorter").write_bytes(lines[0] + b"\n")
+    code, _, err = call("ledger", "check", "old", "new", "--leaves", "shorter")
+    assert code == 1
+    assert "ledger-shrunk" in err
+    Path("altered").write_bytes(lines[0] + b"\n" + lines[1].replace(b"bbbbbb", b"cccccc") + b"\n")
+    code, _, err = call("ledger", "check", "old", "new", "--leaves", "altered")
+    assert code == 1
+    assert "ledger-rewritten" in err
+    # Another machine's keyring does not list this log's signer.
+    Path("ring.json").write_text('{"keys":[]}')
+    code, _, err = call("ledger", "check", "old", "new", "--keys", "ring.json")
+    assert code == 1
+    assert "signer-unknown" in err
+    assert elsewhere.exists()
+
+
+def test_keys_are_made_once_and_list_only_public_halves(call: Call) -> None:
+    assert "no keys yet" in call("keys")[1] or (conf_dir() / "trust" / "keyring.json").exists()
+    first = call("keys", "--make", "--json")[1]
+    assert first == call("keys", "--make", "--json")[1]
+    own = [entry for entry in json.loads(first)["keys"] if entry["local"]]
+    assert {entry["role"] for entry in own} == {"operator", "broker", "publisher"}
+    ring = keys.parse_keyring(first.encode())  # what is printed is a keyring file
+    assert {entry.keyid for entry in ring.entries} >= {entry["keyid"] for entry in own}
+    secrets = [path.read_bytes() for path in paths.keys_dir().glob("*.pem")]
+    assert secrets
+    assert all(secret.split(b"\n")[1] not in first.encode() for secret in secrets)

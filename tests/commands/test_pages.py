@@ -1,0 +1,20 @@
+"""`glasshouse pages`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.commands.kit import Call
+
+
+def test_pages_writes_what_the_site_is_made_of(call: Call, elsewhere: Path) -> None:
+    code, out, _ = call("pages", "--out", "pages", "--committed", "--json")
+    assert code == 0
+    written = {
+        str(path.relative_to(elsewhere / "pages"))
+        for path in (elsewhere / "pages").rglob("*")
+        if path.is_file()
+    }
+    assert written == set(json.loads(out)["files"])
+    assert any(name.startswith("rows/") for name in written)

@@ -1,0 +1,125 @@
+"""Composing: sweeps, launchers, and values that are Hydra's no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glasshouse import config
+from glasshouse.conf_files import options
+from glasshouse.errors import UsageError
+from glasshouse.spec import CloudProvider, RunSpec
+from tests.config.kit import SSH, compose, resolved
+
+
+def test_the_readmes_sweep_is_two_cells() -> None:
+    assert config.expand(["gpu=h100,pro6000", "duration=1800"]) == [
+        ["gpu=h100", "duration=1800"],
+        ["gpu=pro6000", "duration=1800"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "cells"),
+    [
+        (["duration=5"], 1),
+        (["order=raw-first,protected-first", "repeat=range(0,3)"], 6),
+        (["seed=choice(1,2,3)"], 3),
+        (["policy=glob(*)"], len(options("policy"))),
+        (["model.learning_rate=0.1,0.2", "hydra/launcher=joblib"], 2),
+    ],
+)
+def test_sweep_syntax_is_hydras(words: list[str], cells: int) -> None:
+    if any("joblib" in word for word in words):
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    expanded = config.expand(words)
+    assert len(expanded) == cells
+    for cell in expanded:
+        assert compose(cell)
+        assert not any(word.startswith("hydra/") for word in cell)
+
+
+def test_a_sweep_over_gpus_takes_settings_of_the_provider_they_choose() -> None:
+    words = ["gpu=h100,pro6000", "provider.base_url=http://127.0.0.1:1/v2"]
+    cells = [config.load(cell) for cell in config.expand(words)]
+    assert [(cell.gpu.name, cell.provider.kind) for cell in cells] == [
+        ("h100", "runpod"),
+        ("pro6000", "runpod"),
+    ]
+    assert all(
+        isinstance(cell.provider, CloudProvider) and cell.provider.base_url == "http://127.0.0.1:1/v2"
+        for cell in cells
+    )
+    with pytest.raises(UsageError, match=r"provider\.base_ur="):
+        config.load(config.expand(["gpu=h100,pro6000", "provider.base_ur=x"])[0])
+
+
+@pytest.mark.parametrize(("group", "variable"), [("runpod", "RUNPOD"), ("vastai", "VASTAI")])
+def test_the_environment_can_point_a_provider_elsewhere(
+    group: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(f"GLASSHOUSE_{variable}_URL", raising=False)
+    usual = config.load([f"provider={group}"]).provider
+    assert isinstance(usual, CloudProvider)
+    assert usual.base_url.startswith("https://")
+    monkeypatch.setenv(f"GLASSHOUSE_{variable}_URL", "http://127.0.0.1:9/x")
+    other = config.load([f"provider={group}"]).provider
+    assert isinstance(other, CloudProvider)
+    assert other.base_url == "http://127.0.0.1:9/x"
+
+
+def test_a_config_can_ask_for_a_sweep_itself() -> None:
+    assert not config.wants_sweep(["repeat=0,1"])
+    assert config.wants_sweep(["repeat=0,1", "hydra.mode=MULTIRUN"])
+
+
+def test_other_sweepers_are_refused() -> None:
+    with pytest.raises(UsageError, match="hydra/sweeper"):
+        config.expand(["hydra/sweeper=bogus"])
+
+
+def _exit_code(spec: RunSpec, overrides: list[str]) -> int:
+    assert overrides == [f"repeat={spec.repeat}", "duration=5"]
+    return spec.repeat
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_launcher_runs_each_cell_with_its_own_spec(launcher: str, elsewhere: Path) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["repeat=0,3,1", "duration=5", f"hydra/launcher={launcher}"]
+    assert config.launcher(words) == launcher
+    assert config.launch(words, _exit_code) == [0, 3, 1]
+    # One file says what the sweep was; nothing else is left lying about.
+    left = [path for path in elsewhere.rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["multirun.yaml"]
+    assert left[0].relative_to(elsewhere).parts[:2] == ("runs", ".sweeps")
+
+
+def test_a_path_in_the_home_folder_needs_no_quotes(monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    (elsewhere / "id").touch()
+    for cell in ([*SSH, "provider.key=~/id"], *config.expand([*SSH, "provider.key=~/id", "repeat=0,1"])):
+        provider = config.load(cell).provider
+        assert provider.kind == "ssh"
+        assert provider.key == "~/id"
+
+
+def test_existing_files_are_accepted(elsewhere: Path) -> None:
+    (elsewhere / "here").touch()
+    spec = config.load([*SSH, "provider.key=here", "provider.known_hosts=here"])
+    assert spec.provider.kind == "ssh"
+    (elsewhere / "train.py").touch()
+    assert config.load(["model=custom", "model.entry=train.py:Workload"]).model.kind == "custom"
+
+
+def test_no_plain_value_is_a_hydra_one() -> None:
+    def plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return type(value) is dict and all(map(plain, value.values()))
+        if isinstance(value, list):
+            return type(value) is list and all(map(plain, value))
+        return type(value) in (str, int, float, bool, type(None))
+
+    assert plain(resolved("model=qwen2-tiny", "gpu=h100"))
