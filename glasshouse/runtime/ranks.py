@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_RANKS = 16
 BUILD_TIMEOUT_SEC = 600.0
 END_TIMEOUT_SEC = 60.0
+CACHE = ("none", "released", "kept")  # trainer.release_device_cache
 
 Build = Callable[[], "Session"]
 Report = Callable[[str, dict[str, Any]], None]
@@ -54,13 +55,15 @@ class RankedSession:
         They must be gone before rank 0 wipes the package: until then they share its pages, and a page that
         is overwritten in one process stays as it was in the other.
         """
-        report: dict[str, Any] = {"count": 0, "bytes": 0, "readBackZero": True}
+        report: dict[str, Any] = {"count": 0, "bytes": 0, "readBackZero": True, "cache": "none"}
         for channel, pid in self._others:
             channel.send("end")
             wiped, _ = channel.expect("wiped", END_TIMEOUT_SEC)
             report["count"] += int(wiped["count"])
             report["bytes"] += int(wiped["bytes"])
             report["readBackZero"] = report["readBackZero"] and wiped["readBackZero"] is True
+            # Of several answers the one that promises least.
+            report["cache"] = max(report["cache"], wiped["cache"], key=CACHE.index)
             channel.close()
             _, status = os.waitpid(pid, 0)
             if os.waitstatus_to_exitcode(status) != 0:
@@ -132,11 +135,12 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
 def _wipe(session: Session) -> dict[str, Any]:
     from glasshouse.runtime.trainer import wipe_tensors  # noqa: PLC0415 -- it imports the harness, which imports this
 
-    parts = wipe_tensors([*session.trainable().values(), *session.buffers()]).values()
+    parts = wipe_tensors([*session.trainable().values(), *session.buffers()])
     return {
-        "count": sum(part["count"] for part in parts),
-        "bytes": sum(part["bytes"] for part in parts),
-        "readBackZero": all(part["readBackZero"] for part in parts),
+        "count": sum(part["count"] for part in parts.values()),
+        "bytes": sum(part["bytes"] for part in parts.values()),
+        "readBackZero": all(part["readBackZero"] for part in parts.values()),
+        "cache": parts["device"]["cache"],
     }
 
 

@@ -244,6 +244,7 @@ def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
     """Overwrite tensors with zeros and read them back: {"host": {...}, "device": {...}}.
 
     What is overwritten is the whole storage behind a tensor, once: a view shows only part of it.
+    device["cache"] is what became of device memory that was freed before: see release_device_cache.
     """
     report: dict[str, Any] = {
         place: {"count": 0, "bytes": 0, "readBackZero": True} for place in ("host", "device")
@@ -267,7 +268,24 @@ def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
             zero = int(flat.count_nonzero()) == 0
         if not zero:
             part["readBackZero"] = False
+    report["device"]["cache"] = release_device_cache()
     return report
+
+
+def release_device_cache() -> str:
+    """Hand the device memory that torch keeps for reuse back to the driver: "released".
+
+    Activations and gradients that were freed lie there as they were, and nothing of ours reaches them to
+    overwrite them. "kept": the driver refused. "none": torch is not there, or opened no CUDA device.
+    """
+    torch = sys.modules.get("torch")  # never imported here: a workload may do without
+    if torch is None or not torch.cuda.is_initialized():
+        return "none"
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return "kept"
+    return "released"
 
 
 def _place(tensor: Any) -> tuple[str, int]:

@@ -262,7 +262,7 @@ def test_wiping_reaches_whole_storages_once_and_reads_them_back() -> None:
         "bytes": 64 * 64 * 4 + 400 + 128 + 4 + 12 + 24 + 5 + 8,
         "readBackZero": True,
     }
-    assert report["device"] == {"count": 0, "bytes": 0, "readBackZero": True}
+    assert report["device"] == {"count": 0, "bytes": 0, "readBackZero": True, "cache": "none"}
     assert not base.any()  # also what no view showed
     assert all(not tensor.any() for tensor in held)
 
