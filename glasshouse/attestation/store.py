@@ -1,8 +1,6 @@
 """The broker's durable memory: tickets, challenges, payload keys under a KEK, exchanges, audit log.
 
-SQLAlchemy Core over SQLite (default) or PostgreSQL (by URL). What may happen once is decided by the
-database in one committed write: a consumed challenge stays consumed after a power cut
-(SQLite runs WAL with synchronous=FULL).
+SQLAlchemy Core over the tables of database.py.
 
 A store has a random id, made anew each time it is opened. Tickets and challenges are valid only in the
 opening that issued them: so a restored backup, in which spent ones look unspent, accepts none of them.
@@ -15,7 +13,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,97 +22,22 @@ from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    insert,
-    make_url,
-    select,
-    update,
-)
+from sqlalchemy import Connection, func, insert, make_url, select, update
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
+from glasshouse.attestation.database import (
+    LAUNCH,
+    audit,
+    challenges,
+    exchanges,
+    grants,
+    open_engine,
+    payloads,
+    schema,
+    tickets,
+)
 from glasshouse.canonical import length_prefixed
 from glasshouse.errors import AttestationError, UsageError
-
-BUSY_TIMEOUT_MS = 30_000
-
-_meta = MetaData()
-_launch = ("run", "leg", "launch")
-
-tickets = Table(
-    "tickets",
-    _meta,
-    Column("sha256", String(64), primary_key=True),
-    Column("store", String(64), nullable=False),
-    Column("run", String(64), nullable=False),
-    Column("leg", String(64), nullable=False),
-    Column("launch", Integer, nullable=False),
-    Column("reference", Text, nullable=False),
-    Column("policy", Text, nullable=False),
-    Column("expires", Integer, nullable=False),
-    Column("used", Integer),
-    UniqueConstraint(*_launch),  # a launch has one ticket; a retry is another launch
-)
-challenges = Table(
-    "challenges",
-    _meta,
-    Column("nonce", String(64), primary_key=True),
-    Column("ticket", String(64), nullable=False, unique=True),  # a ticket yields one challenge
-    Column("store", String(64), nullable=False),
-    Column("token", Text, nullable=False),
-    Column("consumed", Integer),
-)
-payloads = Table(
-    "payloads",
-    _meta,
-    Column("run", String(64), primary_key=True),
-    Column("manifest_hash", String(64), primary_key=True),
-    Column("wrap_nonce", LargeBinary(12), nullable=False),
-    Column("wrapped", LargeBinary(64), nullable=False),
-    Column("max_grants", Integer, nullable=False),
-)
-grants = Table(
-    "grants",
-    _meta,
-    Column("nonce", String(64), primary_key=True),  # one grant per challenge
-    Column("run", String(64), nullable=False),
-    Column("leg", String(64), nullable=False),
-    Column("launch", Integer, nullable=False),
-    Column("issued", Integer, nullable=False),
-    UniqueConstraint(*_launch),
-)
-exchanges = Table(
-    "exchanges",
-    _meta,
-    Column("run", String(64), primary_key=True),
-    Column("leg", String(64), primary_key=True),
-    Column("launch", Integer, primary_key=True),
-    Column("document", Text, nullable=False),
-)
-audit = Table(
-    "audit",
-    _meta,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("at", Integer, nullable=False),
-    Column("store", String(64), nullable=False),
-    Column("event", String(32), nullable=False),
-    Column("run", String(64)),
-    Column("leg", String(64)),
-    Column("launch", Integer),
-    Column("codes", Text, nullable=False),
-)
 
 
 class Store:
@@ -131,14 +53,14 @@ class Store:
         self._kek = AESGCM(kek)
         self._unwraps = 0
         self._lock = threading.Lock()
-        self._engine = _engine(url)
+        self._engine = open_engine(url)
         # SQLite takes one writer at a time and polls for the lock; a queue of our own is fair and faster.
         self._writer = threading.Lock() if self._engine.dialect.name == "sqlite" else None
         with self._transaction() as tx:
             if self._writer is None:
                 # Two brokers that start at once on a new database would both create the tables.
                 tx.exec_driver_sql("SELECT pg_advisory_xact_lock(7160411)")
-            _meta.create_all(tx)
+            schema.create_all(tx)
 
     def __enter__(self) -> Store:
         return self
@@ -326,7 +248,7 @@ class Store:
     def _audit_line(
         self, event_name: str, at: int, launch: tuple[str, str, int] | None, codes: Sequence[str]
     ) -> Any:
-        named = dict(zip(_launch, launch, strict=True)) if launch else {}
+        named = dict(zip(LAUNCH, launch, strict=True)) if launch else {}
         row = {"at": at, "store": self.id, "event": event_name, "codes": json.dumps(list(codes))}
         return insert(audit).values(**row, **named)
 
@@ -375,28 +297,3 @@ def open_store(url: str, kek: bytes) -> Store:
 def _no_store(what: str, shown: str, remedy: str = "") -> UsageError:
     usual = "give sqlite:////path/to/file, or postgresql+psycopg://user@host/database of a live server"
     return UsageError(what, field="store", value=shown, remedy=remedy or usual)
-
-
-def _engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    path = make_url(url).database
-    if path and path != ":memory:":
-        # SQLite gives its -wal and -shm files the mode of the database; without this, the umask's.
-        os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        # The driver's own BEGIN is deferred: two readers that both turn writer then fail with SQLITE_BUSY.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine

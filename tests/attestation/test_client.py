@@ -118,12 +118,11 @@ def test_any_answer_is_refused(data: bytes, wrapped: bool) -> None:
         assert _fetch_codes(port, timeout=2)
 
 
-def test_a_challenge_for_another_launch_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_challenge_for_another_launch_is_refused(stage: Stage) -> None:
     """A broker that answers for the wrong launch, signed: only the client's own knowledge helps."""
     mine, other = stage.launch(), stage.launch()
-    token = other.fetch().token
-    monkeypatch.setattr(client, "_post", lambda *_args: {"challenge": token})
-    with pytest.raises(AttestationError) as caught:
+    answer = http(json.dumps({"challenge": other.fetch().token}).encode())
+    with hijacked(answer) as mine.port, pytest.raises(AttestationError) as caught:
         mine.fetch()
     assert caught.value.codes == ("jwt-claim-mismatch",)
 
