@@ -1,6 +1,6 @@
 """How long a build takes with many row pages: python bench/pages.py [ROWS ...] (default 1000).
 
-Rows are copies of reported rows under ids of their own, each entered in a ledger, rendered in memory and
+Rows are copies of reported rows under ids of their own, each entered in a log, rendered in memory and
 written by MkDocs to a temporary folder. Nothing of it can be published: the importer would refuse such rows.
 """
 
@@ -19,7 +19,8 @@ from mkdocs.config import load_config
 from glasshouse.canonical import canonical_json
 from glasshouse.publishing import store
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
-from glasshouse.publishing.ledger import PublishedLedger, check_ledger
+from glasshouse.publishing.ledger import check_log
+from glasshouse.publishing.logs import PublishedLogs
 from glasshouse.publishing.store import Publication, read_publication
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
 from glasshouse.records.ledger import parse_leaves, sign_checkpoint
@@ -34,12 +35,12 @@ def many(count: int) -> Publication:
         for index in range(count)
     ]
     return replace(
-        base, artifacts=(*base.artifacts, *rows), bundles={}, local=frozenset(), ledger=entered(rows)
+        base, artifacts=(*base.artifacts, *rows), bundles={}, local=frozenset(), logs=entered(rows)
     )
 
 
-def entered(rows: list[Artifact]) -> PublishedLedger:
-    """A ledger of these rows, signed by a key of its own."""
+def entered(rows: list[Artifact]) -> PublishedLogs:
+    """A log of these rows, signed by a key of its own."""
     key = Ed25519PrivateKey.generate()
     entry = KeyEntry(keyid(public_bytes(key)), "publisher", public_bytes(key), "bench")
     lines = [
@@ -50,7 +51,8 @@ def entered(rows: list[Artifact]) -> PublishedLedger:
         for serial, row in enumerate(rows)
     ]  # fmt: skip
     data = b"".join(line + b"\n" for line in lines)
-    return check_ledger(data, sign_checkpoint(parse_leaves(data), key), Keyring((entry,)))
+    log = check_log(data, sign_checkpoint(parse_leaves(data), key), Keyring((entry,)))
+    return PublishedLogs((log,))
 
 
 def main() -> None:

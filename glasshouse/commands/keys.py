@@ -5,6 +5,9 @@
   glasshouse keys --trust "our lab"    list this machine's keys in conf/trust, for a reviewed commit
   glasshouse keys --json > ring.json   a keyring file, for `glasshouse verify --keys ring.json` elsewhere
 
+A machine whose publisher key conf/trust lists publishes into a log of its own. When a machine is lost, its
+keys stay listed: what it signed is checked with them.
+
 Private keys never leave their folder.
 """
 

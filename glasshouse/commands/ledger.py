@@ -3,9 +3,11 @@
   glasshouse ledger list
   glasshouse ledger checkpoint > checkpoint        the tree head, signed with the publisher's key
   glasshouse ledger check OLD NEW                  was anything removed or altered between two checkpoints?
-  glasshouse ledger check OLD NEW --leaves FILE    against a published ledger file instead of this machine's
+  glasshouse ledger check OLD NEW --leaves FILE    against a published log's leaves instead of this machine's
 
-`check` recomputes both roots from the leaves. Exit code 1 when they do not fit.
+A publication holds one log for each publisher key, in site/research/ledger/KEY/: compare checkpoints of one
+log with that log's leaves.jsonl. `check` recomputes both roots from the leaves. Exit code 1 when they do not
+fit.
 """
 
 from __future__ import annotations
@@ -80,6 +82,21 @@ def _check(args: argparse.Namespace) -> int:
         )
     ring = keys.load_keyring(args.keys)
     old, new = (_checkpoint(path, ring) for path in args.checkpoints)
+    if old.origin != new.origin:
+        raise UsageError(
+            "the checkpoints are of two logs",
+            field="checkpoint",
+            value=new.origin,
+            remedy=f"compare it with another one of that log; OLD is of {old.origin}",
+        )
+    own = {ledger.log_name(entry.public) for entry in keys.local_keyring().with_role("publisher")}
+    if args.leaves is None and new.origin not in own:
+        raise UsageError(
+            "the checkpoints are of another machine's log",
+            field="checkpoint",
+            value=new.origin,
+            remedy="give that log's leaves.jsonl with --leaves FILE",
+        )
     leaves = _leaves(args.leaves)
     # Both roots are recomputed from the same leaves, so NEW holds everything OLD held, in its place.
     ledger.check_leaves(leaves, new)
@@ -123,9 +140,12 @@ def _checkpoint(path: Path, ring: keys.Keyring) -> Checkpoint:
 def _leaves(path: Path | None) -> tuple[ledger.Leaf, ...]:
     if path is None:
         return ledger.Ledger().leaves()
+    remedy = "give a log's leaves.jsonl, or the state folder's"
     try:
         return ledger.parse_leaves(path.read_bytes())
     except OSError as error:
+        raise UsageError("ledger cannot be read", field="leaves", value=path, remedy=remedy) from error
+    except VerificationError as error:
         raise UsageError(
-            "ledger cannot be read", field="leaves", value=path, remedy="give a ledger file"
+            f"not a ledger file: {error.what}", field="leaves", value=path, remedy=remedy
         ) from error

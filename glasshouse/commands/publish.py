@@ -6,19 +6,22 @@
 
 One bundle that does not verify, or one finding of the secret scan, and nothing is published. What is
 published must verify by the keys in conf/trust alone (`glasshouse keys --trust LABEL` lists yours there).
-The ledger is published with them, up to a checkpoint signed now; a ledger that does not continue the
-published one is refused. Registered runs that are neither published nor given are named: a sweep is
-published whole, or says what it leaves out.
+This machine's ledger is published with them, as the log of its publisher key up to a checkpoint signed now;
+one that does not continue what it published is refused. Other machines' logs are checked and left as they
+are. Registered runs that are neither published nor given are named: a sweep is published whole, or says what
+it leaves out.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from glasshouse.commands.terminal import emit, say
 from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.publish import publish, refresh_history
 from glasshouse.publishing.store import committed_keyring
 from glasshouse.records.keys import load_keyring, publisher_key
@@ -64,20 +67,33 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    for row in done.rows:
-        where = " (local)" if args.local else ""
-        if row in done.retracted:
-            say(f"published {row}{where} as RETRACTED, it counts for nothing: {done.retracted[row]}")
-        else:
-            say(f"published {row}{where}")
-    say(f"{len(done.written)} files written" if done.written else "nothing to write: it is all there already")
-    for path in done.written:
-        say(f"  {path}")
+    for artifact in done.artifacts:
+        say(_line(artifact, local=args.local))
+    say(_written(done.written) if done.written else "nothing to write: it is all there already")
     if done.withheld:
         say(f"withheld: {len(done.withheld)} registered runs are not published")
         for name in done.withheld:
             say(f"  {name}")
     return 0
+
+
+def _line(artifact: Artifact, *, local: bool) -> str:
+    where = " (local)" if local else ""
+    if artifact.retracted is not None:
+        reason = artifact.retracted.reason
+        return f"published {artifact.id}{where} as RETRACTED, it counts for nothing: {reason}"
+    overhead = artifact.overhead_pct
+    figure = "" if overhead is None else f", overhead {overhead:.2f} %"
+    return f"published {artifact.id}{where}: {artifact.status}{figure}"
+
+
+def _written(paths: Sequence[str]) -> str:
+    """How many files of each kind; which ones, --json says."""
+    bundled = sum("/bundles/" in path for path in paths)
+    ledger = sum("/ledger/" in path for path in paths)
+    kinds = (("artifacts", len(paths) - bundled - ledger), ("of bundles", bundled), ("of the ledger", ledger))
+    parts = ", ".join(f"{count} {kind}" for kind, count in kinds if count)
+    return f"{len(paths)} files written: {parts} (--json lists them)"
 
 
 def _history(args: argparse.Namespace, root: Path) -> int:

@@ -1,6 +1,8 @@
 """Retract a published row: its page and evidence stay, it counts for nothing, and the reason is shown.
 
 glasshouse unpublish ROW --reason "the pod's clock was wrong"
+
+The retraction is entered in this machine's own log, whichever machine's log holds the row.
 """
 
 from __future__ import annotations

@@ -118,6 +118,11 @@ class Check(Public):
     code: Code
     ok: bool
     detail: Text
+    vacuous: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="it holds because there was nothing to look at, as its detail says",
+    )
 
 
 class LegCurves(Public):

@@ -17,7 +17,8 @@ from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.rules import Check
 from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import recompute
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, check_inclusion, check_ledger
+from glasshouse.publishing.ledger import check_inclusion
+from glasshouse.publishing.logs import KEYS, read_logs
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
 from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import verify
@@ -99,27 +100,32 @@ def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | Non
 
 
 def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
-    """Check the row's place in the ledger: by its inclusion file, else by the whole ledger beside it."""
+    """Check the row's place in the ledger: by its inclusion file, else by the logs beside it."""
     here = path.resolve().parent
     inclusion = here.parent / "inclusion" / f"{artifact.id}.json"
-    folder = next((at for at in (here.parent / "ledger", here / "ledger") if (at / LEAVES).exists()), None)
+    folder = next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
+    failures: list[str] = []
     try:
         if inclusion.exists():
             data: bytes | None = inclusion.read_bytes()
         elif folder is not None:
-            note = (folder / CHECKPOINT).read_text("utf-8")
-            data = check_ledger((folder / LEAVES).read_bytes(), note, keyring).inclusion(artifact.id)
+            # Logs that do not hold, or whose signer this keyring does not list, say nothing about the row.
+            data = read_logs(folder, keyring, failures, beside={KEYS}).inclusion(artifact)
         else:
             return Check("ledger-not-checked", True, "no ledger is published beside the row")
+        if f"ledger-row-twice:{artifact.id}" in failures:
+            return Check("ledger-inclusion", False, "two logs hold the row (ledger-row-twice)")
         if data is not None:
             return Check("ledger-inclusion", True, check_inclusion(data, artifact, keyring))
     except VerificationError as error:
         return Check("ledger-inclusion", False, f"{error.what} ({', '.join(error.codes)})")
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return Check("ledger-inclusion", False, "the ledger beside the row cannot be read")
+    if failures:
+        return Check("ledger-inclusion", False, f"no log that holds names the row ({', '.join(failures)})")
     if artifact.evidence is None:
-        return Check("ledger-not-checked", True, "the row has not been entered in the ledger yet")
-    return Check("ledger-inclusion", False, "the row is not in the ledger beside it")
+        return Check("ledger-not-checked", True, "the row has not been entered in a log yet")
+    return Check("ledger-inclusion", False, "the row is in no log beside it")
 
 
 def _beside(artifact: Artifact, folder: Path) -> Artifact:

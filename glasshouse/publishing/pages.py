@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,15 @@ from glasshouse.judgement.rules import reason_text
 from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.history import Remark
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, PublishedLedger
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place
+from glasshouse.publishing.logs import KEYS, PublishedLogs
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
 from glasshouse.publishing.tamper import PUBLISHED
-from glasshouse.records.keys import Keyring
+from glasshouse.records.keys import KeyEntry, Keyring
+from glasshouse.records.ledger import log_key
+
+LOCAL_LEDGER = "research/local-ledger"
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,17 @@ class RowView:
     local: bool
     bundle: tuple[str, ...]
     remarks: tuple[Remark, ...]
-    ledger: PublishedLedger | None = None
+    logs: PublishedLogs = field(default_factory=PublishedLogs)
 
     @cached_property
     def place(self) -> Place | None:
-        """Where the row stands in its ledger, with proofs."""
-        return None if self.ledger is None else self.ledger.place(self.id)
+        """Where the row stands, and in which log, with proofs."""
+        return self.logs.place(self.id)
+
+    @cached_property
+    def inclusion(self) -> bytes | None:
+        """The file that shows its entry in a log, None where no log names it."""
+        return self.logs.inclusion(self.artifact)
 
     @property
     def id(self) -> str:
@@ -120,8 +129,10 @@ def render(publication: Publication) -> dict[str, bytes]:
         "remarks": publication.remarks,
         "tamper": publication.tamper,
         "tamper_published": PUBLISHED,
-        "ledger": publication.ledger,
-        "local_ledger": publication.local_ledger,
+        "logs": publication.logs,
+        "local_logs": publication.local_logs,
+        "without_log": without_log(publication),
+        "published_ids": frozenset(row.id for row in rows if not row.local),
         "words": words,
         "charts": charts,
         "pools": reanalysis.pools([row.artifact for row in rows if not row.local]),
@@ -145,18 +156,26 @@ def render(publication: Publication) -> dict[str, bytes]:
 
 
 def _evidence(publication: Publication, rows: Iterable[RowView]) -> dict[str, bytes]:
-    """What a reader's own browser checks a row against: keys, and each row's place in the ledger."""
-    files = {"research/keyring.json": _ring(publication.keyring)}
-    local = publication.local_ledger
-    if local is not None:
-        files["research/local-ledger/keyring.json"] = _ring(publication.local_keyring)
-        files[f"research/local-ledger/{LEAVES}"] = local.data
-        files[f"research/local-ledger/{CHECKPOINT}"] = local.note.encode("utf-8")
+    """What a reader's own browser checks a row against: keys, and each row's place in its log."""
+    files = {f"research/{KEYS}": _ring(publication.keyring)}
+    if publication.local:
+        files[f"{LOCAL_LEDGER}/{KEYS}"] = _ring(publication.local_keyring)
+    for log in publication.local_logs.logs:
+        files[f"{LOCAL_LEDGER}/{log.key}/{LEAVES}"] = log.data
+        files[f"{LOCAL_LEDGER}/{log.key}/{CHECKPOINT}"] = log.note.encode("utf-8")
     for row in rows:
-        inclusion = None if row.ledger is None else row.ledger.inclusion(row.id)
-        if inclusion is not None:
-            files[f"research/inclusion/{row.id}.json"] = inclusion
+        if row.inclusion is not None:
+            files[f"research/inclusion/{row.id}.json"] = row.inclusion
     return files
+
+
+def without_log(publication: Publication) -> tuple[KeyEntry, ...]:
+    """Publishers that the committed keyring lists and that have published no log: they may keep one."""
+    return tuple(
+        entry
+        for entry in publication.keyring.with_role("publisher")
+        if publication.logs.of(log_key(entry.public)) is None
+    )
 
 
 def _ring(keyring: Keyring) -> bytes:
@@ -188,7 +207,7 @@ def _views(publication: Publication) -> tuple[RowView, ...]:
             local=artifact.id in publication.local,
             bundle=publication.bundles.get(artifact.id, ()),
             remarks=publication.remarks.about(artifact.id),
-            ledger=publication.local_ledger if artifact.id in publication.local else publication.ledger,
+            logs=publication.local_logs if artifact.id in publication.local else publication.logs,
         )
         for artifact in publication.artifacts
     ]

@@ -1,13 +1,13 @@
 """Publish verified rows, and withdraw them: the only code that writes the publication.
 
     1. verify every bundle; one failure publishes nothing
-    2. build artifacts, apply the controls that stand beside each row
-    3. search artifacts, bundles and ledger for secrets; one finding publishes nothing
-    4. extend the published ledger by this machine's, which must hold all that was published, in place
-    5. write what changed: ledger and bundles first, artifacts last, each by rename
+    2. read all published logs and extend this machine's own, which must hold all that it published, in place
+    3. build artifacts, apply what the logs state of each row and the controls that stand beside it
+    4. search artifacts, bundles and log for secrets; one finding publishes nothing
+    5. write what changed: own log and bundles first, artifacts last, each by rename
 
-The same call again writes nothing. What was registered in the ledger and is neither published nor
-among the given runs is listed as withheld.
+The same call again writes nothing, and no call touches another machine's log. What was registered in
+this machine's ledger and is neither published nor among the given runs is listed as withheld.
 """
 
 from __future__ import annotations
@@ -22,15 +22,30 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError, VerificationError
-from glasshouse.publishing import ledger as published_ledger
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import read_history
-from glasshouse.publishing.ledger import CHECKPOINT, KEYS, LEAVES, PublishedLedger, inclusion_failures
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES
+from glasshouse.publishing.logs import (
+    KEYS,
+    PublishedLogs,
+    extended,
+    inclusion_failures,
+    read_logs,
+    unentered,
+)
 from glasshouse.publishing.secrets import require_clean
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
-from glasshouse.publishing.store import ARTIFACTS, BUNDLES, HISTORY, LEDGER, OVERLAY, OVERLAY_LEDGER
-from glasshouse.records.keys import Keyring, atomic_write, parse_keyring, public_bytes
-from glasshouse.records.ledger import Leaf, Ledger, log_name
+from glasshouse.publishing.store import (
+    ARTIFACTS,
+    BUNDLES,
+    HISTORY,
+    LEDGER,
+    OVERLAY,
+    OVERLAY_LEDGER,
+    overlay_keyring,
+)
+from glasshouse.records.keys import Keyring, atomic_write, public_bytes
+from glasshouse.records.ledger import Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
 
 MAX_BUNDLE_BYTES = 1 << 20
@@ -40,13 +55,82 @@ MAX_BUNDLE_BYTES = 1 << 20
 class Published:
     """What a publication did: row ids, paths written relative to the root, runs withheld.
 
-    retracted: those of the rows that stand retracted, with the reason.
+    retracted: those of the rows that stand retracted, with the reason. artifacts: the rows' own.
     """
 
     rows: tuple[str, ...]
     written: tuple[str, ...]
     withheld: tuple[str, ...]
     retracted: Mapping[str, str] = field(default_factory=dict)
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Home:
+    """One machine at one publication: where it writes, its own ledger and key, and whom it trusts."""
+
+    root: Path
+    keyring: Keyring
+    ledger: Ledger
+    key: Ed25519PrivateKey
+    local: bool
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / (OVERLAY if self.local else ARTIFACTS)
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / (OVERLAY / "bundles" if self.local else BUNDLES)
+
+    @property
+    def logs(self) -> Path:
+        return self.root / (OVERLAY_LEDGER if self.local else LEDGER)
+
+    @property
+    def trusted(self) -> Keyring:
+        """The overlay trusts the keys of every machine that has published there."""
+        return self.keyring + overlay_keyring(self.root) if self.local else self.keyring
+
+    def read(self) -> PublishedLogs:
+        """All logs as they are to be published next: this machine's own extended, after a check of all."""
+        failures: list[str] = []
+        before = read_logs(self.logs, self.trusted, failures, beside={KEYS} if self.local else ())
+        if failures:
+            raise VerificationError(
+                "the published ledger does not check out",
+                codes=failures,
+                remedy=f"restore {os.path.relpath(self.logs, self.root)}"
+                + (" or remove it" if self.local else " from the last commit that builds"),
+            )
+        return extended(before, self.ledger.leaves(), self.key, self.trusted)
+
+    def enter(self, kind: str, body: Mapping[str, str]) -> None:
+        """Enter a statement in this machine's ledger, unless its key is retired: none could be published."""
+        valid = self.trusted.with_role("publisher", index=len(self.ledger.leaves()))
+        if all(entry.public != public_bytes(self.key) for entry in valid):
+            raise VerificationError(
+                "this machine's publisher key is retired and enters nothing more",
+                codes=["ledger-signer-retired"],
+            )
+        self.ledger.append(kind, body)
+
+    def write(self, logs: PublishedLogs) -> list[Path]:
+        """Write this machine's own log; others stay byte for byte."""
+        written: list[Path] = []
+        own = logs.of(log_key(public_bytes(self.key)))
+        if own is not None:
+            written += _write(self.logs / own.key / LEAVES, own.data)
+            written += _write(self.logs / own.key / CHECKPOINT, own.note.encode("utf-8"))
+        if self.local:
+            entries = sorted((entry.as_json() for entry in self.trusted.entries), key=canonical_json)
+            written += _write(self.logs / KEYS, canonical_json({"keys": entries}))
+        return written
+
+    def failures(self, logs: PublishedLogs, rows: Mapping[str, Artifact]) -> list[str]:
+        """What of the rows does not stand in the logs; an overlay row's log may have stayed elsewhere."""
+        listed = {item: row for item, row in rows.items() if not self.local or item in logs.rows}
+        return inclusion_failures(logs, listed)
 
 
 def publish(
@@ -59,30 +143,30 @@ def publish(
     local: bool = False,
     known_secrets: Iterable[str] | None = None,
 ) -> Published:
-    """Publish run or bundle folders under `root` (the repository), and the ledger that names them.
+    """Publish run or bundle folders under `root` (the repository), and this machine's log that names them.
 
     local=True writes to build/artifacts, the overlay that is labelled local and never committed;
     otherwise to site/research, where bundles may hold 1 MiB each and simulated rows are refused.
-    key: the publisher's, which signs the checkpoint and stands in `keyring`. known_secrets: values
+    key: the publisher's, which signs the log and stands in `keyring`. known_secrets: values
     that must not occur; None takes them from the environment. Raises VerificationError (a bundle, the
     secret scan, a ledger with another past), UsageError (size, an id taken by another run).
     """
     if not paths:
         raise UsageError("nothing to publish", field="runs", value="none", remedy="give run folders")
+    home = _Home(root, keyring, ledger, key, local)
     if not local:
-        _require_publisher(keyring, key)
+        _require_publisher(home)
     # 1. Verify.
     rows = [_verified(path, keyring) for path in paths]
     ids = [row.id for row in rows]
     if len(set(ids)) != len(ids):
         raise UsageError("a run was given twice", field="runs", value=len(ids))
-    artifacts_at, bundles_at = _folders(root, local=local)
-    present = _present(artifacts_at)
-    # 2. Build; rows already there may gain or lose caveats by a control that comes in.
-    stated = published_ledger.statements(ledger.leaves())
-    built = {row.id: _kept(artifact_from_verified(row), present, stated) for row in rows}
-    every = present | built
-    every = {item: with_control_caveats(row, tuple(every.values())) for item, row in every.items()}
+    # 2. Extend the ledger.
+    logs = home.read()
+    # 3. Build; rows already there may gain or lose caveats by a control that comes in.
+    present = _present(home.artifacts)
+    built = {row.id: _not_replaced(artifact_from_verified(row), present) for row in rows}
+    every = _as_stated(present | built, logs)
     simulated = [row.id for row in rows if every[row.id].evidence_tier == "simulated"]
     if simulated and not local:
         raise UsageError(
@@ -91,32 +175,33 @@ def publish(
             value=", ".join(simulated),
             remedy="--local shows it on this machine's own site, labelled simulated",
         )
-    # 3. Search.
+    # 4. Search.
     for row in rows:
         _require_small(row, local=local)
         named = {f"bundles/{row.id}/{name}": data for name, data in row.files.items()}
         named[f"artifacts/{row.id}.json"] = artifact_bytes(every[row.id])
         require_clean(named, known=known_secrets)
-    # 4. Extend the ledger. Reported rows are entered too, so that none can change unseen.
-    log = _extended(root, ledger, key, keyring, local=local)
-    failures = [] if local else inclusion_failures(log, every)
+    failures = home.failures(logs, every)
     if failures:
         raise VerificationError("not every row stands in the ledger as it is published", codes=failures)
-    missing = [] if local else published_ledger.unentered(log.leaves, every)
+    # Reported rows are entered too, so that none can change unseen.
+    missing = [] if local else unentered(logs, every)
     for body in missing:
-        ledger.append("reported", body)
+        home.enter("reported", body)
     if missing:
-        log = _extended(root, ledger, key, keyring, local=local)
-    require_clean({f"ledger/{LEAVES}": log.data}, known=known_secrets)
+        logs = home.read()
+    own = logs.of(log_key(public_bytes(key)))
+    require_clean({} if own is None else {f"ledger/{LEAVES}": own.data}, known=known_secrets)
     # 5. Write.
-    written = _write_ledger(root, log, keyring, local=local)
+    written = home.write(logs)
     for row in rows:
-        written += _write_bundle(bundles_at / row.id, row.files)
+        written += _write_bundle(home.bundles / row.id, row.files)
     for item, artifact in sorted(every.items()):
-        written += _write(artifacts_at / f"{item}.json", artifact_bytes(artifact))
+        written += _write(home.artifacts / f"{item}.json", artifact_bytes(artifact))
     shown = tuple(os.path.relpath(path, root) for path in written)
     retracted = {item: said.reason for item in ids if (said := every[item].retracted) is not None}
-    return Published(tuple(ids), shown, _withheld(ledger, every.values()), retracted)
+    withheld = _withheld(ledger, every.values())
+    return Published(tuple(ids), shown, withheld, retracted, tuple(every[item] for item in ids))
 
 
 def refresh_history(root: Path) -> Published:
@@ -155,39 +240,37 @@ def unpublish(
 ) -> Published:
     """Retract a row: its page and files stay, it counts for nothing, the reason is shown and entered.
 
-    day: date as YYYY-MM-DD. Raises UsageError for an unknown or reported row, or without a reason,
-    VerificationError when this machine's ledger is not the one it was published from.
+    The row may stand in another machine's log; the retraction is entered in this machine's own. day: date
+    as YYYY-MM-DD. Raises UsageError for an unknown or reported row, or without a reason, VerificationError
+    when this machine's ledger does not continue the log that it published.
     The reported history is a record of what others published; it is corrected, not retracted.
     """
     if not reason.strip():
         raise UsageError("a retraction needs a reason", field="reason", value="", remedy="say why")
-    artifacts_at, _ = _folders(root, local=local)
-    present = _present(artifacts_at)
+    home = _Home(root, keyring, ledger, key, local)
+    present = _present(home.artifacts)
     artifact = present.get(row)
     if artifact is None:
         raise UsageError(
             "no such published row",
             field="row",
             value=row,
-            remedy=f"give the name of a file in {os.path.relpath(artifacts_at, root)}, without .json"
+            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, root)}, without .json"
             + ("" if local else "; --local for a row of this machine's own site"),
         )
     if artifact.reported is not None:
         raise UsageError("a reported row is not ours to retract", field="row", value=row)
-    _extended(root, ledger, key, keyring, local=local)  # refuse before anything is entered
-    stated = published_ledger.statements(ledger.leaves())
-    retraction = _kept(artifact, present, stated).retracted
-    entered = retraction is not None
-    retraction = retraction or Retraction(date=day, reason=" ".join(reason.split()))
-    every = present | {row: artifact.model_copy(update={"retracted": retraction})}
-    every = {item: with_control_caveats(other, tuple(every.values())) for item, other in every.items()}
-    require_clean({f"artifacts/{row}.json": artifact_bytes(every[row])})
-    if not entered:
-        ledger.append("retract", {"row": row, "date": retraction.date, "reason": retraction.reason})
-    log = _extended(root, ledger, key, keyring, local=local)
-    written = _write_ledger(root, log, keyring, local=local)
-    for item, other in sorted(every.items()):
-        written += _write(artifacts_at / f"{item}.json", artifact_bytes(other))
+    if not local:
+        _require_publisher(home)
+    logs = home.read()  # refuse before anything is entered
+    if logs.latest("retract", row) is None:
+        body = {"row": row, "date": day, "reason": " ".join(reason.split())}
+        require_clean({"retraction.json": canonical_json(body)})
+        home.enter("retract", body)
+        logs = home.read()
+    written = home.write(logs)
+    for item, other in sorted(_as_stated(present, logs).items()):
+        written += _write(home.artifacts / f"{item}.json", artifact_bytes(other))
     return Published((row,), tuple(os.path.relpath(path, root) for path in written), ())
 
 
@@ -199,23 +282,35 @@ def _verified(path: Path, keyring: Keyring) -> VerifiedRow:
         raise VerificationError(f"{path}: {error.what}", codes=error.codes, remedy=error.remedy) from error
 
 
-def _folders(root: Path, *, local: bool) -> tuple[Path, Path]:
-    if local:
-        return root / OVERLAY, root / OVERLAY / "bundles"
-    return root / ARTIFACTS, root / BUNDLES
-
-
 def _present(folder: Path) -> dict[str, Artifact]:
     paths = sorted(folder.glob("*.json"))
     return {path.stem: parse_artifact(path.read_bytes(), name=path.name) for path in paths}
 
 
-def _kept(
-    artifact: Artifact, present: Mapping[str, Artifact], stated: Mapping[tuple[str, str], Leaf]
-) -> Artifact:
-    """Add what the ledger states about a row since; refuse an id that belongs to other evidence."""
-    retract, supersede = stated.get(("retract", artifact.id)), stated.get(("supersede", artifact.id))
-    said = artifact.model_copy(
+def _not_replaced(artifact: Artifact, present: Mapping[str, Artifact]) -> Artifact:
+    """Refuse an id that belongs to other evidence."""
+    before = present.get(artifact.id)
+    if before is None:
+        return artifact
+    if before.run != artifact.run or before.evidence_tier != artifact.evidence_tier:
+        raise UsageError("the row's id is taken by another run", field="id", value=artifact.id)
+    if before.evidence != artifact.evidence:
+        raise VerificationError(
+            f"{artifact.id} is published with other evidence", codes=["evidence-replaced"]
+        )
+    return artifact
+
+
+def _as_stated(rows: Mapping[str, Artifact], logs: PublishedLogs) -> dict[str, Artifact]:
+    """The rows with what the logs state of each since, and with the caveats that controls leave or add."""
+    stated = {item: row if row.reported is not None else _said(row, logs) for item, row in rows.items()}
+    beside = tuple(stated.values())
+    return {item: with_control_caveats(row, beside) for item, row in stated.items()}
+
+
+def _said(row: Artifact, logs: PublishedLogs) -> Artifact:
+    retract, supersede = logs.latest("retract", row.id), logs.latest("supersede", row.id)
+    return row.model_copy(
         update={
             "retracted": None
             if retract is None
@@ -223,16 +318,6 @@ def _kept(
             "superseded_by": None if supersede is None else str(supersede.body["by"]),
         }
     )
-    before = present.get(artifact.id)
-    if before is None:
-        return said
-    if before.run != artifact.run or before.evidence_tier != artifact.evidence_tier:
-        raise UsageError("the row's id is taken by another run", field="id", value=artifact.id)
-    if before.evidence != artifact.evidence:
-        raise VerificationError(
-            f"{artifact.id} is published with other evidence", codes=["evidence-replaced"]
-        )
-    return said
 
 
 def _require_small(row: VerifiedRow, *, local: bool) -> None:
@@ -273,35 +358,10 @@ def _write(path: Path, data: bytes) -> list[Path]:
     return [path]
 
 
-def _require_publisher(keyring: Keyring, key: Ed25519PrivateKey) -> None:
-    """A checkpoint that readers cannot check is not published, and nothing is entered for it."""
-    if all(entry.public != public_bytes(key) for entry in keyring.with_role("publisher")):
+def _require_publisher(home: _Home) -> None:
+    """A log that readers cannot check is not published, and nothing is entered for it."""
+    if all(entry.public != public_bytes(home.key) for entry in home.trusted.with_role("publisher")):
         raise VerificationError("conf/trust does not list this publisher", codes=["signer-unknown"])
-
-
-def _extended(
-    root: Path, ledger: Ledger, key: Ed25519PrivateKey, keyring: Keyring, *, local: bool
-) -> PublishedLedger:
-    """The ledger to publish next, checked against the one that was published."""
-    folder, failures = root / (OVERLAY_LEDGER if local else LEDGER), list[str]()
-    ring = keyring
-    if local and (folder / KEYS).exists():
-        ring = keyring + parse_keyring((folder / KEYS).read_bytes())
-    before = published_ledger.read_ledger(folder, ring, failures)
-    if failures:
-        raise VerificationError("the published ledger does not check out", codes=failures)
-    if local and before is not None and before.checkpoint.origin != log_name(public_bytes(key)):
-        before = None  # another home's log: its rows stay in the overlay, shown as not in this ledger
-    return published_ledger.extended(before, ledger.leaves(), key, keyring)
-
-
-def _write_ledger(root: Path, log: PublishedLedger, keyring: Keyring, *, local: bool) -> list[Path]:
-    folder = root / (OVERLAY_LEDGER if local else LEDGER)
-    written = _write(folder / LEAVES, log.data) + _write(folder / CHECKPOINT, log.note.encode("utf-8"))
-    if local:
-        ring = canonical_json({"keys": [entry.as_json() for entry in keyring.entries]})
-        written += _write(folder / KEYS, ring)
-    return written
 
 
 def _withheld(ledger: Ledger, published: Iterable[Artifact]) -> tuple[str, ...]:

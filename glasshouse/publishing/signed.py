@@ -13,6 +13,7 @@ from typing import Any
 from glasshouse.judgement.caveats import with_controls
 from glasshouse.judgement.facts import LegResult, RunFacts
 from glasshouse.judgement.headline import Candidate
+from glasshouse.judgement.rules import Check as Judged
 from glasshouse.measurement.schedule import lead_sec
 from glasshouse.publishing.artifact import (
     Artifact,
@@ -94,7 +95,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         runtime_state=_runtime_state(row, released=released),
         same_allocation=_holds(row, "same-machine-not-proven") if figures["launches"] else None,
         caveats=judgement.caveats,
-        checks=tuple(Check(code=c.code, ok=c.ok, detail=_clip(c.detail)) for c in judgement.checks),
+        checks=tuple(_check(check, facts) for check in judgement.checks),
         exclusion=None
         if verified
         else Exclusion(
@@ -205,6 +206,15 @@ def command(spec: RunSpec) -> str:
     ]
     words += [f"measure.{name}={value:g}" for name, value in spec.measure.model_dump().items()]
     return " ".join(words)
+
+
+def _check(check: Judged, facts: RunFacts) -> Check:
+    """The check as it is shown; one that had nothing to look at says so."""
+    gpu = facts.spec.gpu
+    if check.ok and check.code == "gpu-not-as-asked" and not gpu.provider_names and gpu.name != "cpu":
+        # `gpu=auto` takes what is there. Records do not mark this; here it follows from the plan.
+        return Check(code=check.code, ok=True, detail="no GPU was asked for: nothing to check", vacuous=True)
+    return Check(code=check.code, ok=check.ok, detail=_clip(check.detail), vacuous=check.vacuous)
 
 
 def _overhead(estimate: dict[str, Any] | None, facts: RunFacts) -> Overhead | None:

@@ -2,7 +2,7 @@
 
     site/research/artifacts/<id>.json   committed rows
     site/research/bundles/<id>/         their evidence bundles
-    site/research/ledger/               the ledger up to a signed checkpoint
+    site/research/ledger/<key>/         the ledger: one log for each publisher key, up to a signed checkpoint
     site/research/tamper-report.json    the last published run of the tamper suite
     conf/history/                       published figures and our remarks, from which reported rows follow
     build/artifacts/                    local rows (git-ignored): an overlay, labelled local
@@ -22,7 +22,7 @@ from typing import Any
 from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
-from glasshouse.publishing.ledger import KEYS, PublishedLedger, inclusion_failures, read_ledger
+from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
 from glasshouse.publishing.tamper import read_tamper
 from glasshouse.records.keys import Keyring, parse_keyring
@@ -51,9 +51,9 @@ class Publication:
     templates: Mapping[str, str]
     tamper: Mapping[str, Any] | None
     keyring: Keyring = field(default_factory=Keyring)
-    ledger: PublishedLedger | None = None
+    logs: PublishedLogs = field(default_factory=PublishedLogs)
     local_keyring: Keyring = field(default_factory=Keyring)
-    local_ledger: PublishedLedger | None = None
+    local_logs: PublishedLogs = field(default_factory=PublishedLogs)
 
 
 def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
@@ -69,11 +69,12 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
     failures += _reported_failures(root, committed)
     failures += _signed_failures(root / BUNDLES, committed, keyring)
     before = len(failures)
-    ledger = read_ledger(root / LEDGER, keyring, failures)
-    if len(failures) == before:  # a ledger that does not hold has been named; what is in it says nothing
-        failures += inclusion_failures(ledger, committed)
+    logs = read_logs(root / LEDGER, keyring, failures)
+    if len(failures) == before:  # a log that does not hold has been named; what the others lack follows
+        failures += inclusion_failures(logs, committed)
     local = _read_artifacts(root / OVERLAY, failures) if overlay else {}
-    local_keyring, local_ledger = _local_ledger(root, local, failures) if overlay else (Keyring(), None)
+    local_keyring = overlay_keyring(root) if overlay else Keyring()
+    local_logs = _local_logs(root, local, local_keyring, failures) if overlay else PublishedLogs()
     failures += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
     failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
     bundles = {
@@ -99,25 +100,25 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
         templates=read_templates(root),
         tamper=tamper,
         keyring=keyring,
-        ledger=ledger,
+        logs=logs,
         local_keyring=local_keyring,
-        local_ledger=local_ledger,
+        local_logs=local_logs,
     )
 
 
-def _local_ledger(
-    root: Path, local: Mapping[str, Artifact], failures: list[str]
-) -> tuple[Keyring, PublishedLedger | None]:
-    """The overlay's ledger with this machine's keys; rows of another machine's ledger may be missing."""
-    keys = root / OVERLAY_LEDGER / KEYS
-    if not keys.exists():
-        return Keyring(), None
-    keyring = parse_keyring(keys.read_bytes())
-    ledger = read_ledger(root / OVERLAY_LEDGER, keyring, failures)
-    if ledger is not None:
-        listed = {item: artifact for item, artifact in local.items() if item in ledger.rows}
-        failures += inclusion_failures(ledger, listed)
-    return keyring, ledger
+def _local_logs(
+    root: Path, local: Mapping[str, Artifact], keyring: Keyring, failures: list[str]
+) -> PublishedLogs:
+    """The overlay's logs, one for each machine that published here; a row's log may be elsewhere."""
+    logs = read_logs(root / OVERLAY_LEDGER, keyring, failures, beside={KEYS})
+    failures += inclusion_failures(logs, {item: row for item, row in local.items() if item in logs.rows})
+    return logs
+
+
+def overlay_keyring(root: Path) -> Keyring:
+    """The keys of the machines whose rows are in the overlay; they vouch for nothing else."""
+    path = root / OVERLAY_LEDGER / KEYS
+    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
 
 
 def read_templates(root: Path) -> dict[str, str]:

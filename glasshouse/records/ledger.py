@@ -173,9 +173,14 @@ def hashes(leaves: Sequence[Leaf]) -> list[bytes]:
     return [merkle.leaf_hash(leaf.data) for leaf in leaves]
 
 
+def log_key(public: bytes) -> str:
+    """First 16 hex digits of a key's id: what its log, and the log's published folder, are named after."""
+    return keyid(public)[:16]
+
+
 def log_name(public: bytes) -> str:
     """Name of the log that a key signs: origin line and note key name."""
-    return f"glasshouse/ledger/{keyid(public)[:16]}"
+    return f"glasshouse/ledger/{log_key(public)}"
 
 
 def sign_checkpoint(leaves: Sequence[Leaf], key: Ed25519PrivateKey) -> str:

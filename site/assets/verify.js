@@ -264,7 +264,7 @@
     const cut = note.lastIndexOf("\n\n");
     const body = note.slice(0, cut + 1);
     const [origin, size, head] = body.split("\n");
-    let signer = null;
+    const signers = [];
     const witnesses = [];
     for (const line of note.slice(cut + 2).split("\n").filter(Boolean)) {
       const [, name, blob] = line.split(" ");
@@ -279,12 +279,17 @@
           [signature, message] = [bytes.slice(12), `cosignature/v1\ntime ${stamp}\n${body}`];
         } else if (name !== origin) continue;
         if (!(await signed_by(key.raw, signature, utf8(message)))) throw new Error("the checkpoint's signature does not verify");
-        if (kind === 1) signer = key;
+        if (kind === 1) signers.push(key);
         else witnesses.push(key.label);
       }
     }
-    if (!signer) throw new Error("no publisher of the keyring signed the checkpoint");
-    return { size: Number(size), head: base64(head), signer, witnesses };
+    if (!signers.length) throw new Error("no publisher of the keyring signed the checkpoint");
+    // A log is named after its key, and a retired key's log goes no further than the keyring says.
+    const last = Math.max(Number(size) - 1, 0);
+    const signer = signers.find((key) => (key.validFrom ?? 0) <= last && last <= (key.validUntil ?? Infinity));
+    if (!signer) throw new Error("the log goes on past its key's retirement");
+    if (origin !== `glasshouse/ledger/${signer.keyid.slice(0, 16)}`) throw new Error(`${origin} is not the log of its signer`);
+    return { origin, size: Number(size), head: base64(head), signer, witnesses };
   };
 
   // RFC 9162, section 2.1.3.2.
@@ -456,21 +461,22 @@
 
     // 7. The ledger.
     if (!box.dataset.inclusion) {
-      say("skipped", "ledger-inclusion", "this row is not in the ledger that this site publishes");
+      say("skipped", "ledger-inclusion", "this row is in no log that this site publishes");
     } else {
       await check("ledger-inclusion", "", async () => {
         const found = JSON.parse(text(await fetched(box.dataset.inclusion)));
-        const { size, head, signer, witnesses } = await open_checkpoint(found.checkpoint, keys);
+        const { origin, size, head, signer, witnesses } = await open_checkpoint(found.checkpoint, keys);
+        if (origin !== box.dataset.log) throw new Error(`it is about ${origin}, this page names ${box.dataset.log}`);
         for (const name of ["plan", "row"]) {
           const { leaf, proof } = found[name];
           if (!(await included(leaf, leaf.serial, size, proof, head))) throw new Error(`the ${name} is not under the signed root`);
         }
         const [planned, entered] = [found.plan.leaf, found.row.leaf];
-        if (planned.planSha256 !== predicate.planSha256 || planned.serial !== plan.serial) throw new Error("the ledger holds another plan");
+        if (planned.planSha256 !== predicate.planSha256 || planned.serial !== plan.serial) throw new Error("the log holds another plan");
         const facts = [entered.row, entered.run, entered.planSerial, entered.bundleSha256, entered.recordSha256];
         const wanted = [row, predicate.run, plan.serial, await digest(envelope_bytes), predicate.recordSha256];
-        if (facts.join() !== wanted.join()) throw new Error("the ledger holds another row");
-        return `plan is entry ${planned.serial} and row entry ${entered.serial} of ${size}, under a root signed by ${signer.label}; ${witnesses.length ? `co-signed by ${witnesses.join(", ")}` : "unwitnessed"}`;
+        if (facts.join() !== wanted.join()) throw new Error("the log holds another row");
+        return `plan is entry ${planned.serial} and row entry ${entered.serial} of ${size} in ${origin}, under a root signed by ${signer.label}; ${witnesses.length ? `co-signed by ${witnesses.join(", ")}` : "unwitnessed"}`;
       });
     }
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.publish import Published, publish, unpublish
 from glasshouse.publishing.signed import artifact_from_verified
-from glasshouse.publishing.store import HISTORY, TEMPLATES
-from glasshouse.records.ledger import Ledger
+from glasshouse.publishing.store import HISTORY, LEDGER, TEMPLATES
+from glasshouse.records.keys import Keyring, public_bytes
+from glasshouse.records.ledger import Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
 from tests.records.factory import Factory, Leg, make_spec
 
 ROOT = Path(__file__).parents[2]
+LATE = 2_000_000_000.0  # after everything that factories enter
 
 
 @pytest.fixture(scope="session")
@@ -127,3 +131,73 @@ def root(tmp_path: Path, factory: Factory) -> Path:
     ring.parent.mkdir(parents=True)
     ring.write_bytes(canonical_json({"keys": [entry.as_json() for entry in factory.keyring.entries]}))
     return tmp_path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with keys, a state folder and one finished run, beside others in one repository."""
+
+    root: Path
+    factory: Factory
+    keyring: Keyring
+    ledger: Ledger
+    folder: Path
+    row: str
+
+    @property
+    def key(self) -> str:
+        return log_key(public_bytes(self.factory.publisher))
+
+    @property
+    def log(self) -> Path:
+        return self.root / LEDGER / self.key
+
+    def publish(self, *folders: Path, **changes: Any) -> Published:
+        values: dict[str, Any] = {"root": self.root, "keyring": self.keyring, "ledger": self.ledger}
+        values |= {"key": self.factory.publisher, "known_secrets": ()}
+        return publish(folders or (self.folder,), **{**values, **changes})
+
+    def retract(self, row: str, reason: str, **changes: Any) -> Published:
+        values: dict[str, Any] = {"root": self.root, "keyring": self.keyring, "ledger": self.ledger}
+        values |= {"key": self.factory.publisher, "reason": reason, "day": "2026-11-21"}
+        return unpublish(row, **{**values, **changes})
+
+    def run(self) -> Path:
+        """Finish one more run on this machine; its bundle."""
+        name, files = self.factory.parts(make_spec())
+        folder = self.folder.parents[1] / name / "bundle"
+        folder.parent.mkdir()
+        enter(self.factory, folder, name, files)
+        return folder
+
+
+Machines = tuple[Machine, Machine]
+
+
+@pytest.fixture
+def machines(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    """Two machines whose keys the repository lists. The second one's clock is a little ahead."""
+    base = tmp_path_factory.mktemp("machines")
+    factories = [Factory(base / name) for name in ("one", "two")]
+    entries = [
+        dataclasses.replace(entry, label=f"{entry.label} {number}")
+        for number, factory in enumerate(factories, start=1)
+        for entry in factory.keyring.entries
+    ]
+    keyring = Keyring(tuple(entries))
+    list_keys(root, keyring)
+    made = []
+    for number, factory in enumerate(factories):
+        run, files = factory.parts(make_spec(), {1: Leg(rate=9.8)})
+        folder = base / f"runs-{number}" / run / "bundle"
+        folder.parent.mkdir(parents=True)
+        enter(factory, folder, run, files)
+        ledger = Ledger(factory.folder / "ledger", clock=lambda at=LATE + number: at)
+        row = str(ledger.leaves()[1].body["row"])
+        made.append(Machine(root, factory, keyring, ledger, folder, row))
+    return made[0], made[1]
+
+
+def list_keys(root: Path, keyring: Keyring) -> None:
+    document = {"keys": [entry.as_json() for entry in keyring.entries]}
+    (root / "conf/trust/keyring.json").write_bytes(canonical_json(document))

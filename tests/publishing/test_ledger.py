@@ -12,12 +12,13 @@ import pytest
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.check import check_artifact
-from glasshouse.publishing.ledger import check_inclusion, check_ledger
+from glasshouse.publishing.ledger import check_inclusion, check_log
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published, refresh_history
 from glasshouse.publishing.store import read_publication
 from glasshouse.records import merkle
-from glasshouse.records.ledger import Ledger, sign_checkpoint
+from glasshouse.records.keys import public_bytes
+from glasshouse.records.ledger import Ledger, log_key, sign_checkpoint
 from glasshouse.records.note import cosign
 from glasshouse.records.verify import VerifiedRow
 from tests.records.factory import Factory, make_spec
@@ -35,17 +36,23 @@ def codes_of(root: Path) -> tuple[str, ...]:
     return caught.value.codes
 
 
+def log_folder(root: Path) -> Path:
+    """The one log of a publication that one machine made."""
+    (folder,) = (root / LEDGER).iterdir()
+    return folder
+
+
 def rewrite(root: Path, factory: Factory, lines: Sequence[bytes]) -> None:
     """A ledger of other lines, with a checkpoint that signs them: what a publisher could do."""
     from glasshouse.records.ledger import Leaf
 
     leaves = [Leaf(number, "plan", {}, line) for number, line in enumerate(lines)]
-    (root / LEDGER / "leaves.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-    (root / LEDGER / "checkpoint.txt").write_text(sign_checkpoint(leaves, factory.publisher))
+    (log_folder(root) / "leaves.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    (log_folder(root) / "checkpoint.txt").write_text(sign_checkpoint(leaves, factory.publisher))
 
 
 def lines_of(root: Path) -> list[bytes]:
-    return (root / LEDGER / "leaves.jsonl").read_bytes().splitlines()
+    return (log_folder(root) / "leaves.jsonl").read_bytes().splitlines()
 
 
 def test_the_ledger_is_published_with_the_row_and_holds_it(
@@ -53,17 +60,16 @@ def test_the_ledger_is_published_with_the_row_and_holds_it(
 ) -> None:
     folder, row = pair
     put(folder)
-    assert (root / LEDGER / "leaves.jsonl").read_bytes() == b"".join(
+    assert (log_folder(root) / "leaves.jsonl").read_bytes() == b"".join(
         leaf.data + b"\n" for leaf in log().leaves()
     )
     publication = read_publication(root)
-    assert publication.ledger is not None
     pages = render(publication)
     inclusion = pages[f"research/inclusion/{row.id}.json"]
     artifact = next(item for item in publication.artifacts if item.id == row.id)
     assert "unwitnessed" in check_inclusion(inclusion, artifact, factory.keyring)
     page = pages[f"rows/{row.id}.md"].decode()
-    place = publication.ledger.place(row.id)
+    place = publication.logs.place(row.id)
     assert place is not None
     assert f"entry {place.row.serial}," in page
     assert all(item in page for item in place.row_proof)
@@ -113,28 +119,29 @@ def test_a_changed_or_removed_leaf_stops_the_build(root: Path, pair: Bundle, put
     changed = json.loads(whole[where]) | {"time": 1.5}
     lines = list(whole)
     lines[where] = canonical_json(changed)
-    (root / LEDGER / "leaves.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-    assert codes_of(root) == ("ledger-rewritten",)
+    (log_folder(root) / "leaves.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    assert codes_of(root) == (f"ledger-rewritten:{log_folder(root).name}",)
     del lines[where]
-    (root / LEDGER / "leaves.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-    assert codes_of(root) == (("ledger-shrunk",) if where == -1 else ("ledger-malformed",))
+    (log_folder(root) / "leaves.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    code = "ledger-shrunk" if where == -1 else "ledger-malformed"
+    assert codes_of(root) == (f"{code}:{log_folder(root).name}",)
 
 
 def test_an_altered_or_foreign_checkpoint_stops_the_build(
     root: Path, pair: Bundle, put: Put, log: Log, tmp_path: Path
 ) -> None:
     put(pair[0])
-    path = root / LEDGER / "checkpoint.txt"
+    path = log_folder(root) / "checkpoint.txt"
     note = path.read_text()
     path.write_text(note.replace(f"\n{len(lines_of(root))}\n", f"\n{len(lines_of(root)) - 1}\n"))
-    assert codes_of(root) == ("note-signature",)
+    assert codes_of(root) == (f"note-signature:{path.parent.name}",)
     other = Factory(tmp_path / "other")
     path.write_text(sign_checkpoint(log().leaves(), other.publisher))
-    assert codes_of(root) == ("ledger-signer-unknown",)
+    assert codes_of(root) == (f"ledger-signer-unknown:{path.parent.name}",)
     path.unlink()
-    assert codes_of(root) == ("ledger-incomplete",)
+    assert codes_of(root) == (f"ledger-incomplete:{path.parent.name}",)
     shutil.rmtree(root / LEDGER)
-    assert codes_of(root) == (f"ledger-missing:{pair[1].id}",)
+    assert codes_of(root) == (f"row-not-in-ledger:{pair[1].id}",)
 
 
 def test_leaves_beyond_the_checkpoint_stop_the_build(
@@ -143,9 +150,9 @@ def test_leaves_beyond_the_checkpoint_stop_the_build(
     put(pair[0])
     extra = canonical_json({"kind": "key", "keyid": "0" * 64, "role": "broker", "serial": len(lines_of(root)),
                             "state": "added", "time": 1.0})  # fmt: skip
-    with (root / LEDGER / "leaves.jsonl").open("ab") as file:
+    with (log_folder(root) / "leaves.jsonl").open("ab") as file:
         file.write(extra + b"\n")
-    assert codes_of(root) == ("ledger-size",)
+    assert codes_of(root) == (f"ledger-size:{log_folder(root).name}",)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +238,11 @@ def test_a_co_signature_is_shown_and_kept_while_nothing_is_added(
     root: Path, pair: Bundle, factory: Factory, put: Put
 ) -> None:
     put(pair[0])
-    path = root / LEDGER / "checkpoint.txt"
+    path = log_folder(root) / "checkpoint.txt"
     path.write_text(cosign(path.read_text(), "witness.example/w1", factory.witness, 1_790_000_000))
     assert put(pair[0]).written == ()
     publication = read_publication(root)
-    assert publication.ledger is not None
-    assert publication.ledger.witnesses == ("witness.example/w1",)
+    assert publication.logs.logs[0].witnesses == ("witness.example/w1",)
     assert "witness.example/w1" in render(publication)["ledger.md"].decode()
 
 
@@ -244,15 +250,16 @@ def test_the_local_ledger_is_shown_apart(root: Path, pair: Bundle, factory: Fact
     put(pair[0], local=True)
     assert not (root / LEDGER).exists()
     publication = read_publication(root)
-    assert publication.ledger is None
+    assert publication.logs.logs == ()
     pages = render(publication)
-    assert "Nothing has been published from a ledger yet" in pages["ledger.md"].decode()
-    assert "The ledger of this machine" in pages["ledger.md"].decode()
+    assert "No log has been published yet" in pages["ledger.md"].decode()
+    assert "local rows</h2>" in pages["ledger.md"].decode()
     keys = json.loads(pages["research/local-ledger/keyring.json"])["keys"]
     assert {key["role"] for key in keys} == {"operator", "broker", "publisher", "witness"}
-    check_ledger(
-        pages["research/local-ledger/leaves.jsonl"],
-        pages["research/local-ledger/checkpoint.txt"].decode(),
+    key = log_key(public_bytes(factory.publisher))
+    check_log(
+        pages[f"research/local-ledger/{key}/leaves.jsonl"],
+        pages[f"research/local-ledger/{key}/checkpoint.txt"].decode(),
         factory.keyring,
     )
     assert f"research/inclusion/{pair[1].id}.json" in pages

@@ -5,14 +5,14 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from glasshouse.publishing import charts, words
-from glasshouse.publishing.artifact import Artifact, artifact_sha256
+from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.csp import inline_hashes, policy, with_policy
 from glasshouse.publishing.pages import framed_tables, render
 from glasshouse.publishing.reanalysis import pools
@@ -254,3 +254,17 @@ def test_tamper_page_counts_what_was_refused_beside_its_controls(reported: tuple
     assert "<b>1</b> of 1 controls released" in page
     assert "released, not as expected" in page
     assert "Not as it should be" in page
+
+
+def test_a_check_that_had_nothing_to_look_at_is_shown_as_not_applicable(
+    reported: tuple[Artifact, ...], make_run: Callable[..., tuple[Path, VerifiedRow]]
+) -> None:
+    artifact = artifact_from_verified(make_run(order="protected-only", gpu={"name": "auto"})[1])
+    moot = {check.code for check in artifact.checks if check.vacuous}
+    assert moot == {"raw-incomplete", "raw-files-not-removed", "gpu-not-as-asked"}
+    assert parse_artifact(artifact_bytes(artifact)) == artifact
+    data = artifact_bytes(artifact)
+    assert data.count(b'"vacuous":true') == data.count(b'"vacuous"') == 3
+    page = render(publication_of((*reported, artifact)))[f"rows/{artifact.id}.md"].decode()
+    assert page.count("not applicable</span>") == 3
+    assert page.count("holds</span>") == len(artifact.checks) - 3

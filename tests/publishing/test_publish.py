@@ -217,10 +217,11 @@ def test_a_retracted_row_keeps_its_page_and_says_why(
     folder, row = pair
     put(folder)
     done = withdraw(row.id, reason="the  machine was shared", day="2026-11-21")
+    (log,) = (root / "site/research/ledger").iterdir()
     assert set(done.written) == {
         f"site/research/artifacts/{row.id}.json",
-        "site/research/ledger/leaves.jsonl",
-        "site/research/ledger/checkpoint.txt",
+        f"site/research/ledger/{log.name}/leaves.jsonl",
+        f"site/research/ledger/{log.name}/checkpoint.txt",
     }
     pages = render(read_publication(root))
     assert b"Retracted on 2026-11-21.</strong> the machine was shared" in pages[f"rows/{row.id}.md"]

@@ -15,6 +15,8 @@ import pytest
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.publishing.publish import publish
+from glasshouse.records.keys import public_bytes
+from glasshouse.records.ledger import log_key, sign_checkpoint
 from tests.e2e.conftest import Program
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory, Leg, make_spec
@@ -44,6 +46,7 @@ PRESS = """
   };
 })()"""
 WIDE = [{"name": "wide", "colorScheme": "light", "width": 1280, "height": 900}]
+Made = tuple[Path, dict[str, str], tuple[Factory, Factory]]
 
 
 def checkout(folder: Path) -> Path:
@@ -67,34 +70,37 @@ def build(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], Factory]:
-    """(built site, ids by kind, factory): a pair, abba blocks, a failed leg, an A/A control, all local."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """(built site, ids by kind, machines): one machine's runs, and one of another in its own log; local."""
     base = tmp_path_factory.mktemp("made")
-    root, factory = checkout(base / "root"), Factory(base / "factory")
+    root, factory, other = checkout(base / "root"), Factory(base / "factory"), Factory(base / "other")
     kinds: dict[str, tuple[dict[str, Any], dict[int, Any]]] = {
         "pair": ({}, {1: Leg(rate=9.8)}),
         "abba": ({"order": "abba", "duration": 40.0}, {n: Leg(rate=10 + n % 5 / 7) for n in range(32)}),
         "failed": ({}, {0: Leg(status="failed", code="leg-crashed")}),
         "retried": ({}, {0: [Leg(status="failed", code="transport-lost"), Leg()], 1: Leg(rate=9.5)}),
         "alone": ({"order": "protected-only"}, {}),
+        "elsewhere": ({}, {1: Leg(rate=9.9)}),
     }
-    ids, folders = {}, []
+    ids, folders = {}, dict[Factory, list[Path]]()
     for kind, (changes, legs) in kinds.items():
-        run, files = factory.parts(make_spec(**changes), legs)
+        home = other if kind == "elsewhere" else factory
+        run, files = home.parts(make_spec(**changes), legs)
         folder = base / "runs" / run / "bundle"
         folder.parent.mkdir(parents=True)
-        enter(factory, folder, run, files)
+        enter(home, folder, run, files)
         ids[kind] = parse_json((folder / "record.json").read_bytes())["id"]
-        folders.append(folder)
-    publish(
-        folders, root=root, keyring=factory.keyring, ledger=factory.ledger, key=factory.publisher,
-        local=True, known_secrets=(),
-    )  # fmt: skip
-    return build(root), ids, factory
+        folders.setdefault(home, []).append(folder)
+    for home, made_there in folders.items():
+        publish(
+            made_there, root=root, keyring=home.keyring, ledger=home.ledger, key=home.publisher,
+            local=True, known_secrets=(),
+        )  # fmt: skip
+    return build(root), ids, (factory, other)
 
 
 @pytest.fixture(scope="module")
-def base(made: tuple[Path, dict[str, str], Factory]) -> Iterator[str]:
+def base(made: Made) -> Iterator[str]:
     with serve(made[0]) as address:
         yield address
 
@@ -107,10 +113,8 @@ def press(base: str, folder: Path, *rows: str, **plan: Any) -> list[dict[str, An
     return [page["probe"] for page in found["pages"]]
 
 
-def test_every_kind_of_row_holds(
-    base: str, made: tuple[Path, dict[str, str], Factory], tmp_path: Path
-) -> None:
-    _, ids, _ = made
+def test_every_kind_of_row_holds(base: str, made: Made, tmp_path: Path) -> None:
+    _, ids, machines = made
     for kind, found in zip(ids, press(base, tmp_path, *ids.values()), strict=True):
         failed = [line for line in found["lines"] if line[0] == "failed"]
         assert failed == [], kind
@@ -128,6 +132,9 @@ def test_every_kind_of_row_holds(
         ]
         assert found["command"] == f"glasshouse verify {base}research/artifacts/{ids[kind]}.json"
         assert ("interval" in codes) == (kind == "abba")
+        (told,) = [line[2] for line in found["lines"] if line[1] == "ledger-inclusion"]
+        home = machines[kind == "elsewhere"]
+        assert f" in glasshouse/ledger/{log_key(public_bytes(home.publisher))}, under a root" in told
 
 
 ALTERED = {
@@ -143,7 +150,7 @@ ALTERED = {
 
 @pytest.mark.parametrize("what", sorted(ALTERED))
 def test_one_altered_byte_is_found_and_its_file_named(
-    base: str, made: tuple[Path, dict[str, str], Factory], tmp_path: Path, what: str
+    base: str, made: Made, tmp_path: Path, what: str
 ) -> None:
     site, ids, _ = made
     name, code = ALTERED[what]
@@ -165,9 +172,7 @@ def test_one_altered_byte_is_found_and_its_file_named(
         assert code is None or code in {line[1] for line in failed}
 
 
-def test_a_missing_file_and_a_changed_artifact_are_found(
-    base: str, made: tuple[Path, dict[str, str], Factory], tmp_path: Path
-) -> None:
+def test_a_missing_file_and_a_changed_artifact_are_found(base: str, made: Made, tmp_path: Path) -> None:
     site, ids, _ = made
     release = site / "research/bundles" / ids["pair"] / "release.json"
     artifact = site / "research/artifacts" / f"{ids['pair']}.json"
@@ -185,11 +190,9 @@ def test_a_missing_file_and_a_changed_artifact_are_found(
     assert "the artifact says 0.01%" in failed["figures"]
 
 
-@pytest.mark.parametrize("part", ["leaf", "proof", "checkpoint"])
-def test_a_ledger_that_does_not_hold_the_row_fails(
-    base: str, made: tuple[Path, dict[str, str], Factory], tmp_path: Path, part: str
-) -> None:
-    site, ids, _ = made
+@pytest.mark.parametrize("part", ["leaf", "proof", "checkpoint", "log"])
+def test_a_ledger_that_does_not_hold_the_row_fails(base: str, made: Made, tmp_path: Path, part: str) -> None:
+    site, ids, machines = made
     path = site / "research/inclusion" / f"{ids['pair']}.json"
     original = path.read_bytes()
     found = json.loads(original)
@@ -197,6 +200,8 @@ def test_a_ledger_that_does_not_hold_the_row_fails(
         found["row"]["leaf"]["bundleSha256"] = "0" * 64
     elif part == "proof":
         found["plan"]["proof"][0] = "0" * 64
+    elif part == "log":  # the same entries, signed as the log of another listed machine
+        found["checkpoint"] = sign_checkpoint(machines[0].ledger.leaves(), machines[1].publisher)
     else:
         size = found["checkpoint"].split("\n")[1]
         found["checkpoint"] = found["checkpoint"].replace(f"\n{size}\n", f"\n{int(size) - 1}\n")
@@ -208,9 +213,7 @@ def test_a_ledger_that_does_not_hold_the_row_fails(
     assert [line[1] for line in seen["lines"] if line[0] == "failed"] == ["ledger-inclusion"]
 
 
-def test_keys_of_somebody_else_sign_nothing(
-    base: str, made: tuple[Path, dict[str, str], Factory], tmp_path: Path
-) -> None:
+def test_keys_of_somebody_else_sign_nothing(base: str, made: Made, tmp_path: Path) -> None:
     site, ids, _ = made
     path = site / "research/local-ledger/keyring.json"
     original = path.read_bytes()
@@ -226,9 +229,7 @@ def test_keys_of_somebody_else_sign_nothing(
     ]
 
 
-def test_without_a_secure_context_it_says_unavailable(
-    made: tuple[Path, dict[str, str], Factory], tmp_path: Path
-) -> None:
+def test_without_a_secure_context_it_says_unavailable(made: Made, tmp_path: Path) -> None:
     site, ids, _ = made
     # A name of this machine that browsers do not count as this machine.
     with serve(site, host="glasshouse.test") as base:
@@ -238,9 +239,7 @@ def test_without_a_secure_context_it_says_unavailable(
     assert found["lines"] == []
 
 
-def test_page_and_ledger_are_accessible_and_fit(
-    base: str, made: tuple[Path, dict[str, str], Factory], tmp_path: Path
-) -> None:
+def test_page_and_ledger_are_accessible_and_fit(base: str, made: Made, tmp_path: Path) -> None:
     _, ids, _ = made
     found = browse(tmp_path, base=base, pages=[f"rows/{ids['abba']}/", "ledger/"])
     assert [

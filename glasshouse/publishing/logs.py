@@ -1,0 +1,241 @@
+"""All published logs: one for each publisher key, and what they say together.
+
+    <16 hex of the key's id>/    one log (ledger.py)
+
+Any machine whose publisher key the keyring lists keeps a log of its own and extends no other. So
+machines publish side by side, and a log whose machine is lost stays at its last checkpoint, its open
+plans open for good. A run and a row stand in one log only; what was stated of a row since counts
+whichever log holds it, so that any of the publisher's machines can retract any row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.errors import VerificationError
+from glasshouse.publishing.artifact import Artifact, artifact_sha256
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, PublishedLog, check_log
+from glasshouse.records.keys import Keyring, public_bytes
+from glasshouse.records.ledger import Leaf, check_leaves, log_key, sign_checkpoint
+
+KEYS = "keyring.json"  # beside local logs: the keys of the machines that keep them
+
+_FOLDER = re.compile(r"[0-9a-f]{16}\Z")
+
+
+@dataclass(frozen=True)
+class PublishedLogs:
+    """Sound logs, in the order of their keys; `faults` says what is wrong between them."""
+
+    logs: tuple[PublishedLog, ...] = ()
+
+    def of(self, key: str) -> PublishedLog | None:
+        """The log of a key, given by the first 16 hex digits of its id."""
+        return next((log for log in self.logs if log.key == key), None)
+
+    def replaced(self, log: PublishedLog) -> PublishedLogs:
+        """The same with `log` as the log of its key."""
+        others = [other for other in self.logs if other.key != log.key]
+        return PublishedLogs(tuple(sorted([*others, log], key=lambda item: item.key)))
+
+    @property
+    def faults(self) -> list[str]:
+        """Runs and rows that stand more than once: ledger-run-twice, ledger-row-twice."""
+        runs = Counter(str(leaf.body["run"]) for log in self.logs for leaf in log.plans)
+        rows = Counter(
+            str(leaf.body["row"]) for log in self.logs for leaf in log.leaves if leaf.kind == "row"
+        )
+        return [
+            f"{code}:{name}"
+            for code, counted in (("ledger-run-twice", runs), ("ledger-row-twice", rows))
+            for name, times in sorted(counted.items())
+            if times > 1
+        ]
+
+    @cached_property
+    def rows(self) -> Mapping[str, PublishedLog]:
+        """The log that holds each row of ours, by row id."""
+        return {row: log for log in self.logs for row in log.rows}
+
+    @property
+    def plans(self) -> tuple[Leaf, ...]:
+        """Plans of all logs, open or not."""
+        return tuple(leaf for log in self.logs for leaf in log.plans)
+
+    @property
+    def open_plans(self) -> tuple[Leaf, ...]:
+        """Plans of all logs that no row resolves."""
+        return tuple(leaf for log in self.logs for leaf in log.open_plans)
+
+    def withheld(self, shown: Collection[str]) -> tuple[Leaf, ...]:
+        """Rows of all logs that are not among those shown."""
+        return tuple(leaf for log in self.logs for leaf in log.withheld(shown))
+
+    def place(self, row: str) -> Place | None:
+        """Where a row of ours stands, and in which log; None when it is in none."""
+        log = self.rows.get(row)
+        return None if log is None else log.place(row)
+
+    def stated(self, kind: str, row: str) -> tuple[PublishedLog, Leaf] | None:
+        """The newest statement of a kind about a row, and its log: the newest by time of each log's last."""
+        return max(self._said(kind, row), key=_time, default=None)
+
+    def latest(self, kind: str, row: str) -> Leaf | None:
+        """The newest statement of a kind about a row, in whichever log."""
+        found = self.stated(kind, row)
+        return None if found is None else found[1]
+
+    def entered(self, artifact: Artifact) -> bool:
+        """Whether a log's last word on a reported row is its present bytes."""
+        digest = artifact_sha256(artifact)
+        return any(leaf.body["artifactSha256"] == digest for _, leaf in self._said("reported", artifact.id))
+
+    def inclusion(self, artifact: Artifact) -> bytes | None:
+        """The file with which anyone can check that a row is in a log, or None where none names it.
+
+        A reported row that changed since it was entered gets the file of what was entered, which its
+        bytes do not fit.
+        """
+        place = self.place(artifact.id)
+        if place is not None:
+            return place.log.inclusion(plan=place.plan, row=place.row)
+        digest, said = artifact_sha256(artifact), self._said("reported", artifact.id)
+        if not said:
+            return None
+        present = [item for item in said if item[1].body["artifactSha256"] == digest]
+        log, leaf = max(present or said, key=_time)
+        return log.inclusion(row=leaf)
+
+    def _said(self, kind: str, row: str) -> list[tuple[PublishedLog, Leaf]]:
+        return [(log, leaf) for log in self.logs if (leaf := log.statements.get((kind, row))) is not None]
+
+
+def _time(said: tuple[PublishedLog, Leaf]) -> float:
+    return float(said[1].body["time"])
+
+
+def read_logs(
+    folder: Path, keyring: Keyring, failures: list[str], *, beside: Collection[str] = ()
+) -> PublishedLogs:
+    """Read every log in `folder`, strictly: the sound ones come back, every fault goes to `failures`.
+
+    beside: names of files that may lie beside the logs. A log's own faults are named `code:log`.
+    Codes: ledger-stray, ledger-incomplete, ledger-folder-name, ledger-run-twice, ledger-row-twice, and
+    those of check_log.
+    """
+    if folder.exists() and not folder.is_dir():
+        failures.append(f"ledger-stray:{folder.name}")
+        return PublishedLogs()
+    logs: list[PublishedLog] = []
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name in beside and path.is_file():
+            continue
+        if _FOLDER.match(path.name) is None or path.is_symlink() or not path.is_dir():
+            failures.append(f"ledger-stray:{path.name}")
+            continue
+        log = _read_log(path, keyring, failures)
+        logs += [log] if log is not None else []
+    found = PublishedLogs(tuple(logs))
+    failures += found.faults
+    return found
+
+
+def _read_log(folder: Path, keyring: Keyring, failures: list[str]) -> PublishedLog | None:
+    stray = sorted({path.name for path in folder.iterdir()} - {LEAVES, CHECKPOINT})
+    failures += [f"ledger-stray:{folder.name}/{name}" for name in stray]
+    try:
+        log = check_log((folder / LEAVES).read_bytes(), (folder / CHECKPOINT).read_text("utf-8"), keyring)
+    except VerificationError as error:
+        failures += [f"{code}:{folder.name}" for code in error.codes]
+        return None
+    except (OSError, UnicodeDecodeError):
+        failures.append(f"ledger-incomplete:{folder.name}")
+        return None
+    if log.key != folder.name:
+        failures.append(f"ledger-folder-name:{folder.name}")
+        return None
+    return log
+
+
+def inclusion_failures(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> list[str]:
+    """What of the published rows does not stand in the logs as it is published.
+
+    Signed rows need a leaf with their evidence; what was said of one since (retracted, superseded)
+    needs a leaf too, in whichever log, so that it cannot be edited in.
+    """
+    failures: list[str] = []
+    for item, artifact in rows.items():
+        if artifact.evidence is None:
+            continue
+        place = logs.place(item)
+        if place is None:
+            failures.append(f"row-not-in-ledger:{item}")
+            continue
+        told = (place.row.body["run"], place.row.body["status"], place.row.body["bundleSha256"])
+        if told != (artifact.run, artifact.status, artifact.evidence.bundle_sha256):
+            failures.append(f"ledger-row-differs:{item}")
+        if place.plan.body["planSha256"] != artifact.evidence.plan_sha256:
+            failures.append(f"ledger-plan-differs:{item}")
+        failures += _statement_failures(logs, artifact)
+    return failures
+
+
+def _statement_failures(logs: PublishedLogs, artifact: Artifact) -> list[str]:
+    failures = []
+    retract, supersede = logs.latest("retract", artifact.id), logs.latest("supersede", artifact.id)
+    said = None if retract is None else (retract.body["date"], retract.body["reason"])
+    shown = None if artifact.retracted is None else (artifact.retracted.date, artifact.retracted.reason)
+    if said != shown:
+        failures.append(f"ledger-retraction-differs:{artifact.id}")
+    if (None if supersede is None else supersede.body["by"]) != artifact.superseded_by:
+        failures.append(f"ledger-supersession-differs:{artifact.id}")
+    return failures
+
+
+def extended(
+    before: PublishedLogs, leaves: Sequence[Leaf], key: Ed25519PrivateKey, keyring: Keyring
+) -> PublishedLogs:
+    """The logs to publish next: the key's own holds `leaves`, the others stay as they are.
+
+    What the own log held when it was published must stand in `leaves`, in place. Its note stays, with
+    its co-signatures, while nothing was added. Raises VerificationError: ledger-shrunk,
+    ledger-rewritten, ledger-run-twice, ledger-row-twice, and those of check_log.
+    """
+    own = before.of(log_key(public_bytes(key)))
+    if own is not None:
+        try:
+            check_leaves(leaves, own.checkpoint)
+        except VerificationError as error:
+            raise VerificationError(
+                "this machine's ledger is not a continuation of the log published under its key",
+                codes=error.codes,
+                remedy="restore its state folder; if that is lost, move its publisher key away: a new key "
+                "begins a log of its own",
+            ) from error
+    if len(leaves) == (0 if own is None else own.checkpoint.size):
+        return before
+    data = b"".join(leaf.data + b"\n" for leaf in leaves)
+    after = before.replaced(check_log(data, sign_checkpoint(leaves, key), keyring))
+    if after.faults:
+        raise VerificationError(
+            "runs of this machine's ledger are published in another log",
+            codes=after.faults,
+            remedy="publish a ledger under one key: the publisher key that lay beside it when it was begun",
+        )
+    return after
+
+
+def unentered(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """Bodies of the leaves that reported rows still need: those whose present bytes no log holds."""
+    return [
+        {"row": item, "artifactSha256": artifact_sha256(artifact)}
+        for item, artifact in sorted(rows.items())
+        if artifact.reported is not None and not logs.entered(artifact)
+    ]
