@@ -181,6 +181,7 @@ class Measure(Strict):
     blocks: int = Field(ge=8, le=100)  # of order=abba; the same bound for every order of a sweep
     burn_in_slots: int = Field(default=1, ge=0, le=10)
     margin_pct: float = Field(gt=0, le=50)
+    require_distributions: bool = False  # the controller listed beforehand what is installed on the pod
     delay_pct: float = Field(default=3.0, gt=0, le=50)  # the positive control's injected delay
     duration_tolerance_pct: float = Field(gt=0, le=50)
     head_interval_sec: float = Field(gt=0, le=60)  # how often event heads are countersigned

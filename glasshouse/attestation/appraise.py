@@ -107,6 +107,7 @@ _EXECUTABLES = frozenset(
         "image-digest-mismatch",
         "python-version-mismatch",
         "distributions-mismatch",
+        "distributions-not-listed",
         "runtime-state-spoofed",
     }
 )
@@ -285,6 +286,10 @@ def _check_policy(
             require("memfd-secret-missing", good["hardening.memfd_secret"], "no memfd_secret")
         elif not good["hardening.memfd_secret"]:
             weak.append("no memfd_secret")
+    if policy.require_distributions:
+        listed = reference.distributions_sha256 is not None
+        source = reference.sources.get("distributions_sha256", "controller-observed")
+        require("distributions-not-listed", listed, "installed distributions not listed beforehand", source)
     first_use = reference.host_key_source not in ("created", "pinned", "provider-log")
     if not policy.allow_host_key_first_use:
         source = reference.sources.get("host_key_source", "controller-observed")
@@ -296,7 +301,11 @@ def _check_policy(
 
 def policy_id(policy: Policy) -> str:
     """URI of a policy: its name and a digest of everything it demands."""
-    digest = sha256_hex(canonical_json(policy.model_dump(mode="json")))
+    demands = policy.model_dump(mode="json")
+    if not policy.require_distributions:
+        # Younger than results that are recorded, and appraised again by their verifiers: their ids stay.
+        del demands["require_distributions"]
+    digest = sha256_hex(canonical_json(demands))
     return f"tag:glasshouse,2026:policy/{policy.name}#{digest[:16]}"
 
 

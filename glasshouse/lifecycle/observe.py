@@ -1,8 +1,9 @@
 """Reference values and facts about the pod, read by the controller over its own SSH session.
 
-Only plain system tools are used, never the runtime that is about to be attested. What comes back
-was said by the host all the same: it binds evidence to *this* session's machine and files, it does
-not make a lying host honest (site/threat-model.md).
+Plain system tools are used, never the runtime that is about to be attested; for what is installed, the
+interpreter whose executable was hashed, in a process of its own (`-I`). What comes back was said by the
+host all the same: it binds evidence to *this* session's machine and files, it does not make a lying host
+honest (site/threat-model.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import sha256_hex
 from glasshouse.errors import LegError, RemoteError
 from glasshouse.remote.pod import Pod
+from glasshouse.runtime.machine import distributions_digest
 from glasshouse.spec import RunSpec
 
 _SCRIPT = r"""
@@ -36,6 +38,17 @@ if command -v nvidia-smi >/dev/null 2>&1; then
     while IFS= read -r line; do field gpu "$line"; done
 fi
 """
+# What runtime/machine.py reads for the evidence, here by a process of our own on the same machine.
+_INSTALLED = r"""
+import hashlib, sys
+from importlib import metadata
+lines = [sys.version.split()[0]]
+for item in metadata.distributions():
+    name = str(item.metadata["Name"] or "").lower()
+    record = hashlib.sha256((item.read_text("RECORD") or "").encode()).hexdigest()
+    lines.append(f"{name}=={item.version} {record}")
+sys.stdout.buffer.write("\n".join(lines).encode())
+"""
 _LINE = re.compile(r"([a-z]+)=(.{0,400})\Z")
 
 
@@ -45,6 +58,8 @@ class Observed:
 
     archive_sha256: str
     interpreter_sha256: str
+    python_version: str
+    distributions_sha256: str
     boot_id: str
     pid_namespace: str
     container_id: str
@@ -71,7 +86,10 @@ class Observed:
 
 
 def observe(pod: Pod, archive: str, python: str) -> Observed:
-    """Read hashes, namespaces and GPUs. Raises RemoteError where a tool or file is missing."""
+    """Read hashes, namespaces, GPUs, and what is installed for `python` (0.2 s for 120 packages).
+
+    Raises RemoteError where a tool or file is missing.
+    """
     said = pod.check(["sh", "-c", _SCRIPT, "sh", archive, python], "looking at the pod", timeout=60)
     fields: dict[str, str] = {}
     gpus = []
@@ -86,10 +104,14 @@ def observe(pod: Pod, archive: str, python: str) -> Observed:
                 gpus.append((parts[0], parts[1], parts[2], parts[3]))
         else:
             fields[name] = value
+    listed = pod.check([python, "-I", "-c", _INSTALLED], "listing what is installed", timeout=60)
+    version, *installed = listed.decode("utf-8", "replace").split("\n")
     try:
         return Observed(
             archive_sha256=fields["archive"],
             interpreter_sha256=fields["interpreter"],
+            python_version=version,
+            distributions_sha256=distributions_digest(installed),
             boot_id=fields["boot"],
             pid_namespace=fields["pid"],
             container_id=container_id(fields["boot"], fields["pid"], fields["mnt"], fields["host"]),

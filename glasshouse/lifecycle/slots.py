@@ -226,6 +226,8 @@ class _Launch:
         began = time.monotonic()
         argv = [self.ready.python, "-I", self.ready.archive, "launch", self.leg_dir]
         try:
+            python_version=seen.python_version,
+            distributions_sha256=seen.distributions_sha256,
             # The ticket travels on stdin: never argv, never the environment, never a file.
             said = self.ready.pod.run(argv, input=canonical_json(params), timeout=60)
         except OutcomeUnknown as error:

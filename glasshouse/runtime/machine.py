@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,17 @@ def interpreter_sha256() -> str:
 
 def distributions_sha256() -> str:
     """One digest over every installed distribution's name, version and RECORD file."""
-    found = set()
+    found = []
     for distribution in metadata.distributions():
         record = distribution.read_text("RECORD") or ""
         name = str(distribution.metadata["Name"] or "").lower()
-        found.add(f"{name}=={distribution.version} {sha256_hex(record.encode())}")
-    parts = [line.encode() for line in sorted(found)]
-    return domain_hash("glasshouse/distributions/v1", parts).hex()
+        found.append(f"{name}=={distribution.version} {sha256_hex(record.encode())}")
+    return distributions_digest(found)
+
+
+def distributions_digest(lines: Iterable[str]) -> str:
+    """Digest of lines `name==version RECORD-SHA-256`, in any order; a line counts once."""
+    return domain_hash("glasshouse/distributions/v1", [line.encode() for line in sorted(set(lines))]).hex()
 
 
 def swap_total_kib() -> int:

@@ -347,6 +347,30 @@ def test_policy_id_changes_with_what_is_demanded() -> None:
     assert policy_id(STRICT) != policy_id(relaxed)
 
 
+def test_a_policy_that_results_were_recorded_under_keeps_its_id() -> None:
+    """A demand that is younger than it and that it does not make is not in it."""
+    assert policy_id(STRICT) == "tag:glasshouse,2026:policy/strict#90d3e9d49b429a0e"
+    assert policy_id(STRICT.model_copy(update={"require_distributions": True})) != policy_id(STRICT)
+
+
+@pytest.mark.parametrize(
+    ("reference", "demanded", "codes"),
+    [
+        (FULL, True, ()),
+        (synthetic_reference("run"), True, ("distributions-not-listed",)),
+        (synthetic_reference("run"), False, ()),
+    ],
+)
+def test_what_is_installed_may_have_to_be_listed_beforehand(
+    reference: Reference, demanded: bool, codes: tuple[str, ...]
+) -> None:
+    policy = STRICT.model_copy(update={"require_distributions": demanded})
+    appraisal = appraise(_honest(reference, policy), reference, policy, _context(reference))
+    assert appraisal.codes == codes
+    executables = appraisal.ear_claims["submods"]["runtime"]["ear.trustworthiness-vector"]["executables"]
+    assert executables == (96 if codes else 2)
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
