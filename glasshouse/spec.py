@@ -158,7 +158,20 @@ class CustomModel(Strict):
     params: dict[str, int | float | bool | str] = {}
 
 
-Model = Annotated[MlpModel | LoraModel | CustomModel, Field(discriminator="kind")]
+class WithheldModel(Strict):
+    """What a private job's plan says of its model: enough to judge by, nothing that names or sizes it."""
+
+    kind: Literal["withheld"]
+    workload: Literal["mlp", "lora", "custom"]
+    weights: Literal["random", "pretrained", "sealed"] | None = None  # lora: where the base weights are from
+
+    @property
+    def name(self) -> str:
+        """What stands where the name of a model does."""
+        return f"private-{self.workload}"
+
+
+Model = Annotated[MlpModel | LoraModel | CustomModel | WithheldModel, Field(discriminator="kind")]
 
 
 class Policy(Strict):
@@ -222,7 +235,14 @@ class RunSpec(Strict):
             raise ValueError("a control compares two arms: it cannot be order=protected-only")
         return self
 
+        if self.model.kind == "withheld" and self.payload == "public":
+            raise ValueError("a model is withheld of a private job only: give the settings of a model")
     @property
     def paid(self) -> bool:
         """Whether the provider charges money."""
         return self.provider.kind in PAID_PROVIDERS
+
+    @property
+    def workload(self) -> Literal["mlp", "lora", "custom"]:
+        """Which kind of workload trains."""
+        return self.model.workload if self.model.kind == "withheld" else self.model.kind

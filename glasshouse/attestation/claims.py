@@ -16,8 +16,8 @@ Source = Literal["controller-observed", "provider-declared", "self-reported", "b
 
 KEM_PUBLIC_BYTES = 1216  # X-Wing: ML-KEM-768 encapsulation key (1184) and X25519 public key (32)
 
-# Claims that may stand without a value to compare them with (some have one where the reference values name it):
-# then reported, of the right type, and relied on by no check but the policy's.
+# Claims that may stand without a value to compare them with (the reference values may hold one for some):
+# then reported, of the right type, and relied on by no check.
 SELF_REPORTED = (
     "clock_skew_sec",
     "python_version",

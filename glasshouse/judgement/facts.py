@@ -37,7 +37,7 @@ class LegResult:
     throughput_curve: tuple[tuple[float, float], ...]
     workload_digest: str
     initial_digest: str
-    output_sha256: str
+    output_sha256: str | None  # None: withheld, of a private job
     output_differs: bool
     start: Machine
     end: Machine

@@ -12,7 +12,7 @@ from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import figures_of, relaunched, roofline_of
 from glasshouse.judgement.rules import METHOD, Check, check_rules, equal_outputs
 from glasshouse.measurement.roofline import host_bound
-from glasshouse.spec import RunSpec
+from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
 Status = Literal["verified", "excluded"]
 
@@ -103,8 +103,8 @@ def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
         warmup_sec=min(warmups) if warmups else None,
         order=spec.order,
         order_clear=_order_clear(facts),
-        synthetic_workload=spec.model.kind in ("mlp", "lora"),
-        random_weights=spec.model.kind == "lora" and spec.model.weights == "random",
+        synthetic_workload=spec.workload in ("mlp", "lora"),
+        random_weights=isinstance(spec.model, LoraModel | WithheldModel) and spec.model.weights == "random",
         host_bound=host_bound(roofline_of(facts)),
         is_control=spec.control != "none",
         raw_disclosed=any(not slot.plan.lifecycle and slot.launches for slot in facts.slots),

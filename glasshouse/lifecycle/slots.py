@@ -151,6 +151,7 @@ class _Launch:
         self.codes |= {str(code) for code in answer.get("reasonCodes", [])}
         for name, value in dict(answer.get("timings", {})).items():
             self.timings[name] = float(value)
+            "private": self.context.spec.payload == "private",
         if answer["status"] != "complete":
             raise self._failed("protected", answer)
         if answer.get("eventsHead") != self.log.head or answer.get("eventCount") != self.log.count:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from glasshouse.spec import CustomModel, Gpu, LoraModel, MlpModel
+from glasshouse.spec import Gpu, LoraModel, MlpModel, Model
 
 HOST_BOUND_FRACTION = 0.2
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -123,8 +123,8 @@ def lora_sizes(model: LoraModel) -> LoraSizes | None:
     return LoraSizes(hidden, layers, queries, frozen, adapter)
 
 
-def work(model: MlpModel | LoraModel | CustomModel) -> Work | None:
-    """The work of one unit; None for a custom workload, whose arithmetic nobody declared."""
+def work(model: Model) -> Work | None:
+    """The work of one unit; None for a withheld model, and a custom one, whose arithmetic nobody declared."""
     if isinstance(model, MlpModel):
         return mlp_work(model)
     return lora_work(model) if isinstance(model, LoraModel) else None

@@ -29,7 +29,7 @@ from glasshouse.publishing.artifact import (
     Resources,
 )
 from glasshouse.records.verify import VerifiedRow
-from glasshouse.spec import LoraModel, RunSpec
+from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
 CURVE_POINTS = 60
 MAX_OBSERVED = 4000
@@ -189,12 +189,13 @@ def candidates(rows: Iterable[Artifact]) -> list[Candidate]:
 def command(spec: RunSpec) -> str:
     """The command that repeats the run: its groups by name, then every setting that decides it.
 
-    Where the machine was is not published, so a host of one's own stands in capitals.
+    Where the machine was is not published, nor what a private job trained: both stand in capitals.
     """
     words = ["python -m glasshouse", f"provider={spec.provider.kind}"]
     if spec.provider.kind == "ssh":
         words += ["provider.host=HOST", "provider.user=USER", "provider.key=KEY"]
-    words += [f"gpu={spec.gpu.name}", f"model={spec.model.name}", f"policy={spec.policy.name}"]
+    model = "MODEL" if isinstance(spec.model, WithheldModel) else spec.model.name
+    words += [f"gpu={spec.gpu.name}", f"model={model}", f"policy={spec.policy.name}"]
     words += [f"order={spec.order}"]
     duration = "null" if spec.duration is None else f"{spec.duration:g}"
     words += [f"duration={duration}"] + ([f"steps={spec.steps}"] if spec.steps is not None else [])
@@ -250,7 +251,7 @@ def _mean(values: Sequence[float]) -> float:
 def _arms(facts: RunFacts, figures: dict[str, Any]) -> dict[str, Any]:
     """Per-arm fields under the names published before: epochs for the MLP, steps and adapters for LoRA."""
     found: dict[str, Any] = {}
-    lora = isinstance(facts.spec.model, LoraModel)
+    lora = facts.spec.workload == "lora"
     for arm in ("protected", "raw"):
         values = figures[arm]
         if values is None:
@@ -273,7 +274,7 @@ def _arms(facts: RunFacts, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unit(spec: RunSpec) -> str:
-    return "epochs" if spec.model.kind == "mlp" else "steps"
+    return "epochs" if spec.workload == "mlp" else "steps"
 
 
 def _fixed(cost: dict[str, float] | None) -> dict[str, float] | None:

@@ -232,6 +232,8 @@ def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, writ
         data = reader.files.get(f"{folder}result.json")
     if data is not None and written.status == "complete":
         result = read_result(data)
+        if result is not None and result.output_sha256 is None and plan.spec.payload == "public":
+            result = None
         code = code if result is not None else "result-malformed"
     return Launch(
         number=written.launch,

@@ -12,18 +12,18 @@ from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.records.ledger import Ledger, Registered
 from glasshouse.records.signing import PLAN_TYPE, sign_statement
-from glasshouse.spec import RunSpec
+from glasshouse.spec import LoraModel, Model, RunSpec, WithheldModel
 
 WITHHELD = "withheld"
 
 
 def public_spec(spec: RunSpec) -> RunSpec:
     """Return the spec as it is published: where a machine is and where files lie are withheld, and of a
-    private job its parameters and the names of its data.
+    private job all of its model: sizes and settings are part of what is sealed, and a name stands for sizes.
 
     It is what the plan, and so everything that is recomputed from the bundle, is made from.
     """
-    provider, model = spec.provider, spec.model
+    provider = spec.provider
     if provider.kind == "local":
         provider = provider.model_copy(update={"python": None})
     elif provider.kind == "ssh":
@@ -32,13 +32,14 @@ def public_spec(spec: RunSpec) -> RunSpec:
         provider = provider.model_copy(update={**hidden, "python": "python3", "workdir": WITHHELD})
     else:
         provider = provider.model_copy(update={"base_url": "https://withheld.invalid", "python": "python3"})
-    if model.kind == "custom":
+    model: Model = spec.model
+    if spec.payload == "private":
+        weights = model.weights if isinstance(model, LoraModel | WithheldModel) else None
+        model = WithheldModel(kind="withheld", workload=spec.workload, weights=weights)
+    elif model.kind == "custom":
         path, _, name = model.entry.rpartition(":")
         data = tuple(PurePath(item).name for item in model.data)
         model = model.model_copy(update={"entry": f"{PurePath(path).name}:{name}", "data": data})
-        if spec.payload == "private":
-            # Parameters are part of what is sealed; a plan in the open would disclose them.
-            model = model.model_copy(update={"params": {WITHHELD: True} if model.params else {}, "data": ()})
     elif model.kind == "lora" and model.weights_path is not None:
         model = model.model_copy(update={"weights_path": WITHHELD})
     return spec.model_copy(update={"provider": provider, "model": model})

@@ -217,7 +217,7 @@ class Result(Signed):
     throughput_curve: Annotated[tuple[tuple[Seconds, Work], ...], Field(max_length=1000)]
     workload_digest: Hex64
     initial_digest: Hex64
-    output_sha256: Hex64
+    output_sha256: Hex64 | None = None  # withheld of a private job, as are sizes and the loss curve
     output_differs: bool
     unit_info: Annotated[dict[Words, bool | int | float | Words | None], Field(max_length=64)]
     machine_start: Machine

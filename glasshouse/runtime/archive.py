@@ -24,6 +24,7 @@ MODULES = (
     "runtime/__init__.py",
     "runtime/channel.py",
     "runtime/custodian.py",
+    "runtime/disclosure.py",
     "runtime/entry.py",
     "runtime/events.py",
     "runtime/harness.py",

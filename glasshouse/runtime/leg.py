@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import LegError, SealError
+from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.linux import is_tmpfs
 from glasshouse.runtime.params import Launch
@@ -60,6 +61,8 @@ class Leg:
         self.scanned_by: dict[str, str] = {}  # role -> how its memory was read
         self.owner_public = b""
         self.log = bytearray()
+        # Events as they were before they were cut for publication, by kind; empty of a public job.
+        self.withheld: dict[str, Any] = {}
         self.drains: list[threading.Thread] = []  # read the trainer's pipes to their ends
 
     def remaining(self) -> float:
@@ -71,6 +74,11 @@ class Leg:
 
     def event(self, kind: str, body: dict[str, Any]) -> None:
         """Append an event, where there is a chain yet."""
+        if self.launch.private:
+            cut = disclosure.shown(kind, body)
+            if cut != body:
+                self.withheld[kind] = body
+            body = cut
         if self.events is not None:
             self.events.append(kind, body)
 
@@ -107,7 +115,7 @@ def end(leg: Leg) -> None:
             leg.event("failed", {"code": leg.code, "tmpfsRemoved": not leg.scratch.exists()})
     head = leg.events.head if leg.events else None
     count = leg.events.count if leg.events else 0
-    if leg.owner_public and leg.log:
+    if leg.owner_public and (leg.log or leg.withheld):
         _seal_log(leg)
     # Last of all: after this nothing can be signed in the leg's name.
     if leg.events is not None:
@@ -173,9 +181,10 @@ def _seal_log(leg: Leg) -> None:
         "manifestHash": leg.launch.manifest_hash,
     }
     with contextlib.suppress(SealError, OSError, ValueError), (leg.folder / "log.sealed").open("xb") as out:
-        seal_outputs(
-            out, owner_public=leg.owner_public, context=context, files={"trainer.log": leg.log}, tensors=()
-        )
+        files: dict[str, bytes | bytearray] = {"trainer.log": leg.log}
+        if leg.withheld:
+            files["events.json"] = canonical_json(leg.withheld)
+        seal_outputs(out, owner_public=leg.owner_public, context=context, files=files, tensors=())
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ class Launch:
     package: str = ""
     anti_debug_profile: str = "standard"
     require_landlock: bool = True
+    private: bool = False  # the events leave out what would confirm a guess at the payload
     # raw arm
     raw_dir: str = ""
 

@@ -18,7 +18,7 @@ from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
 from glasshouse.runtime.harness import CONFIG_FILE, DATA_PREFIX, SOURCE_FILE
 from glasshouse.sealing.container import TensorSpec
-from glasshouse.spec import CustomModel, LoraModel, MlpModel, RunSpec
+from glasshouse.spec import CustomModel, LoraModel, MlpModel, RunSpec, WithheldModel
 from glasshouse.workloads.custom import check_source
 from glasshouse.workloads.weights import BaseWeights
 
@@ -44,6 +44,11 @@ class Payload:
 def prepare(spec: RunSpec) -> Payload:
     """Assemble the payload of a run's model. Raises UsageError for what cannot be packed."""
     model = spec.model
+    if isinstance(model, WithheldModel):
+        raise UsageError(
+            "the plan of a private job does not hold its model", field="model.kind", value=model.kind,
+            remedy="give the model's own settings",
+        )  # fmt: skip
     if not isinstance(model, CustomModel) and model.batch % spec.gpu.count:
         raise UsageError(
             f"a batch of {model.batch} cannot be shared equally", field="gpu.count", value=spec.gpu.count,

@@ -7,6 +7,9 @@ while it lasts, as PROTOCOL says; the workload writes a marker there to show tha
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -15,9 +18,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from glasshouse import config
+from glasshouse.workloads.package import prepare
 from tests.e2e.conftest import Program, processes_of
 from tests.runtime.rig import TINY
 
@@ -161,3 +167,59 @@ def test_no_plaintext_outside_memory_and_the_scratch_folder(
     if not fails:
         (weights,) = opened.glob("*.safetensors")
         assert job.data[4:] in weights.read_bytes()
+
+
+MODEL = {
+    "inputs": 12007, "hidden": 23, "layers": 1, "classes": 10009, "batch": 7, "batches_per_epoch": 1,
+    "learning_rate": 0.001237, "data_seed": 987654321,
+}  # fmt: skip
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number anywhere in JSON data, also in the claims of signed tokens and payloads of envelopes."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, str):
+        for part in value.split("."):
+            text = part.replace("+", "-").replace("/", "_")
+            with contextlib.suppress(ValueError):
+                yield from _numbers(json.loads(base64.urlsafe_b64decode(text + "==")))
+
+
+def test_what_is_published_of_a_private_built_in_job_confirms_no_guess(
+    program: Program, tmp_path: Path
+) -> None:
+    """Neither sizes nor settings of the model, nor a digest that someone who guesses them could compute."""
+    settings = [f"model.{name}={value}" for name, value in MODEL.items()]
+    job = ["order=protected-only", "payload=private", "steps=5", "duration=null"]
+    code, record, folder, err = program.run(*job, *settings)
+    assert code == 0, err
+    assert record["status"] == "verified"
+    assert "-private-mlp-" in record["id"]
+    assert program("verify", str(folder)).returncode == 0
+
+    # The owner has it all.
+    opened = tmp_path / "opened"
+    assert program("open", str(folder), "--to", str(opened)).returncode == 0
+    (weights,) = opened.glob("*.safetensors")
+    whole = json.loads(next(opened.glob("*events.json")).read_bytes())
+    result = whole["trained"]["result"]
+    assert result["outputSha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    parameters = 12007 * 23 + 23 + 23 * 10009 + 10009
+    assert result["unitInfo"]["trainableParams"] == parameters
+
+    bundle = [path.read_text() for path in _files(folder / "bundle")]
+    payload = prepare(config.load([*settings, "gpu=cpu"]))
+    guesses = [hashlib.sha256(data).hexdigest() for data in payload.files.values()]
+    guesses += [hashlib.sha256(view).hexdigest() for _, view in payload.tensors()]
+    guesses += [result["outputSha256"]]
+    assert not any(guess in text for guess in guesses for text in bundle)
+    sizes = {12007, 10009, 0.001237, 987654321, parameters, 4 * parameters, result["outputBytes"]}
+    sizes |= {whole["unsealed"]["bytes"], whole["sealed-outputs"]["bytes"]}
+    sizes |= {part["bytes"] for part in whole["zeroized"]["buffers"].values() if part["bytes"]}
+    found = set(_numbers([json.loads(line) for text in bundle for line in text.splitlines()]))
+    assert 5 in found  # the search finds what is there: the steps
+    assert sizes & found == set()

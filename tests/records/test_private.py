@@ -1,0 +1,132 @@
+"""A private bundle: nothing that names or sizes the model, no digest without a salt, and it verifies."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from glasshouse.errors import UsageError
+from glasshouse.publishing.signed import artifact_from_verified
+from glasshouse.records.plan import public_spec
+from glasshouse.records.verify import verify
+from glasshouse.runtime.disclosure import shown
+from glasshouse.spec import LoraModel, RunSpec
+from glasshouse.workloads.package import prepare
+
+from .factory import Factory, Leg, make_spec
+
+MLP = {
+    "kind": "mlp", "name": "mlp-of-mine", "inputs": 12007, "hidden": 1013, "layers": 13, "classes": 10009,
+    "batch": 1511, "batches_per_epoch": 1709, "learning_rate": 0.001237, "data_seed": 987654321,
+}  # fmt: skip
+LORA = {
+    "kind": "lora", "name": "lora-of-mine", "model_id": "someone/model-7b", "learning_rate": 0.001237,
+    "architecture": {"hidden_size": 12007, "model_type": "qwen2"}, "rank": 1013, "data_seed": 987654321,
+    "weights": "sealed", "weights_path": "/home/alice/weights",
+}  # fmt: skip
+CUSTOM = {
+    "kind": "custom", "name": "job-of-mine", "entry": "/home/alice/mine.py:Mine",
+    "data": ["/home/alice/mine.csv"], "params": {"width": 12007, "rate": 0.001237},
+}  # fmt: skip
+# As a whole number or between such signs as names have: digests hold every short run of letters and digits.
+SECRETS = re.compile(
+    r"(?<![\w.-])(12007|1013|10009|1511|1709|0\.001237|987654321)(?![\w.-])"
+    r"|of-mine|/mine|mine\.py|mine\.csv|:Mine|/alice|/model-7b|\"qwen2\""
+)
+
+
+def private(model: dict[str, Any]) -> RunSpec:
+    return make_spec(model=model, order="protected-only", payload="private")
+
+
+def cut(items: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """The events as a private leg signs them."""
+    return [(kind, shown(kind, body)) for kind, body in items]
+
+
+@pytest.mark.parametrize("model", [MLP, LORA, CUSTOM], ids=lambda model: model["kind"])
+def test_the_plan_names_the_kind_of_workload_and_nothing_else_of_it(model: dict[str, Any]) -> None:
+    spec = private(model)
+    public = public_spec(spec)
+    assert public.model.model_dump(exclude_none=True).keys() <= {"kind", "workload", "weights"}
+    assert (public.workload, public.model.name) == (model["kind"], f"private-{model['kind']}")
+    text = public.model_dump_json()
+    assert SECRETS.findall(text) == []
+    assert public_spec(public) == public
+    assert RunSpec.model_validate_json(text) == public
+    # Of a public job everything stays as it was.
+    open_job = public_spec(make_spec(model=model))
+    assert open_job.model.kind == model["kind"]
+    assert SECRETS.search(open_job.model_dump_json())
+
+
+@pytest.mark.parametrize("model", [MLP, LORA, CUSTOM], ids=lambda model: model["kind"])
+def test_a_private_bundle_verifies_and_confirms_no_guess(factory: Factory, model: dict[str, Any]) -> None:
+    run, files = factory.parts(private(model), {0: Leg(events=cut)})
+    folder = factory.folder / run
+    judgement = factory.write(folder, run, files)
+    found = verify(folder, factory.keyring)
+    assert found.ok, [check for check in found.checks if not check.ok]
+    assert judgement.status == "verified", judgement.exclusion
+    figures = judgement.figures
+    assert figures["protected"]["outputSha256"] is None
+    assert figures["unitInfo"] == {}
+    assert figures["roofline"] is None
+    assert f"-private-{model['kind']}-" in judgement.row
+    assert ("synthetic-workload" in judgement.caveats) == (model["kind"] != "custom")
+    artifact = artifact_from_verified(found.require())
+    assert "model=MODEL" in artifact.command
+    text = artifact.model_dump_json() + "".join(path.read_text() for path in folder.rglob("*.json*"))
+    assert SECRETS.findall(text) == []
+
+
+def test_random_weights_are_said_of_a_withheld_model_too(factory: Factory) -> None:
+    model = {name: value for name, value in LORA.items() if name not in ("weights", "weights_path")}
+    assert isinstance(private(model).model, LoraModel)
+    run, files = factory.parts(private(model), {0: Leg(events=cut)})
+    assert "random-weights" in factory.write(factory.folder / run, run, files).caveats
+
+
+def test_only_a_private_leg_may_leave_out_the_digest_of_its_outputs(factory: Factory) -> None:
+    run, files = factory.parts(make_spec(order="protected-only"), {0: Leg(events=cut)})
+    judgement = factory.write(factory.folder / run, run, files)
+    assert "result-malformed" in {check.code for check in judgement.exclusion}
+    assert verify(factory.folder / run, factory.keyring).ok
+
+
+def test_a_withheld_model_cannot_be_run_or_be_public() -> None:
+    public = public_spec(private(MLP))
+    with pytest.raises(UsageError, match="does not hold its model"):
+        prepare(public)
+    with pytest.raises(ValueError, match="withheld of a private job only"):
+        RunSpec.model_validate_json(
+            public.model_copy(update={"payload": "public", "order": "raw-first"}).model_dump_json()
+        )
+
+
+def test_what_is_left_of_each_event() -> None:
+    result = {
+        "units": 5,
+        "outputSha256": "a" * 64,
+        "outputBytes": 9,
+        "unitInfo": {"totalParams": 7},
+        "new": 1,
+    }
+    result |= {"finalLoss": 0.123456, "lossCurve": [[1, 0.5]]}
+    kept = {"units": 5, "unitInfo": {}, "finalLoss": 0.123, "lossCurve": []}
+    assert shown("trained", {"result": result, "more": 1}) == {"result": kept}
+    assert shown("trained", {"result": "nothing to read"}) == {}
+    assert shown("trained", {"result": {**result, "finalLoss": None}})["result"]["finalLoss"] is None
+    sizes = {"tensors": 3, "files": 4, "bytes": 5, "heldKib": 6, "peakRssKib": 7}
+    assert shown("unsealed", {"unsealSec": 0.5, **sizes}) == {"unsealSec": 0.5}
+    assert shown("sealed-outputs", {"plaintextSha256": "a", "bytes": 9}) == {"plaintextSha256": "a"}
+    host = {"count": 2, "bytes": 8, "readBackZero": True, "cache": "none"}
+    ended = {"buffers": {"host": host}, "outputs": {"ciphertextSha256": "c", "bytes": 9}, "trainerExit": 0}
+    assert shown("zeroized", ended) == {
+        "buffers": {"host": {"readBackZero": True, "cache": "none"}},
+        "outputs": {"ciphertextSha256": "c"},
+        "trainerExit": 0,
+    }
+    assert shown("progress", {"units": 3}) == {"units": 3}
