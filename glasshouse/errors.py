@@ -4,7 +4,8 @@
     ├── UsageError              exit 2   a bad word on the command line, a bad value in a config
     ├── ProviderError           exit 3   a provider refused, failed, or had no capacity
     │   └── RemoteError         exit 3   the pod could not be reached, or answered wrongly
-    │       └── OutcomeUnknown  exit 3   the transport died: what ran there may have finished
+    │       ├── OutcomeUnknown  exit 3   the transport died: what ran there may have finished
+    │       └── RentalOver      exit 3   the time budgeted for the rental has passed
     ├── CleanupNotProven        exit 4   something of ours may still be running
     ├── LegError                exit 1   a leg ran and failed; carries a reason code
     ├── SealError               exit 1   a sealed container or grant did not open
@@ -62,6 +63,20 @@ class RemoteError(ProviderError):
 
 class OutcomeUnknown(RemoteError):
     """The transport died while a command ran: it may have finished, failed, or still run."""
+
+
+class RentalOver(RemoteError):
+    """The time that was budgeted for the rental has passed: nothing more is done on the machine."""
+
+    code = "rental-deadline"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the time that was budgeted for the rental has passed",
+            field="code",
+            value=self.code,
+            remedy="raise measure.leg_deadline_extra_sec, or send less; `glasshouse plan` says the ceiling",
+        )
 
 
 class CleanupNotProven(GlasshouseError):

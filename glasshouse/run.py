@@ -77,7 +77,6 @@ def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Scree
 
 def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
     """Steps 2 to 6; every way they can end is noted in the context."""
-    phase = "journal-failed"
     try:
         # 2. Allocate: the intent is on disk before the create call, the id right after it.
         detail = {
@@ -86,19 +85,18 @@ def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
             "provider": context.spec.provider.model_dump(mode="json"),
         }
         journal.intend(context.run, context.name, provider.kind, detail)
-        phase = "boot-failed"
+        context.phase = "boot-failed"
         with context.screen.phase(f"allocating on {provider.kind}"):
             allocation = _allocate(context, provider, journal)
         # 3. Connect.
-        phase = "connect-failed"
+        context.phase = "connect-failed"
         with context.screen.phase("connecting"):
-            pod = Pod(allocation.endpoint).__enter__()
+            pod = Pod(allocation.endpoint, deadline=context.deadline).__enter__()
         try:
-            # 4. Seal, upload.
-            phase = "seal-failed"
+            # 4. Make the pod ready, seal, upload: each notes its own phase.
             with prepared(context, pod, allocation) as ready:
                 # 5. and 6. The legs, in the order of the plan.
-                phase = "leg-failed"
+                context.phase = "leg-failed"
                 view = LegView(context.screen, context.schedule)
                 with view.legs():
                     for slot in context.schedule:
@@ -108,18 +106,19 @@ def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
         finally:
             pod.close()
     except KeyboardInterrupt:
-        context.fail("interrupted", "interrupted: the run is excluded; releasing what it holds")
+        context.screen.warn("interrupted: the run is excluded; releasing what it holds")
+        context.fail("interrupted")
     except LegError as error:
-        if error.code in ("gpu-not-as-asked", "rental-deadline") or phase != "leg-failed":
+        if error.code == "gpu-not-as-asked" or context.phase != "leg-failed":
             context.fail(error.code, f"error: {error.line()}")
         else:
             context.messages.append(f"error: {error.line()}")
             context.exit_code = max(context.exit_code, 1)
     except ProviderError as error:
-        code = str(error.value) if error.field == "code" else phase
+        code = str(error.value) if error.field == "code" else context.phase
         context.fail(code, f"error: {error.line()}", 3)
     except GlasshouseError as error:
-        context.fail(phase, f"error: {error.line()}", error.exit_code)
+        context.fail(context.phase, f"error: {error.line()}", error.exit_code)
 
 
 def _allocate(context: RunContext, provider: Provider, journal: Journal) -> Allocation:

@@ -40,6 +40,7 @@ class RunContext:
     folder: Path
     screen: Screen
     schedule: tuple[Slot, ...]
+    phase: str = "journal-failed"  # reason code of whatever fails now and brings none of its own
     failures: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)  # for the terminal only, never in the bundle
     allocation_id: str | None = None
@@ -72,11 +73,12 @@ class RunContext:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, canonical_json(value))
 
-    def fail(self, code: str, message: str, exit_code: int = 1) -> None:
-        """Note why this run cannot be verified; it goes on to release and record."""
+    def fail(self, code: str, message: str = "", exit_code: int = 1) -> None:
+        """Note why this run cannot be verified; it goes on to release and record. `message` is shown last."""
         if code not in self.failures:
             self.failures.append(code)
-        self.messages.append(message)
+        if message:
+            self.messages.append(message)
         self.exit_code = max(self.exit_code, exit_code)
         self.save()
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from glasshouse.canonical import CanonicalError, parse_json
-from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
+from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.records.chain import sign_head
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.events import check_line, event_hash, first_link
@@ -165,7 +165,7 @@ def follow(
     """Poll until result.json is there; return it. `deadline` is on the monotonic clock.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
-    Raises LegError (leg-deadline, pod-unreachable) and whatever `on_data` raises.
+    Raises LegError (leg-deadline, pod-unreachable), RentalOver, and whatever `on_data` raises.
     """
     offset = 0
     while True:
@@ -221,6 +221,8 @@ def _reconnect(pod: Pod, warn: Callable[[str], None]) -> None:
     for attempt in range(RECONNECT_ROUNDS):
         try:
             pod.reconnect()
+        except RentalOver:
+            raise
         except RemoteError as error:
             if "host key" in error.what or attempt == RECONNECT_ROUNDS - 1:
                 raise LegError("the pod cannot be reached any more", code="pod-unreachable") from error

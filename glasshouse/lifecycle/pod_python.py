@@ -3,26 +3,33 @@
 Images of GPU providers bring torch for their GPUs and none of our libraries. On a rented machine, which is
 destroyed afterwards, those go into a virtual environment in the pod folder that sees the image's torch, at
 exactly the versions that run here. On anybody's own machine nothing is installed.
+
+The probe (pod_probe.py) asks in the order in which nothing is done in vain: what no installation can mend
+(Python, torch, the GPU) comes before our libraries. Each fault has a reason code of its own.
 """
 
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 from glasshouse.errors import RemoteError
+from glasshouse.lifecycle import pod_probe
 from glasshouse.remote.pod import Pod, Result
 from glasshouse.spec import RunSpec
 
 INSTALL_SEC: Final = 900.0
+PROBE_SEC: Final = 180.0  # importing torch from a cold disk takes its time
 RUNTIME: Final = ("cryptography", "pyjwt")
 LORA: Final = ("transformers", "peft", "safetensors", "accelerate")
-_CHECK: Final = (
-    "import sys, jwt, torch; assert sys.version_info >= (3, 11), 'Python is older than 3.11'; "
-    "from cryptography.hazmat.primitives import hpke"
-)
-# No kernels for this GPU, and training would fail only after everything was sealed and uploaded.
-_GPU: Final = "; torch.cuda.is_available() and torch.zeros(8, device='cuda').add(1).sum().item()"
+_REMEDY: Final = {
+    "python-unusable": "give an interpreter of Python 3.11 or later (provider.python=, or another image)",
+    "torch-missing": "give an interpreter, or an image, whose Python has torch",
+    "torch-architecture": "give an image whose torch was built for this GPU",
+    "gpu-probe-failed": "try another machine, or an image whose torch fits its driver; gpu=cpu uses none",
+    "libraries-missing": "install cryptography>=50 and pyjwt there; for LoRA transformers, peft, accelerate",
+}
 # Without pip in it: Debian's Python has no ensurepip, and the image's own pip can install into another. The
 # link to the parent's packages is for images whose python3 is itself in a virtual environment.
 _LINK: Final = r"""
@@ -41,32 +48,57 @@ python="$1"; place="$2"; link="$3"; shift 3
 """
 
 
-def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec) -> str:
-    """Return the interpreter to use on the pod, at work for `spec`. Raises RemoteError with one line."""
+def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated: bool = False) -> str:
+    """Return the interpreter to use on the pod for `spec`. `simulated`: no GPU is behind its name.
+
+    Raises RemoteError with field "code": a key of _REMEDY, or install-failed.
+    """
     lora = spec.model.kind == "lora"
-    check = _CHECK + ("; import transformers, peft, accelerate" if lora else "") + _GPU
-    said = _tried(pod, python, check)
-    if said.exit == 0:
+    # A GPU that torch does not see means training on the processor, at the price of a GPU.
+    gpu = "any" if not spec.gpu.provider_names or simulated else "must"
+    words = [gpu, "jwt", *(("transformers", "peft", "accelerate") if lora else ())]
+    said = _probed(pod, python, words)
+    if said is None:
         return python
-    if not spec.paid:
-        raise _cannot(said, python, "give an interpreter (3.11 or later) with torch, cryptography>=50, pyjwt")
+    if said[0] != "libraries-missing" or not spec.paid:
+        raise _unusable(*said, python)
     wanted = [f"{name}=={metadata.version(name)}" for name in (*RUNTIME, *(LORA if lora else ()))]
     place = f"{root}/python"
     done = pod.run(["sh", "-c", _INSTALL, "sh", python, place, _LINK, *wanted], timeout=INSTALL_SEC)
     if done.exit != 0:
-        raise _cannot(done, python, "give an image whose python3 has pip and may reach a package index")
-    said = _tried(pod, f"{place}/bin/python", check)
-    if said.exit != 0:
-        raise _cannot(said, python, "give an image with Python 3.11 or later and a torch for this GPU")
+        raise RemoteError(
+            f"installing {' '.join(wanted)} on the pod failed: {_last_line(done)}",
+            field="code",
+            value="install-failed",
+            remedy="give an image whose python3 has venv and pip, and may reach a package index",
+        )
+    said = _probed(pod, f"{place}/bin/python", words)
+    if said is not None:
+        code, detail = said
+        raise _unusable("install-failed" if code == "libraries-missing" else code, detail, python)
     return f"{place}/bin/python"
 
 
-def _tried(pod: Pod, python: str, check: str) -> Result:
-    return pod.run([python, "-I", "-c", check], timeout=180)
+def _probed(pod: Pod, python: str, words: list[str]) -> tuple[str, str] | None:
+    """Run the probe; None when all is there, else (code, what is wrong)."""
+    source = Path(pod_probe.__file__).read_text(encoding="utf-8")
+    result = pod.run([python, "-I", "-c", source, *words], timeout=PROBE_SEC)
+    if result.exit == 0:
+        return None
+    code = pod_probe.CODES.get(result.exit)
+    if code is None:  # no such interpreter, or none that parses our source; else torch took it down
+        return "python-unusable" if result.exit in (1, 126, 127) else "gpu-probe-failed", _last_line(result)
+    return code, _last_line(result)
 
 
-def _cannot(said: Result, python: str, remedy: str) -> RemoteError:
-    last = (said.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1][:160]
+def _unusable(code: str, detail: str, python: str) -> RemoteError:
     return RemoteError(
-        f"the pod's Python cannot run the job: {last}", field="provider.python", value=python, remedy=remedy
+        f"the pod's {python} cannot run the job: {detail}",
+        field="code",
+        value=code,
+        remedy=_REMEDY.get(code, "give another image"),
     )
+
+
+def _last_line(said: Result) -> str:
+    return (said.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1][:160]

@@ -15,10 +15,11 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.canonical import b64u, canonical_json
-from glasshouse.errors import LegError
+from glasshouse.errors import LegError, OutcomeUnknown
 from glasshouse.lifecycle.context import RunContext, public_allocation
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.pod_python import prepare_python
+from glasshouse.lifecycle.ui import Screen
 from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
@@ -27,6 +28,8 @@ from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.package import Payload, prepare
+
+UPLOAD_TRIES = 4
 
 
 @dataclass
@@ -60,20 +63,26 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
     The payload key exists here only between sealing and registration with the broker.
     """
     screen, spec = context.screen, context.spec
+    context.phase = "pod-setup-failed"
     with screen.phase("looking at the pod"):
         root = _pod_root(pod, allocation)
         archive_data, archive_sha = build_archive()
         archive = f"{root}/runtime-{archive_sha}.zip"
-        python = prepare_python(pod, allocation.endpoint.python, root, spec)
+        given = allocation.endpoint.python
         pod.put(archive_data, archive)
-        seen = observe(pod, archive, python)
+        seen = observe(pod, archive, given)
+        # The GPU before anything that takes minutes: no installation mends a wrong one.
+        gpu_model = check_gpu(spec, seen)
+        python = prepare_python(pod, given, root, spec, simulated=context.simulated)
+        if python != given:
+            seen = observe(pod, archive, python)
         if seen.archive_sha256 != archive_sha:
             raise LegError("the runtime archive on the pod is not the one sent", code="runtime-altered")
-        gpu_model = check_gpu(spec, seen)
         described = describe(context, allocation, gpu_model=gpu_model, source=pod.host_key_source)
         digest = described["allocationIdSha256"]
         context.write("allocation.json", {**described, "machine": seen.machine(digest)})
 
+    context.phase = "seal-failed"
     payload = prepare(spec)
     store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
     with store:
@@ -88,15 +97,10 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
                 manifest_hash = _seal(context, broker, payload, salt, protected)
                 timings["sealSec"] = time.monotonic() - began
             sealed = context.folder / "package.sealed"
+            context.phase = "upload-failed"
             with screen.phase(f"uploading {sealed.stat().st_size / 1e6:.1f} MB of ciphertext"):
                 began = time.monotonic()
-                pod.put(
-                    sealed,
-                    package,
-                    progress=lambda done, total: screen.progress(
-                        f"uploading {done / 1e6:.0f} of {total / 1e6:.0f} MB"
-                    ),
-                )
+                upload(pod, sealed, package, screen)
                 timings["uploadSec"] = time.monotonic() - began
         with serve(broker) as server:
             yield Ready(
@@ -114,6 +118,25 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
                 salt=salt,
                 timings=timings,
             )
+
+
+def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
+    """Send a large file; where the connection dies on the way, go on from what arrived."""
+    for left in reversed(range(UPLOAD_TRIES)):
+        try:
+            pod.put(
+                source,
+                path,
+                progress=lambda done, total: screen.progress(
+                    f"uploading {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+                ),
+            )
+            return
+        except OutcomeUnknown:
+            if not left:
+                raise
+            screen.warn("connection lost while uploading; reconnecting, and going on from what arrived")
+            pod.reconnect()
 
 
 def _pod_root(pod: Pod, allocation: Allocation) -> str:

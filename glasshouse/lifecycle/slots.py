@@ -13,7 +13,14 @@ from typing import Any
 from glasshouse.attestation.appraise import Reference
 from glasshouse.attestation.evidence import parse_evidence
 from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
-from glasshouse.errors import AttestationError, GlasshouseError, LegError, OutcomeUnknown, RemoteError
+from glasshouse.errors import (
+    AttestationError,
+    GlasshouseError,
+    LegError,
+    OutcomeUnknown,
+    RemoteError,
+    RentalOver,
+)
 from glasshouse.lifecycle.context import RunContext, leg_id
 from glasshouse.lifecycle.follow import EventLog, Pace, follow
 from glasshouse.lifecycle.setup import Ready, put_raw_files
@@ -36,12 +43,12 @@ def leg_deadline_sec(context: RunContext, slot: Slot) -> float:
 def run_slot(context: RunContext, ready: Ready, slot: Slot, label: str) -> dict[str, Any]:
     """Run one slot, with new launches where only the transport failed; return its leg result.
 
-    Raises LegError with the last launch's reason code.
+    Raises LegError with the last launch's reason code, and RentalOver.
     """
     attempts = 1 + (context.spec.policy.launch_retries if slot.lifecycle else 0)
     for launch in range(1, attempts + 1):
-        if time.monotonic() > context.deadline:
-            raise LegError("all that was budgeted for the rental has passed", code="rental-deadline")
+        if time.monotonic() >= context.deadline:
+            raise RentalOver
         launched = _Launch(context, ready, slot, launch, label)
         try:
             return launched.run()
@@ -69,6 +76,7 @@ class _Launch:
         self.raw_dir = f"{ready.root}/raw/{self.leg}-{launch}"
         self.folder = context.leg_folder(slot, launch)
         self.folder.mkdir(parents=True)
+        self.began = time.monotonic()
         self.timings: dict[str, float] = {}
         self.codes: set[str] = set()
         self.log = EventLog(
@@ -87,7 +95,6 @@ class _Launch:
     def run(self) -> dict[str, Any]:
         """Launch, follow, collect; launch.json is written whatever happens."""
         started = time.time()
-        began = time.monotonic()
         status, code = "failed", "interrupted"
         try:
             result = self._protected() if self.slot.lifecycle else self._raw()
@@ -96,6 +103,9 @@ class _Launch:
         except LegError as error:
             code = error.code
             raise
+        except RentalOver:
+            code = RentalOver.code
+            raise
         except RemoteError as error:
             code = "pod-unreachable"
             raise LegError(error.what, code=code) from error
@@ -103,7 +113,7 @@ class _Launch:
             code = "runtime-error"
             raise
         finally:
-            self.timings["totalSec"] = time.monotonic() - began
+            self.timings["totalSec"] = time.monotonic() - self.began
             name = f"legs/{self.folder.name}/launch.json"
             self.context.write(
                 name,
@@ -141,6 +151,7 @@ class _Launch:
             "package": ready.package,
             "anti_debug_profile": self.context.spec.policy.anti_debug_profile,
             "require_landlock": self.context.spec.policy.require_landlock,
+            "private": self.context.spec.payload == "private",
         }
         try:
             with ready.pod.forward_remote(ready.broker_port) as port:
@@ -151,7 +162,6 @@ class _Launch:
         self.codes |= {str(code) for code in answer.get("reasonCodes", [])}
         for name, value in dict(answer.get("timings", {})).items():
             self.timings[name] = float(value)
-            "private": self.context.spec.payload == "private",
         if answer["status"] != "complete":
             raise self._failed("protected", answer)
         if answer.get("eventsHead") != self.log.head or answer.get("eventCount") != self.log.count:
@@ -216,6 +226,8 @@ class _Launch:
             manifest_hash=ready.manifest_hash,
             runtime_sha256=seen.archive_sha256,
             interpreter_sha256=seen.interpreter_sha256,
+            python_version=seen.python_version,
+            distributions_sha256=seen.distributions_sha256,
             boot_id=seen.boot_id,
             pid_namespace=seen.pid_namespace,
             image_digest=ready.allocation.image_digest,
@@ -227,8 +239,6 @@ class _Launch:
         began = time.monotonic()
         argv = [self.ready.python, "-I", self.ready.archive, "launch", self.leg_dir]
         try:
-            python_version=seen.python_version,
-            distributions_sha256=seen.distributions_sha256,
             # The ticket travels on stdin: never argv, never the environment, never a file.
             said = self.ready.pod.run(argv, input=canonical_json(params), timeout=60)
         except OutcomeUnknown as error:
@@ -277,6 +287,11 @@ class _Launch:
         phase = {"measure": "measuring", "warmup": "warming up", "setup": "setting up"}.get(
             str(shown.get("phase")), kind.replace("-", " ") or "starting"
         )
+        if shown.get("phase") not in ("warmup", "measure"):
+            # Nothing to count yet: that time passes is all there is to say.
+            waited = time.monotonic() - self.began
+            self.context.screen.progress(f"{self.label}: {phase}, {waited:.0f} s so far")
+            return
         elapsed, units = float(shown.get("elapsedSec") or 0.0), shown.get("units") or 0
         if self.slot.block is not None or self.slot.burn_in:  # no peeking before the design is done
             self.context.screen.progress(f"{self.label}: {phase}", plain=False)

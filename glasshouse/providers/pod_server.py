@@ -198,6 +198,8 @@ class PodServer:
             for task in (feed, gone, ended, *drains):
                 task.cancel()
             # A child that still writes gets SIGPIPE from here on, and otherwise lives, as under sshd.
+            if stdin.transport.get_write_buffer_size():
+                stdin.transport.abort()  # close() would wait for a child that no longer reads
             for pipe in (stdin, out_pipe, err_pipe):
                 pipe.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -144,8 +145,10 @@ def fetch_host_key(endpoint: Endpoint, timeouts: Timeouts) -> str:
     return f"{endpoint.known_hosts_name} {key.get_name()} {key.get_base64()}"
 
 
-def open_link(endpoint: Endpoint, known_hosts: tuple[str, ...], timeouts: Timeouts) -> Link:
-    """Connect, check the host key against `known_hosts` lines, log in.
+def open_link(
+    endpoint: Endpoint, known_hosts: tuple[str, ...], timeouts: Timeouts, deadline: float = math.inf
+) -> Link:
+    """Connect, check the host key against `known_hosts` lines, log in. At `deadline` the link is cut.
 
     Raises UsageError for the key file; RemoteError for an unreachable host, a wrong or unknown host key, or a
     refused login.
@@ -181,7 +184,7 @@ def open_link(endpoint: Endpoint, known_hosts: tuple[str, ...], timeouts: Timeou
         transport = client.get_transport()
         assert transport is not None
         fingerprint = transport.get_remote_server_key().fingerprint
-        return Link(connection, transport, Watchdog(transport, sock, timeouts), fingerprint)
+        return Link(connection, transport, Watchdog(transport, sock, timeouts, deadline), fingerprint)
     except Exception as error:
         client.close()
         sock.close()

@@ -6,10 +6,12 @@
 
 Errors: a host that cannot be reached or shows a wrong key raises RemoteError; a connection that dies or a
 deadline that passes raises OutcomeUnknown, since what was started may have finished: reconnect and look.
+A Pod with a `deadline` of its own does nothing past it: whatever is going on then ends in RentalOver.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from glasshouse.errors import OutcomeUnknown, RemoteError
+from glasshouse.errors import OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.remote.channel import Result, run_command
 from glasshouse.remote.connection import Link, fetch_host_key, open_link
 from glasshouse.remote.endpoint import Endpoint, HostKeySource
@@ -34,11 +36,17 @@ _SECONDS_PER_BYTE = 1 / 250e3  # the slowest link that is still waited for
 
 
 class Pod:
-    """One machine. Enter to connect; leave to disconnect (what runs detached there goes on)."""
+    """One machine. Enter to connect; leave to disconnect (what runs detached there goes on).
 
-    def __init__(self, endpoint: Endpoint, *, timeouts: Timeouts | None = None) -> None:
+    `deadline`: monotonic seconds, after which nothing more is done there.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, timeouts: Timeouts | None = None, deadline: float = math.inf
+    ) -> None:
         self.endpoint = endpoint
         self._timeouts = timeouts or Timeouts()
+        self._deadline = deadline
         self._known_hosts = endpoint.known_hosts
         self._link: Link | None = None
         self._fingerprint = ""
@@ -88,14 +96,15 @@ class Pod:
         stdout and stderr (`setsid ... </dev/null >log 2>&1 &`). A nonzero exit is a Result. Raises
         OutcomeUnknown.
         """
-        return run_command(
-            self._live(),
-            argv,
-            stdin=input,
-            timeout=timeout,
-            max_output=max_output,
-            request_timeout=self._timeouts.channel,
-        )
+        with self._in_time() as link:
+            return run_command(
+                link,
+                argv,
+                stdin=input,
+                timeout=timeout,
+                max_output=max_output,
+                request_timeout=self._timeouts.channel,
+            )
 
     def check(
         self,
@@ -124,15 +133,16 @@ class Pod:
         The folder is made (0700) when missing. After OutcomeUnknown: reconnect and call again, and it goes on
         from the part that arrived. `progress(bytes done, bytes in total)` is called about once a MiB.
         """
-        send_file(
-            self._live(),
-            self.endpoint.python,
-            data,
-            _plain(path),
-            mode=mode,
-            request_timeout=self._timeouts.channel,
-            progress=progress,
-        )
+        with self._in_time() as link:
+            send_file(
+                link,
+                self.endpoint.python,
+                data,
+                _plain(path),
+                mode=mode,
+                request_timeout=self._timeouts.channel,
+                progress=progress,
+            )
 
     def fetch(self, path: str, *, offset: int = 0, max_bytes: int = 1 << 20) -> bytes:
         """Read up to `max_bytes` from `offset` of a file; b"" at or past its end. RemoteError when
@@ -180,14 +190,14 @@ class Pod:
 
         One at a time; it ends with the connection, so open it again after `reconnect`.
         """
-        with forwarded(self._live(), local_port, self._timeouts.channel) as port:
+        with self._in_time() as link, forwarded(link, local_port, self._timeouts.channel) as port:
             yield port
 
     def reconnect(self, delays: Sequence[float] = RECONNECT_DELAYS) -> None:
         """Connect anew to the same host with the same pinned key, waiting `delays` seconds before each try.
 
         Raises the last RemoteError; a wrong host key ends it at once, since trying again would only ask the
-        same stranger.
+        same stranger, and so does the deadline.
         """
         self.close()
         last: RemoteError | None = None
@@ -197,7 +207,7 @@ class Pod:
                 self._connect()
                 return
             except RemoteError as error:
-                if "host key" in error.what:
+                if isinstance(error, RentalOver) or "host key" in error.what:
                     raise
                 last = error
         raise last or RemoteError("not connected", remedy="give at least one try")
@@ -215,12 +225,26 @@ class Pod:
             link.close()
 
     def _connect(self) -> None:
+        if time.monotonic() >= self._deadline:
+            raise RentalOver
         if self._known_hosts is None:
             self._known_hosts = (fetch_host_key(self.endpoint, self._timeouts),)
-        link = open_link(self.endpoint, self._known_hosts, self._timeouts)
+        link = open_link(self.endpoint, self._known_hosts, self._timeouts, self._deadline)
         with self._lock:
             self._link = link
         self._fingerprint = link.fingerprint
+
+    @contextmanager
+    def _in_time(self) -> Iterator[Link]:
+        """Give the link; a connection that the deadline cut says so."""
+        if time.monotonic() >= self._deadline:
+            raise RentalOver
+        try:
+            yield self._live()
+        except OutcomeUnknown as error:
+            if time.monotonic() >= self._deadline:
+                raise RentalOver from error
+            raise
 
     def _live(self) -> Link:
         link = self._link

@@ -8,6 +8,7 @@ that must be answered and, past a deadline in which not one byte came in, closes
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -47,14 +48,23 @@ class Watchdog:
     """Pings one transport; `requests` must be held by whoever else makes a global request on it.
 
     paramiko keeps a single slot for global replies, so two requests in flight would read each other's answer.
+    `deadline` (monotonic seconds): the transport is cut then, whatever goes on over it; so nothing that a
+    caller waits for, however it waits, outlasts it.
     """
 
-    def __init__(self, transport: paramiko.Transport, sock: HeardSocket, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        transport: paramiko.Transport,
+        sock: HeardSocket,
+        timeouts: Timeouts,
+        deadline: float = math.inf,
+    ) -> None:
         self.requests = threading.Lock()
         self.reason = ""
         self._transport = transport
         self._sock = sock
         self._timeouts = timeouts
+        self._deadline = deadline
         self._stop = threading.Event()
         self._owed: dict[int, float] = {}
         self._owed_lock = threading.Lock()
@@ -111,6 +121,9 @@ class Watchdog:
     def _monitor(self) -> None:
         while not self._stop.wait(0.1):
             now = time.monotonic()
+            if now >= self._deadline:
+                self.kill("its time was over")
+                return
             with self._owed_lock:
                 earliest = min(self._owed.values(), default=None)
             # A slow upload may delay the answer itself, but then window updates still come in.
