@@ -60,8 +60,10 @@ PURE = (
     "judgement/facts.py",
     "judgement/figures.py",
     "judgement/judge.py",
+    "judgement/reasons.py",
     "judgement/rules.py",
     "judgement/stated.py",
+    "judgement/vacuous.py",
     "publishing/charts.py",
     "publishing/pages.py",
 )

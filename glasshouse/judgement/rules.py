@@ -13,6 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from glasshouse.judgement.facts import RunFacts, SlotFacts
+from glasshouse.judgement.reasons import FAILURE_TEXTS
+from glasshouse.judgement.vacuous import (
+    asks_gpu,
+    no_gpu_seen,
+    no_raw_files,
+    no_results,
+    no_slots,
+    none_chained,
+    none_protected,
+    none_released,
+)
 from glasshouse.measurement.telemetry import same_machine
 
 # The number of the way of judging. A record names the one it was judged by and is verified by the same. A new
@@ -178,20 +189,15 @@ def _same_machine(facts: RunFacts) -> Iterator[str]:
     for slot, launch, life in facts.lifecycles:
         if launch.result is not None and launch.result.start.get("bootId") != life.boot_id:
             yield f"{slot.name}: not the boot that the controller saw"
-    if _asks_gpu(facts) and not all(edge.get("gpuUuids") for edge in edges):
+    if asks_gpu(facts) and not all(edge.get("gpuUuids") for edge in edges):
         yield "gpu-uuid-missing"
-
-
-def _asks_gpu(facts: RunFacts) -> bool:
-    """Whether a GPU type was asked for: `auto` takes what is there, `cpu` none."""
-    return bool(facts.spec.gpu.provider_names)
 
 
 def _gpu(facts: RunFacts) -> Iterator[str]:
     gpu = facts.spec.gpu
     if gpu.name == "cpu":
         yield from (f"{slot.name} ran on {r.device}" for slot, r in facts.all_results if r.device != "cpu")
-    if not _asks_gpu(facts):
+    if not asks_gpu(facts):
         return
     allocation, names = facts.allocation, set(gpu.provider_names.values())
     if allocation is not None and allocation.gpu_model is not None and allocation.gpu_model not in names:
@@ -290,153 +296,69 @@ def _steps(facts: RunFacts) -> Iterator[str]:
             yield f"{slot.name} took {result.steps} steps of {slot.plan.steps} planned"
 
 
-# --- why a rule may have nothing to look at ---------------------------------------------------
-
-
-def _no_slots(arm: str) -> Callable[[RunFacts], str]:
-    def absent(facts: RunFacts) -> str:
-        planned = any(slot.plan.arm == arm for slot in facts.slots)
-        return "" if planned else f"no {arm} slot was planned: nothing to check"
-
-    return absent
-
-
-def _none_protected(facts: RunFacts) -> str:
-    planned = any(slot.plan.lifecycle for slot in facts.slots)
-    return "" if planned else "no slot was planned to run protected: nothing to check"
-
-
-def _none_chained(facts: RunFacts) -> str:
-    if any(life.chain is not None for _, _, life in facts.lifecycles):
-        return ""
-    return _none_protected(facts) or "no protected leg got as far as its first event: nothing to check"
-
-
-def _none_released(facts: RunFacts) -> str:
-    if any(life.released or launch.status == "complete" for _, launch, life in facts.lifecycles):
-        return ""
-    return _none_protected(facts) or "no payload was released to any leg: nothing to check"
-
-
-def _no_raw_files(facts: RunFacts) -> str:
-    raw = [slot for slot in facts.slots if slot.plan.arm == "raw" and not slot.plan.lifecycle]
-    if any(launch.raw_files_removed is not None for slot in raw for launch in slot.launches):
-        return ""
-    return (
-        "no raw slot was planned: nothing to check" if not raw else "no raw leg got so far: nothing to check"
-    )
-
-
-def _no_results(facts: RunFacts) -> str:
-    return "" if facts.all_results else "no leg got as far as a result: nothing to check"
-
-
-def _no_gpu_seen(facts: RunFacts) -> str:
-    given = facts.allocation is not None and facts.allocation.gpu_model is not None
-    return "" if not _asks_gpu(facts) or given else _no_results(facts)
-
-
 RULES: tuple[Rule, ...] = (
-    Rule("raw-incomplete", "every planned raw slot has a result", _incomplete("raw"), _no_slots("raw")),
+    Rule("raw-incomplete", "every planned raw slot has a result", _incomplete("raw"), no_slots("raw")),
     Rule(
         "protected-incomplete",
         "every planned protected slot has a result",
         _incomplete("protected"),
-        _no_slots("protected"),
+        no_slots("protected"),
     ),
     Rule(
         "attestation-not-verified",
         "every planned protected leg's evidence was appraised, released to, and verifies again offline",
         _attestation,
-        _none_protected,
+        none_protected,
     ),
     Rule(
         "event-chain-broken",
         "every protected leg's events are whole: signed, linked to the grant, countersigned",
         _chain,
-        _none_chained,
+        none_chained,
     ),
     Rule(
         "runtime-not-zeroized",
         "wherever a payload was released, buffers were wiped and read back and its processes reaped",
         _zeroized,
-        _none_released,
+        none_released,
     ),
     Rule(
         "raw-files-not-removed",
         "files of raw slots were gone before the next slot",
         _raw_files,
-        _no_raw_files,
+        no_raw_files,
     ),
     Rule("cleanup-not-proven", "nothing of the run is left at the provider or on the host", _cleanup),
     Rule(
         "same-machine-not-proven",
         "all legs saw one boot, one allocation, the same GPUs",
         _same_machine,
-        _no_results,
+        no_results,
     ),
-    Rule("gpu-not-as-asked", "the GPUs are those the config asked for", _gpu, _no_gpu_seen),
+    Rule("gpu-not-as-asked", "the GPUs are those the config asked for", _gpu, no_gpu_seen),
     Rule(
         "workload-digest-mismatch",
         "all legs ran the same workload files",
         _one_value("workload_digest"),
-        _no_results,
+        no_results,
     ),
     Rule(
         "initial-weights-mismatch",
         "all legs began with the same weights",
         _one_value("initial_digest"),
-        _no_results,
+        no_results,
     ),
-    Rule("final-loss-missing", "every leg reports its final loss", _loss_missing, _no_results),
-    Rule("non-finite-loss", "every loss is a finite number", _loss_finite, _no_results),
+    Rule("final-loss-missing", "every leg reports its final loss", _loss_missing, no_results),
+    Rule("non-finite-loss", "every loss is a finite number", _loss_finite, no_results),
     Rule(
-        "adapter-unchanged", "every leg's final weights differ from its initial ones", _unchanged, _no_results
+        "adapter-unchanged", "every leg's final weights differ from its initial ones", _unchanged, no_results
     ),
     Rule(
         "adapter-digests-equal",
         "the two arms' adapters differ, unless equal steps in a deterministic mode explain it",
         _equal_adapters,
-        _no_results,
+        no_results,
     ),
-    Rule(
-        "duration-out-of-tolerance", "every slot measured the time that was planned", _duration, _no_results
-    ),
-    Rule("steps-not-as-planned", "every fixed-step slot did the work that was planned", _steps, _no_results),
+    Rule("duration-out-of-tolerance", "every slot measured the time that was planned", _duration, no_results),
+    Rule("steps-not-as-planned", "every fixed-step slot did the work that was planned", _steps, no_results),
 )
-
-FAILURE_TEXTS: dict[str, str] = {
-    "interrupted": "The operator stopped the run; what had been rented was still given back and recorded.",
-    "controller-killed": "The controlling process died; the reaper gave the machine back.",
-    "allocate-failed": "The provider gave no machine.",
-    "boot-failed": "The machine failed while it came up.",
-    "boot-timeout": "The machine did not come up before its deadline.",
-    "auth": "The provider refused the key.",
-    "balance": "The provider's account had no credit left.",
-    "no-capacity": "The provider had no such GPU at an accepted price.",
-    "gpu-mismatch": "The provider gave another GPU than the one asked for.",
-    "gpu-unknown": "The provider knows no GPU by the name in the config.",
-    "host-key-mismatch": "The machine showed an SSH host key that is neither ours nor in its log.",
-    "outcome-unknown": "Whether the provider created a machine, or a leg ended, could not be read.",
-    "price-above-ceiling": "The machine cost more than the config accepts.",
-    "provider-unavailable": "The provider did not answer, or only with errors.",
-    "rate-limited": "The provider refused further requests for the time being.",
-    "rejected": "The provider refused the request.",
-    "ssh-unreachable": "The machine ran, but no SSH server answered on it.",
-    "pod-unreachable": "The machine stopped answering while a leg ran.",
-    "rental-deadline": "The time that was budgeted for the whole rental had passed.",
-    "journal-failed": "The intent could not be written down, so nothing was rented.",
-    "connect-failed": "The machine was up but could not be reached.",
-    "gpu-probe-failed": "The machine's GPU could not be used as it is.",
-    "seal-failed": "The package could not be sealed.",
-    "upload-failed": "The package did not reach the machine whole.",
-    "start-failed": "The leg's process did not start.",
-    "attest-failed": "The exchange with the key broker did not complete.",
-    "unseal-failed": "The sealed package did not open on the machine.",
-    "train-failed": "The workload ended with an error.",
-    "outputs-failed": "The outputs could not be sealed for their owner.",
-    "zeroize-failed": "The runtime could not wipe what it held.",
-    "fetch-failed": "The leg's results could not be fetched.",
-    "leg-deadline": "The leg did not finish before its deadline.",
-    "lost-leg": "The leg's process vanished without a result.",
-}

@@ -127,8 +127,9 @@ def _refused(channel: paramiko.Channel, path: str) -> RemoteError:
     if code in (126, 127):
         return RemoteError(
             "the pod has no such interpreter",
-            field="provider.python",
-            remedy="give the path of Python 3.11 or later there",
+            field="code",
+            value="python-unusable",
+            remedy="give in provider.python= the path of Python 3.11 or later there",
         )
     reason = b""
     while len(reason) < 400 and (piece := channel.recv_stderr(400)):

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -157,6 +158,36 @@ def test_a_rental_that_fails_is_an_excluded_row_with_its_reason(
     runpod.settled()
     verified = runpod("verify", record["folder"], "--json")
     assert verified.returncode == 0, verified.stdout
+
+
+def _interpreter(place: Path, case: str) -> str:
+    """An interpreter for the fake pod: ours, but for the words on its command line that match `case`."""
+    place.write_text(f'#!/bin/sh\ncase "$*" in {case};; esac\nexec {sys.executable} "$@"\n')
+    place.chmod(0o755)
+    return str(place)
+
+
+def test_an_upload_that_outlasts_what_was_budgeted_is_ended_there(runpod: Rents, tmp_path: Path) -> None:
+    # Whoever receives the package takes its time; all that the rental may last is some 19 s.
+    python = _interpreter(tmp_path / "slow", "*package.sealed*) exec sleep 90")
+    short = ["order=protected-only", "measure.leg_deadline_extra_sec=10", "measure.leg_deadline_factor=1"]
+    words = [*short, f"provider.python={python}", "provider.boot_deadline_sec=4"]
+    planned = json.loads(runpod("plan", "--json", *SHORT, "provider=runpod", *words).stdout)
+    exit_code, record, err = runpod.rent(*words)
+    assert exit_code == 3, err
+    assert "rental-deadline" in codes(record)
+    assert "the time that was budgeted for the rental has passed" in err
+    assert 0 < record["figures"]["costUsd"] <= planned["maxUsd"]
+    runpod.settled()
+
+
+def test_a_machine_that_cannot_be_made_ready_says_why(runpod: Rents, tmp_path: Path) -> None:
+    python = _interpreter(tmp_path / "bare", "*NO_KERNELS*) echo 'torch has no kernels' >&2; exit 13")
+    exit_code, record, err = runpod.rent(f"provider.python={python}")
+    assert exit_code == 3, err
+    assert "torch-architecture" in codes(record)
+    assert "seal" not in err
+    runpod.settled()
 
 
 def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) -> None:

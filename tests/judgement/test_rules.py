@@ -10,7 +10,8 @@ import pytest
 
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
-from glasshouse.judgement.rules import FAILURE_TEXTS, RULES, check_rules, reason_text
+from glasshouse.judgement.reasons import FAILURE_TEXTS
+from glasshouse.judgement.rules import RULES, check_rules, reason_text
 from glasshouse.providers.cloud_api import CODES
 
 from .facts import (
