@@ -181,6 +181,7 @@ class Policy(Strict):
     freshness_sec: int = Field(ge=1, le=600)
     require_landlock: bool
     require_memfd_secret: bool
+    require_distributions: bool = False  # the controller listed beforehand what is installed on the pod
     allow_host_key_first_use: bool
     anti_debug_profile: Literal["standard", "strict"]
     launch_retries: int = Field(default=2, ge=0, le=2)
@@ -194,12 +195,13 @@ class Measure(Strict):
     blocks: int = Field(ge=8, le=100)  # of order=abba; the same bound for every order of a sweep
     burn_in_slots: int = Field(default=1, ge=0, le=10)
     margin_pct: float = Field(gt=0, le=50)
-    require_distributions: bool = False  # the controller listed beforehand what is installed on the pod
     delay_pct: float = Field(default=3.0, gt=0, le=50)  # the positive control's injected delay
     duration_tolerance_pct: float = Field(gt=0, le=50)
     head_interval_sec: float = Field(gt=0, le=60)  # how often event heads are countersigned
     leg_deadline_factor: float = Field(default=3.0, ge=1, le=20)
     leg_deadline_extra_sec: float = Field(default=180.0, ge=10, le=7200)
+    # Where steps and not time are fixed: what a step may take on average; the leg is ended there.
+    step_ceiling_sec: float = Field(default=1.0, gt=0, le=3600)
 
 
 class Spend(Strict):
@@ -233,10 +235,10 @@ class RunSpec(Strict):
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
         if self.control != "none" and self.order == "protected-only":
             raise ValueError("a control compares two arms: it cannot be order=protected-only")
-        return self
-
         if self.model.kind == "withheld" and self.payload == "public":
             raise ValueError("a model is withheld of a private job only: give the settings of a model")
+        return self
+
     @property
     def paid(self) -> bool:
         """Whether the provider charges money."""

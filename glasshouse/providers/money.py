@@ -10,7 +10,7 @@ from glasshouse.errors import UsageError
 from glasshouse.spec import PAID_PROVIDERS, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
-STEP_CEILING_SEC = 2.0  # what an optimiser step is budgeted with where the work, not the time, is fixed
+DEAD_MAN_MARGIN_SEC = 900.0  # the timer in the pod only acts when nobody else did
 CAP_VARIABLE = "GLASSHOUSE_MAX_USD"
 
 
@@ -25,32 +25,46 @@ def price(spec: RunSpec) -> float | None:
 def leg_deadline_sec(
     spec: RunSpec, *, warmup_sec: float, measured_sec: float | None, steps: int | None
 ) -> float:
-    """Seconds that one launch of a slot may take: its expected time x factor + extra.
-
-    With `steps` the work is fixed, so each step is budgeted with STEP_CEILING_SEC.
+    """Seconds that one launch of a slot may take, after which the leg is ended: what it is planned to take x
+    factor + extra. Where the work is fixed, a step may take `step_ceiling_sec`, which is a ceiling already.
     """
-    work = measured_sec if measured_sec is not None else (steps or 0) * STEP_CEILING_SEC
-    return spec.measure.leg_deadline_factor * (warmup_sec + work) + spec.measure.leg_deadline_extra_sec
+    measure = spec.measure
+    timed = warmup_sec + (measured_sec or 0.0)
+    fixed = 0.0 if measured_sec is not None else (steps or 0) * measure.step_ceiling_sec
+    return measure.leg_deadline_factor * timed + fixed + measure.leg_deadline_extra_sec
 
 
 def leg_deadlines_sec(spec: RunSpec) -> float:
     """Seconds that all legs together may take: the deadlines of every slot of the schedule."""
-    arms = 1 if spec.order == "protected-only" else 2
-    measured = spec.duration if spec.duration is not None else (spec.steps or 0) * STEP_CEILING_SEC
+    measure = spec.measure
+    arms = 1.0 if spec.order == "protected-only" else 2.0
     if spec.order == "abba":
-        burn_in = spec.measure.burn_in_slots
-        slots = 4 * spec.measure.blocks + burn_in
-        total = measured * arms + burn_in * measured / (2 * spec.measure.blocks)
-        total += slots * spec.measure.discard_sec
+        slots = 4 * measure.blocks + measure.burn_in_slots
+        arms += measure.burn_in_slots / (2 * measure.blocks)  # a burn-in slot is as long as the others
+        timed = slots * measure.discard_sec
     else:
-        slots = arms
-        total = measured * arms + slots * spec.measure.warmup_sec
-    return spec.measure.leg_deadline_factor * total + spec.measure.leg_deadline_extra_sec * slots
+        slots = int(arms)
+        timed = slots * measure.warmup_sec
+    fixed = 0.0
+    if spec.duration is not None:
+        timed += arms * spec.duration
+    else:
+        fixed = arms * (spec.steps or 0) * measure.step_ceiling_sec
+    return measure.leg_deadline_factor * timed + fixed + measure.leg_deadline_extra_sec * slots
 
 
 def rental_deadline_sec(spec: RunSpec) -> float:
-    """Seconds after which nothing of this run may still be rented: every boot attempt, then all legs."""
+    """Seconds after which nothing of this run may still be rented: every boot attempt, then all legs.
+
+    What comes between them (connecting, installing, uploads, new launches) has no time of its own: it takes
+    what boots and legs leave, and ends with the rest (remote.pod.Pod's deadline).
+    """
     return ATTEMPTS * spec.provider.boot_deadline_sec + leg_deadlines_sec(spec)
+
+
+def dead_man_sec(spec: RunSpec) -> float:
+    """Seconds from its start after which a rented machine asks for its own end."""
+    return rental_deadline_sec(spec) + DEAD_MAN_MARGIN_SEC
 
 
 def cost_ceiling(spec: RunSpec) -> float:

@@ -28,7 +28,11 @@ def test_ceiling_of_abba_counts_every_slot_and_burn_in() -> None:
 
 def test_ceiling_of_fixed_steps_budgets_each_step() -> None:
     spec = make_spec("runpod").model_copy(update={"duration": None, "steps": 40, "order": "protected-only"})
-    assert money.leg_deadlines_sec(spec) == 3 * (40 * money.STEP_CEILING_SEC + 5) + 180
+    assert money.leg_deadlines_sec(spec) == 3 * 5 + 40 * 1.0 + 180
+    measure = spec.measure.model_copy(update={"step_ceiling_sec": 0.15})
+    steady = spec.model_copy(update={"measure": measure, "steps": 30_000, "order": "raw-first"})
+    # 75 min an arm at twice the published 0.072 s a step, and two boots: not the 100 h of a blind factor.
+    assert money.leg_deadlines_sec(steady) == pytest.approx(2 * (3 * 5 + 4500 + 180))
 
 
 def test_price_counts_gpus_and_is_none_when_free_or_unknown() -> None:
