@@ -88,11 +88,11 @@ def _line(artifact: Artifact, *, local: bool) -> str:
 
 
 def _written(paths: Sequence[str]) -> str:
-    """How many files of each kind; which ones, --json says."""
+    """How many files, and where; which ones, --json says."""
     bundled = sum("/bundles/" in path for path in paths)
     ledger = sum("/ledger/" in path for path in paths)
-    kinds = (("artifacts", len(paths) - bundled - ledger), ("of bundles", bundled), ("of the ledger", ledger))
-    parts = ", ".join(f"{count} {kind}" for kind, count in kinds if count)
+    kinds = (("artifacts", len(paths) - bundled - ledger), ("bundles", bundled), ("the ledger", ledger))
+    parts = ", ".join(f"{count} in {kind}" for kind, count in kinds if count)
     return f"{len(paths)} files written: {parts} (--json lists them)"
 
 
