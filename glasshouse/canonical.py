@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 MAX_SAFE_INTEGER = 2**53 - 1  # RFC 8785 section 3.2.2.3: beyond it, IEEE doubles lose integers
 MAX_JSON_BYTES = 8 << 20
 MAX_JSON_DEPTH = 32
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # made once: `json.dumps` would make one for every string
 
 
 class CanonicalError(ValueError):
@@ -65,9 +66,12 @@ def _render(value: Any, floats: bool, depth: int) -> str:
 
 
 def _string(text: str) -> str:
-    if not text.isascii() and any(0xD800 <= ord(char) <= 0xDFFF for char in text):
-        raise CanonicalError("lone surrogate in a string")
-    return json.dumps(text, ensure_ascii=False)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CanonicalError("lone surrogate in a string") from error
+    return _ENCODER.encode(text)
 
 
 def _number(value: float) -> str:

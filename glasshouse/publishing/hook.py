@@ -1,4 +1,8 @@
-"""The MkDocs hook: hand the rendered pages to MkDocs, and close every page with a hashed CSP."""
+"""The MkDocs hook: hand the rendered pages to MkDocs, and close every page with a hashed CSP.
+
+There may be thousands of row pages, and the theme's part of each is the same but for a few places. So their
+HTML passes no Markdown parser, and the theme is rendered around the first of them only (frame.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -13,10 +18,22 @@ from mkdocs.structure.pages import Page
 
 from glasshouse.errors import GlasshouseError
 from glasshouse.publishing.csp import with_policy
+from glasshouse.publishing.frame import TEMPLATE, Frames
 from glasshouse.publishing.pages import framed_tables, render
 from glasshouse.publishing.store import OVERLAY, read_publication
 
 _ANCHOR = re.compile(r' id="([^"]+)"')
+ROWS = "rows/"
+
+
+class RowPage(Page):
+    """A page outside the navigation whose source is finished HTML behind front matter."""
+
+    def render(self, config: MkDocsConfig, files: Files) -> None:  # noqa: ARG002 -- MkDocs' signature
+        """Take the source as the content; anchors are listed, so that links to them are validated."""
+        self.content = self.markdown or ""
+        self.present_anchor_ids = set(_ANCHOR.findall(self.content))
+        self.meta["template"] = TEMPLATE
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,7 +44,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     except GlasshouseError as error:
         raise PluginError(f"error: {error}") from error
     for path, content in render(publication).items():
-        files.append(File.generated(config, path, content=content))
+        file = File.generated(config, path, content=content)
+        if path.startswith(ROWS):
+            RowPage(None, file, config)  # it becomes the file's page
+        files.append(file)
     for item in sorted(publication.local):
         source = root / OVERLAY / f"{item}.json"
         files.append(File.generated(config, f"research/artifacts/{item}.json", abs_src_path=str(source)))
@@ -38,9 +58,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_env(env: Environment, config: MkDocsConfig, files: Files) -> Environment:  # noqa: ARG001 -- as above
+    """Let row pages share one rendering of the theme."""
+    env.globals["framed"] = Frames(env).framed
+    return env
+
+
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Keep finished HTML away from the Markdown parser, which is most of a large build's time."""
-    if page.meta.get("finished"):
+    """Keep finished HTML away from the Markdown parser."""
+    if page.meta.get("finished") and not isinstance(page, RowPage):
         page.meta["finished"] = markdown
         return ""
     return markdown
@@ -48,6 +74,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def on_page_content(html: str, page: Page, **_: Any) -> str:
     """Put the finished HTML back, and tell MkDocs its anchors, so that links to them are validated."""
+    if isinstance(page, RowPage):
+        return html
     if not page.meta.get("finished"):
         return framed_tables(html)
     finished = str(page.meta["finished"])
