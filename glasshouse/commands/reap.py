@@ -2,6 +2,7 @@
 
   glasshouse reap --dry-run    say what would be done
   glasshouse reap              do it
+  glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
 
 Exit code 4 when something of ours may still be running; the lines above it say what and where.
 """
@@ -24,6 +25,9 @@ CLEAN_UP_NOT_PROVEN = CleanupNotProven.exit_code
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument(
+        "--elsewhere", action="store_true", help="also runs of other hosts, of which you know that they ended"
+    )
     # What a run starts beside itself: it waits on stdin, and finishes the run when its controller dies.
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
 
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if not wait_for_end():
             watch(args.watch, screen)
         return 0
-    found = reap_all(screen, dry_run=args.dry_run)
+    found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
     code = max((_code(item) for item in found), default=0)
     if args.json:
         emit({"ok": code == 0, "allocations": [asdict(item) for item in found]})
@@ -48,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _code(item: Reaped) -> int:
-    settled = item.state in ("live", "would-reap") or item.proof == "zero"
+    settled = item.state in ("live", "elsewhere", "would-reap") or item.proof == "zero"
     return 0 if settled else CLEAN_UP_NOT_PROVEN

@@ -19,7 +19,9 @@ from glasshouse.spec import Provider as ProviderConfig
 
 @dataclass(frozen=True)
 class Reaped:
-    """One allocation looked at. `state`: reaped, recorded, live (its controller runs), would-reap, failed."""
+    """One allocation looked at. `state`: reaped, live (its controller runs), elsewhere (it may run on another
+    host), would-reap, failed.
+    """
 
     run: str
     name: str
@@ -29,17 +31,23 @@ class Reaped:
     detail: str
 
 
-def reap_all(screen: Screen, *, dry_run: bool = False) -> list[Reaped]:
-    """Reap every allocation in the journal that is not proven gone and whose controller is dead."""
+def reap_all(screen: Screen, *, dry_run: bool = False, elsewhere: bool = False) -> list[Reaped]:
+    """Reap every allocation in the journal that is not proven gone and whose controller is dead.
+
+    In a shared journal a controller on another host counts as alive, unless `elsewhere`.
+    """
     with Journal() as journal:
-        return list(_each(journal, screen, dry_run))
+        return list(_each(journal, screen, dry_run=dry_run, elsewhere=elsewhere))
 
 
-def _each(journal: Journal, screen: Screen, dry_run: bool) -> Iterator[Reaped]:
+def _each(journal: Journal, screen: Screen, *, dry_run: bool, elsewhere: bool) -> Iterator[Reaped]:
     for entry in journal.open_entries():
         folder = Path(str(entry.detail.get("folder", "")))
         if entry.controller_alive:
             yield _said(entry, "live", "its controller is running")
+        elif journal.shared and not entry.controller_here and not elsewhere:
+            host = entry.controller_host
+            yield _said(entry, "elsewhere", f"reap on {host}, or here with --elsewhere if {host} is gone")
         elif dry_run:
             yield _said(entry, "would-reap", "its controller is gone")
         else:

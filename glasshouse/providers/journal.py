@@ -2,7 +2,9 @@
 
 The intent is on disk before the create call leaves; the entry stays open until a release proved zero.
 SQLite by default (state_dir()/state.db, WAL, synchronous=FULL: a commit that returned survives a power
-cut), any SQLAlchemy URL in GLASSHOUSE_STATE, so that a sweep over several hosts shares one journal.
+cut), PostgreSQL by its SQLAlchemy URL in GLASSHOUSE_STATE, so that sweeps on several hosts share one journal
+and one cap. Of a process on another host nobody here can see whether it lives: its reservation counts until
+its time is up, what it has rented counts besides, and `reap` leaves its entries alone unless told.
 """
 
 from __future__ import annotations
@@ -72,11 +74,7 @@ class Entry:
 
     @property
     def controller_alive(self) -> bool:
-        """Whether the process that wrote the entry still runs on this machine.
-
-        False for a controller on another host: that is not visible from here, so ask before reaping shared
-        journals (`controller_host`).
-        """
+        """Whether the process that wrote the entry runs on this machine; False for one on another host."""
         return _alive(self.controller)
 
     @property
@@ -84,30 +82,34 @@ class Entry:
         """The name of the machine whose controller wrote the entry."""
         return self.controller.split(":", 1)[0]
 
+    @property
+    def controller_here(self) -> bool:
+        """Whether that machine is this one, so that its processes can be seen."""
+        return self.controller_host == socket.gethostname()
+
 
 class Journal:
     """Open with `Journal()`; safe to use from several processes, and from threads of one."""
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url or os.environ.get("GLASSHOUSE_STATE") or f"sqlite:///{paths.state_dir() / 'state.db'}"
-        try:
-            # No pool: a connection is open only while a statement runs, so forks and threads share nothing.
-            self._engine = sa.create_engine(self._url, poolclass=sa.NullPool)
-        except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-            raise UsageError(
-                "not a usable database address",
-                field="GLASSHOUSE_STATE",
-                value=_scheme(self._url),
-                remedy="give an SQLAlchemy URL such as sqlite:////path/state.db or postgresql+psycopg://...",
-            ) from error
+        self._engine = _engine(self._url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _durable)
             if self._engine.url.database:
                 with contextlib.suppress(OSError):  # the first statement says it better
                     Path(self._engine.url.database).touch(mode=0o600)
         with self._transaction() as connection:
+            if self.shared:
+                # Two controllers that start at once on a new database would both create the tables.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7160412)")
             for table in (_allocations, _reservations):
                 connection.execute(CreateTable(table, if_not_exists=True))
+
+    @property
+    def shared(self) -> bool:
+        """Whether controllers on other hosts may write to it."""
+        return self._engine.dialect.name == "postgresql"
 
     def intend(self, run: str, name: str, provider: str, detail: Mapping[str, Any]) -> None:
         """Record that `name` is about to be created; returns once that is durable.
@@ -155,7 +157,7 @@ class Journal:
         row = {"id": key, "controller": _controller(str(os.getpid())), "usd": usd, "until": until}
         left = sum(_ceiling(entry) for entry in self.open_entries() if not entry.controller_alive)
         with self._transaction() as connection:
-            if connection.dialect.name == "postgresql":
+            if self.shared:
                 connection.execute(sa.text("LOCK TABLE reservations IN EXCLUSIVE MODE"))
             # Written before the others are read: under SQLite that takes the lock, so two processes queue.
             connection.execute(_reservations.insert().values(row))
@@ -215,6 +217,23 @@ class Journal:
                 value=_scheme(self._url),
                 remedy="check that the state folder, or the database, is there and writable",
             ) from error
+
+
+def _engine(url: str) -> sa.Engine:
+    cause = None
+    try:
+        # No pool: a connection is open only while a statement runs, so forks and threads share nothing.
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        if engine.dialect.name in ("sqlite", "postgresql"):
+            return engine
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        cause = error
+    raise UsageError(
+        "not a usable database address",
+        field="GLASSHOUSE_STATE",
+        value=_scheme(url),
+        remedy="give sqlite:////path/state.db, or with the extra postgres postgresql+psycopg://user@host/name",
+    ) from cause
 
 
 def _entry(row: sa.RowMapping) -> Entry:
