@@ -10,7 +10,16 @@ from typing import Literal, Protocol, Self
 from glasshouse.remote.endpoint import Endpoint, HostKeySource
 from glasshouse.spec import RunSpec
 
-__all__ = ["Allocation", "Endpoint", "HostKeySource", "Progress", "Proof", "Provider", "ReleaseProof"]
+__all__ = [
+    "Allocation",
+    "Endpoint",
+    "HostKeySource",
+    "Progress",
+    "Proof",
+    "Provider",
+    "ReleaseProof",
+    "unrented",
+]
 
 Proof = Literal["zero", "nonzero", "unknown"]
 Progress = Callable[[str], None]  # one short line for the person who waits
@@ -34,6 +43,21 @@ class Allocation:
     tier: str | None
     image_digest: str
     usd_per_hour: float | None
+
+
+def unrented(kind: str, name: str, endpoint: Endpoint) -> Allocation:
+    """An allocation that nobody charges for: its name is its only id, and nobody declares a GPU."""
+    return Allocation(
+        provider=kind,
+        id=name,
+        name=name,
+        endpoint=endpoint,
+        gpu_model=None,
+        instance_id=None,
+        tier=None,
+        image_digest="",
+        usd_per_hour=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -71,9 +95,6 @@ class Provider(Protocol):
 
     def known_ids(self, name: str) -> tuple[str, ...]:
         """The provider's own ids of all that this object created for `name`."""
-
-    def plan_price(self, spec: RunSpec) -> float | None:
-        """US dollars an hour to budget with, before anything is asked of the provider; None when free."""
 
     def allocate(self, name: str, spec: RunSpec, progress: Progress) -> Allocation:
         """Create what `name` (`gh-<run>-<nonce>`) will be known by. Raises UsageError, ProviderError."""

@@ -57,10 +57,6 @@ class Cloud:
         self._wanted(spec)
         self.api.check()
 
-    def plan_price(self, spec: spec.RunSpec) -> float | None:
-        """US dollars an hour to budget with: the ceiling in conf/gpu."""
-        return money.price(spec)
-
     def allocate(self, name: str, spec: spec.RunSpec, progress: Progress) -> Allocation:
         """Rent one machine named `name` (`gh-<run>-<nonce>`). Raises UsageError, ProviderError.
 

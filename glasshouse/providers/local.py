@@ -15,7 +15,7 @@ from typing import Self
 
 from glasshouse import paths, spec
 from glasshouse.errors import ProviderError, UsageError
-from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof, unrented
 from glasshouse.providers.pod_server import USER, PodServer
 from glasshouse.providers.proofs import proof_from_sweep, unknown
 from glasshouse.remote.sweep_script import NAME, sweep
@@ -46,10 +46,6 @@ class LocalProvider:
     def known_ids(self, name: str) -> tuple[str, ...]:  # noqa: ARG002  the name says it all here
         """Nobody gives out ids here."""
         return ()
-
-    def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
-        """Nothing is rented."""
-        return None
 
     def allocate(
         self,
@@ -83,17 +79,7 @@ class LocalProvider:
             python=python,
             workdir=str(home),
         )
-        return Allocation(
-            provider=self.kind,
-            id=name,
-            name=name,
-            endpoint=endpoint,
-            gpu_model=None,
-            instance_id=None,
-            tier=None,
-            image_digest="",
-            usd_per_hour=None,
-        )
+        return unrented(self.kind, name, endpoint)
 
     def release(
         self,

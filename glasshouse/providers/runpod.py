@@ -22,7 +22,6 @@ from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, 
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
 KEY_VARIABLE: Final = "RUNPOD_API_KEY"
-DEAD_MAN_MARGIN_SEC: Final = 900.0
 _STATES: Final[dict[str, State]] = {
     "PROVISIONING": "assigning",
     "STARTING": "starting",
@@ -133,7 +132,7 @@ class RunPodApi:
             "disk": self._config.disk_gb,
             "ports": ["22/tcp"],
             "startSsh": True,
-            "args": bootscript.runpod_start(money.rental_deadline_sec(rental.run) + DEAD_MAN_MARGIN_SEC),
+            "args": bootscript.runpod_start(money.dead_man_sec(rental.run)),
             "env": {
                 "PUBLIC_KEY": rental.keys.client_public,
                 "GLASSHOUSE_HOST_KEY": rental.keys.host_private_b64,

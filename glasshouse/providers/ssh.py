@@ -13,7 +13,7 @@ from typing import Self
 from glasshouse import spec
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import RemoteError, UsageError
-from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof, unrented
 from glasshouse.providers.proofs import proof_from_sweep, unknown
 from glasshouse.remote import sweep_script
 from glasshouse.remote.connection import load_key, pinned_lines
@@ -42,10 +42,6 @@ class SshProvider:
         """Nobody gives out ids here."""
         return ()
 
-    def plan_price(self, spec: spec.RunSpec) -> float | None:  # noqa: ARG002  the same for every run
-        """Nothing is rented."""
-        return None
-
     def allocate(
         self,
         name: str,
@@ -68,17 +64,7 @@ class SshProvider:
             folder = f"{endpoint.workdir}/{name}"
             self._reached = True
             pod.check(["mkdir", "-p", "-m", "700", "--", folder], "making the pod folder")
-        return Allocation(
-            provider=self.kind,
-            id=name,
-            name=name,
-            endpoint=dataclasses.replace(endpoint, known_hosts=self._pinned),
-            gpu_model=None,
-            instance_id=None,
-            tier=None,
-            image_digest="",
-            usd_per_hour=None,
-        )
+        return unrented(self.kind, name, dataclasses.replace(endpoint, known_hosts=self._pinned))
 
     def release(
         self,

@@ -19,7 +19,6 @@ from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, 
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
 KEY_VARIABLE: Final = "VAST_API_KEY"
-DEAD_MAN_MARGIN_SEC: Final = 900.0
 MIN_RELIABILITY: Final = 0.98
 MAX_CANDIDATES: Final = 5
 PAGE: Final = 25  # the API's largest page
@@ -125,7 +124,7 @@ class VastApi:
 
     def create(self, rental: Rental, candidate: Candidate) -> Machine:
         """PUT /v0/asks/{id}/ once. `onstart` holds the throwaway host key: never print an instance."""
-        dead_man = money.rental_deadline_sec(rental.run) + DEAD_MAN_MARGIN_SEC
+        dead_man = money.dead_man_sec(rental.run)
         body: dict[str, Any] = {
             "client_id": "me",
             "image": self._config.image,

@@ -54,7 +54,6 @@ def test_a_pod_lives_and_leaves_nothing(make_spec: MakeSpec, glasshouse_home: Pa
     name = new_name()
     provider: Provider
     with LocalProvider(CONFIG) as provider:
-        assert provider.plan_price(make_spec()) is None
         allocation = provider.allocate(name, make_spec(), silent)
         place = pod_place(name)
         assert place.is_relative_to(paths.state_dir())

@@ -193,11 +193,6 @@ def test_no_key_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_plan_price_is_the_ceiling_in_config() -> None:
-    with rented("runpod") as it:
-        assert it.provider.plan_price(it.spec) == 0.3
-
-
 def test_the_start_command_runs_an_sshd_where_the_image_has_no_start_script(tmp_path: Path) -> None:
     sshd = tmp_path / "usr/sbin/sshd"
     sshd.parent.mkdir(parents=True)

@@ -138,8 +138,7 @@ def test_onstart_fits_with_the_longest_settings() -> None:
 
 
 def test_the_dead_man_timer_destroys_the_machine_from_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glasshouse.providers.vastai.money.rental_deadline_sec", lambda _run: 1.0)
-    monkeypatch.setattr("glasshouse.providers.vastai.DEAD_MAN_MARGIN_SEC", 0.0)
+    monkeypatch.setattr("glasshouse.providers.vastai.money.dead_man_sec", lambda _run: 1.0)
     with rented("vastai") as it:
         it.allocate()
         assert it.state()["active"] == 1
