@@ -13,6 +13,7 @@ fit.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         )
     leaves = _leaves(args.leaves)
     if args.action == "checkpoint":
+        if not keys.local_keyring().with_role("publisher"):
+            sys.stderr.write("making this machine's publisher key; `glasshouse keys` lists it\n")
         note = ledger.sign_checkpoint(leaves, keys.publisher_key())
         emit({"checkpoint": note, "size": len(leaves)}) if args.json else say(note.rstrip("\n"))
     else:

@@ -54,3 +54,9 @@ def test_keys_are_made_once_and_list_only_public_halves(call: Call) -> None:
     secrets = [path.read_bytes() for path in paths.keys_dir().glob("*.pem")]
     assert secrets
     assert all(secret.split(b"\n")[1] not in first.encode() for secret in secrets)
+
+
+def test_a_first_checkpoint_says_that_it_makes_a_key(call: Call) -> None:
+    first, second = call("ledger", "checkpoint"), call("ledger", "checkpoint")
+    assert (first[:2], second[2]) == (second[:2], "")
+    assert first[2] == "making this machine's publisher key; `glasshouse keys` lists it\n"
