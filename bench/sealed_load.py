@@ -7,9 +7,20 @@ Every way loads into fresh host memory from the page cache, in turn, for several
 way's median and extremes, and how its time compares to the sealed load of the same run: only ratios travel.
 
     sealed             open_package: every byte decrypted and authenticated, into huge pages
+    sealed, trainer    the same as a leg does it: opened in a forked custodian, read by a forked trainer
     plain, same pages  the same bytes by preadv, in the same chunks and threads, into the same huge pages
     plain, 4 KiB       the same into ordinary pages: what page faults cost
     safetensors        load_file, then a copy of each tensor (load_file alone only maps the file)
+    tensorizer         the tensorizer package, every tensor loaded to the processor; plain and encrypted
+
+The two of tensorizer are there if this interpreter finds it (and libsodium, for its encryption). It is no
+dependency of ours; into a folder of its own, beside the torch that is here, it goes by
+
+    pip install --target /tmp/tensorizer --no-deps tensorizer protobuf psutil redis hiredis libnacl \\
+        boto3 botocore jmespath s3transfer python-dateutil six urllib3
+    PYTHONPATH=/tmp/tensorizer python bench/sealed_load.py
+
+and reads with twice as many readers as there are threads: that was its fastest of 1, 2 and 4 on two cores.
 
 A job loads once, into memory it never touched. So malloc's mmap threshold is pinned: otherwise glibc raises
 it after the first round, and safetensors' later copies would go to pages that are already there. Other work
@@ -36,7 +47,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from glasshouse.sealing.container import TensorSpec, fresh_payload_key, open_package, seal_package
+from glasshouse.sealing.container import (
+    OpenedPackage,
+    TensorSpec,
+    fresh_payload_key,
+    open_package,
+    seal_package,
+)
 from glasshouse.sealing.memory import private_region
 from glasshouse.sealing.packing import CHUNK_BYTES, thread_count
 
@@ -81,14 +98,18 @@ def measure(folder: Path, count: int, rounds: int, threads: int) -> dict:
         for view in views.values():
             out.write(view)
     save_file(tensors, folder / "safetensors")
+    tensorized, missing = tensorizer_ways(folder, tensors, threads)
 
     package = open_package(folder / "sealed", payload_key=key, manifest_hash=digest, threads=threads)
     assert all(package.tensors[name][1] == view for name, view in views.items()), "the sealed load is wrong"
     package.wipe()
     del package, views, specs, tensors
 
-    def sealed() -> object:
+    def sealed() -> OpenedPackage:
         return open_package(folder / "sealed", payload_key=key, manifest_hash=digest, threads=threads)
+
+    def trainer() -> object:
+        return as_a_leg(sealed)
 
     def plain_huge() -> object:
         return read_plain(folder / "plain", private_region(size), size, threads)
@@ -103,9 +124,11 @@ def measure(folder: Path, count: int, rounds: int, threads: int) -> dict:
 
     ways: dict[str, Callable[[], object]] = {
         "sealed": sealed,
+        "sealed, trainer": trainer,
         "plain, same pages": plain_huge,
         "plain, 4 KiB": plain_small,
         "safetensors": safetensors,
+        **tensorized,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
@@ -125,6 +148,7 @@ def measure(folder: Path, count: int, rounds: int, threads: int) -> dict:
         "threads": threads,
         "rounds": rounds,
         "sealSec": round(seal_sec, 2),
+        "missing": missing,
         "ways": {
             name: {
                 "gibPerSec": round(size / 2**30 / statistics.median(times), 2),
@@ -136,6 +160,61 @@ def measure(folder: Path, count: int, rounds: int, threads: int) -> dict:
             for name, times in seconds.items()
         },
     }
+
+
+def as_a_leg(load: Callable[[], OpenedPackage]) -> None:
+    """Open a package the way a leg does; returns once the trainer has read every page and ended.
+
+    The custodian is forked and opens it; the trainer is forked from it and the custodian exits.
+    """
+    ended, alive = os.pipe()
+    custodian = os.fork()
+    if custodian == 0:
+        try:
+            package = load()
+            if os.fork() == 0:
+                found = memoryview(package.region)[:: mmap.PAGESIZE].tobytes()
+                os.write(alive, len(found).to_bytes(8, "big"))
+        finally:
+            os._exit(0)
+    os.close(alive)
+    os.waitpid(custodian, 0)
+    with os.fdopen(ended, "rb") as stream:
+        assert len(stream.read()) == 8, "no trainer came to hold the package"
+
+
+def tensorizer_ways(
+    folder: Path, tensors: dict[str, torch.Tensor], threads: int
+) -> tuple[dict[str, Callable[[], object]], str]:
+    """Ways to load the same tensors with tensorizer; where it cannot be used, none of them and why."""
+    try:
+        from tensorizer import (  # noqa: PLC0415 -- no dependency of ours
+            DecryptionParams,
+            EncryptionParams,
+            TensorDeserializer,
+            TensorSerializer,
+        )
+    except ImportError as error:
+        return {}, f"tensorizer is not compared: {error}"
+    secret = EncryptionParams.random()
+
+    def way(name: str, encryption: object, decryption: object) -> Callable[[], object]:
+        path = str(folder / name)
+        writer = TensorSerializer(path, encryption=encryption)
+        writer.write_state_dict(tensors)
+        writer.close()
+
+        def load() -> object:
+            return TensorDeserializer(path, device="cpu", num_readers=2 * threads, encryption=decryption)
+
+        loaded = load()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items()), path
+        return load
+
+    return {
+        "tensorizer": way("tensorizer", None, None),
+        "tensorizer, encrypted": way("encrypted", secret, DecryptionParams.from_key(secret.key)),
+    }, ""
 
 
 def read_plain(path: Path, region: mmap.mmap, size: int, threads: int) -> mmap.mmap:
@@ -172,11 +251,13 @@ def table(report: dict) -> str:
         f"{run}, {report['machine']}, load average {report['loadAverage']}",
         f"sealing took {report['sealSec']} s (SHA-256 of the plaintext, then encryption)",
         "",
-        f"{'way':<20}{'GiB/s':>8}{'lowest':>9}{'highest':>9}   time / sealed (median, best)",
+        f"{'way':<23}{'GiB/s':>8}{'lowest':>9}{'highest':>9}   time / sealed (median, best)",
     ]
     for name, row in report["ways"].items():
         speeds = f"{row['gibPerSec']:>8}{row['lowest']:>9}{row['highest']:>9}"
-        lines.append(f"{name:<20}{speeds}   {row['timeOverSealed']}x  {row['bestOverSealed']}x")
+        lines.append(f"{name:<23}{speeds}   {row['timeOverSealed']}x  {row['bestOverSealed']}x")
+    if report["missing"]:
+        lines += ["", report["missing"]]
     return "\n".join(lines)
 
 
