@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from glasshouse import paths, spec
 from glasshouse.errors import ProviderError, UsageError
@@ -24,7 +25,7 @@ from glasshouse.providers import cloud_release, hostkeys, money
 from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
 from glasshouse.providers.cloud_api import CloudApi, Machine, Rental, code_of, explain, refused
 from glasshouse.providers.cloud_boot import as_asked, boot
-from glasshouse.providers.cloud_http import ApiError
+from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
 # Faults of a machine, not of the request: another machine may do better.
 REPLACEABLE: Final = ("boot-failed", "boot-timeout", "host-key-mismatch", "ssh-unreachable")
@@ -234,6 +235,21 @@ class Cloud:
             image_digest=digest[1] if digest else "",
             usd_per_hour=machine.usd_per_hour,
         )
+
+
+def open_cloud(
+    make_api: Callable[[spec.CloudProvider, CloudHttp], CloudApi],
+    config: spec.CloudProvider,
+    key: Credential,
+    *,
+    message_of: Callable[[Any], str],
+    timing: Timing | None,
+) -> Cloud:
+    """Open one paid API. `message_of` finds the provider's words in an error document. Raises UsageError."""
+    http = CloudHttp(
+        config.base_url, key, message_of=message_of, timeout_sec=config.request_timeout_sec, timing=timing
+    )
+    return Cloud(make_api(config, http), config)
 
 
 def keys_folder(name: str) -> Path:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from glasshouse import spec
 from glasshouse.errors import UsageError
 from glasshouse.providers import bootscript, money
-from glasshouse.providers.cloud import Cloud
+from glasshouse.providers.cloud import Cloud, open_cloud
 from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
@@ -49,11 +49,8 @@ def open_vastai(
     config: spec.CloudProvider, *, environ: Mapping[str, str] | None = None, timing: Timing | None = None
 ) -> Cloud:
     """Open the provider; the key comes from VAST_API_KEY. Raises UsageError."""
-    http = CloudHttp(
-        config.base_url, Credential(KEY_VARIABLE, environ), message_of=_message,
-        timeout_sec=config.request_timeout_sec, timing=timing,
-    )  # fmt: skip
-    return Cloud(VastApi(config, http), config)
+    key = Credential(KEY_VARIABLE, environ)
+    return open_cloud(VastApi, config, key, message_of=_message, timing=timing)
 
 
 class VastApi:

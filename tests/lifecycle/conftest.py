@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.providers.pod_server import PodServer
 from glasshouse.remote.endpoint import Endpoint
-from tests.remote.conftest import embedded_endpoint
+from tests.remote.conftest import embedded_endpoint, serving
 
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
-    home, keys = tmp_path / "pod-home", tmp_path / "pod-keys"
-    home.mkdir()
-    keys.mkdir()
-    server = PodServer(home, keys)
-    server.start(10.0)
-    yield embedded_endpoint(server)
-    server.stop()
+    with serving(tmp_path) as server:
+        yield embedded_endpoint(server)

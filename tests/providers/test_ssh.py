@@ -17,20 +17,16 @@ from glasshouse.providers.pod_server import USER, PodServer
 from glasshouse.providers.ssh import SshProvider
 from glasshouse.remote.pod import Pod, Timeouts
 from tests.providers.test_local import alive, new_name, silent
+from tests.remote.conftest import serving
 
 MakeSpec = Callable[..., spec.RunSpec]
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[PodServer]:
-    home, keys = tmp_path / "pod-home", tmp_path / "pod-keys"
-    home.mkdir()
-    keys.mkdir()
-    running = PodServer(home, keys)
-    running.start(10.0)
-    (keys / "known_hosts").write_text(running.known_hosts_line() + "\n")
-    yield running
-    running.stop()
+    with serving(tmp_path) as running:
+        (running.key_path.parent / "known_hosts").write_text(running.known_hosts_line() + "\n")
+        yield running
 
 
 def embedded(server: PodServer, **changes: object) -> spec.SshProvider:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,24 @@ def embedded_endpoint(server: PodServer) -> Endpoint:
     )
 
 
-@pytest.fixture
-def pod_server(tmp_path: Path) -> Iterator[PodServer]:
-    home, keys = tmp_path / "pod-home", tmp_path / "pod-keys"
+@contextmanager
+def serving(place: Path) -> Iterator[PodServer]:
+    """The embedded server, with its home and its keys in folders of `place`."""
+    home, keys = place / "pod-home", place / "pod-keys"
     home.mkdir()
     keys.mkdir()
     server = PodServer(home, keys)
     server.start(10.0)
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def pod_server(tmp_path: Path) -> Iterator[PodServer]:
+    with serving(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(params=["embedded", pytest.param("openssh", marks=pytest.mark.sshd)])
