@@ -55,7 +55,11 @@ class LegResult:
     @property
     def trained_steps(self) -> float:
         """Optimiser steps taken from the start, those of the warm-up included."""
-        return self.steps / self.units * (self.units + self.warmup_units) if self.units > 0 else float(self.steps)
+        return (
+            self.steps / self.units * (self.units + self.warmup_units)
+            if self.units > 0
+            else float(self.steps)
+        )
 
     @property
     def deterministic(self) -> bool:

@@ -79,13 +79,13 @@ def judge(facts: RunFacts, method: int = METHOD) -> Judgement:
         row=row_id(facts.run, facts.spec),
         status="excluded" if failed else "verified",
         exclusion=failed,
-        caveats=caveats_of(observed(facts, figures), method),
+        caveats=caveats_of(observed(facts, figures, method), method),
         figures=figures,
         checks=checks,
     )
 
 
-def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
+def observed(facts: RunFacts, figures: dict[str, Any], method: int = METHOD) -> Observed:
     """Reduce a run to what the caveats look at."""
     spec, lives = facts.spec, [life for _, _, life in facts.lifecycles]
     arms = [facts.results(arm) for arm in ("protected", "raw")]
@@ -120,7 +120,7 @@ def observed(facts: RunFacts, figures: dict[str, Any]) -> Observed:
         residue_left=tuple(sorted({needle.name for needle in needles if needle.after})),
         file_barrier=_weakest([life.file_barrier for life in lives if life.file_barrier]),
         swap_kib=max((life.swap_kib for life in lives if life.swap_kib is not None), default=None),
-        bit_identical=any(explained for _, _, explained in equal_outputs(facts)),
+        bit_identical=any(explained for _, _, explained in equal_outputs(facts, method)),
     )
 
 

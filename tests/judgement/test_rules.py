@@ -234,7 +234,9 @@ def test_adapters_may_be_equal_where_that_is_what_should_happen() -> None:
     assert codes(uneven) == {"adapter-digests-equal"}
     # What counts is every step since the start: one more of the warm-up, one less of the measured stretch.
     units = uneven.slots[1].result.units - 1
-    assert codes(with_result(uneven, 1, units=units, steps=20 * units)) == set()
+    even = with_result(uneven, 1, units=units, steps=20 * units)
+    assert codes(even) == set()
+    assert {check.code for check in check_rules(even, 1) if not check.ok} == {"adapter-digests-equal"}
 
 
 def test_a_stretch_may_end_one_slow_unit_late() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
+from glasshouse.judgement.rules import METHOD
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD
 from glasshouse.records.signing import BUNDLE_TYPE, PLAN_TYPE, open_statement, sign_statement
 from glasshouse.records.verify import Verification, verify
@@ -124,7 +125,7 @@ def test_a_signed_record_that_does_not_follow_from_its_evidence_fails(
 
 
 def test_a_record_of_an_unknown_method_fails(made: Made, tmp_path: Path) -> None:
-    for method in (0, 2, None, True, "1"):
+    for method in (0, METHOD + 1, None, True, "1"):
 
         def change(files: dict[str, bytes], method: Any = method) -> None:
             files[RECORD] = edited(files[RECORD], method=method)
