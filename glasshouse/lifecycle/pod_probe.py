@@ -7,6 +7,8 @@ last line of stderr says it in words. Standard library only, but for what is ask
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import sys
 
 CODES = {
@@ -16,6 +18,9 @@ CODES = {
     14: "gpu-probe-failed",
     15: "libraries-missing",
 }
+HPKE = "cryptography.hazmat.primitives.hpke"
+# Devices of NVIDIA's driver, of Windows' for Linux guests, and of AMD's: without one, no GPU will be seen.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # How CUDA says that a kernel was not built for the device; torch has no exception of its own for it.
 NO_KERNELS = ("no kernel image", "invalid device function")
 
@@ -25,6 +30,8 @@ def probe(gpu: str, modules: list[str]) -> tuple[int, str]:
     version = tuple(sys.version_info[:2])  # of the pod, not of where this is checked
     if version < (3, 11):
         return 11, f"Python is {version[0]}.{version[1]}, older than 3.11"
+    if gpu == "any" and not any(os.path.exists(device) for device in GPU_DEVICES):  # noqa: PTH110
+        return _installed(modules)
     try:
         torch = importlib.import_module("torch")
     except Exception as error:  # noqa: BLE001  a broken build fails in any way
@@ -42,10 +49,21 @@ def probe(gpu: str, modules: list[str]) -> tuple[int, str]:
     if gpu == "must" and not seen:
         return 14, "torch sees no GPU"
     try:
-        for name in [*modules, "cryptography.hazmat.primitives.hpke"]:
+        for name in [*modules, HPKE]:
             importlib.import_module(name)
     except Exception as error:  # noqa: BLE001  as above
         return 15, f"a library is missing: {_words(error)}"
+    return 0, ""
+
+
+def _installed(modules: list[str]) -> tuple[int, str]:
+    """Look whether all is installed: with no GPU to try, importing it would only cost every run seconds."""
+    for name, status in (("torch", 12), *((name, 15) for name in [*modules, HPKE])):
+        try:
+            if importlib.util.find_spec(name) is None:
+                return status, f"{name} is not installed"
+        except ImportError as error:  # a package on the way to it
+            return status, f"{name} is not installed: {_words(error)}"
     return 0, ""
 
 
