@@ -1,0 +1,119 @@
+"""What `Pod.put` sends over SSH on loopback, beside scp to the same OpenSSH server.
+
+    python bench/upload.py [MIB [ROUNDS]]      1024 MiB, 5 rounds; needs root, an OpenSSH server and scp
+
+Both ends of both are on this machine, so its cores are shared by sender, receiver and whatever else runs. The
+two take turns, and each starts from a fresh connection; ours also hashes on both ends and renames into place.
+The target of the project: at least 80% of scp's speed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.pod import Pod
+
+SSHD = "/usr/sbin/sshd"
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[Endpoint]:
+    """An OpenSSH server with its default ciphers, and keys of its own."""
+    if not Path(SSHD).exists() or shutil.which("scp") is None or os.geteuid() != 0:
+        sys.exit(
+            "error: needs root, an OpenSSH server and scp: apt-get install openssh-server openssh-client"
+        )
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    for name in ("host", "client"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    config = folder / "config"
+    config.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nStrictModes no\nUsePAM no\n"
+        f"AuthorizedKeysFile {folder}/client.pub\nPidFile none\nPermitRootLogin prohibit-password\n"
+        "Subsystem sftp internal-sftp\n"
+    )
+    public = (folder / "host.pub").read_text().split()
+    line = f"[127.0.0.1]:{port} {public[0]} {public[1]}"
+    (folder / "known_hosts").write_text(f"{line}\n")
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
+    endpoint = Endpoint(
+        "127.0.0.1", port, "root", folder / "client", (line,), "pinned", sys.executable, str(folder)
+    )
+    try:
+        for _ in range(100):
+            with socket.socket() as ready:
+                if ready.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield endpoint
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main() -> None:
+    mib = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    with tempfile.TemporaryDirectory(prefix="gh-upload-") as name, server(Path(name)) as endpoint:
+        folder = Path(name)
+        source, target = folder / "source", folder / "target"
+        with source.open("wb") as out:
+            for _ in range(mib):
+                out.write(os.urandom(1 << 20))  # random: nothing on the way may win by compressing
+        os.sync()
+
+        def ours() -> None:
+            with Pod(endpoint) as pod:
+                pod.put(source, str(target))
+
+        def scp() -> None:
+            options = ["-q", "-P", str(endpoint.port), "-i", str(endpoint.key_path), "-o", "BatchMode=yes"]
+            options += [
+                "-F",
+                "none",
+                "-o",
+                f"UserKnownHostsFile={folder}/known_hosts",
+                "-o",
+                "IdentitiesOnly=yes",
+            ]
+            subprocess.run(["scp", *options, source, f"root@127.0.0.1:{target}"], check=True)
+
+        took: dict[str, list[float]] = {"ours": [], "scp": []}
+        ways: list[tuple[str, Callable[[], None]]] = [("ours", ours), ("scp", scp)]
+        for number in range(rounds):
+            for label, way in ways if number % 2 else reversed(ways):
+                target.unlink(missing_ok=True)
+                began = time.perf_counter()
+                way()
+                took[label].append(time.perf_counter() - began)
+                if target.stat().st_size != source.stat().st_size:
+                    sys.exit(f"error: {label} sent something else")
+                print(f"round {number + 1}  {label:4}  {mib / took[label][-1]:7.1f} MiB/s", flush=True)
+    print(f"load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"\n| {mib} MiB, {rounds} rounds in turn | best MiB/s | median MiB/s |\n| --- | ---: | ---: |")
+    for label, title in (
+        ("ours", "Pod.put (AES-128-GCM, SHA-256 on both ends)"),
+        ("scp", "scp (OpenSSH's defaults)"),
+    ):
+        times = took[label]
+        print(f"| {title} | {mib / min(times):.0f} | {mib / statistics.median(times):.0f} |")
+    best = min(took["scp"]) / min(took["ours"])
+    middle = statistics.median(took["scp"]) / statistics.median(took["ours"])
+    print(f"\nours / scp: {best:.2f} by best times, {middle:.2f} by medians (target: 0.80)")
+
+
+if __name__ == "__main__":
+    main()
