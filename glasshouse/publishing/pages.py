@@ -7,6 +7,7 @@ works under any address.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -121,7 +122,7 @@ class Counts:
 def render(publication: Publication) -> dict[str, bytes]:
     """Render all pages and data files: {path: bytes}. Pure: equal publications give equal bytes."""
     rows = _views(publication)
-    environment = _environment(publication.templates)
+    environment = _environment(tuple(sorted(publication.templates.items())))
     shared: dict[str, Any] = {
         "rows": rows,
         "counts": count(rows),
@@ -302,7 +303,8 @@ def framed_tables(html: str) -> str:
     return re.sub(r"<table>(.*?)</table>", frame, html, flags=re.DOTALL)
 
 
-def _environment(templates: Mapping[str, str]) -> Environment:
+@functools.lru_cache(maxsize=1)  # compiling the templates takes longer than rendering a small site
+def _environment(templates: tuple[tuple[str, str], ...]) -> Environment:
     environment = Environment(
         loader=DictLoader(dict(templates)),
         autoescape=True,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -23,8 +24,14 @@ from glasshouse.records.verify import VerifiedRow
 ROOT = Path(__file__).parents[2]
 
 
+@functools.cache
+def committed() -> Publication:
+    """The committed publication: reading it verifies every bundle."""
+    return read_publication(ROOT, overlay=False)
+
+
 def publication_of(rows: Iterable[Artifact], **changes: object) -> Publication:
-    base = read_publication(ROOT, overlay=False)
+    base = committed()
     values = {
         "artifacts": tuple(rows), "local": frozenset(), "bundles": {}, "remarks": base.remarks,
         "templates": base.templates, "tamper": None,
