@@ -201,10 +201,10 @@ CAVEATS: tuple[Caveat, ...] = (
     ),
     Caveat(
         "no-control",
-        "No control beside it",
-        "No run of raw against raw through the same code, and none with a known delay, stands beside this "
-        "row. That the method finds nothing where there is nothing, and finds an effect where there is "
-        "one, is not shown for it.",
+        "No controls that passed",
+        "Raw against raw through the same code must be found equal, and a known delay must be found again. "
+        "Beside this row not both were: a control was not run, or its interval was too wide to tell. That "
+        "the method finds nothing where there is nothing, and an effect where there is one, is not shown.",
         lambda seen: seen.overhead_pct is not None and not seen.controlled and not seen.is_control,
     ),
     Caveat(

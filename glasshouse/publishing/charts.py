@@ -108,7 +108,7 @@ def overhead_dots(
         return None
     drawn = [
         Lane(
-            label=f"{words.length(row)}, {words.order(row)}",
+            label=f"{words.length(row)}, {words.CONTROLS.get(row.control) or words.order(row)}",
             value=words.percent(row.overhead_pct),
             points=((symbol(row), paint(row), row.overhead_pct or 0.0),),
             spans=((f"c-interval {paint(row)}", *ends),) if (ends := _ends(row)) else (),
@@ -254,8 +254,9 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
 
 
 def by_length(rows: Sequence[Artifact]) -> Figure | None:
-    """Overhead against measured length (logarithmic), one mark a row."""
-    pairs = [(row, length) for row in newest(rows) if (length := words.measured_seconds(row))]
+    """Overhead against measured length (logarithmic), one mark a row; a control's figure is no overhead."""
+    results = [row for row in rows if row.control == "none"]
+    pairs = [(row, length) for row in newest(results) if (length := words.measured_seconds(row))]
     if len(pairs) < 2:
         return None
     values = [row.overhead_pct or 0.0 for row, _ in pairs]

@@ -26,6 +26,7 @@ ORDERS = {
     "abba": "ABBA blocks",
     "protected-only": "protected only",
 }
+CONTROLS = {"aa": "A/A control", "delay": "delay control"}
 MODELS = {
     "mlp": "MLP",
     "Qwen/Qwen2.5-0.5B-Instruct": "Qwen2.5 0.5B",
@@ -84,6 +85,11 @@ def model(row: Artifact) -> str:
     return MODELS.get(row.model, row.model)
 
 
+def name(row: Artifact) -> str:
+    """Short name of what was run: the model, and of a control which one it is."""
+    return f"{model(row)}, {CONTROLS[row.control]}" if row.control != "none" else model(row)
+
+
 def provider(row: Artifact) -> str:
     """Provider name for readers."""
     return "not stated" if row.provider is None else PROVIDERS.get(row.provider, row.provider)
@@ -111,7 +117,7 @@ def measured_seconds(row: Artifact) -> float | None:
 
 def title(row: Artifact) -> str:
     """The heading of a row page."""
-    return f"{model(row)} on {gpu(row)}, {length(row)}, {order(row)}"
+    return f"{name(row)} on {gpu(row)}, {length(row)}, {order(row)}"
 
 
 def rate(row: Artifact, arm: str) -> float | None:

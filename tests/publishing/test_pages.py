@@ -95,6 +95,19 @@ def test_without_a_gpu_headline_of_our_own_the_landing_page_says_so(pages: dict[
     assert [page.index(value) for value in ("+18.05%", "+14.63%", "+2.58%")]
 
 
+def test_a_control_is_named_as_one_and_is_no_overhead_by_length(
+    reported: tuple[Artifact, ...], abba: tuple[Path, VerifiedRow]
+) -> None:
+    row = artifact_from_verified(abba[1])
+    control = row.model_copy(update={"id": f"{row.id}-aa", "control": "aa"})
+    assert words.title(control).startswith(f"{words.model(row)}, A/A control on ")
+    page = render(publication_of((*reported, row, control)))["results.md"].decode()
+    assert page.count(f">{words.name(control)}</a>") == 1
+    drawn = charts.by_length((*reported, row, control))
+    assert drawn is not None
+    assert drawn == charts.by_length((*reported, row))
+
+
 def test_results_table_holds_every_row_without_script(pages: dict[str, bytes]) -> None:
     page = pages["results.md"].decode()
     assert len(re.findall(r"<tr data-tier=", page)) == len(
