@@ -57,12 +57,17 @@ def _render(value: Any, floats: bool, depth: int) -> str:
         if not all(isinstance(key, str) for key in value):
             raise CanonicalError("object key is not a string")
         # RFC 8785 section 3.2.3: keys sort by UTF-16 code units, not by code points.
-        keys = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
+        ascii_only = all(map(str.isascii, value))
+        keys = sorted(value) if ascii_only else sorted(value, key=_utf16)
         inner = ",".join(f"{_string(key)}:{_render(value[key], floats, depth + 1)}" for key in keys)
         return "{" + inner + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_render(item, floats, depth + 1) for item in value) + "]"
     raise CanonicalError(f"no JSON form for {type(value).__name__}")
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be", "surrogatepass")
 
 
 def _string(text: str) -> str:
@@ -80,9 +85,13 @@ def _number(value: float) -> str:
         raise CanonicalError("NaN or infinity")
     if value == 0:
         return "0"
+    # repr is the shortest round-trip digit string, as ECMAScript's; only the layout differs, and where it has
+    # no exponent (1e-4 to 1e16) it is the same but for a trailing ".0".
+    shortest = repr(float(value))
+    if "e" not in shortest:
+        return shortest.removesuffix(".0")
     sign = "-" if value < 0 else ""
-    # repr is the shortest round-trip digit string, as ECMAScript's; only the layout differs.
-    mantissa, _, exponent_text = repr(abs(value)).partition("e")
+    mantissa, _, exponent_text = shortest.lstrip("-").partition("e")
     whole, _, fraction = mantissa.partition(".")
     fraction = "" if fraction == "0" else fraction
     digits = (whole + fraction).lstrip("0")
