@@ -15,7 +15,13 @@ from typing import Any
 
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.rules import Check
-from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
+from glasshouse.publishing.artifact import (
+    MAX_ARTIFACT_BYTES,
+    Artifact,
+    artifact_bytes,
+    artifact_sha256,
+    parse_artifact,
+)
 from glasshouse.publishing.history import recompute
 from glasshouse.publishing.ledger import check_inclusion
 from glasshouse.publishing.logs import KEYS, read_logs
@@ -110,7 +116,8 @@ def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
             data: bytes | None = inclusion.read_bytes()
         elif folder is not None:
             # Logs that do not hold, or whose signer this keyring does not list, say nothing about the row.
-            data = read_logs(folder, keyring, failures, beside={KEYS}).inclusion(artifact)
+            logs = read_logs(folder, keyring, failures, beside={KEYS})
+            data = logs.inclusion(artifact.id, artifact_sha256(artifact))
         else:
             return Check("ledger-not-checked", True, "no ledger is published beside the row")
         if f"ledger-row-twice:{artifact.id}" in failures:

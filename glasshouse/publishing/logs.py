@@ -97,19 +97,19 @@ class PublishedLogs:
         digest = artifact_sha256(artifact)
         return any(leaf.body["artifactSha256"] == digest for _, leaf in self._said("reported", artifact.id))
 
-    def inclusion(self, artifact: Artifact) -> bytes | None:
+    def inclusion(self, item: str, sha256: str) -> bytes | None:
         """The file with which anyone can check that a row is in a log, or None where none names it.
 
-        A reported row that changed since it was entered gets the file of what was entered, which its
-        bytes do not fit.
+        sha256: of the row's present bytes. A reported row that changed since it was entered gets the file
+        of what was entered, which its bytes do not fit.
         """
-        place = self.place(artifact.id)
+        place = self.place(item)
         if place is not None:
             return place.log.inclusion(plan=place.plan, row=place.row)
-        digest, said = artifact_sha256(artifact), self._said("reported", artifact.id)
+        said = self._said("reported", item)
         if not said:
             return None
-        present = [item for item in said if item[1].body["artifactSha256"] == digest]
+        present = [(log, leaf) for log, leaf in said if leaf.body["artifactSha256"] == sha256]
         log, leaf = max(present or said, key=_time)
         return log.inclusion(row=leaf)
 

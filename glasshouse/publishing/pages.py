@@ -53,7 +53,7 @@ class RowView:
     @cached_property
     def inclusion(self) -> bytes | None:
         """The file that shows its entry in a log, None where no log names it."""
-        return self.logs.inclusion(self.artifact)
+        return self.logs.inclusion(self.id, self.sha256)
 
     @property
     def id(self) -> str:

@@ -27,6 +27,7 @@ from glasshouse.publishing.artifact import (
     LegResources,
     Overhead,
     Resources,
+    Setting,
 )
 from glasshouse.records.verify import VerifiedRow
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
@@ -84,7 +85,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         duration_sec=spec.duration,
         warmup_sec=lead_sec(spec),
         target_steps=spec.steps,
-        settings={name: value for name, value in spec.measure.model_dump().items() if name in _PUBLISHED},
+        settings=_settings(spec),
         overhead_pct=overhead,
         overhead=_overhead(figures["overhead"], facts) if overhead is not None else None,
         fixed_cost_sec=_fixed(figures["fixedCostSec"]),
@@ -115,7 +116,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
 
 
 # What a control must share with the rows that rely on it, apart from its own arms and delay.
-_MEASURED_ALIKE = ("warmup_sec", "discard_sec", "blocks", "burn_in_slots", "margin_pct")
+_MEASURED_ALIKE = ("warmup_sec", "discard_sec", "blocks", "burn_in_slots", "margin_pct", "threads")
 
 
 def control_kind(row: Artifact) -> tuple[object, ...]:
@@ -192,6 +193,8 @@ def command(spec: RunSpec) -> str:
     Where the machine was is not published, nor what a private job trained: both stand in capitals.
     """
     words = ["python -m glasshouse", f"provider={spec.provider.kind}"]
+    if (threads := _threads(spec)) is not None:
+        words += [f"provider.threads={threads}"]
     if spec.provider.kind == "ssh":
         words += ["provider.host=HOST", "provider.user=USER", "provider.key=KEY"]
     model = "MODEL" if isinstance(spec.model, WithheldModel) else spec.model.name
@@ -207,6 +210,19 @@ def command(spec: RunSpec) -> str:
     ]
     words += [f"measure.{name}={value:g}" for name, value in spec.measure.model_dump().items()]
     return " ".join(words)
+
+
+def _settings(spec: RunSpec) -> dict[str, Setting]:
+    """How it was timed, and on how many threads where that was set."""
+    found: dict[str, Setting] = {
+        name: value for name, value in spec.measure.model_dump().items() if name in _PUBLISHED
+    }
+    threads = _threads(spec)
+    return found if threads is None else found | {"threads": threads}
+
+
+def _threads(spec: RunSpec) -> int | None:
+    return spec.provider.threads if spec.provider.kind == "local" else None
 
 
 def _check(check: Judged, facts: RunFacts) -> Check:
