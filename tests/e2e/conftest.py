@@ -77,7 +77,7 @@ class Program:
 
 
 def _threads(overrides: Sequence[str]) -> list[str]:
-    """One thread on local pods: others run tests beside this one, and parallel regions wait for the slowest."""
+    """One thread on local pods: tests run side by side, and a parallel region waits for its slowest part."""
     return [] if any(word.startswith("provider=") for word in overrides) else ["provider.threads=1"]
 
 

@@ -39,7 +39,10 @@ SETTINGS = [
 RECOMPUTE = ROOT / "site" / "research" / "recompute.py"
 
 
-def ended(base: Path, *controls: str) -> Iterator[tuple[Program, dict[str, dict[str, Any]]]]:
+Runs = tuple[Program, dict[str, dict[str, Any]]]
+
+
+def ended(base: Path, *controls: str) -> Iterator[Runs]:
     """Runs side by side: records by control, each with its `err`."""
     program = Program(base / "home", base / "runs")
     started = {
@@ -61,18 +64,15 @@ def ended(base: Path, *controls: str) -> Iterator[tuple[Program, dict[str, dict[
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, dict[str, dict[str, Any]]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """A run and its positive control."""
     yield from ended(tmp_path_factory.mktemp("abba"), "none", "delay")
 
 
 @pytest.fixture(scope="module")
-def identical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, dict[str, dict[str, Any]]]]:
+def identical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Raw against raw."""
     yield from ended(tmp_path_factory.mktemp("identical"), "aa")
-
-
-Runs = tuple[Program, dict[str, dict[str, Any]]]
 
 
 def test_the_run_is_verified_with_an_interval(runs: Runs) -> None:

@@ -129,7 +129,7 @@ def test_root_finds_the_data_in_the_trainer_but_no_key_anywhere() -> None:
         leg = made.launch(seconds=4)
         leg.until("trainer-hardened")
         time.sleep(0.5)
-        # A hardened process is no obstacle to root with all capabilities: the threat model says so, and here it is.
+        # Hardening is no obstacle to root with all capabilities: the threat model says so, and here it is.
         counts = {}
         for pid in leg.processes():
             try:
