@@ -330,13 +330,13 @@ def test_a_reported_row_is_entered_when_no_log_holds_its_present_bytes(
         note = sign_checkpoint(leaves, machine.factory.publisher)
         logs = logs.replaced(check_log(data, note, machine.keyring))
     assert unentered(logs, {REPORTED: artifact}) == []
-    inclusion = logs.inclusion(artifact)
+    inclusion = logs.inclusion(artifact.id, artifact_sha256(artifact))
     assert inclusion is not None
     assert "test publisher 1" in check_inclusion(inclusion, artifact, one.keyring)
     changed = artifact.model_copy(update={"overhead_pct": 1.0})
     assert unentered(logs, {REPORTED: changed}) == [
         {"row": REPORTED, "artifactSha256": artifact_sha256(changed)}
     ]
-    newest = logs.inclusion(changed)
+    newest = logs.inclusion(changed.id, artifact_sha256(changed))
     assert newest is not None
     assert parse_json(newest)["row"]["leaf"]["artifactSha256"] == "0" * 64
