@@ -8,7 +8,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# pip compiles on one core; this does on all. Some packages ship files that are not for this Python: no matter.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # A file's tests share servers and runs, so files are spread, not tests; four, since many of them wait.
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
@@ -25,10 +27,12 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@# The exact version by name first: in some places an open range resolves to gigabytes more.
 	@$(PIP) "$$(grep -i '^torch==' constraints.txt)"
 	@$(PIP) --no-build-isolation -e '.[train]'
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	@$(PIP) --no-build-isolation -e '.[train,dev]'
+	@$(COMPILE)
 	@touch $@
 
 demo: $(VENV)/.base

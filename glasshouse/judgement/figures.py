@@ -42,7 +42,7 @@ def figures_of(facts: RunFacts) -> dict[str, Any]:
         "unit": some.unit if some else None,
         **arms,
         **{f"{name}PerSec": None if arm is None else arm["perSec"] for name, arm in arms.items()},
-        "overheadPct": rounded(overhead_pct(facts)),
+        "overheadPct": rounded(overhead_pct(facts, estimate)),
         "overhead": None if estimate is None else _estimate_json(estimate),
         "control": _control_json(facts, estimate),
         "fixedCostSec": fixed_sec(facts),
@@ -88,15 +88,14 @@ def cost_usd(facts: RunFacts) -> float | None:
     return None if held is None or price is None else price * held / 3600
 
 
-def overhead_pct(facts: RunFacts) -> float | None:
+def overhead_pct(facts: RunFacts, estimate: Estimate | None) -> float | None:
     """Steady-state overhead in percent of raw throughput; None without both arms, whole.
 
-    One pair: (raw - protected) / raw, as published. Blocks: the estimator's.
+    One pair: (raw - protected) / raw, as published. Blocks: that of `estimate`, the run's own.
     """
     if facts.spec.order == "protected-only":
         return None
     if facts.spec.order == "abba":
-        estimate = estimate_of(facts)
         return None if estimate is None else estimate.overhead_pct
     protected, raw = facts.results("protected"), facts.results("raw")
     if len(protected) != 1 or len(raw) != 1 or raw[0].per_sec <= 0:

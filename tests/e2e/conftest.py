@@ -15,18 +15,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Small enough to be quick, real in every other way. 64-unit layers train in about a millisecond.
-TINY = [
+QUICK = [
     "measure=quick",
     "measure.warmup_sec=0.2",
     "measure.head_interval_sec=0.3",
     # Others run tests beside this one: a unit of a busy moment is a large part of half a second.
     "measure.duration_tolerance_pct=50",
-    "model.inputs=32",
-    "model.hidden=64",
-    "model.batch=64",
     "order=raw-first",
 ]
+# Small enough to be quick, real in every other way. 64-unit layers train in about a millisecond.
+TINY = [*QUICK, "model.inputs=32", "model.hidden=64", "model.batch=64"]
+# For tests of what happens around the training: no torch, whose import takes each leg two seconds.
+CLOCKED = ["model=custom", "model.entry=tests/e2e/workloads/clocked.py:Clocked", "+model.params.unit_ms=2"]
+PACED = [*QUICK, *CLOCKED]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.conftest import TINY, Program, processes_of
+from tests.e2e.conftest import PACED, Program, processes_of
 
-RUN = [*TINY, "duration=20", "order=raw-first"]
-PROTECTED = [*TINY, "duration=20", "order=protected-first"]
+RUN = [*PACED, "duration=20", "order=raw-first"]
+PROTECTED = [*PACED, "duration=20", "order=protected-first"]
 
 
 def run_folder(program: Program) -> Path | None:

@@ -28,7 +28,7 @@ from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.runpod import serve_runpod
 from glasshouse.providers.fakes.server import FakeServer
 from glasshouse.providers.fakes.vastai import serve_vastai
-from tests.e2e.conftest import TINY, Program, processes_of, wait_until
+from tests.e2e.conftest import PACED, Program, processes_of, wait_until
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -37,7 +37,7 @@ NAMES = {
     "runpod": ("RUNPOD_API_KEY", "GLASSHOUSE_RUNPOD_URL"),
     "vastai": ("VAST_API_KEY", "GLASSHOUSE_VASTAI_URL"),
 }
-SHORT = [*TINY, "gpu=a4000", "order=raw-first", "duration=0.5", "provider.request_timeout_sec=1"]
+SHORT = [*PACED, "gpu=a4000", "order=raw-first", "duration=0.5", "provider.request_timeout_sec=1"]
 
 
 @dataclass(frozen=True)

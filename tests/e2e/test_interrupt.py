@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.conftest import TINY, Program, processes_of, wait_until
+from tests.e2e.conftest import PACED, Program, processes_of, wait_until
 from tests.e2e.phases import (
     PHASES,
     PROTECTED,
@@ -43,7 +43,7 @@ def test_interrupted(program: Program, phase: str, number: signal.Signals) -> No
 
 
 def test_ctrl_c_during_release_does_not_stop_it(program: Program) -> None:
-    process = start(program, [*TINY, "duration=0.5"])
+    process = start(program, [*PACED, "duration=0.5"])
     wait_until(lambda: has_part(program, "legs/s001-protected/launch.json"), 90, "the last leg")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.conftest import TINY, Program, wait_until
+from tests.e2e.conftest import PACED, Program, wait_until
 from tests.e2e.phases import PHASES, check_gone, has_part, read_record, run_folder, start
 
 pytestmark = pytest.mark.train
@@ -31,7 +31,7 @@ def test_killed_controller(program: Program, phase: str) -> None:
 
 
 def test_killed_while_releasing(program: Program) -> None:
-    process = start(program, [*TINY, "duration=0.5", "order=raw-first"])
+    process = start(program, [*PACED, "duration=0.5", "order=raw-first"])
     wait_until(lambda: has_part(program, "legs/s001-protected/launch.json"), 90, "the last leg's end")
     process.kill()
     process.communicate()

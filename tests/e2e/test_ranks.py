@@ -61,6 +61,7 @@ def events(folder: Path, leg: str) -> list[dict]:
     ]
 
 
+@pytest.mark.soak  # half a minute of two processors; the MLP's ranks below stay
 def test_ddp_on_two_ranks_in_both_arms(program: Program, tmp_path: Path) -> None:
     code, record, folder, err = custom(
         program, tmp_path, "duration=null", "steps=30", "measure.warmup_sec=0.0"
@@ -88,6 +89,7 @@ def test_ddp_on_two_ranks_in_both_arms(program: Program, tmp_path: Path) -> None
     assert not program.pods()
 
 
+@pytest.mark.soak
 def test_a_rank_that_gives_up_ends_the_leg_at_once(program: Program, tmp_path: Path) -> None:
     code, record, folder, err = custom(
         program,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Sshd
-from tests.e2e.conftest import TINY, Program, processes_of, wait_until
+from tests.e2e.conftest import PACED, Program, processes_of, wait_until
 
 pytestmark = pytest.mark.train
 
@@ -46,7 +46,7 @@ def test_a_cut_connection_in_mid_leg_does_not_lose_the_leg(program: Program, ssh
         f"provider.python={sys.executable}",
         f"provider.workdir={program.home.parent / 'work'}", "duration=8", "order=protected-first",
     ]  # fmt: skip
-    process = program.start("run", "--json", "--out", str(program.runs), *TINY, *words)
+    process = program.start("run", "--json", "--out", str(program.runs), *PACED, *words)
 
     def training() -> bool:
         lines = [path.read_text() for path in program.runs.glob("*/parts/legs/*/events.jsonl")]
@@ -75,7 +75,7 @@ def test_an_unknown_host_key_is_refused_before_anything_is_left(
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{sshd.port} {kind} {key}\n")
     done = program(
-        "run", "--out", str(program.runs), *TINY, "provider=ssh", "provider.host=127.0.0.1",
+        "run", "--out", str(program.runs), *PACED, "provider=ssh", "provider.host=127.0.0.1",
         f"provider.port={sshd.port}", f"provider.user={sshd.user}", f"provider.key={sshd.key}",
         f"provider.known_hosts={known}",
     )  # fmt: skip
@@ -88,7 +88,7 @@ def test_an_unreachable_host_is_exit_3(program: Program, tmp_path: Path) -> None
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     done = program(
-        "run", "--out", str(program.runs), *TINY, "provider=ssh", "provider.host=127.0.0.1",
+        "run", "--out", str(program.runs), *PACED, "provider=ssh", "provider.host=127.0.0.1",
         "provider.port=1", "provider.user=nobody", f"provider.key={key}",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.caveats import CAVEATS
 from glasshouse.judgement.facts import ReleaseFacts, RunFacts
-from glasshouse.judgement.figures import figures_of, overhead_pct
+from glasshouse.judgement.figures import estimate_of, figures_of, overhead_pct
 from glasshouse.judgement.judge import judge, row_id
 from glasshouse.judgement.rules import METHOD, RULES
 
@@ -26,6 +26,10 @@ def at_rates(found: RunFacts, raw: float, protected: float) -> RunFacts:
     return found
 
 
+def overhead(found: RunFacts) -> float | None:
+    return overhead_pct(found, estimate_of(found))
+
+
 @pytest.mark.parametrize(
     ("raw", "protected", "published"),
     [  # from the rows published before this software existed: May 15 and 16, 2026
@@ -36,7 +40,7 @@ def at_rates(found: RunFacts, raw: float, protected: float) -> RunFacts:
     ],
 )
 def test_a_pairs_overhead_is_as_published(raw: float, protected: float, published: float) -> None:
-    value = overhead_pct(at_rates(facts(), raw, protected))
+    value = overhead(at_rates(facts(), raw, protected))
     assert value is not None
     assert round(value, 2) == published
 
@@ -76,12 +80,12 @@ def test_a_simulated_run_says_so_before_anything_else() -> None:
 
 
 def test_no_overhead_without_both_arms() -> None:
-    assert overhead_pct(facts(make_spec(order="protected-only"))) is None
-    assert overhead_pct(with_launches(facts(), 0)) is None
+    assert overhead(facts(make_spec(order="protected-only"))) is None
+    assert overhead(with_launches(facts(), 0)) is None
     blocks = facts(make_spec(order="abba", duration=3200.0))
     for index in range(len(blocks.slots)):
         blocks = with_launches(blocks, index)
-    assert overhead_pct(blocks) is None
+    assert overhead(blocks) is None
 
 
 def test_fixed_cost_is_of_protected_launches() -> None:

@@ -76,7 +76,7 @@ print(json.dumps({
     ("model", "changes"),
     [
         ("mlp", {"inputs": 16, "hidden": 24, "batch": 32, "batches_per_epoch": 3}),
-        ("qwen2-tiny", {"batch": 2, "max_length": 16, "examples": 5}),
+        pytest.param("qwen2-tiny", {"batch": 2, "max_length": 16, "examples": 5}, marks=pytest.mark.soak),
     ],
 )
 def test_two_ranks_take_the_step_of_one_process(model: str, changes: dict[str, int]) -> None:

@@ -55,8 +55,8 @@ def test_the_processor_is_sampled_where_there_is_no_gpu(monkeypatch: pytest.Monk
 def test_our_own_work_is_not_counted_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with machine.Telemetry(0.2) as telemetry:
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
+        until = time.process_time() + 1.0  # of work, however long it takes beside others
+        while time.process_time() < until:
             pass
     assert telemetry.samples[-1]["cpuSec"] - telemetry.samples[0]["cpuSec"] > 0.2
 
