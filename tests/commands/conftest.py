@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from glasshouse import cli
+from glasshouse import cli, paths
 from glasshouse.canonical import canonical_json
 from glasshouse.commands import keys as keys_command
 from glasshouse.commands import publish, unpublish
@@ -104,9 +106,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
     (root / "conf" / "trust").mkdir(parents=True)
     entries = [{**entry.as_json(), "local": False} for entry in factory.keyring.entries]
     (root / "conf" / "trust" / "keyring.json").write_bytes(canonical_json({"keys": entries}))
+    # This machine is the one that made the run: its ledger and its publisher's key.
+    shutil.copytree(factory.folder / "ledger", paths.state_dir() / "ledger")
+    pem = factory.publisher.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    keys.atomic_write(paths.keys_dir() / "publisher.ed25519.pem", pem, mode=0o600)
+    # The program works on the checkout that it lies in, which here is not to be written to.
     for module in (publish, unpublish, keys_command):
         monkeypatch.setattr(module, "conf_dir", lambda: root / "conf")
-    for module in (publish, unpublish):
-        monkeypatch.setattr(module, "Ledger", lambda: factory.ledger)
-        monkeypatch.setattr(module, "publisher_key", lambda: factory.publisher)
     return root, bundle.parent

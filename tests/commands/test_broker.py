@@ -38,6 +38,7 @@ def test_the_tamper_report_is_published_with_its_day_and_version(
 def test_tamper_signs_its_report_and_fails_on_a_deviation(
     call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
+    # A stand-in: the real suite, which the test above runs, deviates only where the broker is broken.
     report = {
         "ok": True,
         "unwrapCalls": 0,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glasshouse import paths
 from glasshouse.commands import publish
 from glasshouse.conf_files import conf_dir
 from glasshouse.records import keys
@@ -98,12 +99,13 @@ def test_unpublish_keeps_the_row_and_says_why(repository: tuple[Path, Path], cal
 
 @pytest.mark.parametrize("local", [[], ["--local"]])
 def test_publishing_names_the_runs_it_withholds(
-    local: list[str], repository: tuple[Path, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+    local: list[str], repository: tuple[Path, Path], call: Call
 ) -> None:
     root, folder = repository
     publish.Ledger().register_plan("20260301-000000-zzzzzz", lambda serial, now: b"envelope")
-    ring = keys.parse_keyring((root / "conf" / "trust" / "keyring.json").read_bytes())
-    monkeypatch.setattr(publish, "load_keyring", lambda: ring)
+    shutil.copy(
+        root / "conf" / "trust" / "keyring.json", paths.keys_dir()
+    )  # as the machine that made the run
     code, out, _ = call("publish", str(folder), *local)
     assert code == 0
     assert "withheld: 1 registered runs are not published\n  20260301-000000-zzzzzz" in out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.conftest import PACED, Program, wait_until
@@ -10,19 +13,23 @@ from tests.e2e.phases import PHASES, check_gone, has_part, read_record, run_fold
 pytestmark = pytest.mark.train
 
 
+def killed(program: Program, process: subprocess.Popen[str]) -> tuple[Path, dict]:
+    """Kill the controller; (run folder, record) when the watchdog, another process, is done."""
+    process.kill()
+    process.communicate()
+    folder = run_folder(program)
+    assert folder is not None
+    wait_until((folder / "bundle/record.json").exists, 60, "the watchdog's record")
+    wait_until(lambda: not (folder / "parts").exists(), 10, "the watchdog's end")
+    return folder, read_record(folder)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_controller(program: Program, phase: str) -> None:
     overrides, reached = PHASES[phase]
     process = start(program, overrides)
     wait_until(lambda: reached(program), 60, f"phase {phase}")
-    process.kill()
-    process.communicate()
-    folder = run_folder(program)
-    assert folder is not None
-    # The watchdog, a process of its own, releases and records.
-    wait_until((folder / "bundle/record.json").exists, 60, "the watchdog's record")
-    wait_until(lambda: not (folder / "parts").exists(), 10, "the watchdog's end")
-    record = read_record(folder)
+    folder, record = killed(program, process)
     assert record["status"] == "excluded"
     assert "controller-killed" in record["exclusion"]["codes"]
     check_gone(program, folder)
@@ -33,13 +40,7 @@ def test_killed_controller(program: Program, phase: str) -> None:
 def test_killed_while_releasing(program: Program) -> None:
     process = start(program, [*PACED, "duration=0.5", "order=raw-first"])
     wait_until(lambda: has_part(program, "legs/s001-protected/launch.json"), 90, "the last leg's end")
-    process.kill()
-    process.communicate()
-    folder = run_folder(program)
-    assert folder is not None
-    wait_until((folder / "bundle/record.json").exists, 60, "the watchdog's record")
-    wait_until(lambda: not (folder / "parts").exists(), 10, "the watchdog's end")
-    record = read_record(folder)
+    folder, record = killed(program, process)
     # All legs were done. Killed before the record was signed it is excluded; after, nothing was left to kill.
     if record["status"] == "excluded":
         assert "controller-killed" in record["exclusion"]["codes"]

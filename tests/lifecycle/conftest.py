@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.pod import Pod
 from tests.remote.conftest import embedded_endpoint, serving
 
 
@@ -15,3 +16,9 @@ from tests.remote.conftest import embedded_endpoint, serving
 def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
     with serving(tmp_path) as server:
         yield embedded_endpoint(server)
+
+
+@pytest.fixture
+def pod(endpoint: Endpoint) -> Iterator[Pod]:
+    with Pod(endpoint) as opened:
+        yield opened

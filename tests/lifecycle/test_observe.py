@@ -6,17 +6,14 @@ import json
 import site
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from glasshouse import config
 from glasshouse.lifecycle.observe import Observed, observe
-from glasshouse.providers.pod_server import PodServer
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.archive import build_archive
-from tests.remote.conftest import embedded_endpoint
 
 # Names of claims, each as the runtime's archive finds it when it runs as a leg does.
 CLAIMS = """
@@ -29,20 +26,6 @@ print(json.dumps({
     "python_version": sys.version.split()[0], "distributions_sha256": machine.distributions_sha256(),
 }))
 """
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[Pod]:
-    home, keys = tmp_path / "home", tmp_path / "keys"
-    home.mkdir()
-    keys.mkdir()
-    server = PodServer(home, keys)
-    server.start(10.0)
-    try:
-        with Pod(embedded_endpoint(server)) as opened:
-            yield opened
-    finally:
-        server.stop()
 
 
 @pytest.fixture

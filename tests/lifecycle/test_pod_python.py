@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from glasshouse import spec as specs
 from glasshouse.errors import RemoteError
 from glasshouse.judgement.reasons import FAILURE_TEXTS
 from glasshouse.lifecycle.pod_python import LORA, RUNTIME, prepare_python
-from glasshouse.remote.endpoint import Endpoint
 from glasshouse.remote.pod import Pod
 from tests.providers.cloud_kit import make_spec as rented_spec
 
@@ -74,12 +73,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Image:
     image = Image(tmp_path_factory.mktemp("plain") / "image")
     image.module("torch/__init__.py", WORKS)
     return image
-
-
-@pytest.fixture
-def pod(endpoint: Endpoint) -> Iterator[Pod]:
-    with Pod(endpoint) as opened:
-        yield opened
 
 
 @pytest.fixture
