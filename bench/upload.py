@@ -4,12 +4,14 @@
 
 Both ends of both are on this machine, so its cores are shared by sender, receiver and whatever else runs. The
 two take turns, and each starts from a fresh connection; ours also hashes on both ends and renames into place.
+Beside the speed it counts the processor seconds of each end, which other work on the machine changes less.
 The target of the project: at least 80% of scp's speed.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import statistics
@@ -28,8 +30,8 @@ SSHD = "/usr/sbin/sshd"
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[Endpoint]:
-    """An OpenSSH server with its default ciphers, and keys of its own."""
+def server(folder: Path) -> Iterator[tuple[Endpoint, int]]:
+    """An OpenSSH server with its default ciphers, and keys of its own; its process id beside."""
     if not Path(SSHD).exists() or shutil.which("scp") is None or os.geteuid() != 0:
         sys.exit(
             "error: needs root, an OpenSSH server and scp: apt-get install openssh-server openssh-client"
@@ -58,16 +60,35 @@ def server(folder: Path) -> Iterator[Endpoint]:
                 if ready.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
-        yield endpoint
+        yield endpoint, process.pid
     finally:
         process.terminate()
         process.wait()
 
 
+def spent_here() -> float:
+    """Processor seconds of this process and of the children it waited for."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def spent_there(pid: int) -> float:
+    """Processor seconds of the server `pid` and of the sessions that ended, with what ran in them."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def ended(pid: int) -> None:
+    """Wait until the server has no session left."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while children.read_text().strip():
+        time.sleep(0.02)
+
+
 def main() -> None:
     mib = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    with tempfile.TemporaryDirectory(prefix="gh-upload-") as name, server(Path(name)) as endpoint:
+    with tempfile.TemporaryDirectory(prefix="gh-upload-") as name, server(Path(name)) as (endpoint, pid):
         folder = Path(name)
         source, target = folder / "source", folder / "target"
         with source.open("wb") as out:
@@ -92,24 +113,40 @@ def main() -> None:
             subprocess.run(["scp", *options, source, f"root@127.0.0.1:{target}"], check=True)
 
         took: dict[str, list[float]] = {"ours": [], "scp": []}
+        spent: dict[str, list[tuple[float, float]]] = {"ours": [], "scp": []}
         ways: list[tuple[str, Callable[[], None]]] = [("ours", ours), ("scp", scp)]
         for number in range(rounds):
             for label, way in ways if number % 2 else reversed(ways):
                 target.unlink(missing_ok=True)
+                here, there = spent_here(), spent_there(pid)
                 began = time.perf_counter()
                 way()
                 took[label].append(time.perf_counter() - began)
+                ended(pid)
+                spent[label].append((spent_here() - here, spent_there(pid) - there))
                 if target.stat().st_size != source.stat().st_size:
                     sys.exit(f"error: {label} sent something else")
-                print(f"round {number + 1}  {label:4}  {mib / took[label][-1]:7.1f} MiB/s", flush=True)
+                here, there = spent[label][-1]
+                print(
+                    f"round {number + 1}  {label:4}  {mib / took[label][-1]:7.1f} MiB/s  "
+                    f"processor: {here:5.2f} s here, {there:5.2f} s there",
+                    flush=True,
+                )
     print(f"load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"\n| {mib} MiB, {rounds} rounds in turn | best MiB/s | median MiB/s |\n| --- | ---: | ---: |")
+    print(
+        f"\n| {mib} MiB, {rounds} rounds in turn | best MiB/s | median MiB/s | processor s, sending end "
+        "| receiving end |\n| --- | ---: | ---: | ---: | ---: |"
+    )
     for label, title in (
-        ("ours", "Pod.put (AES-128-GCM, SHA-256 on both ends)"),
-        ("scp", "scp (OpenSSH's defaults)"),
+        ("ours", "`Pod.put` (AES-128-GCM, BLAKE2b on both ends)"),
+        ("scp", "`scp` (OpenSSH's defaults)"),
     ):
         times = took[label]
-        print(f"| {title} | {mib / min(times):.0f} | {mib / statistics.median(times):.0f} |")
+        here, there = (statistics.median(ends) for ends in zip(*spent[label], strict=True))
+        print(
+            f"| {title} | {mib / min(times):.0f} | {mib / statistics.median(times):.0f} "
+            f"| {here:.1f} | {there:.1f} |"
+        )
     best = min(took["scp"]) / min(took["ours"])
     middle = statistics.median(took["scp"]) / statistics.median(took["ours"])
     print(f"\nours / scp: {best:.2f} by best times, {middle:.2f} by medians (target: 0.80)")

@@ -128,7 +128,7 @@ class Pod:
     def put(
         self, data: bytes | Path, path: str, mode: int = 0o600, progress: TransferProgress | None = None
     ) -> None:
-        """Send bytes or a local file to `path`, verified by SHA-256 there and renamed into place.
+        """Send bytes or a local file to `path`, verified by BLAKE2b there and renamed into place.
 
         The folder is made (0700) when missing. After OutcomeUnknown: reconnect and call again, and it goes on
         from the part that arrived. `progress(bytes done, bytes in total)` is called about once a MiB.

@@ -1,8 +1,8 @@
 """Receive one file on the pod, verified and resumable: `python -I -S -c SOURCE PATH SIZE MODE` there.
 
-It writes PATH.part, and renames it to PATH only once the SHA-256 of all SIZE bytes matched. Conversation, on
-stdin and stdout: it says `<bytes already there> <their sha256>`; the sender answers `a` (append after
-those) or `r` (from the start), sends the bytes and then the SHA-256 of all of them in hex; it says `done`.
+It writes PATH.part, and renames it to PATH only once the digest of all SIZE bytes matched. Conversation, on
+stdin and stdout: it says `<bytes already there> <their digest>`; the sender answers `a` (append after those)
+or `r` (from the start), sends the bytes and then the digest of all of them in hex; it says `done`.
 
 Exit 3: the sender went away, the part is kept. Exit 4: damaged, the part is removed. Exit 5: the machine
 refused, with the reason on stderr. Standard library only.
@@ -10,6 +10,7 @@ refused, with the reason on stderr. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,15 @@ import time
 from pathlib import Path
 
 PIECE = 1 << 20
+
+
+def digest_of_upload() -> hashlib.blake2b:
+    """Start the digest that both ends compare: 256 bits of BLAKE2b.
+
+    Nothing records it, so it need not be SHA-256, which takes 1.5 times as long on processors without
+    instructions for it.
+    """
+    return hashlib.blake2b(digest_size=32)
 
 
 def _open(part: Path) -> int:
@@ -38,12 +48,20 @@ def _open(part: Path) -> int:
     return descriptor
 
 
+def _widen_stdin() -> None:
+    # A pipe holds 64 KiB, and the SSH server wakes, writes and opens its window for each of these: that costs
+    # twice its work, and the sender's too. Stdin may be no pipe; a user's share of pipe memory is limited.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, PIECE)
+
+
 def receive(path: Path, size: int, mode: int) -> int:
     """Hold the conversation; return the exit status."""
+    _widen_stdin()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     descriptor = _open(part)
-    hasher = hashlib.sha256()
+    hasher = digest_of_upload()
     have = os.fstat(descriptor).st_size
     if have > size:
         os.ftruncate(descriptor, 0)
@@ -59,7 +77,7 @@ def receive(path: Path, size: int, mode: int) -> int:
     if answer == b"r":
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        hasher, have = hashlib.sha256(), 0
+        hasher, have = digest_of_upload(), 0
     while have < size:
         count = os.readv(0, [view[: min(PIECE, size - have)]])
         if not count:

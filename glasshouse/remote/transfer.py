@@ -1,4 +1,4 @@
-"""Files to and from a pod, verified by SHA-256 on both ends and resumable."""
+"""Files to and from a pod, verified by a digest on both ends and resumable."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import paramiko
 
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote import receive_script
-from glasshouse.remote.channel import PIECE, session
+from glasshouse.remote.channel import session
 from glasshouse.remote.connection import Link
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
+    from hashlib import blake2b
 
 TransferProgress = Callable[[int, int], None]  # bytes done, bytes in total
 STALL_SECONDS = 60.0  # without the far side taking or giving a byte
 _READ = 1 << 20
+_PACKET_FRAME = 64  # bytes that paramiko keeps of a packet for what frames the data
 
 
 def send_file(
@@ -53,7 +54,9 @@ def send_file(
             _finish(channel, hasher.hexdigest(), path)
 
 
-def _agree(channel: paramiko.Channel, source: BinaryIO, path: str) -> tuple[int, _Hash]:
+def _agree(
+    channel: paramiko.Channel, source: io.BytesIO | io.BufferedReader, path: str
+) -> tuple[int, blake2b]:
     """Compare what is already there with our own prefix; leave `source` and the hash where sending starts."""
     line = b""
     while not line.endswith(b"\n") and len(line) < 100:
@@ -63,7 +66,7 @@ def _agree(channel: paramiko.Channel, source: BinaryIO, path: str) -> tuple[int,
         line += byte
     have_text, _, digest = line.decode("ascii", "replace").strip().partition(" ")
     have = int(have_text) if have_text.isdigit() else 0
-    hasher = hashlib.sha256()
+    hasher = receive_script.digest_of_upload()
     left = have
     while left and (piece := source.read(min(left, _READ))):
         hasher.update(piece)
@@ -73,33 +76,39 @@ def _agree(channel: paramiko.Channel, source: BinaryIO, path: str) -> tuple[int,
         return have, hasher
     source.seek(0)
     channel.sendall(b"r")
-    return 0, hashlib.sha256()
+    return 0, receive_script.digest_of_upload()
 
 
 def _stream(
     channel: paramiko.Channel,
-    source: BinaryIO,
+    source: io.BytesIO | io.BufferedReader,
     *,
     done: int,
     size: int,
-    hasher: _Hash,
+    hasher: blake2b,
     progress: TransferProgress | None,
 ) -> None:
     """Send from `done` to `size`; hash on a thread beside, since encryption takes as long as hashing."""
+    # Whole packets: what is left over of a piece costs both ends as much as a full one.
+    packet = min(channel.out_max_packet_size - _PACKET_FRAME, _READ)
+    # One is sent while the other is still being hashed.
+    buffers = [memoryview(bytearray(_READ // packet * packet)) for _ in range(2)]
     hashing: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
-        while done < size and (piece := source.read(min(_READ, size - done))):
+        while done < size and (count := source.readinto(buffers[0][: size - done])):
+            piece = buffers[0][:count]
+            buffers.reverse()
             if hashing is not None:
                 hashing.result()
             hashing = pool.submit(hasher.update, piece)
-            for start in range(0, len(piece), PIECE):
+            for start in range(0, count, packet):
                 try:
-                    channel.sendall(piece[start : start + PIECE])
+                    channel.sendall(bytes(piece[start : start + packet]))
                 except TimeoutError:
                     raise
                 except OSError:
                     return  # the far side stopped reading: its exit status says why
-            done += len(piece)
+            done += count
             if progress is not None:
                 progress(done, size)
 

@@ -13,11 +13,12 @@ import pytest
 from glasshouse.errors import RemoteError, RentalOver
 from glasshouse.remote.endpoint import Endpoint
 from glasshouse.remote.pod import Pod
+from glasshouse.remote.receive_script import digest_of_upload
 
 BIG = 64 << 20  # bytes: several windows, so that the sender has to wait for the far side
 # A far side that takes a file a little at a time: at this pace BIG takes minutes.
-TRICKLE = """#!/bin/sh
-echo "0 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+TRICKLE = f"""#!/bin/sh
+echo "0 {digest_of_upload().hexdigest()}"
 while dd bs=32768 count=1 2>/dev/null | grep -qa ''; do sleep 0.1; done
 """
 
