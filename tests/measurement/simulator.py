@@ -26,8 +26,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load where they are used: every worker of a test run collects this file
 from numpy.typing import NDArray
-from scipy import stats
 
 from glasshouse.measurement.estimate import log_from_overhead
 from glasshouse.measurement.schedule import PATTERNS, block_patterns
@@ -195,7 +195,7 @@ def block_intervals(d: Array, kept: NDArray[np.bool_]) -> Intervals:
     squares = np.where(kept, (d - centre[:, None]) ** 2, 0.0).sum(axis=1)
     error = np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1) / n), np.inf)
     df = np.maximum(n - 1, 1)
-    return Intervals(centre, stats.t.ppf(0.975, df) * error, stats.t.ppf(0.95, df) * error)
+    return Intervals(centre, scipy.stats.t.ppf(0.975, df) * error, scipy.stats.t.ppf(0.95, df) * error)
 
 
 def randomisation_p(d: Array, signs: Array) -> Array:
@@ -219,7 +219,7 @@ def pair_intervals(
     error = np.sqrt(parts[0] + parts[1])
     df = (parts[0] + parts[1]) ** 2 / ((parts[0] ** 2 + parts[1] ** 2) / (half - 1))
     centre = protected.mean(axis=1) - raw.mean(axis=1)
-    return Intervals(centre, stats.t.ppf(0.975, df) * error, stats.t.ppf(0.95, df) * error)
+    return Intervals(centre, scipy.stats.t.ppf(0.975, df) * error, scipy.stats.t.ppf(0.95, df) * error)
 
 
 def intervals(

@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from scipy import stats
+import scipy  # its parts load where they are used: every worker of a test run collects this file
 
 from glasshouse.measurement.estimate import (
     Block,
@@ -56,7 +56,7 @@ def test_interval_is_the_paired_t_interval() -> None:
     d = [-0.031, -0.028, -0.035, -0.022, -0.030, -0.041, -0.027, -0.033, -0.029, -0.026]
     patterns = ["ABBA", "BAAB"] * 5
     got = estimate_blocks([with_difference(p, x) for p, x in zip(patterns, d, strict=True)], 2.0)
-    test = stats.ttest_1samp(d, 0.0)
+    test = scipy.stats.ttest_1samp(d, 0.0)
     for level, low, high in (
         (0.95, got.ci_low_pct, got.ci_high_pct),
         (0.90, got.tost_low_pct, got.tost_high_pct),
@@ -69,11 +69,11 @@ def test_interval_is_the_paired_t_interval() -> None:
     assert got.method == "t-blocks"
     assert got.verdict == "exceeds"
     assert got.randomisation_p == 2 / 252
-    error = stats.sem(d)
-    mde = (stats.t.ppf(0.975, 9) + stats.t.ppf(0.8, 9)) * error
+    error = scipy.stats.sem(d)
+    mde = (scipy.stats.t.ppf(0.975, 9) + scipy.stats.t.ppf(0.8, 9)) * error
     assert got.mde80_pct == pytest.approx(100 * (1 - math.exp(-mde)))
-    upper = stats.ttest_1samp(d, math.log(0.98), alternative="greater").pvalue
-    lower = stats.ttest_1samp(d, math.log(1.02), alternative="less").pvalue
+    upper = scipy.stats.ttest_1samp(d, math.log(0.98), alternative="greater").pvalue
+    lower = scipy.stats.ttest_1samp(d, math.log(1.02), alternative="less").pvalue
     assert got.tost_p == pytest.approx(max(upper, lower))
     without_first = 100 * (1 - math.exp(sum(d[1:]) / 9))
     assert got.leave_one_out[0] == pytest.approx(without_first)
@@ -133,7 +133,7 @@ def test_launch_groups_carry_the_interval() -> None:
     blocks = [with_difference("ABBA", x, group) for group, xs in d.items() for x in xs]
     got = estimate_blocks(blocks, 2.0)
     means = [sum(xs) / len(xs) for xs in d.values()]
-    interval = stats.ttest_1samp(means, 0.0).confidence_interval(0.95)
+    interval = scipy.stats.ttest_1samp(means, 0.0).confidence_interval(0.95)
     assert (got.method, got.n, got.blocks) == ("t-launch-groups", 4, 8)
     assert got.ci_high_pct == pytest.approx(100 * (1 - math.exp(interval.low)))
     assert got.randomisation_p == 2 / 16

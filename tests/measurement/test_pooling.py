@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+import scipy  # its parts load where they are used: every worker of a test run collects this file
 
 from glasshouse.measurement.pooling import pool, reml_tau2
 
@@ -58,7 +58,7 @@ def test_reml_agrees_with_direct_maximisation(seed: int) -> None:
     k = int(rng.integers(2, 9))
     v = rng.uniform(0.5, 4, k) * 1e-5
     y = rng.normal(-0.01, math.sqrt([0.0, 2e-5, 2e-4][seed % 3]) + 0.003, k)
-    best = optimize.minimize_scalar(
+    best = scipy.optimize.minimize_scalar(
         reml_objective, bounds=(0, 1e-2), args=(y, v), method="bounded", options={"xatol": 1e-13}
     )
     ours = reml_tau2(list(y), list(v))
@@ -70,7 +70,7 @@ def test_equal_precision_is_the_t_interval_of_the_means() -> None:
     """With equal errors below the spread, Hartung-Knapp is exactly the one-sample t on the effects."""
     effects = [-0.010, 0.004, -0.031, -0.022]
     got = pool(effects, [0.002] * 4)
-    interval = stats.ttest_1samp(effects, 0.0).confidence_interval(0.95)
+    interval = scipy.stats.ttest_1samp(effects, 0.0).confidence_interval(0.95)
     assert got.ci_low == pytest.approx(interval.low)
     assert got.ci_high == pytest.approx(interval.high)
     assert got.tau2 == pytest.approx(np.var(effects, ddof=1) - 0.002**2)

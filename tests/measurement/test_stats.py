@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from scipy import special, stats
+import scipy  # its parts load where they are used: every worker of a test run collects this file
 
 from glasshouse.measurement.stats import mean, regularised_beta, sample_sd, t_quantile, t_tail
 
@@ -11,9 +11,9 @@ DEGREES = [1, 2, 3, 4, 7, 9, 19, 38, 99, 499, 5000]
 @pytest.mark.parametrize("df", DEGREES)
 def test_tail_and_quantile_agree_with_scipy(df: int) -> None:
     for t in (-30.0, -4.0, -1.0, -1e-3, 0.0, 1e-6, 0.3, 1.0, 2.2, 5.0, 12.0, 60.0):
-        assert t_tail(t, df) == pytest.approx(float(stats.t.sf(t, df)), rel=1e-9, abs=1e-300)
+        assert t_tail(t, df) == pytest.approx(float(scipy.stats.t.sf(t, df)), rel=1e-9, abs=1e-300)
     for p in (1e-6, 0.005, 0.025, 0.05, 0.2, 0.499, 0.5, 0.6, 0.8, 0.9, 0.95, 0.975, 0.995, 0.999999):
-        assert t_quantile(p, df) == pytest.approx(float(stats.t.ppf(p, df)), rel=1e-9, abs=1e-12)
+        assert t_quantile(p, df) == pytest.approx(float(scipy.stats.t.ppf(p, df)), rel=1e-9, abs=1e-12)
 
 
 def test_incomplete_beta_agrees_with_scipy() -> None:
@@ -21,7 +21,7 @@ def test_incomplete_beta_agrees_with_scipy() -> None:
         for b in (0.5, 1.0, 3.0, 17.0):
             for x in (0.0, 1e-9, 0.01, 0.3, 0.5, 0.77, 0.999, 1.0):
                 assert regularised_beta(x, a, b) == pytest.approx(
-                    float(special.betainc(a, b, x)), rel=1e-9, abs=1e-15
+                    float(scipy.special.betainc(a, b, x)), rel=1e-9, abs=1e-15
                 )
 
 

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MODULES = HERE / "node_modules"
+
+Browse = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +28,36 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return out.resolve()
+
+
+@pytest.fixture(scope="session")
+def browse() -> Iterator[Browse]:
+    """Look at pages in one real Chromium: a plan of browse.mjs in, its report out."""
+    if CHROMIUM is None or shutil.which("node") is None:
+        pytest.skip("needs Chromium and Node")
+    if not MODULES.is_dir():
+        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run(install, cwd=HERE, check=True, capture_output=True)
+    driver = subprocess.Popen(
+        ["node", str(HERE / "browse.mjs"), CHROMIUM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    plans, reports = driver.stdin, driver.stdout
+
+    def look(**plan: Any) -> dict[str, Any]:
+        plans.write(json.dumps(plan) + "\n")
+        plans.flush()
+        line = reports.readline()
+        assert line, f"the browser driver ended: {driver.poll()}"
+        report: dict[str, Any] = json.loads(line)
+        assert report["errors"] == []
+        return report
+
+    yield look
+    plans.close()
+    reports.close()
+    assert driver.wait(60) == 0

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import json
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +12,7 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-MODULES = HERE / "node_modules"
+from .conftest import Browse
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(900)]
 
@@ -67,30 +62,9 @@ def base(built: Path) -> Iterator[str]:
         yield address
 
 
-def browse(folder: Path, **plan: Any) -> dict[str, Any]:
-    if CHROMIUM is None or shutil.which("node") is None:
-        pytest.skip("needs Chromium and Node")
-    if not MODULES.is_dir():
-        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(install, cwd=HERE, check=True, capture_output=True)
-    path = folder / "plan.json"
-    path.write_text(json.dumps({"chromium": CHROMIUM, "shots": None} | plan))
-    done = subprocess.run(
-        ["node", str(HERE / "browse.mjs"), str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    assert report["errors"] == []
-    return report
-
-
 @pytest.fixture(scope="module")
-def report(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = browse(tmp_path_factory.mktemp("browser"), base=base, pages=PAGES, variants=VARIANTS)
+def report(base: str, browse: Browse) -> dict[str, Any]:
+    found = browse(base=base, pages=PAGES, variants=VARIANTS)
     assert len(found["pages"]) == LOOKS + len(SOME)
     return found
 
@@ -117,7 +91,7 @@ def test_no_page_scrolls_sideways_at_320_pixels(report: dict[str, Any]) -> None:
     assert [(page["path"], page["overflow"]) for page in narrow if page["overflow"] > 0] == []
 
 
-def test_the_table_sorts_and_filters_with_script_and_is_whole_without(base: str, tmp_path: Path) -> None:
+def test_the_table_sorts_and_filters_with_script_and_is_whole_without(base: str, browse: Browse) -> None:
     probe = """
     (() => {
       const rows = () => [...document.querySelectorAll('#gh-results tbody tr')].filter((row) => !row.hidden);
@@ -144,7 +118,7 @@ def test_the_table_sorts_and_filters_with_script_and_is_whole_without(base: str,
         {"name": "script", "colorScheme": "light", "width": 1280, "height": 900},
         {"name": "none", "colorScheme": "light", "width": 1280, "height": 900, "javaScriptEnabled": False},
     ]
-    report = browse(tmp_path, base=base, pages=["results/"], axe=False, probe=probe, variants=variants)
+    report = browse(base=base, pages=["results/"], axe=False, probe=probe, variants=variants)
     scripted, plain = (page["probe"] for page in report["pages"])
     assert plain == {"all": scripted["all"], "script": False, "formHidden": True}
     assert scripted["up"] == sorted(scripted["up"])

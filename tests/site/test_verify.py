@@ -21,7 +21,8 @@ from tests.e2e.conftest import Program
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory, Leg, make_spec
 
-from .test_browser import browse, serve
+from .conftest import Browse
+from .test_browser import serve
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("glasshouse", "conf", "site", "templates", "mkdocs.yml")
@@ -105,17 +106,15 @@ def base(made: Made) -> Iterator[str]:
         yield address
 
 
-def press(base: str, folder: Path, *rows: str, **plan: Any) -> list[dict[str, Any]]:
+def press(browse: Browse, base: str, *rows: str) -> list[dict[str, Any]]:
     pages = [f"rows/{row}/" for row in rows]
-    found = browse(
-        folder, **{"base": base, "pages": pages, "axe": False, "probe": PRESS, "variants": WIDE} | plan
-    )
+    found = browse(base=base, pages=pages, axe=False, probe=PRESS, variants=WIDE)
     return [page["probe"] for page in found["pages"]]
 
 
-def test_every_kind_of_row_holds(base: str, made: Made, tmp_path: Path) -> None:
+def test_every_kind_of_row_holds(base: str, made: Made, browse: Browse) -> None:
     _, ids, machines = made
-    for kind, found in zip(ids, press(base, tmp_path, *ids.values()), strict=True):
+    for kind, found in zip(ids, press(browse, base, *ids.values()), strict=True):
         failed = [line for line in found["lines"] if line[0] == "failed"]
         assert failed == [], kind
         assert found["outcome"] == "ok", (kind, found)
@@ -150,7 +149,7 @@ ALTERED = {
 
 @pytest.mark.parametrize("what", sorted(ALTERED))
 def test_one_altered_byte_is_found_and_its_file_named(
-    base: str, made: Made, tmp_path: Path, what: str
+    base: str, made: Made, browse: Browse, what: str
 ) -> None:
     site, ids, _ = made
     name, code = ALTERED[what]
@@ -160,7 +159,7 @@ def test_one_altered_byte_is_found_and_its_file_named(
     at = next(i for i in range(len(original) // 2, len(original)) if chr(original[i]) in "bcdefg12345678")
     path.write_bytes(original[:at] + bytes([original[at] ^ 1]) + original[at + 1 :])
     try:
-        (found,) = press(base, tmp_path, ids["pair"])
+        (found,) = press(browse, base, ids["pair"])
     finally:
         path.write_bytes(original)
     assert found["outcome"] == "failed"
@@ -172,7 +171,7 @@ def test_one_altered_byte_is_found_and_its_file_named(
         assert code is None or code in {line[1] for line in failed}
 
 
-def test_a_missing_file_and_a_changed_artifact_are_found(base: str, made: Made, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_changed_artifact_are_found(base: str, made: Made, browse: Browse) -> None:
     site, ids, _ = made
     release = site / "research/bundles" / ids["pair"] / "release.json"
     artifact = site / "research/artifacts" / f"{ids['pair']}.json"
@@ -180,7 +179,7 @@ def test_a_missing_file_and_a_changed_artifact_are_found(base: str, made: Made, 
     release.unlink()
     artifact.write_bytes(canonical_json(parse_json(kept[1]) | {"overheadPct": 0.01}))
     try:
-        (found,) = press(base, tmp_path, ids["pair"])
+        (found,) = press(browse, base, ids["pair"])
     finally:
         release.write_bytes(kept[0])
         artifact.write_bytes(kept[1])
@@ -191,7 +190,7 @@ def test_a_missing_file_and_a_changed_artifact_are_found(base: str, made: Made, 
 
 
 @pytest.mark.parametrize("part", ["leaf", "proof", "checkpoint", "log"])
-def test_a_ledger_that_does_not_hold_the_row_fails(base: str, made: Made, tmp_path: Path, part: str) -> None:
+def test_a_ledger_that_does_not_hold_the_row_fails(base: str, made: Made, browse: Browse, part: str) -> None:
     site, ids, machines = made
     path = site / "research/inclusion" / f"{ids['pair']}.json"
     original = path.read_bytes()
@@ -207,20 +206,20 @@ def test_a_ledger_that_does_not_hold_the_row_fails(base: str, made: Made, tmp_pa
         found["checkpoint"] = found["checkpoint"].replace(f"\n{size}\n", f"\n{int(size) - 1}\n")
     path.write_bytes(canonical_json(found))
     try:
-        (seen,) = press(base, tmp_path, ids["pair"])
+        (seen,) = press(browse, base, ids["pair"])
     finally:
         path.write_bytes(original)
     assert [line[1] for line in seen["lines"] if line[0] == "failed"] == ["ledger-inclusion"]
 
 
-def test_keys_of_somebody_else_sign_nothing(base: str, made: Made, tmp_path: Path) -> None:
+def test_keys_of_somebody_else_sign_nothing(base: str, made: Made, browse: Browse, tmp_path: Path) -> None:
     site, ids, _ = made
     path = site / "research/local-ledger/keyring.json"
     original = path.read_bytes()
     other = Factory(tmp_path / "other").keyring
     path.write_bytes(canonical_json({"keys": [entry.as_json() for entry in other.entries]}))
     try:
-        (found,) = press(base, tmp_path, ids["pair"])
+        (found,) = press(browse, base, ids["pair"])
     finally:
         path.write_bytes(original)
     assert [line[:2] for line in found["lines"]] == [
@@ -229,19 +228,19 @@ def test_keys_of_somebody_else_sign_nothing(base: str, made: Made, tmp_path: Pat
     ]
 
 
-def test_without_a_secure_context_it_says_unavailable(made: Made, tmp_path: Path) -> None:
+def test_without_a_secure_context_it_says_unavailable(made: Made, browse: Browse) -> None:
     site, ids, _ = made
-    # A name of this machine that browsers do not count as this machine.
+    # This machine by a name that browsers do not count as this machine (browse.mjs).
     with serve(site, host="glasshouse.test") as base:
-        (found,) = press(base, tmp_path, ids["pair"], hosts="MAP glasshouse.test 127.0.0.1")
+        (found,) = press(browse, base, ids["pair"])
     assert found["outcome"] == "unavailable"
     assert found["verdict"].startswith("Unavailable: this page was not served over https")
     assert found["lines"] == []
 
 
-def test_page_and_ledger_are_accessible_and_fit(base: str, made: Made, tmp_path: Path) -> None:
+def test_page_and_ledger_are_accessible_and_fit(base: str, made: Made, browse: Browse) -> None:
     _, ids, _ = made
-    found = browse(tmp_path, base=base, pages=[f"rows/{ids['abba']}/", "ledger/"])
+    found = browse(base=base, pages=[f"rows/{ids['abba']}/", "ledger/"])
     assert [
         (page["path"], page["variant"], page.get("violations"))
         for page in found["pages"]
@@ -252,7 +251,9 @@ def test_page_and_ledger_are_accessible_and_fit(base: str, made: Made, tmp_path:
 
 
 @pytest.mark.train
-def test_a_real_run_published_here_verifies_and_one_altered_byte_does_not(tmp_path: Path) -> None:
+def test_a_real_run_published_here_verifies_and_one_altered_byte_does_not(
+    browse: Browse, tmp_path: Path
+) -> None:
     root = checkout(tmp_path / "root")
     program = Program(tmp_path / "home", tmp_path / "runs", root)
     code, _, folder, err = program.run("duration=1.5")
@@ -263,13 +264,13 @@ def test_a_real_run_published_here_verifies_and_one_altered_byte_does_not(tmp_pa
     site = build(root)
     events = next((site / "research/bundles" / row).glob("legs/*-protected/events.jsonl"))
     with serve(site) as base:
-        (good,) = press(base, tmp_path, row)
+        (good,) = press(browse, base, row)
         assert good["outcome"] == "ok", good
         assert [line for line in good["lines"] if line[0] == "failed"] == []
         data = events.read_bytes()
         at = data.index(b'"elapsedSec":') + len(b'"elapsedSec":')
         events.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        (bad,) = press(base, tmp_path, row)
+        (bad,) = press(browse, base, row)
         done = program("verify", f"{base}research/artifacts/{row}.json", "--json")
     assert bad["outcome"] == "failed"
     name = str(events.relative_to(site / "research/bundles" / row))
