@@ -15,9 +15,11 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || tr
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
 LEFT_OUT := sshd chromium postgres slow soak
+# Tests start Python some hundred times: where this is set, each start would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 ALONE := not sshd and not chromium and not postgres and not slow and not soak
 
-.PHONY: demo demo-cloud test test-all lint services soak site constraints clean
+.PHONY: demo demo-cloud test test-all lint collect services soak site constraints clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old (PYTHON=$(PYTHON)): give Python 3.11 or later, make PYTHON=python3.12" >&2; exit 2; }
@@ -45,9 +47,9 @@ test: $(VENV)/.dev
 	@code=0; $(PYTEST) -m '$(ALONE)' || code=$$?; \
 	echo "left out: tests marked $(LEFT_OUT); make test-all runs all but soak"; exit $$code
 
-# Debian's packages come while pip installs: neither waits for the other.
+# Debian's packages come while pip installs, and tests are compiled while mypy thinks: none waits for the other.
 test-all:
-	@$(MAKE) --no-print-directory -j2 services lint
+	@$(MAKE) --no-print-directory -j3 services lint collect
 	@code=0; $(PYTEST) -m 'not soak' || code=$$?; \
 	echo "left out: tests marked soak; make soak runs them"; exit $$code
 
@@ -55,6 +57,10 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
+
+# pytest rewrites every test file once and keeps that; otherwise its four workers would do it at the same time.
+collect: $(VENV)/.dev
+	@$(BIN)/python -m pytest --collect-only -q >/dev/null || true
 
 services:
 	@$(SERVICES)

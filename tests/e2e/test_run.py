@@ -153,7 +153,7 @@ def test_fixed_work_is_done_exactly(program: Program) -> None:
     assert result["units"] == 10
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # base weights sealed, the same job runs in test_workloads.py
 def test_lora_goes_through_the_same_lifecycle(program: Program) -> None:
     done = program(
         "run", "--json", "--out", str(program.runs), "measure=quick", "measure.warmup_sec=0.2",

@@ -129,6 +129,7 @@ def test_base_weights_travel_in_the_package_and_no_one_reads_their_folder(
     code, record, run_folder, err = run(program, *sealed, "order=protected-first", "duration=0.5")
     assert code == 0, err
     assert record["status"] == "verified"
+    assert record["figures"]["unit"] == "steps"
     assert "random-weights" not in record["caveats"]
     lines = (run_folder / "bundle/legs/s000-protected/events.jsonl").read_bytes().splitlines()
     events = {event["type"]: event["body"] for event in map(json.loads, lines)}

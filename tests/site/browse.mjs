@@ -9,13 +9,6 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const everyVariant = [
-  { name: "light-wide", colorScheme: "light", width: 1280, height: 900 },
-  { name: "dark-wide", colorScheme: "dark", width: 1280, height: 900 },
-  { name: "light-narrow", colorScheme: "light", width: 320, height: 720 },
-  { name: "dark-narrow", colorScheme: "dark", width: 320, height: 720 },
-  { name: "no-script", colorScheme: "light", width: 1280, height: 900, javaScriptEnabled: false },
-];
 
 const browser = await chromium.launch({
   executablePath: process.argv[2],
@@ -69,7 +62,7 @@ async function look(context, variant, path, plan) {
 
 async function report(plan) {
   const found = { pages: [], errors: [] };
-  for (const variant of plan.variants ?? everyVariant) {
+  for (const variant of plan.variants) {
     // A context of its own has no cache: what a plan altered on disk is what the next one sees.
     const context = await browser.newContext({
       viewport: { width: variant.width, height: variant.height },

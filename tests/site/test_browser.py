@@ -24,7 +24,7 @@ PAGES = [
     "rows/2026-05-17-runpod-rtx3090-qwen2.5-0.5b-60m-raw-first-excluded/",
 ]  # fmt: skip
 # Every page in both colour schemes and at both widths; the other two combinations where layouts differ most.
-SOME = ["", "results/", "ledger/", "method/", "rows/2026-05-16-runpod-h100-mlp-30m-protected-first/"]
+SOME = ["results/", "rows/2026-05-16-runpod-h100-mlp-30m-protected-first/"]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 320, "height": 720}
 VARIANTS: list[dict[str, Any]] = [
     {"name": "light-wide", "colorScheme": "light", "pages": PAGES, **WIDE},

@@ -47,6 +47,7 @@ PRESS = """
   };
 })()"""
 WIDE = [{"name": "wide", "colorScheme": "light", "width": 1280, "height": 900}]
+NARROW = [{"name": "narrow", "colorScheme": "dark", "width": 320, "height": 720}]
 Made = tuple[Path, dict[str, str], tuple[Factory, Factory]]
 
 
@@ -240,7 +241,7 @@ def test_without_a_secure_context_it_says_unavailable(made: Made, browse: Browse
 
 def test_page_and_ledger_are_accessible_and_fit(base: str, made: Made, browse: Browse) -> None:
     _, ids, _ = made
-    found = browse(base=base, pages=[f"rows/{ids['abba']}/", "ledger/"])
+    found = browse(base=base, pages=[f"rows/{ids['abba']}/", "ledger/"], variants=[*WIDE, *NARROW])
     assert [
         (page["path"], page["variant"], page.get("violations"))
         for page in found["pages"]
