@@ -27,11 +27,11 @@ from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.providers.journal import Journal
 from glasshouse.providers.money import CAP_VARIABLE, parse_usd
+from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.runtime import linux
 from glasshouse.spec import RunSpec, SshProvider
 
 SSH_TIMEOUT_SEC = 5.0
-KEY_VARIABLES = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,30 @@
   glasshouse reap --dry-run    say what would be done
   glasshouse reap              do it
   glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
+  glasshouse reap --stray NAME end a machine that the journal does not know
 
-Exit code 4 when something of ours may still be running; the lines above it say what and where.
+Providers whose key is in the environment are also asked for machines with names of ours that the journal does
+not know: it was lost, or a colleague runs them. They are listed and left alone until you name one.
+
+Exit code 4 when something of the journal's may still be running; 3 when a provider could not be asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 
+from glasshouse import config
 from glasshouse.commands.terminal import emit, say, table
-from glasshouse.errors import CleanupNotProven
+from glasshouse.errors import CleanupNotProven, ProviderError
+from glasshouse.lifecycle import strays
 from glasshouse.lifecycle.reap import Reaped, reap_all, watch
 from glasshouse.lifecycle.ui import Screen
 from glasshouse.lifecycle.watchdog import wait_for_end
+from glasshouse.providers.registry import KEY_VARIABLES
+from glasshouse.spec import CloudProvider
 
 CLEAN_UP_NOT_PROVEN = CleanupNotProven.exit_code
 
@@ -28,27 +37,63 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--elsewhere", action="store_true", help="also runs of other hosts, of which you know that they ended"
     )
+    parser.add_argument(
+        "--stray", metavar="NAME", help="destroy this machine, which the journal does not know"
+    )
     # What a run starts beside itself: it waits on stdin, and finishes the run when its controller dies.
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reap every dead allocation in the journal."""
+    """Reap every dead allocation in the journal, and list what it does not know."""
     screen = Screen(quiet=args.json)
     if args.watch is not None:
         if not wait_for_end():
             watch(args.watch, screen)
         return 0
+    if args.stray is not None:
+        return _end(args.stray, json=args.json)
     found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
+    unknown = strays.find(_paid())
     code = max((_code(item) for item in found), default=0)
+    if any(stray.id is None for stray in unknown):
+        code = max(code, ProviderError.exit_code)
     if args.json:
-        emit({"ok": code == 0, "allocations": [asdict(item) for item in found]})
-    elif found:
+        allocations, others = [asdict(item) for item in found], [asdict(stray) for stray in unknown]
+        emit({"ok": code == 0, "allocations": allocations, "strays": others})
+        return code
+    if found:
         rows = [[item.state, item.proof or "-", item.provider, item.name, item.detail] for item in found]
         say(table(["state", "left", "provider", "allocation", "detail"], rows))
     else:
         say("nothing to reap: every allocation in the journal is proven gone")
+    if unknown:
+        say("not in the journal: lost with another one, or a colleague's; they may be billing")
+        say(
+            table(
+                ["provider", "machine", "id", "detail"],
+                [[s.provider, s.name, s.id or "-", s.detail] for s in unknown],
+            )
+        )
+        say("to end one: glasshouse reap --stray NAME")
     return code
+
+
+def _paid() -> list[CloudProvider]:
+    """Settings of every paid provider whose key is in the environment."""
+    kinds = [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
+    found = [config.load([f"provider={kind}", "gpu=a4000"]).provider for kind in kinds]
+    return [provider for provider in found if isinstance(provider, CloudProvider)]
+
+
+def _end(name: str, *, json: bool) -> int:
+    ended = strays.end(_paid(), name)
+    good = ended.proof == "zero"
+    if json:
+        emit({"ok": good, "strays": [asdict(ended)]})
+    else:
+        say(f"{ended.provider}: {ended.name} ({ended.id}): {ended.detail}")
+    return 0 if good else CLEAN_UP_NOT_PROVEN
 
 
 def _code(item: Reaped) -> int:

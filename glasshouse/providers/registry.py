@@ -16,6 +16,9 @@ _OPENERS = {
     "vastai": "glasshouse.providers.vastai:open_vastai",
 }
 
+# Where the key of each paid provider is looked for.
+KEY_VARIABLES = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
+
 
 def open_provider(config: spec.Provider) -> Provider:
     """Make the client of the configured provider; enter it before use. Raises UsageError (a missing key)."""

@@ -1,0 +1,106 @@
+"""What the protection costs once a leg, step by step, and what the custodian holds.
+
+    python bench/lifecycle.py              # 5 legs of model=mlp, then 3 of 256 MiB: about three minutes
+    python bench/lifecycle.py --legs 9 --json
+
+Each leg is a run of its own, `order=protected-only` on provider=local, as anyone would start it; the seconds
+of each step are those that its record states as fixedCostSec. What the custodian holds at its peak (anonymous
+memory, the sealed file not counted) is what its signed `unsealed` event says, less the package's own bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from glasshouse.measurement.fixed_cost import STEPS
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ["order=protected-only", "duration=1", "measure=quick", "measure.warmup_sec=0.2"]
+# Two matrices of 8192 x 4096 float32 and little else: 256 MiB.
+LARGE = ["model.inputs=4096", "model.hidden=8192", "model.classes=4096", "model.layers=1", "model.batch=8"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--legs", type=int, default=5, help="legs with the small package")
+    parser.add_argument("--large-legs", type=int, default=3, help="legs with the package of 256 MiB")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = {
+            "model=mlp": measure(Path(folder), options.legs, []),
+            "256 MiB": measure(Path(folder), options.large_legs, LARGE),
+        }
+    load = round(os.getloadavg()[0], 1)
+    print(json.dumps({"loadAverage": load, "packages": report}, indent=1) if options.json else table(report))
+
+
+def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
+    launches, over, size = [], [], 0
+    for _ in range(legs):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "glasshouse",
+                "run",
+                "--json",
+                "--out",
+                str(folder / "runs"),
+                *SHORT,
+                *words,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"GLASSHOUSE_HOME": str(folder / "home")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (record,) = json.loads(done.stdout)["runs"]
+        assert record["status"] == "verified", record
+        launches.append(record["figures"]["fixedCostSec"])
+        bundle = Path(record["folder"]) / "bundle"
+        lines = (bundle / "legs/s000-protected/events.jsonl").read_bytes().splitlines()
+        unsealed = next(event["body"] for event in map(json.loads, lines) if event["type"] == "unsealed")
+        size = unsealed["bytes"]
+        over.append(unsealed["heldKib"] / 1024 - size / 2**20)
+    return {
+        "legs": legs,
+        "packageMib": round(size / 2**20, 1),
+        "custodianOverMib": round(max(over), 1),
+        "steps": {
+            step: {
+                "median": round(statistics.median(found), 3),
+                "lowest": round(min(found), 3),
+                "highest": round(max(found), 3),
+            }
+            for step in (*STEPS, "totalSec")
+            if (found := [launch[step] for launch in launches if step in launch])
+        },
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    head = [f"{name}, {part['packageMib']} MiB, {part['legs']} legs" for name, part in report.items()]
+    lines = ["| median s (lowest to highest) | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
+    for step in next(iter(report.values()))["steps"]:
+        cells = [part["steps"][step] for part in report.values()]
+        texts = [f"{cell['median']:.2f} ({cell['lowest']:.2f} to {cell['highest']:.2f})" for cell in cells]
+        lines.append(f"| {step} | " + " | ".join(texts) + " |")
+    over = [f"{part['custodianOverMib']} MiB" for part in report.values()]
+    lines.append("| custodian's peak over the package | " + " | ".join(over) + " |")
+    return "\n".join([*lines, "", f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors"])
+
+
+if __name__ == "__main__":
+    main()
