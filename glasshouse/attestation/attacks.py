@@ -203,6 +203,18 @@ def burnt_ticket(_stage: Stage, mine: Launch, control: Launch) -> None:
         mine.honest()
 
 
+def superseded(asked: bool) -> Attack:
+    """A ticket, or a challenge (asked), taken while a launch failed, used once the leg is launched again."""
+
+    def attack(stage: Stage, mine: Launch, _control: Launch) -> None:
+        if asked:
+            mine.fetch()
+        stage.launch(mine.reference.run, launch=mine.reference.launch + 1)
+        mine.honest()
+
+    return attack
+
+
 def change_ticket_request(change: Callable[[Claims], object]) -> Attack:
     """Change the request for a challenge."""
 

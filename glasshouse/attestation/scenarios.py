@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation import attacks as a
 from glasshouse.attestation.server import MAX_BODY_BYTES
-from glasshouse.attestation.tamper import GPU, Attack, Scenario
+from glasshouse.attestation.tamper import GPU, STRICT, Attack, Scenario
 from glasshouse.attestation.tokens import EAR_TYP, GRANT_TYP, public_bytes_of
 from glasshouse.canonical import b64u, sha256_hex
 
@@ -67,6 +67,30 @@ CLAIMS = (
     _case("interpreter-not-isolated", "an interpreter without -I", a.set_claims(interpreter_isolated=False)),
     _case("boot-id-mismatch", "the machine was booted again, or is another", a.set_claims(boot_id="another")),
     _case("pid-namespace-mismatch", "another pid namespace", a.set_claims(pid_namespace="pid:[1]")),
+    _case(
+        "python-version-mismatch",
+        "another Python",
+        a.set_claims(python_version="3.99.0"),
+        python_version="3.11.7",
+    ),
+    _case(
+        "distributions-mismatch",
+        "a package that was not installed when the controller looked",
+        a.set_claims(distributions_sha256=_OTHER),
+        distributions_sha256=sha256_hex(b"distributions"),
+    ),
+    _case(
+        "distributions-not-listed",
+        "packages that nobody listed beforehand, under policy strict",
+        a.set_claims(),
+        policy=STRICT.model_copy(update={"require_distributions": True}),
+    ),
+    _case(
+        "anti-debug-profile-mismatch",
+        "another profile than the launch was given, though a stronger one",
+        a.set_claims(anti_debug_profile="strict"),
+        policy=STRICT.model_copy(update={"anti_debug_profile": "standard"}),
+    ),
     _case("image-digest-mismatch", "another image", a.set_claims(image_digest="sha256:" + _OTHER)),
     _case(
         "gpu-mismatch",
@@ -172,6 +196,13 @@ TICKETS = (
     _case("ticket-stolen", "a ticket for another launch", a.stolen_ticket, "ticket-mismatch"),
     _case("ticket-burnt", "a ticket that was shown for another launch first", a.burnt_ticket, "ticket-used"),
     _case("ticket-expired", "a ticket of a quarter of an hour ago", a.late_ticket),
+    _case("launch-superseded", "a ticket that a failed launch left behind", a.superseded(asked=False)),
+    _case(
+        "challenge-superseded",
+        "a challenge that a failed launch left unanswered",
+        a.superseded(asked=True),
+        "launch-superseded",
+    ),
     _case("ticket-store-mismatch", "a ticket of a restored backup", a.restored_ticket),
     _case("challenge-store-mismatch", "a challenge of a restored backup", a.restored_backup),
     _case("replay-after-restart", "spent evidence, after a restart", a.replay_after_restart, "nonce-replay"),

@@ -144,12 +144,14 @@ class Store:
     def spend_ticket(self, sha256: str, now: int) -> dict[str, Any]:
         """Mark a ticket used, durably, and return its row: whatever else is wrong, it is spent.
 
-        Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch` or `ticket-expired`.
+        Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch`, `ticket-expired` or
+        `launch-superseded`.
         """
         with self._transaction() as tx:
             spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
             first = tx.execute(spent.values(used=now)).rowcount == 1
             row = tx.execute(select(tickets).where(tickets.c.sha256 == sha256)).mappings().first()
+            superseded = row is not None and _superseded(tx, row)
         if row is None or not hmac.compare_digest(row["sha256"], sha256):
             raise AttestationError("unknown ticket", codes=["ticket-unknown"])
         if not first:
@@ -158,6 +160,8 @@ class Store:
             raise AttestationError("this ticket is from another store", codes=["ticket-store-mismatch"])
         if row["expires"] <= now:
             raise AttestationError("this ticket has expired", codes=["ticket-expired"])
+        if superseded:
+            raise AttestationError("the leg was launched again since", codes=["launch-superseded"])
         return dict(row)
 
     def put_challenge(
@@ -171,7 +175,8 @@ class Store:
     def consume_challenge(self, nonce: str, now: int) -> dict[str, Any]:
         """Consume a challenge, durably, and return its row joined with its ticket's.
 
-        Raises AttestationError `nonce-unknown`, `nonce-replay` or `challenge-store-mismatch`.
+        Raises AttestationError `nonce-unknown`, `nonce-replay`, `challenge-store-mismatch` or
+        `launch-superseded`.
         """
         with self._transaction() as tx:
             consume = update(challenges).where(challenges.c.nonce == nonce, challenges.c.consumed.is_(None))
@@ -181,12 +186,15 @@ class Store:
             columns += [tickets.c.run, tickets.c.leg, tickets.c.launch, tickets.c.reference, tickets.c.policy]
             query = select(*columns).select_from(joined).where(challenges.c.nonce == nonce)
             row = tx.execute(query).mappings().first()
+            superseded = row is not None and _superseded(tx, row)
         if row is None:
             raise AttestationError("no such challenge was issued", codes=["nonce-unknown"])
         if not first:
             raise AttestationError("this challenge was answered before", codes=["nonce-replay"])
         if row["store"] != self.id:
             raise AttestationError("the challenge is from another store", codes=["challenge-store-mismatch"])
+        if superseded:
+            raise AttestationError("the leg was launched again since", codes=["launch-superseded"])
         return dict(row)
 
     # Grants and records
@@ -260,6 +268,16 @@ class Store:
         with self._transaction() as tx:
             rows = tx.execute(query).mappings().all()
         return [{**row, "codes": json.loads(row["codes"])} for row in rows]
+
+
+def _superseded(tx: Connection, row: Any) -> bool:
+    """Whether a later launch of the same leg has a ticket: what is left of this one is worth nothing.
+
+    A launch is repeated where its connection broke, and that is when its port, and with it its ticket, may
+    have come into other hands.
+    """
+    later = (tickets.c.run == row["run"], tickets.c.leg == row["leg"], tickets.c.launch > row["launch"])
+    return tx.execute(select(tickets.c.launch).where(*later).limit(1)).first() is not None
 
 
 def _payload(run: str, manifest_hash: str) -> Any:

@@ -184,6 +184,23 @@ def test_a_retry_is_a_new_launch_and_counted(stage: Stage) -> None:
     assert stage.broker.store.grant_count(run) == 2
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["ticket", "challenge"])
+def test_what_is_left_of_a_launch_that_was_repeated_opens_nothing(stage: Stage, asked: bool) -> None:
+    """Whoever took over the port when the connection broke has the ticket, and now a new forward."""
+    first = stage.launch()
+    if asked:
+        first.fetch()
+    retry = stage.launch(first.reference.run, launch=2)
+    retry.payload_key = first.payload_key
+    for code in ("launch-superseded", "nonce-replay" if asked else "ticket-used"):
+        with pytest.raises(AttestationError) as error:
+            first.honest()
+        assert _codes(error) == (code,)
+    assert stage.unwrap_calls == 0
+    retry.honest()
+    assert stage.unwrap_calls == 1
+
+
 def test_no_ticket_without_a_registered_package(stage: Stage) -> None:
     with pytest.raises(AttestationError) as error:
         stage.broker.issue_ticket(synthetic_reference("nobody"), STRICT)

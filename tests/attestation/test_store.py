@@ -26,8 +26,10 @@ def _url(folder: Path) -> str:
     return f"sqlite:///{folder / 'broker.db'}"
 
 
-def _ticket(store: Store, sha256: str = "t" * 64, launch: int = 1, expires: int = 1000) -> str:
-    store.put_ticket(sha256, "run", "s000", launch, reference="{}", policy="{}", expires=expires)
+def _ticket(
+    store: Store, sha256: str = "t" * 64, *, leg: str = "s000", launch: int = 1, expires: int = 1000
+) -> str:
+    store.put_ticket(sha256, "run", leg, launch, reference="{}", policy="{}", expires=expires)
     return sha256
 
 
@@ -193,7 +195,7 @@ def test_a_restored_backup_accepts_nothing_of_before(tmp_path: Path) -> None:
     backup.mkdir()
     with Store(_url(tmp_path), KEK) as store:
         _challenge(store)
-        _ticket(store, "u" * 64, launch=2)
+        _ticket(store, "u" * 64, leg="s001")
         with store._transaction() as tx:
             tx.exec_driver_sql("COMMIT")
             tx.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
