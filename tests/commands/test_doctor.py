@@ -1,4 +1,4 @@
-"""`glasshouse doctor` and `reap`."""
+"""`glasshouse doctor`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.commands.kit import CANARY, Call
-
-
-def test_reap_with_nothing_left_says_so(call: Call) -> None:
-    assert call("reap")[0:2] == (0, "nothing to reap: every allocation in the journal is proven gone\n")
-    assert json.loads(call("reap", "--dry-run", "--json")[1]) == {"ok": True, "allocations": []}
 
 
 def test_doctor_names_a_remedy_and_never_a_secret(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

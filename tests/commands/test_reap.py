@@ -1,4 +1,4 @@
-"""Machines that no journal knows: listed, left alone, and ended by name."""
+"""`glasshouse reap` with nothing left, and machines that no journal knows: listed, and ended by name."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ def test_a_provider_that_cannot_be_asked_is_exit_3(call: Call, monkeypatch: pyte
         assert "not-the-key" not in out
 
 
-def test_without_a_key_nobody_is_asked(call: Call) -> None:
+def test_with_nothing_left_it_says_so_and_without_a_key_nobody_is_asked(call: Call) -> None:
     assert not any(os.environ.get(variable) for variable in VARIABLE.values())
     assert call("reap") == (0, "nothing to reap: every allocation in the journal is proven gone\n", "")
+    assert json.loads(call("reap", "--dry-run", "--json")[1]) == {"ok": True, "allocations": [], "strays": []}
