@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ValidationError
 
-from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.records.chain import sign_head
+from glasshouse.records.schema import Ended
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.events import check_line, event_hash, first_link
 
@@ -209,11 +211,11 @@ def _fetch_result(pod: Pod, leg_dir: str, warn: Callable[[str], None]) -> dict[s
         raise LegError("the result could not be fetched", code="pod-unreachable")
     try:
         result = parse_json(data, max_bytes=MAX_RESULT_BYTES)
-    except CanonicalError as error:
-        raise LegError("the result file does not parse", code="result-malformed") from error
-    if not isinstance(result, dict) or result.get("status") not in ("complete", "failed"):
-        raise LegError("the result file is not one", code="result-malformed")
-    return result
+        # Its codes go to a terminal and, with its timings, into the bundle; the pod may write anything.
+        Ended.model_validate_json(canonical_json(result))
+    except (CanonicalError, ValidationError) as error:
+        raise LegError("the result file is not one", code="result-malformed") from error
+    return dict(result)
 
 
 def _reconnect(pod: Pod, warn: Callable[[str], None]) -> None:

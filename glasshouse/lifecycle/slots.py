@@ -24,11 +24,14 @@ from glasshouse.errors import (
 from glasshouse.lifecycle.context import RunContext, leg_id
 from glasshouse.lifecycle.follow import EventLog, Pace, follow
 from glasshouse.lifecycle.setup import Ready, put_raw_files
+from glasshouse.lifecycle.view import read_progress
 from glasshouse.measurement.schedule import Slot
 from glasshouse.providers import money
 from glasshouse.records import keys
+from glasshouse.records.values import read_result
 
 MAX_OUTPUT_BYTES = 64 << 30
+POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time
 TRANSPORT_CODES = frozenset({"broker-unreachable", "malformed-answer", "start-unknown"})
 
 
@@ -159,9 +162,9 @@ class _Launch:
                 answer = self._follow("events.jsonl", self._on_events)
         finally:
             self._save_exchange()
-        self.codes |= {str(code) for code in answer.get("reasonCodes", [])}
-        for name, value in dict(answer.get("timings", {})).items():
-            self.timings[name] = float(value)
+        self.codes |= set(answer.get("reasonCodes", []))
+        said = answer.get("timings", {})
+        self.timings.update({name: said[name] for name in POD_TIMINGS if name in said})
         if answer["status"] != "complete":
             raise self._failed("protected", answer)
         if answer.get("eventsHead") != self.log.head or answer.get("eventCount") != self.log.count:
@@ -187,9 +190,9 @@ class _Launch:
             raise self._failed("raw", answer)
         if not self.raw_removed:
             raise LegError("the raw leg's files could not be removed", code="raw-files-left")
-        result = answer["result"]
+        result = _readable(answer.get("result"))
         self.context.write(f"legs/{self.folder.name}/result.json", result)
-        return dict(result)
+        return result
 
     # --- parts --------------------------------------------------------------------------
 
@@ -277,9 +280,9 @@ class _Launch:
         if not data:
             self._show("", {})
 
-    def _show(self, kind: str, body: dict[str, Any]) -> None:
+    def _show(self, kind: str, body: Any) -> None:
         if kind == "progress":
-            self.last_progress = body
+            self.last_progress = read_progress(body)
             self.pace.ready()
         elif kind == "trained":
             self.pace.measured()
@@ -292,7 +295,7 @@ class _Launch:
             waited = time.monotonic() - self.began
             self.context.screen.progress(f"{self.label}: {phase}, {waited:.0f} s so far")
             return
-        elapsed, units = float(shown.get("elapsedSec") or 0.0), shown.get("units") or 0
+        elapsed, units = shown["elapsedSec"], shown["units"]
         if self.slot.block is not None or self.slot.burn_in:  # no peeking before the design is done
             self.context.screen.progress(f"{self.label}: {phase}", plain=False)
             return
@@ -345,5 +348,12 @@ class _Launch:
         for line in (self.folder / "events.jsonl").read_bytes().splitlines():
             event = parse_json(line)
             if event["type"] == "trained":
-                return dict(event["body"]["result"])
+                return _readable(event["body"].get("result"))
         raise LegError("the events hold no result", code="protected-incomplete")
+
+
+def _readable(result: Any) -> dict[str, Any]:
+    """Return a leg's result as the pod gave it; LegError("result-malformed") where none can be read in it."""
+    if not isinstance(result, dict) or read_result(canonical_json(result)) is None:
+        raise LegError("the leg's result cannot be read", code="result-malformed")
+    return result

@@ -80,9 +80,23 @@ class LegView:
         return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
 
 
+def read_progress(body: object) -> dict[str, Any]:
+    """Return of a progress report what may be shown: phase, elapsedSec, units; {} where it is none.
+
+    The pod wrote it, and it goes to the operator's terminal.
+    """
+    if not isinstance(body, dict):
+        return {}
+    numbers = {name: body.get(name) for name in ("elapsedSec", "units")}
+    if any(isinstance(item, bool) or not isinstance(item, int | float) for item in numbers.values()):
+        return {}
+    return {"phase": str(body.get("phase")), **numbers}
+
+
 def result_line(result: dict[str, Any]) -> str:
     """One line on a leg of a pair: its work, time, rate and last loss."""
     elapsed = float(result["elapsedSec"])
     rate = result["units"] / elapsed if elapsed else 0.0
     done = f"{result['units']} {result['unit']} in {elapsed:.1f} s"
-    return f"{done}: {rate:.2f} /s, loss {result['finalLoss']:.4f}"
+    loss = result["finalLoss"]
+    return f"{done}: {rate:.2f} /s" + ("" if loss is None else f", loss {loss:.4f}")

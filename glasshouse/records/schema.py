@@ -27,6 +27,7 @@ Work = Annotated[int, Field(ge=0, le=10**15)]  # whole units: a leg ends on one
 Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Count = Annotated[int, Field(ge=0)]
+Timings = dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9]{1,40}$")], Seconds]
 
 
 class Written(BaseModel):
@@ -165,7 +166,7 @@ class Launch(Written):
     launch: Annotated[int, Field(ge=1, le=999)]
     status: Literal["complete", "failed"]
     code: Code | None
-    timings: dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9]{1,40}$")], Seconds]
+    timings: Timings
     raw_files_removed: bool | None
     started_at: Time
     ended_at: Time
@@ -226,6 +227,15 @@ class Result(Signed):
     telemetry: Annotated[tuple[Sample, ...], Field(max_length=1000)] = ()
     cpu_sec: Seconds | None = None
     total_cpu_sec: Seconds | None = None
+
+
+class Ended(Signed):
+    """result.json of a leg: what the controller believes of how it ended. Nobody signed it."""
+
+    status: Literal["complete", "failed"]
+    code: Code | None = None
+    reason_codes: Annotated[tuple[Code, ...], Field(max_length=64)] = ()
+    timings: Timings = {}
 
 
 class BufferReport(Signed):

@@ -1,0 +1,98 @@
+"""What a pod answers is held against its form before it reaches the operator's terminal or the bundle."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.errors import LegError
+from glasshouse.lifecycle.follow import Pace, follow
+from glasshouse.lifecycle.slots import _readable
+from glasshouse.lifecycle.view import read_progress, result_line
+from glasshouse.measurement.schedule import Slot
+from glasshouse.remote.pod import Pod
+from tests.records.legs import leg_result
+
+SLOT = Slot(0, None, 0, "raw", False, 0.0, 30.0, None, False, 0.0)
+ESCAPE = "\x1b]0;owned\x07"
+
+
+def _followed(pod: Pod, folder: Path, result: object) -> dict[str, Any]:
+    (folder / "result.json").write_text(json.dumps(result))
+    return follow(
+        pod,
+        str(folder),
+        followed="events.jsonl",
+        pace=Pace(0.1, None),
+        deadline=time.monotonic() + 20,
+        on_data=lambda _: None,
+        warn=lambda _: None,
+    )
+
+
+def test_a_result_is_believed_by_its_form_only(pod: Pod, tmp_path: Path) -> None:
+    good = {
+        "arm": "protected",
+        "status": "failed",
+        "code": "leg-deadline",
+        "reasonCodes": ["boot-id-mismatch"],
+        "timings": {"attestSec": 0.5},
+    }
+    assert _followed(pod, tmp_path, good) == good
+    changes: list[dict[str, Any]] = [
+        {"status": "perfect"},
+        {"code": ESCAPE},
+        {"code": ["leg-deadline"]},
+        {"reasonCodes": [ESCAPE]},
+        {"reasonCodes": 5},
+        {"reasonCodes": ["x"] * 65},
+        {"timings": {"attestSec": "1"}},
+        {"timings": {"attestSec": -1.0}},
+        {"timings": {ESCAPE: 1.0}},
+        {"timings": [1]},
+    ]
+    for change in changes:
+        with pytest.raises(LegError) as error:
+            _followed(pod, tmp_path, {**good, **change})
+        assert error.value.code == "result-malformed"
+        assert ESCAPE not in error.value.line()
+    for other in ([], "complete", None):
+        with pytest.raises(LegError, match="not one"):
+            _followed(pod, tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        "measure",
+        None,
+        {},
+        {"phase": "measure", "elapsedSec": 0, "units": ESCAPE},
+        {"phase": "measure", "elapsedSec": "1", "units": 1},
+        {"phase": "measure", "elapsedSec": True, "units": 1},
+        {"phase": "measure", "elapsedSec": 1.0, "units": [1]},
+    ],
+)
+def test_a_progress_report_of_another_form_is_none(body: object) -> None:
+    assert read_progress(body) == {}
+    whole = {"phase": "measure", "elapsedSec": 1.0, "units": 3}
+    assert read_progress({**whole, "more": ESCAPE}) == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"units": ESCAPE}, {"unit": ESCAPE}, {"elapsedSec": None}, {"finalLoss": "0"}, {"machineStart": 1}],
+)
+def test_a_leg_result_of_another_form_is_refused_and_none_ends_the_program(change: dict[str, Any]) -> None:
+    good = leg_result(SLOT)
+    assert "epochs" in result_line(_readable(good))
+    assert "loss" not in result_line(_readable({**good, "finalLoss": None}))
+    for result in ({**good, **change}, None, [good], {}):
+        with pytest.raises(LegError) as error:
+            _readable(result)
+        assert error.value.code == "result-malformed"
