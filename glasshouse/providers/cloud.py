@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -31,13 +32,24 @@ from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Tim
 REPLACEABLE: Final = ("boot-failed", "boot-timeout", "host-key-mismatch", "ssh-unreachable")
 
 
+@dataclass
+class _Creates:
+    """What became of this process's own create calls for one allocation."""
+
+    ids: set[str] = field(default_factory=set)  # that the provider gave us
+    sent: bool = False
+    under_way: bool = False  # the last one may yet make a machine: its answer was lost, or not awaited
+    doubtful: bool = False  # one gave no clear answer; that nothing came of it was seen, but only for a while
+
+
 class Cloud:
     """`Provider` over one paid API. A context manager: leaving it closes connections and releases nothing."""
 
     def __init__(self, api: CloudApi, config: spec.CloudProvider) -> None:
         self.api = api
         self._config = config
-        self._created: dict[str, set[str]] = {}  # ids that the provider gave us, by allocation name
+        self._creates: dict[str, _Creates] = {}  # by allocation name, of those that this object rented
+        self._known: dict[str, set[str]] = {}  # ids that others told us of, by allocation name
 
     @property
     def kind(self) -> str:
@@ -51,7 +63,8 @@ class Cloud:
 
     def known_ids(self, name: str) -> tuple[str, ...]:
         """The provider's ids of all that was created for `name`, for the journal and the last line."""
-        return tuple(sorted(self._created.get(name, ())))
+        own = self._creates.get(name)
+        return tuple(sorted(self._known.get(name, set()) | (own.ids if own else set())))
 
     def check(self, spec: spec.RunSpec) -> None:
         """Refuse what config asks for and this provider cannot rent. Raises UsageError."""
@@ -66,6 +79,7 @@ class Cloud:
         cloud_release.check_name(name)
         self.check(spec)
         gpu, ceiling = self._wanted(spec)
+        self._creates[name] = _Creates()
         avoid: set[str] = set()
         for attempt in range(1, money.ATTEMPTS + 1):
             label = name if attempt == 1 else f"{name}-r{attempt}"
@@ -75,6 +89,7 @@ class Cloud:
             try:
                 as_asked(self.api, machine, rental)
                 machine, endpoint = boot(self.api, machine, rental, self._config)
+                self._alone(rental, machine)
             except ProviderError as error:
                 progress(f"{self.api.label}: {error.what}; destroying it")
                 place = machine.place or self._place(machine.id)
@@ -91,7 +106,12 @@ class Cloud:
 
     def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
         """Destroy everything named `name` and prove that none is left; never raises for remote faults."""
-        proof = self._clear(name, allocation_id)
+        own = self._creates.get(name)
+        if own is not None and not own.sent and allocation_id is None:
+            # Refused before any create, a key that may not even list is no reason to fear for a machine.
+            proof = ReleaseProof("zero", 0, "nothing was asked of the provider but what can be rented")
+        else:
+            proof = self._clear(name, allocation_id)
         if proof.proof == "zero":
             hostkeys.remove_keys(keys_folder(name))
         return proof
@@ -119,11 +139,21 @@ class Cloud:
     def __repr__(self) -> str:
         return f"<Cloud {self.api.kind}>"
 
-    def _clear(self, name: str, machine_id: str | None) -> ReleaseProof:
-        known = self._created.setdefault(name, set())
+    def _clear(self, name: str, machine_id: str | None, keep: str | None = None) -> ReleaseProof:
         if machine_id is not None:
-            known.update(machine_id.split(","))
-        return cloud_release.release(self.api, name, frozenset(known))
+            self._known.setdefault(name, set()).update(machine_id.split(","))
+        own = self._creates.get(name)
+        # What another process had under way when it died, nobody knows.
+        under_way = own is None or own.under_way
+        known = frozenset(self.known_ids(name))
+        return cloud_release.release(self.api, name, known, under_way=under_way, keep=keep)
+
+    def _alone(self, rental: Rental, machine: Machine) -> None:
+        """A create that gave no answer may have made a machine after all, later than was waited for it."""
+        if not self._creates[rental.name].doubtful:
+            return
+        if self._clear(rental.name, None, keep=machine.id).proof != "zero":
+            raise refused("outcome-unknown", f"{self.api.label}: whether a create made a second machine")
 
     def _wanted(self, run: spec.RunSpec) -> tuple[str, float]:
         gpu = run.gpu.provider_names.get(self.kind)
@@ -141,7 +171,7 @@ class Cloud:
 
     def _create(self, rental: Rental, avoid: frozenset[str]) -> Machine:
         """Create one machine, trying candidates in turn; at most one of ours exists at any moment."""
-        api = self.api
+        api, own = self.api, self._creates[rental.name]
         try:
             candidates = api.candidates(rental, avoid)
         except ApiError as error:
@@ -150,14 +180,20 @@ class Cloud:
         for candidate in candidates:
             for attempt in range(1, api.http.timing.creates + 1):
                 rental.progress(f"{api.label}: renting {rental.gpu} ({candidate.text})")
+                own.sent = own.under_way = True  # until its answer says otherwise, also when interrupted
                 try:
                     machine = api.create(rental, candidate)
                 except ApiError as error:
                     last = error
                 else:
-                    self._created.setdefault(rental.name, set()).add(machine.id)
+                    own.ids.add(machine.id)
+                    own.under_way = False
+                    rental.progress(f"{api.label}: created")  # whoever listens writes the id down
                     return machine
+                own.under_way = uncertain(last)
+                own.doubtful = own.doubtful or own.under_way
                 adopted = self._after_refusal(rental, last)
+                own.under_way = False
                 if adopted is not None:
                     rental.progress(f"{api.label}: the create went through after all; adopting its machine")
                     return adopted
@@ -190,8 +226,7 @@ class Cloud:
                 raise refused("outcome-unknown", f"{api.label}: a failed create left a machine")
             return None
         # A clear refusal needs one look; after no answer the machine may take a while to show.
-        uncertain = error.transient and error.status != 429
-        end = time.monotonic() + (timing.settle_sec if uncertain else 0.0)
+        end = time.monotonic() + (timing.settle_sec if uncertain(error) else 0.0)
         while True:
             try:
                 found = [
@@ -204,7 +239,7 @@ class Cloud:
                     "outcome-unknown", f"{api.label}: whether a create happened cannot be read: {unread}"
                 ) from None
             if found:
-                self._created.setdefault(name, set()).update(each.id for each in found)
+                self._creates[name].ids.update(each.id for each in found)
                 if len(found) == 1 and found[0].state != "failed":
                     return found[0]
                 if self._clear(name, None).proof != "zero":
@@ -235,6 +270,11 @@ class Cloud:
             image_digest=digest[1] if digest else "",
             usd_per_hour=machine.usd_per_hour,
         )
+
+
+def uncertain(error: ApiError) -> bool:
+    """Whether a create that ended so may have made a machine, now or in a moment."""
+    return error.transient and error.status != 429
 
 
 def open_cloud(

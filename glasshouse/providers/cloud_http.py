@@ -37,6 +37,7 @@ class Timing:
     backoff_sec: float = 1.0  # first pause after a failure; doubles up to backoff_max_sec
     backoff_max_sec: float = 30.0
     settle_sec: float = 10.0  # how long a create of unknown outcome may take to show in the list
+    orphan_sec: float = 40.0  # the same where nobody waited for its answer: request time-out and settle_sec
     proof_gap_sec: float = 5.0  # between the two looks of a zero-left proof
     release_sec: float = 180.0  # how long a release insists before it says nonzero or unknown
     key_grace_sec: float = 30.0  # how long our own host key may take to be installed
@@ -47,8 +48,8 @@ class Timing:
 
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
 FAKE_TIMING: Final = Timing(
-    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, proof_gap_sec=0.1, release_sec=4.0,
-    key_grace_sec=1.0, log_sec=1.0, reads=5,
+    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, orphan_sec=1.0, proof_gap_sec=0.1,
+    release_sec=4.0, key_grace_sec=1.0, log_sec=1.0, reads=5,
 )  # fmt: skip
 
 

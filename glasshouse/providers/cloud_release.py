@@ -1,14 +1,16 @@
 """Destroy what is ours at a paid provider, and prove that none of it is left.
 
 The proof reads the whole list and every machine that we know of, twice. `zero` needs all of those reads to
-succeed and to agree; one that fails makes it `unknown`. Only machines whose name is the allocation's own are
-ever destroyed: names of others, and ids that now carry another name, are left alone.
+succeed and to agree; one that fails makes it `unknown`. Where a create may still be under way (its caller was
+interrupted or killed), the looks go on for longer than it could take to show. Only machines whose name is
+the allocation's own are ever destroyed, and ids out of our own creates that cannot be read; other names are
+left alone. One that we created and that now carries another name is left alone too, but never called zero.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glasshouse.errors import ProviderError
 from glasshouse.providers.base import ReleaseProof
@@ -35,30 +37,39 @@ class _Look:
     ours: dict[str, Machine]
     total: int | None
     failed: str
+    unread: set[str] = field(default_factory=set)  # ids out of our creates, of which nothing could be learnt
 
 
-def release(api: CloudApi, name: str, known: frozenset[str]) -> ReleaseProof:
+def release(
+    api: CloudApi, name: str, known: frozenset[str], *, under_way: bool = False, keep: str | None = None
+) -> ReleaseProof:
     """Destroy allocation `name`, of which the ids `known` came from our own create calls.
 
-    Insists for `timing.release_sec`; never raises for remote faults.
+    Insists for `timing.release_sec`; never raises for remote faults. `under_way`: a create may have been sent
+    whose answer nobody had, so nothing to be seen proves nothing for `timing.orphan_sec`. `keep`: an id that
+    stays, and of which the proof says nothing.
     """
     check_name(name)
     known_ids = set(known)
     end: float | None = None
     attempt = 0
     proven: list[float] = []
+    clean_since = 0.0
     last = _Look({}, None, "")
     while True:
         attempt += 1
-        look = _look(api, name, known_ids, known)
+        look = _look(api, name, known_ids - {keep}, known)
+        look.ours.pop(keep or "", None)
         known_ids |= set(look.ours)
         # Read after the first request: only then is it known whether this is a fake, with short times.
         end = time.monotonic() + api.http.timing.release_sec if end is None else end
-        for machine_id in sorted(look.ours):
+        for machine_id in sorted(look.unread.union(look.ours)):
             look.failed = _destroy(api, machine_id) or look.failed
         if not look.ours and not look.failed:
-            proven.append(time.time())
-            if len(proven) == 2:
+            clean_since = clean_since if proven else time.monotonic()
+            proven = [*proven[:1], time.time()]
+            quiet_sec = api.http.timing.orphan_sec if under_way else 0.0
+            if len(proven) == 2 and time.monotonic() - clean_since >= quiet_sec:
                 return _zero(look, proven)
             time.sleep(api.http.timing.proof_gap_sec)
             continue
@@ -81,12 +92,16 @@ def _look(api: CloudApi, name: str, ids: set[str], created: frozenset[str]) -> _
             machine = api.machine(machine_id)
         except ApiError as error:
             look.failed = f"a machine cannot be read: {error}"
+            if machine_id in created:
+                look.unread.add(machine_id)
             continue
         if machine is None or machine.state == "gone":
             # The list may lag behind; it must agree before this counts as zero.
             continue
         if is_ours(machine.name, name) or (not machine.name and machine_id in created):
             look.ours[machine_id] = machine
+        elif machine_id in created:
+            look.failed = "a machine that was created for this run is there under another name"
     return look
 
 

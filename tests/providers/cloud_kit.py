@@ -25,11 +25,12 @@ from glasshouse.providers.vastai import open_vastai
 NAME = "gh-20260101-000000-abcdef-0123abcd"
 KINDS = ("runpod", "vastai")
 VARIABLE = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
+OPEN = {"runpod": open_runpod, "vastai": open_vastai}
 GPU_NAME = {"runpod": "NVIDIA RTX A4000", "vastai": "RTX A4000"}
 FAST = Timing(
     poll_sec=0.02,
-    backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, proof_gap_sec=0.02, release_sec=0.7,
-    key_grace_sec=0.2, log_sec=0.4, reads=4, creates=2,
+    backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, orphan_sec=0.25, proof_gap_sec=0.02,
+    release_sec=0.7, key_grace_sec=0.2, log_sec=0.4, reads=4, creates=2,
 )  # fmt: skip
 
 
@@ -84,6 +85,13 @@ class Rented:
     def allocate(self, name: str = NAME) -> Allocation:
         return self.provider.allocate(name, self.spec, self.said.append)
 
+    def again(self) -> Cloud:
+        """The client of another process: it remembers no create."""
+        assert isinstance(self.spec.provider, specs.CloudProvider)
+        environ = {VARIABLE[self.kind]: self.server.key}
+        timing = self.provider.api.http.timing
+        return OPEN[self.kind](self.spec.provider, environ=environ, timing=timing)
+
     def state(self) -> dict[str, Any]:
         return self.server.cloud.snapshot()
 
@@ -98,11 +106,10 @@ def rented(
 ) -> Iterator[Rented]:
     """Serve a fake provider and open our client of it."""
     serve = serve_runpod if kind == "runpod" else serve_vastai
-    opener = open_runpod if kind == "runpod" else open_vastai
     with serve(boot_sec=boot_sec) as server:
         spec = make_spec(kind, server.base_url, **settings)
         assert isinstance(spec.provider, specs.CloudProvider)
-        with opener(spec.provider, environ={VARIABLE[kind]: server.key}, timing=timing) as provider:
+        with OPEN[kind](spec.provider, environ={VARIABLE[kind]: server.key}, timing=timing) as provider:
             yield Rented(kind, server, provider, spec)
 
 

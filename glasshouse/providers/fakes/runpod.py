@@ -155,9 +155,10 @@ class FakeRunPod:
             return Answer(0, stall=True)
         if take("create-5xx-created"):
             return Answer(502, text="<html>bad gateway</html>")
-        if take("create-5xx-created-late"):
-            pod.shown_from = time.monotonic() + LATE_SEC
-            return Answer(504, text="upstream request timeout")
+        for kind, late_sec in LATE_SEC.items():
+            if take(kind):
+                pod.shown_from = time.monotonic() + late_sec
+                return Answer(504, text="upstream request timeout")
         if take("create-garbage-created"):
             return Answer(201, text='{"id": ')
         return Answer(201, self._pod(pod))

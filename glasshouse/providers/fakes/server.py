@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import secrets
 import socket
 import threading
@@ -26,6 +27,9 @@ from glasshouse.providers.fakes.state import Exchange, FakeCloud
 
 MAX_BODY: Final = 1 << 20
 STALL_SEC: Final = 4.0  # how long a hanging request hangs: longer than a test client waits
+SLOW_SEC: Final = 0.3  # how long a slow create takes
+_CREATE: Final = re.compile(r"/pods\Z|/v0/asks/[^/]+/?\Z")
+_ONE: Final = re.compile(r"/(pods|v0/instances)/[^/]+/?\Z")
 RUNPOD_PREFIX: Final = "/v2"
 VAST_PREFIX: Final = "/api"
 
@@ -128,6 +132,8 @@ class FakeServer:
         if not hmac.compare_digest(given, self.key.encode()) or self.cloud.faults.take("auth"):
             answer = self.api.refuse_key()
         else:
+            if request.method in ("POST", "PUT") and _CREATE.match(request.path):
+                time.sleep(SLOW_SEC if self.cloud.faults.take("create-slow") else 0.0)
             answer = _any_read(self.cloud, request) or self.api.route(request)
         self.cloud.exchanges.append(
             Exchange(method, request.path, dict(request.query), body, answer.status, answer.body)
@@ -159,6 +165,8 @@ def _any_read(cloud: FakeCloud, request: Request) -> Answer | None:
         return Answer(429, text="API requests too frequent: endpoint threshold=2.0")
     if cloud.faults.take("read-drop"):
         return Answer(0, cut=True)
+    if _ONE.match(request.path) and cloud.faults.take("read-one-5xx"):
+        return Answer(503, text="upstream connect error or disconnect/reset before headers")
     return None
 
 
