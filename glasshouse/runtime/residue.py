@@ -20,14 +20,16 @@ import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import overwrite, read_own_memory
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20  # each needle is sought in turn: a chunk should stay in a core's cache meanwhile
+PART = 64 << 20  # what one thread searches at a time
 MAX_SCAN_BYTES = 32 << 30
 _KERNEL_PAGES = ("[vvar]", "[vvar_vclock]", "[vsyscall]", "[vdso]")
 
@@ -72,8 +74,8 @@ class _Search:
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self._needles = [needle.data for needle in needles]
-        self._overlap = max((len(data) for data in self._needles), default=1) - 1
-        self._buffer = mmap.mmap(-1, CHUNK + self._overlap + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.overlap = max(0, max((len(data) for data in self._needles), default=1) - 1)
+        self._buffer = mmap.mmap(-1, CHUNK + self.overlap + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._view = memoryview(self._buffer)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         self._kept = 0
@@ -91,10 +93,15 @@ class _Search:
         for index, needle in enumerate(self._needles):
             if needle:  # nothing was sampled: found nowhere, not everywhere
                 self.result.counts[index] += _count(self._base, length, needle, self._kept)
-        self._kept = min(max(self._overlap, 0), length)
+        self.keep(position, size)
+        self.result.bytes_read += size
+
+    def keep(self, position: int, size: int) -> None:
+        """Hold the end of what came for the next chunk, without searching it."""
+        length = self._kept + size
+        self._kept = min(self.overlap, length)
         self._view[: self._kept] = self._view[length - self._kept : length]
         self._next = position + size
-        self.result.bytes_read += size
 
     def feed(self, position: int, chunk: bytes | bytearray) -> None:
         self.space(position, len(chunk))[:] = chunk
@@ -106,19 +113,16 @@ class _Search:
     def unreadable(self) -> None:
         self.result.unreadable_regions += 1
 
-    @property
-    def full(self) -> bool:
-        return self.result.bytes_read >= MAX_SCAN_BYTES
-
 
 class ScannedProcess:
     """A process that handed over descriptors of its memory and maps."""
 
     how = "descriptor"
 
-    def __init__(self, memory: int, maps: int) -> None:
+    def __init__(self, memory: int, maps: int, part: int = PART) -> None:
         self._memory = memory
         self._maps = maps
+        self._part = part
 
     def close(self) -> None:
         """Close both descriptors; the process's memory is gone or no longer of interest."""
@@ -126,28 +130,52 @@ class ScannedProcess:
         os.close(self._maps)
 
     def scan(self, needles: Sequence[Needle]) -> Scan:
-        """Count each needle in all readable, writable-private regions."""
-        search = _Search(needles)
-        try:
-            for start, end in _regions(self._maps):
-                self._scan_region(search, start, end)
-        finally:
-            search.close()
-        return search.result
+        """Count each needle in all readable, writable-private regions, on every core that there is."""
+        regions = _regions(self._maps)
+        parts = list(_parts(regions, self._part))
+        turn = iter(parts)  # shared: its next() is atomic under the GIL
+        ends = {region: end for region, _, end in parts}
+        unread = {region for region, (_, end) in enumerate(regions) if ends.get(region) != end}
 
-    def _scan_region(self, search: _Search, start: int, end: int) -> None:
-        position = start
+        def work() -> Scan:
+            search = _Search(needles)
+            try:
+                for region, start, end in turn:
+                    if not self._search_part(search, regions[region][0], start, end):
+                        unread.add(region)
+            finally:
+                search.close()
+            return search.result
+
+        threads = max(1, min(len(parts), len(os.sched_getaffinity(0))))
+        with ThreadPoolExecutor(threads) as pool:
+            found = [job.result() for job in [pool.submit(work) for _ in range(threads)]]
+        return Scan(
+            counts=[sum(counts) for counts in zip(*(scan.counts for scan in found), strict=True)],
+            bytes_read=sum(scan.bytes_read for scan in found),
+            unreadable_regions=len(unread),
+        )
+
+    def _search_part(self, search: _Search, region: int, start: int, end: int) -> bool:
+        """Search [start, end) of a region; whether all of it could be read.
+
+        What ends in it counts, also if it begins in the part before: that much is read first.
+        """
+        position = max(region, start - search.overlap)
         while position < end:
+            stop = end if position >= start else start
+            space = search.space(position, min(CHUNK, stop - position))
             count = 0
-            if not search.full:
-                with contextlib.suppress(OSError):
-                    space = search.space(position, min(CHUNK, end - position))
-                    count = os.preadv(self._memory, [space], position)
+            with contextlib.suppress(OSError):
+                count = os.preadv(self._memory, [space], position)
             if count == 0:
-                search.unreadable()
-                return
-            search.took(position, count)
+                return False
+            if position < start:
+                search.keep(position, count)
+            else:
+                search.took(position, count)
             position += count
+        return True
 
 
 class ServingProcess:
@@ -208,6 +236,17 @@ def serve(channel: Channel) -> None:
         with contextlib.suppress(BufferError):
             buffer.close()
     channel.send("scan-end")
+
+
+def _parts(regions: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int, int]]:
+    """Cut regions into parts (region's index, start, end) of up to `size` bytes; MAX_SCAN_BYTES in all."""
+    left = MAX_SCAN_BYTES
+    for index, (low, high) in enumerate(regions):
+        for start in range(low, high, size):
+            end = min(start + size, high)
+            if (left := left - (end - start)) < 0:
+                return
+            yield index, start, end
 
 
 def _without(regions: list[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:

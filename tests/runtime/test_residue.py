@@ -150,6 +150,39 @@ def test_chunks_of_any_size_count_as_the_whole_does(memory: bytes, needle: bytes
         assert count == sum(memory.startswith(data, i) for i in range(len(memory) - len(data) + 1))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.binary(min_size=1, max_size=200)), min_size=1, max_size=4),
+    st.binary(min_size=1, max_size=6),
+    st.integers(1, 70),
+)
+def test_parts_of_any_size_count_as_the_regions_do(
+    pieces: list[tuple[int, bytes]], needle: bytes, part: int
+) -> None:
+    # A file stands in for a process's memory: read at the same offsets, with maps to match.
+    image, maps = bytearray(), ""
+    for gap, content in pieces:
+        image += bytes([needle[0]]) * gap  # between regions, what a search across them would find
+        maps += f"{len(image):x}-{len(image) + len(content):x} rw-p 00000000 00:00 0\n"
+        image += content
+    files = []
+    for data in (bytes(image), maps.encode()):
+        files.append(os.memfd_create("scanned"))
+        os.write(files[-1], data)
+    scanned = ScannedProcess(*files, part=part)
+    try:
+        contents = [content for _, content in pieces]
+        needles = [Needle("a", bytearray(needle)), Needle("b", bytearray(contents[0][:3]))]
+        scan = scanned.scan(needles)
+    finally:
+        scanned.close()
+    assert (scan.bytes_read, scan.unreadable_regions) == (sum(map(len, contents)), 0)
+    assert scan.counts == [
+        sum(region.startswith(item.data, at) for region in contents for at in range(len(region)))
+        for item in needles
+    ]
+
+
 def test_memory_that_does_not_adjoin_does_not_join() -> None:
     search = _Search([Needle("a", bytearray(b"needle"))])
     search.feed(0, b"...nee")
