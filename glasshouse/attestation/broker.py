@@ -10,7 +10,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,22 @@ class Release:
 class Broker:
     """Verifier and key broker over one store. Thread-safe; the HTTP server only translates to it.
 
-    clock returns Unix seconds.
+    clock returns Unix seconds. earlier: raw public keys it signed with before; they are published, and
+    nothing is accepted under them.
     """
 
     def __init__(
-        self, store: Store, signing_key: Ed25519PrivateKey, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        signing_key: Ed25519PrivateKey,
+        clock: Callable[[], float] = time.time,
+        *,
+        earlier: Sequence[bytes] = (),
     ) -> None:
         self.store = store
         self._key = signing_key
         self._clock = clock
+        self._earlier = tuple(earlier)
         self._knocks = itertools.count()
         self.public_bytes = public_bytes_of(signing_key)
         self.id = key_id(self.public_bytes)
@@ -72,8 +79,8 @@ class Broker:
         return int(self._clock())
 
     def jwks(self) -> dict[str, Any]:
-        """JWK Set of the signing key."""
-        return jwks(self.public_bytes)
+        """JWK Set of the signing key, and behind it of those before: what they signed stays verifiable."""
+        return jwks(self.public_bytes, *self._earlier)
 
     def register_payload(
         self, run: str, manifest_hash: str, payload_key: bytes | bytearray, *, max_grants: int

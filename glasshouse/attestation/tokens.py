@@ -318,7 +318,11 @@ def grant_info(
     return domain_hash("glasshouse/grant/v1", [text.encode("utf-8") for text in texts])
 
 
-def jwks(public_bytes: bytes) -> dict[str, Any]:
-    """JWK Set (RFC 7517, RFC 8037) of one raw Ed25519 public key."""
-    key = {"kty": "OKP", "crv": "Ed25519", "x": b64u(public_bytes), "kid": key_id(public_bytes)}
-    return {"keys": [{**key, "alg": "EdDSA", "use": "sig"}]}
+def jwks(*public: bytes) -> dict[str, Any]:
+    """JWK Set (RFC 7517, RFC 8037) of raw Ed25519 public keys, each under its key id."""
+    return {
+        "keys": [
+            {"kty": "OKP", "crv": "Ed25519", "x": b64u(raw), "kid": key_id(raw), "alg": "EdDSA", "use": "sig"}
+            for raw in public
+        ]
+    }

@@ -5,7 +5,8 @@
 
 A run has a broker of its own built in; this is for keeping keys apart from the machine that runs sweeps.
 It listens on loopback unless told otherwise: pods reach it through an SSH forward. Payload keys rest in
-the store under a key that is kept in this machine's keys folder.
+the store under a key that is kept in this machine's keys folder. After `glasshouse keys --rotate broker`,
+start it again: it signs with the new key and goes on publishing the old one in its JWK Set.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import open_store
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError
-from glasshouse.records.keys import broker_key
+from glasshouse.records.keys import broker_key, local_keyring, public_bytes
 
 KEK_FILE = "broker.kek"
 KEK_BYTES = 32
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with open_store(url, _kek()) as store:
-        broker = Broker(store, broker_key())
+        key = broker_key()
+        listed = [entry.public for entry in local_keyring().with_role("broker")]
+        broker = Broker(store, key, earlier=[raw for raw in listed if raw != public_bytes(key)])
         try:
             with serve(broker, args.host, args.port) as server:
                 if args.json:

@@ -3,10 +3,15 @@
   glasshouse keys                      list them
   glasshouse keys --make               make this machine's keys now instead of at the first run
   glasshouse keys --trust "our lab"    list this machine's keys in conf/trust, for a reviewed commit
+  glasshouse keys --rotate broker      another key from the next ledger entry on; also: operator
   glasshouse keys --json > ring.json   a keyring file, for `glasshouse verify --keys ring.json` elsewhere
 
 A machine whose publisher key conf/trust lists publishes into a log of its own. When a machine is lost, its
 keys stay listed: what it signed is checked with them.
+
+A key is rotated while no run is under way: a run signs its plan and its bundle with one key. The old private
+key is removed; the old public key stays listed, here and in conf/trust, for what it signed. The publisher's
+key is the name of its log and is not rotated: list another machine's keys and let the log end.
 
 Private keys never leave their folder.
 """
@@ -22,6 +27,7 @@ from glasshouse.commands.terminal import emit, say, table
 from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError
 from glasshouse.records import keys
+from glasshouse.records.ledger import Ledger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +36,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", metavar="LABEL", help="add them to conf/trust/keyring.json under this label"
     )
+    parser.add_argument(
+        "--rotate", choices=("operator", "broker"), help="retire this machine's key and make another"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """List the keyring."""
+    if args.rotate:
+        _rotate(args.rotate)
     if args.make or args.trust:
         keys.operator_key()
         keys.broker_key()
@@ -78,6 +89,22 @@ def _trust(label: str) -> None:
     path.parent.mkdir(exist_ok=True)
     document = {"keys": [entry.as_json() for entry in (*ring.entries, *added)]}
     keys.atomic_write(path, canonical_json(document))
+
+
+def _rotate(role: keys.Role) -> None:
+    """Rotate a key here, and in the committed keyring where that lists it."""
+    retired, added = keys.rotate(role, len(Ledger().leaves()))
+    path = conf_dir() / "trust" / "keyring.json"
+    ring = keys.parse_keyring(path.read_bytes()) if path.exists() else keys.Keyring()
+    entries: list[keys.KeyEntry] = []
+    for entry in ring.entries:
+        if (entry.keyid, entry.role) == (retired.keyid, role):
+            entries.append(replace(entry, valid_until=retired.valid_until))
+            entries.append(replace(added, label=entry.label, local=False))
+        else:
+            entries.append(entry)
+    if len(entries) != len(ring.entries):
+        keys.atomic_write(path, canonical_json({"keys": [entry.as_json() for entry in entries]}))
 
 
 def _range(entry: keys.KeyEntry) -> str:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -62,6 +62,34 @@ def publisher_key() -> Ed25519PrivateKey:
     return _signing_key("publisher")
 
 
+def rotate(role: Role, index: int) -> tuple[KeyEntry, KeyEntry]:
+    """Give this machine another operator or broker key; return (the retired one, the new one).
+
+    `index` is the ledger's next: the old key stays listed for what lies before it, the new one is valid from
+    it on. With an empty ledger the old key has signed no record, and is no longer listed. The old private key
+    is gone. Raises UsageError for the publisher's, which is the name of its log.
+    """
+    if role not in ("operator", "broker"):
+        raise UsageError(
+            "this key is not rotated", field="role", value=role, remedy="give operator or broker"
+        )
+    old = public_bytes(_signing_key(role))
+    new = Ed25519PrivateKey.generate()
+    with _locked(paths.keys_dir() / ".keyring.lock"):
+        ring = local_keyring()
+        retired = replace(ring.find(keyid(old), role), valid_until=max(index - 1, 0))
+        added = KeyEntry(
+            keyid(public_bytes(new)), role, public_bytes(new), f"{role} of this machine", index, local=True
+        )
+        kept = [item for item in ring.entries if (item.keyid, item.role) != (retired.keyid, role)]
+        entries = [*kept, *([retired] if index else []), added]
+        # First the list: a power cut in between leaves a key that is retired, not one that is still trusted.
+        document = {"keys": [item.as_json() for item in entries]}
+        atomic_write(paths.keys_dir() / "keyring.json", canonical_json(document), mode=0o600)
+        atomic_write(paths.keys_dir() / f"{role}.ed25519.pem", _pem(new), mode=0o600)
+    return retired, added
+
+
 def owner_key() -> KemKey:
     """The owner's X-Wing key: outputs of protected legs are sealed to it."""
     from glasshouse.sealing import grant  # noqa: PLC0415  (HPKE is loaded only where outputs are opened)
@@ -73,20 +101,22 @@ def owner_key() -> KemKey:
 
 
 def _signing_key(role: Role) -> Ed25519PrivateKey:
-    def fresh() -> bytes:
-        return Ed25519PrivateKey.generate().private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-
     name = f"{role}.ed25519.pem"
     try:
-        key = serialization.load_pem_private_key(_private_file(name, fresh), password=None)
+        pem = _private_file(name, lambda: _pem(Ed25519PrivateKey.generate()))
+        key = serialization.load_pem_private_key(pem, password=None)
     except ValueError as error:
         raise UsageError("key file is not a PEM private key", field="key", value=name) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError("key file does not hold an Ed25519 key", field="key", value=name)
     _list_local(role, public_bytes(key))
     return key
+
+
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _private_file(name: str, make: Callable[[], bytes]) -> bytes:
@@ -263,11 +293,15 @@ def local_keyring() -> Keyring:
 
 def _list_local(role: Role, public: bytes) -> None:
     entry = KeyEntry(keyid(public), role, public, f"{role} of this machine", local=True)
-    if entry in local_keyring().entries:
+
+    def listed(ring: Keyring) -> bool:
+        return any((item.keyid, item.role) == (entry.keyid, role) for item in ring.entries)
+
+    if listed(local_keyring()):
         return
     with _locked(paths.keys_dir() / ".keyring.lock"):
         ring = local_keyring()
-        if entry in ring.entries:
+        if listed(ring):
             return
         document = {"keys": [item.as_json() for item in (*ring.entries, entry)]}
         atomic_write(paths.keys_dir() / "keyring.json", canonical_json(document), mode=0o600)

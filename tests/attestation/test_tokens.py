@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jws as other_jws
-from joserfc.jwk import OKPKey
+from joserfc.jwk import KeySet, OKPKey
 
 from glasshouse.attestation import tokens
 from glasshouse.attestation.attacks import compact
+from glasshouse.attestation.broker import Broker, launch_claims
 from glasshouse.attestation.evidence import EVIDENCE_TYP, make_evidence
-from glasshouse.attestation.tamper import Stage
+from glasshouse.attestation.tamper import STRICT, Stage, synthetic_reference
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
 from glasshouse.errors import AttestationError
 
@@ -126,6 +127,25 @@ def test_a_second_implementation_accepts_a_whole_exchange(stage: Stage) -> None:
         other_jws.deserialize_compact(exchange[name], broker, algorithms=["EdDSA"])
     event = {"kty": "OKP", "crv": "Ed25519", "x": b64u(tokens.public_bytes_of(launch.event_key))}
     other_jws.deserialize_compact(exchange["evidence"], OKPKey.import_key(event), algorithms=["EdDSA"])
+
+
+@pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
+def test_tokens_from_before_a_rotation_verify_with_the_key_set_after_it(stage: Stage) -> None:
+    """By a second implementation that picks each token's key by its kid."""
+    launch = stage.launch()
+    launch.honest()
+    old = stage.broker
+    exchange = old.exchange(launch.reference.run, "s000", 1)
+    assert exchange is not None
+    new = Broker(old.store, Ed25519PrivateKey.generate(), earlier=[old.public_bytes])
+    reference = synthetic_reference("again")
+    new.register_payload("again", reference.manifest_hash, bytes([7] * 32), max_grants=1)
+    fresh = new.challenge(new.issue_ticket(reference, STRICT), "again", "s000", 1)
+    ring = KeySet.import_key_set(new.jwks())
+    for token, key in ((exchange["ear"], old.id), (exchange["grant"], old.id), (fresh, new.id)):
+        assert other_jws.deserialize_compact(token, ring, algorithms=["EdDSA"]).headers()["kid"] == key
+    # Published, and not accepted: what the old key signed opens nothing at the new one.
+    assert launch_claims(exchange["launchToken"], new.public_bytes, new.store.id) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -66,6 +66,7 @@ def test_tamper_signs_its_report_and_fails_on_a_deviation(
 
 
 def test_broker_serves_until_it_is_told_to_stop(elsewhere: Path) -> None:
+    retired, _ = keys.rotate("broker", 1)
     process = subprocess.Popen(
         [sys.executable, "-m", "glasshouse", "broker", "--port", "0", "--json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -81,7 +82,7 @@ def test_broker_serves_until_it_is_told_to_stop(elsewhere: Path) -> None:
         with urllib.request.urlopen(
             f"http://127.0.0.1:{said['port']}/.well-known/jwks.json", timeout=10
         ) as answer:
-            assert json.load(answer)["keys"]
+            assert [key["kid"] for key in json.load(answer)["keys"]] == [said["broker"], retired.keyid]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
     finally:

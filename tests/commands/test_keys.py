@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from glasshouse import paths
+from glasshouse.commands import keys as keys_command
 from glasshouse.conf_files import conf_dir
 from glasshouse.records import keys, ledger
 from tests.commands.kit import Call
@@ -54,6 +57,28 @@ def test_keys_are_made_once_and_list_only_public_halves(call: Call) -> None:
     secrets = [path.read_bytes() for path in paths.keys_dir().glob("*.pem")]
     assert secrets
     assert all(secret.split(b"\n")[1] not in first.encode() for secret in secrets)
+
+
+def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(
+    call: Call, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_command, "conf_dir", lambda: elsewhere)
+    call("keys", "--trust", "lab")
+    old = keys.local_keyring().with_role("broker")[0]
+    ledger.Ledger().register_plan("20260101-000000-aaaaaa", lambda serial, now: b"envelope")
+    assert call("keys", "--rotate", "broker")[0] == 0
+    committed = keys.parse_keyring((elsewhere / "trust" / "keyring.json").read_bytes())
+    for ring in (keys.local_keyring(), committed):
+        found = [(item.keyid, item.valid_from, item.valid_until) for item in ring.with_role("broker")]
+        new = keys.keyid(keys.public_bytes(keys.broker_key()))
+        assert found == [(old.keyid, None, 0), (new, 1, None)]
+        assert len(ring.entries) == 4
+    labels = {item.label for item in committed.with_role("broker")}
+    assert labels == {"lab, broker"}
+    assert not any(item.local for item in committed.entries)
+    shown = call("keys")[1]
+    assert "0 to 0" in shown
+    assert "1 to now" in shown
 
 
 def test_a_first_checkpoint_says_that_it_makes_a_key(call: Call) -> None:

@@ -49,6 +49,41 @@ def test_keys_are_made_once_private_and_listed_as_local() -> None:
     assert listed.name.startswith("local: ")
 
 
+def test_a_rotated_key_signs_from_its_ledger_entry_on_and_the_old_one_no_longer() -> None:
+    old = keys.operator_key()
+    path = paths.keys_dir() / "operator.ed25519.pem"
+    before = path.read_bytes()
+    retired, added = keys.rotate("operator", 7)
+    new = keys.operator_key()
+    assert (retired.public, added.public) == (public_bytes(old), public_bytes(new))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not any(before in file.read_bytes() for file in paths.keys_dir().iterdir())
+    found = keys.local_keyring()
+    assert [(item.keyid, item.valid_from, item.valid_until) for item in found.entries] == [
+        (retired.keyid, None, 6),
+        (added.keyid, 7, None),
+    ]
+    for name, good, bad in ((retired.keyid, 6, 7), (added.keyid, 7, 6)):
+        assert found.find(name, "operator", index=good).keyid == name
+        with pytest.raises(VerificationError) as error:
+            found.find(name, "operator", index=bad)
+        assert error.value.codes == ("signer-retired",)
+    keys.operator_key()
+    assert keys.local_keyring() == found  # using it lists it no second time, without bounds
+
+
+def test_before_anything_was_entered_the_old_key_is_listed_no_more() -> None:
+    retired, added = keys.rotate("broker", 0)
+    assert [item.keyid for item in keys.local_keyring().entries] == [added.keyid]
+    assert retired.keyid != added.keyid
+
+
+@pytest.mark.parametrize("role", ["publisher", "witness"])
+def test_other_keys_are_not_rotated(role: keys.Role) -> None:
+    with pytest.raises(UsageError, match="not rotated"):
+        keys.rotate(role, 1)
+
+
 def test_owner_key_is_private_and_stays() -> None:
     assert kem_public_bytes(keys.owner_key()) == kem_public_bytes(keys.owner_key())
     assert stat.S_IMODE((paths.keys_dir() / "owner.xwing").stat().st_mode) == 0o600
