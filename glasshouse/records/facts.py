@@ -115,7 +115,7 @@ def _plan(reader: _Collector) -> schema.Plan | None:
         data = reader.files["plan.dsse.json"]
         opened: Opened = open_statement(data, reader.keyring, role="operator", predicate_type=PLAN_TYPE)
         plan = schema.Plan.model_validate_json(canonical_json(opened.predicate))
-        reader.keyring.find(opened.signer.keyid, "operator", index=plan.serial)
+        signer = reader.keyring.find(opened.signer.keyid, "operator", index=plan.serial)
     except KeyError:
         reader.check("plan-signature", False, "plan.dsse.json is missing")
         return None
@@ -126,6 +126,10 @@ def _plan(reader: _Collector) -> schema.Plan | None:
         reader.check("plan-form", False, f"plan.dsse.json: {fields_of(error)}")
         return None
     reader.check("plan-signature", True, f"plan {plan.serial} signed by {opened.signer.name}")
+    if signer.valid_until is not None and "inclusion.json" not in reader.files:
+        # Whoever has a retired key can name an entry of its time, where the published log holds another plan.
+        said = f"the key was retired after ledger entry {signer.valid_until}: only the published log shows"
+        reader.check("signer-retired-since", True, f"{said} that this plan was entered before")
     same = opened.signer.keyid == reader.signer.keyid
     reader.check(
         "plan-signer", same, "plan and bundle have one signer" if same else "plan and bundle differ in signer"

@@ -204,14 +204,17 @@ def plan_witnesses(
 ) -> tuple[str, ...]:
     """Check that a plan's leaf is covered by a checkpoint note; labels of the witnesses that co-signed.
 
-    The note's signer must be listed as publisher or operator. Raises VerificationError: those of
-    the note, ledger-not-included.
+    The note's signer must be listed as publisher or operator, and not retired before the log was so long.
+    Raises VerificationError: those of the note, ledger-signer-retired, ledger-not-included.
     """
     origin = note.partition("\n")[0]
     listed = (*keyring.with_role("publisher"), *keyring.with_role("operator"))
     signers = [entry for entry in listed if log_name(entry.public) == origin]
     opened = open_note(note, origin, signers, keyring.with_role("witness"))
     head = parse_checkpoint(opened.text)
+    last = opened.signer.valid_until
+    if last is not None and head.size - 1 > last:
+        raise VerificationError("the log goes on past its key's retirement", codes=["ledger-signer-retired"])
     leaf = plan_leaf(run, plan_sha256, serial, time)
     path = [bytes.fromhex(item) for item in proof]
     if not merkle.verify_inclusion(merkle.leaf_hash(leaf), serial, head.size, path, head.root):

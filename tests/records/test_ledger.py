@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,23 @@ def test_a_plans_place_can_be_shown_with_its_witnesses(factory: Factory) -> None
     with pytest.raises(VerificationError) as caught:
         witnesses(keyring=Keyring())
     assert caught.value.codes == ("note-unsigned",)
+
+
+def test_a_checkpoint_of_a_log_that_went_on_past_its_keys_retirement_shows_nothing(factory: Factory) -> None:
+    run, files = factory.parts(make_spec(order="protected-only"))
+    factory.parts(make_spec(order="protected-only"))
+    found = parse_json(factory.inclusion(files))
+    time = factory.ledger.leaves()[0].body["time"]
+    publisher = factory.keyring.with_role("publisher")[0]
+    others = tuple(entry for entry in factory.keyring.entries if entry != publisher)
+
+    def shown(last: int) -> tuple[str, ...]:
+        ring = Keyring((*others, replace(publisher, valid_until=last)))
+        digest = sha256_hex(files["plan.dsse.json"])
+        arguments: dict[str, Any] = {"run": run, "plan_sha256": digest, "serial": 0, "time": time}
+        return ledger_module.plan_witnesses(found["checkpoint"], found["proof"], **arguments, keyring=ring)
+
+    assert shown(1) == ()
+    with pytest.raises(VerificationError) as caught:
+        shown(0)
+    assert caught.value.codes == ("ledger-signer-retired",)

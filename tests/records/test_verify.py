@@ -19,6 +19,7 @@ from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import VerifiedRow, bundle_folder, verify
 
 from .conftest import Made
+from .factory import Factory, make_spec
 from .ruin import failed, read
 
 
@@ -141,6 +142,20 @@ def test_unknown_retired_or_misplaced_signers_fail(made: Made) -> None:
     assert verify(made.folder, Keyring((*others, retired))).ok  # plan 0 is of its time
     later = dataclasses.replace(operator, valid_from=1)
     assert "plan-signature" in failed(made, made.folder, Keyring((*others, later)))
+
+
+def test_a_retired_signer_without_a_place_in_the_ledger_is_said(factory: Factory, tmp_path: Path) -> None:
+    """Whoever stole the key can name an entry of its time: the bundle alone cannot show that it is not so."""
+    run, files = factory.parts(make_spec())
+    factory.write(tmp_path / "bundle", run, files)
+    for until, said in ((None, False), (0, True)):
+        entries = [
+            dataclasses.replace(entry, valid_until=until) if entry.role == "operator" else entry
+            for entry in factory.keyring.entries
+        ]
+        found = verify(tmp_path / "bundle", Keyring(tuple(entries)))
+        assert found.ok
+        assert ("signer-retired-since" in {check.code for check in found.checks}) == said
 
 
 def test_without_the_brokers_key_the_record_does_not_follow(made: Made) -> None:
