@@ -12,6 +12,8 @@ from glasshouse.judgement.facts import AllocationFacts, LegResult, Needle, Relea
 from glasshouse.measurement.telemetry import disturbed
 from glasshouse.records import schema
 
+WIPED = frozenset({"host", "device", "package"})  # what every leg wipes, each with its read-back
+
 
 def read_result(data: bytes) -> LegResult | None:
     """Read a leg's result; None when it is not of that form.
@@ -55,6 +57,8 @@ def read_zeroization(data: bytes) -> Zeroization | None:
         found = schema.Zeroized.model_validate_json(data)
     except ValidationError:
         return None
+    if WIPED - found.buffers.keys():
+        return None  # what is not named was not read back, and an empty list is no wipe
     return Zeroization(
         unwiped=tuple(name for name, part in sorted(found.buffers.items()) if not part.read_back_zero),
         needles=tuple(Needle(item.class_, item.positive_control, item.after) for item in found.needles),

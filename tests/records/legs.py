@@ -68,7 +68,11 @@ def leg_result(slot: Slot, rate: float = 10.0, **changes: Any) -> dict[str, Any]
 def zeroized_body(**changes: Any) -> dict[str, Any]:
     wiped = {"count": 4, "bytes": 4096, "readBackZero": True}
     return {
-        "buffers": {"host": wiped, "device": {"count": 0, "bytes": 0, "readBackZero": True}},
+        "buffers": {
+            "host": wiped,
+            "device": {"count": 0, "bytes": 0, "readBackZero": True},
+            "package": {"count": 1, "bytes": 4096, "readBackZero": True},
+        },
         "outputs": {"plaintextSha256": sha256_hex(b"o"), "ciphertextSha256": sha256_hex(b"c"), "bytes": 9},
         "needles": [
             {

@@ -16,6 +16,8 @@ from glasshouse.records.verify import Verification, verify
 from .conftest import Made
 from .factory import Factory, Leg, edited, make_spec
 
+WIPED = {name: {"readBackZero": True} for name in ("host", "device", "package")}
+
 
 def bundled(factory: Factory, spec: Any, legs: Any = None, **changes: Any) -> tuple[Judgement, Verification]:
     """Write a run's bundle and verify it: what was written must always verify as what it is."""
@@ -75,7 +77,12 @@ def test_controls_run_without_lifecycle(factory: Factory) -> None:
         (Leg(zeroized={"tmpfsRemoved": False}), {"runtime-not-zeroized"}),
         (Leg(zeroized={"trainerExit": -9}), {"runtime-not-zeroized"}),
         (Leg(zeroized={"custodianExit": None}), {"runtime-not-zeroized"}),
-        (Leg(zeroized={"buffers": {"host": {"readBackZero": False}}}), {"runtime-not-zeroized"}),
+        (Leg(zeroized={"buffers": WIPED | {"host": {"readBackZero": False}}}), {"runtime-not-zeroized"}),
+        (Leg(zeroized={"buffers": {}}), {"event-chain-broken", "runtime-not-zeroized"}),
+        (
+            Leg(zeroized={"buffers": {"host": WIPED["host"], "device": WIPED["device"]}}),
+            {"event-chain-broken", "runtime-not-zeroized"},
+        ),
         (Leg(zeroized={"needles": "none"}), {"runtime-not-zeroized", "event-chain-broken"}),
         (Leg(events=lambda items: [*items[:5], *items[6:]]), {"event-chain-broken"}),
         (Leg(events=lambda items: items[:-1]), {"event-chain-broken", "runtime-not-zeroized"}),
