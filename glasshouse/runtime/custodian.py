@@ -19,7 +19,7 @@ from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import GlasshouseError, SealError
 from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
-from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, overwrite, prctl, secret_memory
+from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, overwrite, prctl
 from glasshouse.runtime.params import Launch
 from glasshouse.sealing.container import OpenedPackage, open_package
 from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
@@ -89,7 +89,7 @@ def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
     # With the grant, which is no secret, this key opens the payload key: the trainer inherits neither.
     kem_key.wipe()
     del kem_key, secret_key, prefix
-    secret = secret_memory()
+    secret, at_rest = key_memory()
     if secret is not None:
         secret[: len(heap_key)] = bytes(len(heap_key))
         memoryview(secret)[: len(heap_key)] = heap_key
@@ -105,7 +105,7 @@ def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
     key_view.release()
     if secret is not None:
         secret.close()
-    channel.send("unsealed", _describe(package, unseal_sec, secret is not None), raw=_marker(package))
+    channel.send("unsealed", _describe(package, unseal_sec, at_rest), raw=_marker(package))
     channel.expect("continue")
 
     # No thread is running here: open_package joined its own. Fork without exec.
@@ -121,13 +121,13 @@ def _marker(package: OpenedPackage) -> bytearray:
     return bytearray(package.files[MARKER_FILE][:32]) if MARKER_FILE in package.files else bytearray()
 
 
-def _describe(package: OpenedPackage, unseal_sec: float, memfd_secret: bool) -> dict[str, Any]:
+def _describe(package: OpenedPackage, unseal_sec: float, at_rest: str) -> dict[str, Any]:
     return {
         "tensors": len(package.tensors),
         "files": len(package.files),
         "bytes": len(package.region) if package.region is not None else 0,
         "unsealSec": round(unseal_sec, 6),
-        "keyAtRest": "memfd-secret" if memfd_secret else "heap",
+        "keyAtRest": at_rest,
         **_memory(),
         "ownerPublicKey": package.extra.get("ownerPublicKey", ""),
     }

@@ -191,6 +191,36 @@ def secret_memory(size: int = mmap.PAGESIZE) -> mmap.mmap | None:
         os.close(descriptor)
 
 
+def locked_memory(size: int = mmap.PAGESIZE) -> mmap.mmap | None:
+    """Map private pages that are never swapped and in no core dump; None if refused (RLIMIT_MEMLOCK).
+
+    The fallback for keys where the kernel has no memfd_secret: root can read them.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_DONTDUMP)
+        if _libc.mlock(ctypes.c_void_p(_address(memory)), ctypes.c_size_t(size)) == 0:
+            return memory
+    except OSError:
+        pass
+    memory.close()
+    return None
+
+
+def key_memory() -> tuple[mmap.mmap | None, str]:
+    """Memory for a key at rest, and its kind, best first: memfd-secret, locked, heap (and then None)."""
+    for make, kind in ((secret_memory, "memfd-secret"), (locked_memory, "locked")):
+        memory = make()
+        if memory is not None:
+            return memory, kind
+    return None, "heap"
+
+
+def _address(memory: mmap.mmap) -> int:
+    # Its own frame: the export that addressof needs must end before the mapping can be closed.
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
 def is_tmpfs(path: Path) -> bool:
     """Whether `path` lies on a tmpfs, read from /proc/self/mountinfo (longest mount wins)."""
     resolved = path.resolve()

@@ -207,6 +207,29 @@ def test_secret_memory_holds_bytes_that_root_cannot_read_through_proc() -> None:
     assert secret[:8] == b"a secret"
 
 
+def _flags(address: int) -> list[str]:
+    """The kernel's flags of the mapping at an address (proc(5), VmFlags)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            low, _, high = words[0].partition("-")
+            inside = int(low, 16) <= address < int(high, 16)
+        elif inside and words[0] == "VmFlags:":
+            return words[1:]
+    raise AssertionError("no such mapping")
+
+
+def test_locked_memory_is_neither_swapped_nor_dumped() -> None:
+    import ctypes
+
+    memory = linux.locked_memory()
+    if memory is None:
+        pytest.skip("RLIMIT_MEMLOCK allows not one page")
+    memory[:8] = b"a secret"
+    assert {"lo", "dd"} <= set(_flags(ctypes.addressof(ctypes.c_char.from_buffer(memory))))
+
+
 def test_own_memory_is_read_and_a_bad_address_is_no_crash() -> None:
     import ctypes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from glasshouse.attestation.evidence import parse_evidence
 from tests.runtime.rig import NOBODY, Launched, Rig, rig
 
 # Tries, as the same user, everything that would show or change another process's memory.
@@ -112,6 +113,9 @@ def test_the_attack_works_on_a_process_that_is_not_hardened(made: Rig) -> None:
 
 def test_both_memories_are_scanned_all_the_same(made: Rig, training: Launched) -> None:
     assert training.wait()["status"] == "complete"
+    claims = parse_evidence(made.broker.exchange(made.run, "s000", 1)["evidence"])
+    kept = "memfd-secret" if claims["hardening"]["memfd_secret"] else "locked"
+    assert training.event("unsealed")["keyAtRest"] == kept
     body = training.event("zeroized")
     assert body["residue"] == "scanned"
     assert body["scannedBy"] == {"custodian": "descriptor", "trainer": "handed-over"}
@@ -128,3 +132,20 @@ def test_both_memories_are_scanned_all_the_same(made: Rig, training: Launched) -
         assert found[key]["after"] == 0, key
     assert found[("payload-key-prefix", "trainer")]["positiveControl"] == 0
     assert (training.folder / "outputs.sealed").stat().st_uid == NOBODY
+
+
+def test_where_no_memory_may_be_locked_the_key_rests_on_the_heap_and_the_record_says_so(made: Rig) -> None:
+    """memfd_secret and mlock both count against RLIMIT_MEMLOCK; without capabilities, zero means zero."""
+    before = made.prefix
+    made.prefix = [*before, "prlimit", "--memlock=0:0"]
+    try:
+        leg = made.launch(2)
+        assert leg.wait()["status"] == "complete"
+    finally:
+        made.prefix = before
+    assert leg.event("unsealed")["keyAtRest"] == "heap"
+    exchange = made.broker.exchange(made.run, "s000", 2)
+    assert parse_evidence(exchange["evidence"])["hardening"]["memfd_secret"] is False
+    body = leg.event("zeroized")
+    assert body["residue"] == "scanned"
+    assert all(needle["after"] == 0 for needle in body["needles"])
