@@ -118,6 +118,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
         f"AuthorizedKeysFile {folder}/client.pub\n"
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        "RekeyLimit 4M\n"  # new keys now and then, as a server asks for in a transfer of many GiB
         f"PidFile none\nMaxStartups 100\nSetEnv HOME={folder}\n"  # not the tester's shell start-up files
     )
     public = (folder / "host.pub").read_text().split()

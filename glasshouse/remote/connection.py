@@ -34,6 +34,10 @@ MACS = (
 RECEIVE_PACKET = 1 << 17
 RECEIVE_WINDOW = 8 << 20  # bytes in flight towards us, so that a far pod's output is not latency-bound
 
+# How much may come or go under one key before we ask for another. paramiko asks after 512 MiB, and hangs if
+# the far side closes a channel at that very moment (its issue 822): a download in pieces of 32 MiB always met
+# it. Servers ask for themselves, without that: asyncssh after 1 GiB, OpenSSH at its limit for AES, this one.
+REKEY_BYTES = 1 << 36
 _log = logging.getLogger("paramiko")
 if _log.level == logging.NOTSET:
     # Every failure reaches the caller as an exception with one line; paramiko would print its traceback as
@@ -251,6 +255,7 @@ def _transport(sock: socket.socket, disabled_algorithms: Any = None) -> paramiko
         default_window_size=RECEIVE_WINDOW,
         default_max_packet_size=RECEIVE_PACKET,
     )
+    transport.packetizer.REKEY_BYTES = REKEY_BYTES
     options = transport.get_security_options()
     options.ciphers = CIPHERS
     options.digests = MACS

@@ -38,6 +38,23 @@ def test_put_then_fetch_gives_the_same_bytes(pod: Pod, folder: str, size: int) -
     assert not size or seen[-1] == (size, size)
 
 
+def test_transfers_survive_new_keys_in_their_middle(pod: Pod, folder: str, tmp_path: Path) -> None:
+    data = os.urandom(12_000_001)  # OpenSSH's server, in these tests, asks for new keys every 4 MB
+    pod.put(data, f"{folder}/file")
+    for number in range(2):
+        pod.fetch_file(f"{folder}/file", tmp_path / str(number), max_bytes=1 << 30)
+        assert (tmp_path / str(number)).read_bytes() == data
+
+
+@pytest.mark.soak
+def test_more_than_half_a_gibibyte_comes_over_one_connection(pod: Pod, folder: str, tmp_path: Path) -> None:
+    # Where paramiko would ask for new keys, and hang, since a channel closes at that moment.
+    script = 'mkdir "$1" && head -c 700000000 /dev/urandom > "$1/file"'
+    pod.check(["sh", "-c", script, "sh", folder], "writing")
+    pod.fetch_file(f"{folder}/file", tmp_path / "file", max_bytes=1 << 30)
+    assert (tmp_path / "file").stat().st_size == 700_000_000
+
+
 def test_put_takes_a_local_file_and_replaces_what_was_there(pod: Pod, folder: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"new" * 1000)
