@@ -22,9 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
+from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stated
-from glasshouse.lifecycle import finish
+from glasshouse.lifecycle import finish, reap
 from glasshouse.lifecycle.context import RunContext, RunLock, create
 from glasshouse.lifecycle.resume import Skipped
 from glasshouse.lifecycle.setup import describe, prepared
@@ -60,14 +60,20 @@ def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Scree
         (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
         try:
             with Watchdog(context.folder):
-                with _interruptible():
-                    _attempt(context, provider, journal)
-                # 7. Release: destroy and prove it, whatever happened.
-                with _uninterrupted(screen):
-                    finish.release(context, provider, journal)
+                try:
+                    with _interruptible():
+                        _attempt(context, provider, journal)
+                finally:
+                    # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
+                    with _uninterrupted(screen):
+                        finish.release(context, provider, journal)
             # 8. and 9. Judge, record.
             with _uninterrupted(screen), screen.phase("judging and signing the record"):
                 outcome = finish.record(context)
+        except BaseException as error:
+            if (alarm := finish.broken_off(context, provider, journal, error)) is not None:
+                raise alarm from error
+            raise
         finally:
             lock.close()
     for message in context.messages:
@@ -176,6 +182,7 @@ def run_sweep(
         with open_provider(spec.provider) as provider:
             provider.check(spec)
     outcomes: list[finish.Outcome] = []
+    alarms: list[str] = []
     code = 0
     for number, (overrides, spec) in enumerate(cells, start=1):
         if len(cells) > 1:
@@ -185,6 +192,11 @@ def run_sweep(
         except KeyboardInterrupt:
             code = max(code, 1)
             break
+        except CleanupNotProven as error:
+            alarms.append(error.line())
+            screen.alarm(alarms[-1])
+            code = error.exit_code
+            break
         except UsageError as error:
             if len(cells) == 1:
                 raise
@@ -192,7 +204,15 @@ def run_sweep(
             code = max(code, error.exit_code)
             continue
         outcomes.append(outcome)
+        if outcome.alarm and spec.paid and number < len(cells) and reap.gone(outcome.run, screen):
+            code = max(code, 1)  # late, but proven: the row stays excluded, and nothing bills
+            continue
+        alarms += [outcome.alarm] if outcome.alarm else []
         code = max(code, outcome.exit_code)
+        if outcome.alarm and spec.paid and number < len(cells):
+            # What is left bills beyond its own budget: another machine beside it is not what was planned.
+            screen.warn(f"stopped before cell {number + 1} of {len(cells)}: a machine may be left")
+            break
         if "interrupted" in _codes(outcome.record):
             break
     screen.summary([summary_row(outcome.record) for outcome in outcomes])
@@ -204,9 +224,8 @@ def run_sweep(
         runs = [{"folder": item.folder, "exitCode": item.exit_code, **item.record} for item in outcomes]
         done = [asdict(cell) for cell in skipped]
         print(json.dumps({"exitCode": code, "runs": runs, "skipped": done}))  # noqa: T201 -- the one document
-    for outcome in outcomes:
-        if outcome.alarm:
-            screen.alarm(outcome.alarm)
+    for alarm in alarms:
+        screen.alarm(alarm)
     return code
 
 

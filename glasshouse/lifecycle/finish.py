@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse.canonical import parse_json, sha256_hex
-from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.errors import CleanupNotProven, GlasshouseError, UsageError
 from glasshouse.judgement.judge import Judgement
 from glasshouse.lifecycle.context import RunContext
 from glasshouse.lifecycle.mend import mend, strip
@@ -67,6 +67,25 @@ def release(context: RunContext, provider: Provider, journal: Journal) -> Releas
         )
         screen.alarm(context.alarm)
     return proof
+
+
+def broken_off(
+    context: RunContext, provider: Provider, journal: Journal, error: BaseException
+) -> CleanupNotProven | None:
+    """What to say of a run that broke off, which its watchdog now finishes; None: nothing of it is left."""
+    try:
+        left = any(entry.name == context.name for entry in journal.open_entries())
+    except UsageError:
+        left = True
+    if not left:
+        return None
+    why = str(error) or type(error).__name__
+    ids = ",".join(provider.known_ids(context.name)) or context.allocation_id or "not known"
+    return CleanupNotProven(
+        f"CLEAN-UP NOT PROVEN: {context.name} at {provider.kind}, id {ids}: the run broke off ({why}), "
+        "and its watchdog goes on with the release",
+        remedy="it may still cost money until `glasshouse reap` says that nothing is left",
+    )
 
 
 def record(context: RunContext) -> Outcome:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from glasshouse.errors import GlasshouseError
+from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.context import RunContext, RunLock, reopen
 from glasshouse.lifecycle.ui import Screen
@@ -60,10 +61,11 @@ def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Re
 
 def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
     try:
-        if not (folder / "run.json").exists():
+        try:
+            context = reopen(folder, screen)
+        except UsageError:  # gone, or of another version of this program: the machine goes back all the same
             return _release_only(entry, journal, screen)
-        context = reopen(folder, screen)
-        context.allocation_id = context.allocation_id or entry.allocation_id
+        context.allocation_id = entry.allocation_id or context.allocation_id
         lock = RunLock(folder)
         try:
             if not lock.take():
@@ -77,7 +79,7 @@ def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reape
 
 
 def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
-    """Give a machine back whose run folder is gone: there is no row to write, but it may still bill."""
+    """Give a machine back whose run folder cannot be read: no row can be written, but it may still bill."""
     try:
         config = TypeAdapter[ProviderConfig](ProviderConfig).validate_python(entry.detail.get("provider"))
     except ValidationError:
@@ -87,7 +89,16 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
     journal.closed(entry.name, proof.proof)
     if proof.proof != "zero":
         screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")
-    return _said(entry, "reaped", f"{proof.proof}: {proof.detail}; its run folder is gone", proof.proof)
+    return _said(
+        entry, "reaped", f"{proof.proof}: {proof.detail}; its run folder cannot be read", proof.proof
+    )
+
+
+def gone(run: str, screen: Screen) -> bool:
+    """Ask once more for the end of what run `run` of this process left; whether that is proven now."""
+    with Journal() as journal:
+        mine = [entry for entry in journal.open_entries() if entry.run == run]
+        return all(_release_only(entry, journal, screen).proof == "zero" for entry in mine)
 
 
 def finish_dead(context: RunContext, journal: Journal) -> str:
@@ -97,6 +108,8 @@ def finish_dead(context: RunContext, journal: Journal) -> str:
     if not context.bundle.exists():
         context.fail("controller-killed", "the controller died; this run was finished by reap")
         finish.record(context)
+    elif context.parts.exists():  # the row is signed: what this release found has no place in it any more
+        shutil.rmtree(context.parts)
     return f"{proof.proof}: {proof.detail}"
 
 
@@ -109,11 +122,12 @@ def watch(folder: Path, screen: Screen) -> None:
         with Journal() as journal:
             mine = [entry for entry in journal.open_entries() if entry.name == context.name]
             if mine:
-                context.allocation_id = context.allocation_id or mine[0].allocation_id
+                context.allocation_id = mine[0].allocation_id or context.allocation_id
                 finish_dead(context, journal)
             elif not context.bundle.exists():
-                context.fail("controller-killed", "the controller died before it asked for a machine")
-                context.write("release.json", _nothing_created())
+                context.fail("controller-killed", "the controller died; its watchdog finished this run")
+                if not (context.parts / "release.json").exists():  # else it died after its release
+                    context.write("release.json", _nothing_created())
                 finish.record(context)
     finally:
         lock.close()

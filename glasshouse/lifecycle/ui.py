@@ -5,11 +5,12 @@ Everything goes to stderr; stdout belongs to --json. Without a terminal, plain l
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console
@@ -20,13 +21,31 @@ from rich.table import Table
 PLAIN_EVERY_SEC = 10.0
 
 
+class _Stderr:
+    """stderr that may fail: a closed terminal or a full disk must not stop a run, least of all a release."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Send on what can be sent on."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 class Screen:
     """Progress output of one run. `quiet` says nothing at all."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         # Off a terminal rich would fold at 80 columns; a log has no edge.
         width = None if sys.stderr.isatty() else 160
-        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, width=width)
+        self._console = Console(file=cast(IO[str], _Stderr()), quiet=quiet, highlight=False, width=width)
         self._status: Status | None = None
         self._last_plain = 0.0
 

@@ -49,7 +49,7 @@ class Timing:
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
 FAKE_TIMING: Final = Timing(
     poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, orphan_sec=1.0, proof_gap_sec=0.1,
-    release_sec=4.0, key_grace_sec=1.0, log_sec=1.0, reads=5,
+    release_sec=2.5, key_grace_sec=1.0, log_sec=1.0, reads=5,
 )  # fmt: skip
 
 

@@ -188,8 +188,10 @@ def test_a_machine_that_cannot_be_made_ready_says_why(runpod: Rents, tmp_path: P
 def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) -> None:
     rents.fault("boot-exit", 2)
     rents.fault("delete-noop", 999)
-    exit_code, record, err = rents.rent()
+    exit_code, record, err = rents.rent("-m", "repeat=0,1")
     assert exit_code == 4, err
+    assert "stopped before cell 2 of 2" in err  # no second machine beside one that does not go
+    assert rents.state()["created"] == 1
     assert {"boot-failed", "cleanup-not-proven"} <= set(codes(record))
     (pod,) = [pod for pod in rents.state()["pods"] if pod["active"] and pod["name"].startswith("gh-")]
     last = err.strip().splitlines()[-1]

@@ -1,0 +1,63 @@
+"""Whole runs at a fake provider whose controller is in trouble: a full disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import processes_of, wait_until
+from tests.e2e.test_cloud import SHORT, Rents, renting
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+
+@pytest.fixture
+def runpod(tmp_path: Path) -> Iterator[Rents]:
+    with renting("runpod", tmp_path) as program:
+        yield program
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte for run folders."""
+    place = tmp_path / "runs"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip("this machine does not allow mounts")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_while_a_machine_boots(runpod: Rents, small_disk: Path) -> None:
+    runpod.fault("boot-stuck")
+    process = runpod.start(
+        "run", "--out", str(small_disk), *SHORT, "provider=runpod", "provider.boot_deadline_sec=2"
+    )
+    wait_until(lambda: runpod.state()["created"] == 1, 60, "a machine")
+    with (small_disk / "filler").open("wb", buffering=0) as filler:
+        while shutil.disk_usage(small_disk).free:
+            filler.write(bytes(4096))
+    _, err = process.communicate(timeout=60)
+    # The machine is gone, but nobody could write that down: it is said as what it is.
+    last = err.strip().splitlines()[-1]
+    assert process.returncode == 4, err
+    assert "CLEAN-UP NOT PROVEN" in last
+    assert "No space left on device" in last
+    (folder,) = small_disk.glob("2*")
+    wait_until(
+        lambda: not processes_of(str(folder)), 30, "the end of the watchdog, which cannot write either"
+    )
+    assert runpod.state()["active"] == 0
+    (small_disk / "filler").unlink()
+    done = runpod("reap", "--json")
+    assert done.returncode == 0, done.stdout
+    runpod.settled()
+    assert json.loads((folder / "bundle/record.json").read_bytes())["status"] == "excluded"

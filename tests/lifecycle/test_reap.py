@@ -1,0 +1,131 @@
+"""What the watchdog and reap make of a run folder, whatever its controller had done when it died."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glasshouse.lifecycle.context import RunContext, create
+from glasshouse.lifecycle.reap import gone, reap_all, watch
+from glasshouse.lifecycle.ui import Screen
+from glasshouse.providers.journal import Journal
+from glasshouse.records import keys
+from glasshouse.records.ledger import Ledger
+from glasshouse.records.plan import register_plan
+from glasshouse.spec import RunSpec
+from tests.providers.cloud_kit import KINDS, VARIABLE, rented
+
+QUIET = Screen(quiet=True)
+# The intent of a controller that is dead by the time anybody looks.
+INTEND = """
+import json, sys
+from glasshouse.providers.journal import Journal
+with Journal() as journal:
+    journal.intend(*sys.argv[1:4], json.loads(sys.argv[4]))
+"""
+
+
+def planned(spec: RunSpec, out: Path) -> RunContext:
+    context = create(spec, out, QUIET, [])
+    registered = register_plan(Ledger(), keys.operator_key(), context.run, spec)
+    (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
+    return context
+
+
+def intended(context: RunContext) -> None:
+    detail = {
+        "folder": str(context.folder),
+        "provider": context.spec.provider.model_dump(mode="json"),
+    }
+    words = [context.run, context.name, context.spec.provider.kind, json.dumps(detail)]
+    subprocess.run([sys.executable, "-c", INTEND, *words], check=True)
+
+
+def released(context: RunContext) -> dict:
+    return json.loads((context.bundle / "release.json").read_bytes())
+
+
+def test_the_watchdog_keeps_what_its_controller_found_at_the_release(
+    make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    context = planned(make_spec(), tmp_path)
+    intended(context)
+    found = {
+        "proof": "zero", "active": 0, "detail": "seen by the controller", "accountTotal": None,
+        "podFolderRemoved": True, "processesLeft": 0, "checkedAt": [1.0, 2.0],
+    }  # fmt: skip
+    context.write("release.json", found)
+    with Journal() as journal:
+        journal.closed(context.name, "zero")
+    watch(context.folder, QUIET)  # the controller was killed between here and its record
+    assert released(context) == found
+    assert (
+        "controller-killed" in json.loads((context.bundle / "record.json").read_bytes())["exclusion"]["codes"]
+    )
+
+
+def test_the_watchdog_of_a_run_that_asked_for_nothing_says_so(
+    make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    context = planned(make_spec(), tmp_path)
+    watch(context.folder, QUIET)
+    assert released(context)["detail"] == "nothing was asked of the provider"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_is_given_back_though_its_run_folder_says_nothing_of_use(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented(kind, timing=None) as it:
+        monkeypatch.setenv(VARIABLE[kind], it.server.key)
+        context = planned(it.spec, tmp_path)
+        intended(context)
+        it.allocate(context.name)
+        state = json.loads((context.folder / "run.json").read_bytes())
+        del state["spec"]["model"]["layers"]  # as another version of this program may have left it
+        (context.folder / "run.json").write_text(json.dumps(state))
+        (reaped,) = reap_all(QUIET)
+        assert (reaped.state, reaped.proof) == ("reaped", "zero")
+        assert it.state()["active"] == 0
+        with Journal() as journal:
+            assert journal.open_entries() == ()
+
+
+def test_what_a_sweep_left_is_asked_for_again_before_its_next_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented("runpod", timing=None) as it:
+        monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
+        context = planned(it.spec, tmp_path)
+        provider = it.spec.provider.model_dump(mode="json")
+        with Journal() as journal:
+            journal.intend(context.run, context.name, "runpod", {"provider": provider})
+        it.allocate(context.name)
+        it.faults("list-410", times=10_000)
+        assert not gone(context.run, QUIET)
+        it.server.cloud.faults.clear()
+        assert gone(context.run, QUIET)
+        assert it.state()["active"] == 0
+
+
+def test_a_screen_that_cannot_be_written_to_stops_nothing() -> None:
+    script = """
+from glasshouse.lifecycle.ui import Screen
+screen = Screen()
+with screen.phase("releasing the allocation"):
+    print("released", flush=True)
+screen.alarm("CLEAN-UP NOT PROVEN")
+print("said", flush=True)
+"""
+    with Path("/dev/full").open(
+        "w"
+    ) as full:  # as a watchdog's log on a full disk, or a terminal that is gone
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, check=False, text=True
+        )
+    assert done.stdout == "released\nsaid\n"
