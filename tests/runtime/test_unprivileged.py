@@ -1,4 +1,7 @@
-"""A leg of an ordinary user without one capability, and what a process of the same user can do to it."""
+"""A leg of an ordinary user without one capability, and what a process of the same user can do once it runs.
+
+One that was there before it can do more: site/threat-model.md says so.
+"""
 
 from __future__ import annotations
 
