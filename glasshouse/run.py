@@ -44,8 +44,12 @@ from glasshouse.spec import RunSpec
 from glasshouse.workloads.package import prepare
 
 
-def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Screen) -> finish.Outcome:
-    """Execute one run; return its outcome. Raises UsageError for what can be known beforehand."""
+def run_one(
+    spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Screen, reservation: str | None = None
+) -> finish.Outcome:
+    """Execute one run; return its outcome. Raises UsageError for what can be known beforehand, and
+    CleanupNotProven where it broke off. `reservation`: the money set aside for it (providers.budget).
+    """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
     prepare(spec)
     with Journal() as journal, open_provider(spec.provider) as provider:
@@ -62,7 +66,7 @@ def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Scree
             with Watchdog(context.folder):
                 try:
                     with _interruptible():
-                        _attempt(context, provider, journal)
+                        _attempt(context, provider, journal, reservation)
                 finally:
                     # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
                     with _uninterrupted(screen):
@@ -81,13 +85,14 @@ def run_one(spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Scree
     return outcome
 
 
-def _attempt(context: RunContext, provider: Provider, journal: Journal) -> None:
+def _attempt(context: RunContext, provider: Provider, journal: Journal, reservation: str | None) -> None:
     """Steps 2 to 6; every way they can end is noted in the context."""
     try:
         # 2. Allocate: the intent is on disk before the create call, the id right after it.
         detail = {
             "folder": str(context.folder.resolve()),
             "maxUsd": cost_ceiling(context.spec),
+            "reservation": reservation,
             "provider": context.spec.provider.model_dump(mode="json"),
         }
         journal.intend(context.run, context.name, provider.kind, detail)
@@ -168,11 +173,13 @@ def run_sweep(
     as_json: bool = False,
     quiet: bool = False,
     skipped: Sequence[Skipped] = (),
+    reservation: str | None = None,
 ) -> int:
     """Run every cell, one after the other; return the highest exit code.
 
     All cells are validated before the first starts; a sweep goes on past an excluded cell. `skipped`
-    are cells that a finished run covers: they are only named.
+    are cells that a finished run covers: they are only named. `reservation` is what the cells' money was set
+    aside under.
     """
     screen = Screen(quiet=quiet)
     for cell in skipped:
@@ -188,7 +195,7 @@ def run_sweep(
         if len(cells) > 1:
             screen.headline(f"cell {number} of {len(cells)}: {' '.join(overrides) or 'defaults'}")
         try:
-            outcome = run_one(spec, overrides=overrides, out=out, screen=screen)
+            outcome = run_one(spec, overrides=overrides, out=out, screen=screen, reservation=reservation)
         except KeyboardInterrupt:
             code = max(code, 1)
             break

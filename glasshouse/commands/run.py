@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         return _print_settings(overrides, as_json=args.json)
     if not args.multirun and not config.wants_sweep(overrides):
         cells = [(overrides, config.load(overrides))]
-        with reserved([cells[0][1]]):
-            return run_sweep(cells, out=args.out, as_json=args.json)
+        with reserved([cells[0][1]]) as key:
+            return run_sweep(cells, out=args.out, as_json=args.json, reservation=key)
     # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
     cells = [(cell, config.load(cell)) for cell in config.expand(overrides)]
     if len(cells) == 1:
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     left, skipped = (cells, []) if args.again else unfinished(cells, args.out)
     specs = [spec for _, spec in left]
     if launcher == config.BASIC:
-        with reserved(specs):
-            return run_sweep(left, out=args.out, as_json=args.json, skipped=skipped)
+        with reserved(specs) as key:
+            return run_sweep(left, out=args.out, as_json=args.json, skipped=skipped, reservation=key)
     if args.json:
         raise UsageError(
             "--json cannot join the output of several processes",
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
             value=launcher,
             remedy="drop --json, or use hydra/launcher=basic",
         )
-    with reserved(specs):
-        return max(config.launch(overrides, _RunCell(args.out.resolve(), args.again)))
+    with reserved(specs) as key:
+        return max(config.launch(overrides, _RunCell(args.out.resolve(), args.again, key)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ class _RunCell:
 
     out: Path
     again: bool
+    reservation: str | None
 
     def __call__(self, spec: RunSpec, overrides: list[str]) -> int:
         cells = [(overrides, spec)]
         left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
-        return run_sweep(left, out=self.out, skipped=skipped)
+        return run_sweep(left, out=self.out, skipped=skipped, reservation=self.reservation)
 
 
 def _print_settings(overrides: list[str], *, as_json: bool) -> int:

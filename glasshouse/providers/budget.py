@@ -15,22 +15,24 @@ from glasshouse.spec import RunSpec
 
 
 @contextmanager
-def reserved(specs: Sequence[RunSpec]) -> Iterator[None]:
-    """Hold the cost ceiling of all cells while they run. Raises UsageError when it does not fit.
+def reserved(specs: Sequence[RunSpec]) -> Iterator[str | None]:
+    """Hold the cost ceiling of all cells while they run; yield the reservation's id, None where all is free.
+
+    Raises UsageError when it does not fit.
 
     `spend.max_usd` caps this sweep alone; GLASSHOUSE_MAX_USD caps it together with all that other
     processes have set aside and with what a dead one may have left renting.
     """
     total = check_budget(specs, cap_usd(specs))
     if total == 0:
-        yield
+        yield None
         return
     text = os.environ.get(CAP_VARIABLE)
     until = time.time() + sum(rental_deadline_sec(spec) for spec in specs if spec.paid)
     with Journal() as journal:
         key = journal.reserve(total, until=until, cap=parse_usd(text) if text else None)
         try:
-            yield
+            yield key
         finally:
             # A reservation that stays behind ends with this process.
             with contextlib.suppress(UsageError):

@@ -4,7 +4,7 @@ The intent is on disk before the create call leaves; the entry stays open until 
 SQLite by default (state_dir()/state.db, WAL, synchronous=FULL: a commit that returned survives a power
 cut), PostgreSQL by its SQLAlchemy URL in GLASSHOUSE_STATE, so that sweeps on several hosts share one journal
 and one cap. Of a process on another host nobody here can see whether it lives: its reservation counts until
-its time is up, what it has rented counts besides, and `reap` leaves its entries alone unless told.
+its time is up, then what it has rented and not given back, and `reap` leaves its entries alone unless told.
 """
 
 from __future__ import annotations
@@ -137,25 +137,21 @@ class Journal:
 
     def open_entries(self) -> tuple[Entry, ...]:
         """Return every allocation not proven gone, oldest first."""
-        query = (
-            sa.select(_allocations)
-            .where(_allocations.c.closed_at.is_(None))
-            .order_by(_allocations.c.intended_at, _allocations.c.name)
-        )
         with self._transaction() as connection:
-            return tuple(_entry(row) for row in connection.execute(query).mappings())
+            return _open(connection)
 
     def reserve(self, usd: float, *, until: float, cap: float | None) -> str:
         """Set `usd` aside for this process; return the reservation's id, for `unreserve`.
 
         Raises UsageError, and sets nothing aside, when that and all else that may still be spent is more
-        than `cap`: what other living processes have reserved, and the ceilings of allocations whose
-        controller died and which are not proven gone. `until`: Unix seconds, when a reservation on another
-        host, whose process cannot be seen from here, counts no more.
+        than `cap`: what other living processes have reserved, and the ceilings (`maxUsd`) of allocations that
+        are not proven gone and whose own `reservation` holds no more: its process died, and may have left
+        workers that go on. `until`: Unix seconds, when a reservation on another host, whose process cannot be
+        seen from here, counts no more.
         """
         key = secrets.token_hex(16)
         row = {"id": key, "controller": _controller(str(os.getpid())), "usd": usd, "until": until}
-        left = sum(_ceiling(entry) for entry in self.open_entries() if not entry.controller_alive)
+        left, living = 0.0, set()
         with self._transaction() as connection:
             if self.shared:
                 connection.execute(sa.text("LOCK TABLE reservations IN EXCLUSIVE MODE"))
@@ -166,8 +162,13 @@ class Journal:
                     continue
                 if _counts(other["controller"], other["until"]):
                     left += other["usd"]
+                    living.add(other["id"])
                 else:
                     connection.execute(_reservations.delete().where(_reservations.c.id == other["id"]))
+            # After the reservations: a process that dies in between counts twice, never not at all.
+            for entry in _open(connection):
+                if entry.detail.get("reservation") not in living:
+                    left += _ceiling(entry)
             if cap is not None and usd + left > cap:
                 raise UsageError(
                     f"this could cost up to {usd:.2f} USD, and {left:.2f} are reserved already, "
@@ -234,6 +235,15 @@ def _engine(url: str) -> sa.Engine:
         value=_scheme(url),
         remedy="give sqlite:////path/state.db, or with the extra postgres postgresql+psycopg://user@host/name",
     ) from cause
+
+
+def _open(connection: sa.Connection) -> tuple[Entry, ...]:
+    query = (
+        sa.select(_allocations)
+        .where(_allocations.c.closed_at.is_(None))
+        .order_by(_allocations.c.intended_at, _allocations.c.name)
+    )
+    return tuple(_entry(row) for row in connection.execute(query).mappings())
 
 
 def _entry(row: sa.RowMapping) -> Entry:

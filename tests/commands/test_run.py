@@ -14,8 +14,11 @@ from tests.commands.kit import Call
 def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def record(cells: Any, *, out: Path, as_json: bool = False, skipped: Any = ()) -> int:
+    def record(
+        cells: Any, *, out: Path, as_json: bool = False, skipped: Any = (), reservation: str | None
+    ) -> int:
         assert not skipped
+        assert reservation is None  # nothing is paid for
         seen.append((cells, out, as_json))
         return 1
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
@@ -23,7 +24,9 @@ import sys
 from glasshouse.providers.journal import Journal
 with Journal() as journal:
     try:
-        journal.reserve(float(sys.argv[1]), until=4e9, cap=float(sys.argv[2]))
+        key = journal.reserve(float(sys.argv[1]), until=4e9, cap=float(sys.argv[2]))
+        if sys.argv[3] == "rents":
+            journal.intend("r", "gh-r-a", "runpod", {"maxUsd": float(sys.argv[1]), "reservation": key})
     except Exception as error:
         print("refused", flush=True)
     else:
@@ -31,16 +34,16 @@ with Journal() as journal:
     sys.stdin.read()
 """
 INTEND = """
-import sys
+import json, sys
 from glasshouse.providers.journal import Journal
 with Journal() as journal:
-    journal.intend("r", "gh-r-a", "runpod", {"maxUsd": float(sys.argv[1])})
+    journal.intend("r", "gh-r-a", "runpod", json.loads(sys.argv[1]))
 """
 
 
-def _hold(usd: float, cap: float) -> subprocess.Popen[str]:
+def _hold(usd: float, cap: float, then: str = "waits") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(usd), str(cap)],
+        [sys.executable, "-c", HOLD, str(usd), str(cap), then],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -78,13 +81,49 @@ def test_a_killed_process_holds_nothing_but_what_it_may_have_left_renting() -> N
     assert _said(process) == "held"
     process.kill()
     _end(process)
-    subprocess.run([sys.executable, "-c", INTEND, "7.5"], check=True)
+    subprocess.run([sys.executable, "-c", INTEND, '{"maxUsd": 7.5}'], check=True)
     with Journal() as journal:
         with pytest.raises(UsageError, match=r"7\.50 are reserved already"):
             journal.reserve(2.6, until=LATER, cap=10.0)
         journal.unreserve(journal.reserve(2.5, until=LATER, cap=10.0))
         journal.closed("gh-r-a", "zero")
         journal.reserve(10.0, until=LATER, cap=10.0)
+
+
+def test_workers_that_outlive_their_sweep_still_count() -> None:
+    sweep = _hold(9.0, 10.0)
+    assert _said(sweep) == "held"
+    with Journal() as journal:
+        (key,) = [row["id"] for row in _reservations(journal)]
+        # A worker, here this process, rents one of its cells; then the sweep's own process is killed.
+        journal.intend("r", "gh-r-a", "runpod", {"maxUsd": 4.0, "reservation": key})
+        journal.unreserve(journal.reserve(1.0, until=LATER, cap=10.0))  # counted once: 9 of 10
+        sweep.kill()
+        _end(sweep)
+        with pytest.raises(UsageError, match=r"4\.00 are reserved already"):
+            journal.reserve(6.01, until=LATER, cap=10.0)
+        journal.reserve(6.0, until=LATER, cap=10.0)
+
+
+def test_a_process_that_dies_while_another_reserves_is_counted() -> None:
+    process = _hold(6.0, 10.0, "rents")
+    assert _said(process) == "held"
+    with Journal() as journal:
+
+        def kill(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.startswith("INSERT INTO reservations") and process.poll() is None:
+                process.kill()
+                _end(process)
+
+        sa.event.listen(journal._engine, "before_cursor_execute", kill)
+        with pytest.raises(UsageError, match=r"6\.00 are reserved already"):
+            journal.reserve(5.0, until=LATER, cap=10.0)
+
+
+def _reservations(journal: Journal) -> list[dict]:
+    with journal._transaction() as connection:
+        rows = connection.exec_driver_sql("SELECT * FROM reservations").mappings()
+        return [dict(row) for row in rows]
 
 
 def test_a_reservation_on_another_host_counts_until_its_time() -> None:

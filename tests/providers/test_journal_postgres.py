@@ -85,7 +85,7 @@ def test_a_cap_is_shared_however_close_together_they_come(url: str) -> None:
     finally:
         for process in held:
             _end(process)
-    subprocess.run([sys.executable, "-c", INTEND, "7.5"], check=True)
+    subprocess.run([sys.executable, "-c", INTEND, '{"maxUsd": 7.5}'], check=True)
     with Journal() as journal:
         with pytest.raises(UsageError, match=r"7\.50 are reserved already"):
             journal.reserve(2.6, until=LATER, cap=10.0)
