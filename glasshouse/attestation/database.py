@@ -92,6 +92,24 @@ audit = Table(
     Column("launch", Integer),
     Column("codes", Text, nullable=False),
 )
+_SQLITE_GROWS = tuple(
+    f"CREATE TRIGGER audit_keeps_{verb} BEFORE {verb} ON audit "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log only grows'); END"
+    for verb in ("UPDATE", "DELETE")
+)
+_POSTGRES_GROWS = (
+    "CREATE OR REPLACE FUNCTION audit_only_grows() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN RAISE EXCEPTION 'the audit log only grows'; END $$",
+    "CREATE TRIGGER audit_keeps BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+    "FOR EACH STATEMENT EXECUTE FUNCTION audit_only_grows()",
+)
+
+
+@event.listens_for(audit, "after_create")
+def _keep(_table: Table, connection: Connection, **_named: Any) -> None:
+    """Let the database itself refuse to change or remove an audit line, whoever asks through this account."""
+    for statement in _SQLITE_GROWS if connection.dialect.name == "sqlite" else _POSTGRES_GROWS:
+        connection.exec_driver_sql(statement)
 
 
 def open_engine(url: str) -> Engine:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy.exc import SQLAlchemyError
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.server import serve
@@ -88,3 +89,14 @@ def test_a_new_opening_accepts_nothing_of_the_last(url: str) -> None:
         ticket = Broker(store, key).issue_ticket(reference, STRICT)
         Launch(server.port, Broker(store, key).public_bytes, reference, STRICT, ticket, b"\x07" * 32).honest()
         assert store.unwrap_calls == 1
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit SET codes = '[]'", "DELETE FROM audit", "TRUNCATE audit"]
+)
+def test_the_audit_log_only_grows(url: str, statement: str) -> None:
+    with Store(url, KEK) as store:
+        store.log("evidence-refused", 1, ("pg-audit", "s000", 1), ["nonce-replay"])
+        with pytest.raises(SQLAlchemyError, match="only grows"), store._transaction() as tx:
+            tx.exec_driver_sql(statement)
+        assert {tuple(line["codes"]) for line in store.audit_log("pg-audit")} == {("nonce-replay",)}

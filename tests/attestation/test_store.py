@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from glasshouse.attestation.store import Store
 from glasshouse.errors import AttestationError
@@ -252,3 +253,14 @@ def test_the_database_file_is_private(tmp_path: Path) -> None:
     finally:
         os.umask(previous)
     assert modes == {0o600}
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit SET codes = '[]'", "DELETE FROM audit WHERE seq = 1"])
+def test_the_audit_log_only_grows(tmp_path: Path, statement: str) -> None:
+    with Store(_url(tmp_path), KEK) as store:
+        store.log("evidence-refused", 1, None, ["nonce-replay"])
+        with pytest.raises(SQLAlchemyError, match="only grows"), store._transaction() as tx:
+            tx.exec_driver_sql(statement)
+    with Store(_url(tmp_path), KEK) as store:  # and the file opens again, with its triggers there already
+        store.log("evidence-refused", 2)
+        assert [line["codes"] for line in store.audit_log()] == [["nonce-replay"], []]
