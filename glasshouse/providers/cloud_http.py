@@ -26,6 +26,7 @@ from glasshouse.errors import UsageError
 FAKE_HEADER: Final = "x-glasshouse-fake"
 MAX_REPLY_BYTES: Final = 8 << 20
 MAX_RETRY_AFTER_SEC: Final = 120.0
+WHOLE_ANSWER: Final = 4.0  # times the time-out: httpx's own begins anew with every byte that drips in
 _LOST: Final = 0
 
 
@@ -173,7 +174,7 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     """Seconds to wait by Retry-After (RFC 9110 section 10.2.3: seconds or a date), at most two minutes."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return min(float(value.strip()[:6]), MAX_RETRY_AFTER_SEC)
     try:
         moment = email.utils.parsedate_to_datetime(value).timestamp()
@@ -217,6 +218,7 @@ class CloudHttp:
         self._credential = credential
         self._message_of = message_of
         self._fixed_timing = timing
+        self._whole_sec = WHOLE_ANSWER * timeout_sec
         self.simulated = False  # set for good by the first reply that says so
         self._client = httpx.Client(
             base_url=url,
@@ -251,9 +253,11 @@ class CloudHttp:
         try:
             with self._client.stream(method, path, json=body, params=params) as response:
                 self._note_fake(response)
-                chunks = bytearray()
+                chunks, end = bytearray(), time.monotonic() + self._whole_sec
                 for chunk in response.iter_bytes():
                     chunks += chunk
+                    if time.monotonic() > end:
+                        raise ApiError(_LOST, f"no whole answer in {self._whole_sec:.0f} s")
                     if len(chunks) > MAX_REPLY_BYTES:
                         raise ApiError(_LOST, f"an answer of more than {MAX_REPLY_BYTES} bytes")
                 status, wait = response.status_code, response.headers.get("retry-after")
@@ -292,9 +296,8 @@ class CloudHttp:
 
     def stream_lines(self, path: str, params: Mapping[str, str | int]) -> list[str]:
         """Read lines of an endless text stream for at most `timing.log_sec`. Raises ApiError."""
-        lines: list[str] = []
+        text = ""
         end = time.monotonic() + self.timing.log_sec
-        size = 0
         try:
             with self._client.stream(
                 "GET",
@@ -306,17 +309,16 @@ class CloudHttp:
                 self._note_fake(response)
                 if not 200 <= response.status_code < 300:
                     raise ApiError(response.status_code, "the log cannot be read")
-                for line in response.iter_lines():
-                    lines.append(line)
-                    size += len(line)
-                    if time.monotonic() > end or size > 1 << 18:
+                for part in response.iter_text():
+                    text += part
+                    if time.monotonic() > end or len(text) > 1 << 18:
                         break
         except httpx.ReadTimeout:
             pass  # the history has been sent; what would follow has not happened yet
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            if not lines:
+            if not text:
                 raise ApiError(_LOST, f"no answer ({type(error).__name__})") from None
-        return lines
+        return text.splitlines()
 
     def _note_fake(self, response: httpx.Response) -> None:
         if FAKE_HEADER in response.headers:
@@ -328,9 +330,13 @@ def _parse(data: bytes) -> tuple[Any, bool]:
         return None, True
     try:
         # Not canonical.parse_json: its limits on numbers are ours, not a provider's.
-        return json.loads(data), True
+        return json.loads(data, parse_constant=_no_number), True
     except (ValueError, RecursionError):
         return None, False
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)  # NaN: a price that is never above any ceiling
 
 
 def _contract(body: Any) -> str | None:

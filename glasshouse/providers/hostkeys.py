@@ -75,8 +75,8 @@ def shown_host_key(host: str, port: int, timeout: float) -> str | None:
             key = asyncio.run(asyncio.wait_for(_scan(host, port, algorithms), timeout))
         except asyncssh.KeyExchangeFailed:
             continue  # no Ed25519 key there
-        except (OSError, TimeoutError, asyncssh.Error):
-            return None
+        except (OSError, TimeoutError, asyncssh.Error, ValueError):
+            return None  # ValueError: an address that is no name, as a provider may state one
         if key is not None:
             public = key.export_public_key().decode("ascii").split()
             return f"{public[0]} {public[1]}"

@@ -250,10 +250,10 @@ def _addresses(instance: Mapping[str, Any]) -> tuple[Address, ...]:
     first = mapped[0] if isinstance(mapped, list) and mapped else None
     direct = first.get("HostPort") if isinstance(first, dict) else None
     host = instance.get("public_ipaddr")
-    if isinstance(host, str) and host.strip() and str(direct).isdigit():
+    if isinstance(host, str) and host.strip() and str(direct).isdecimal():
         found.append((host.strip(), int(str(direct))))
     proxy, port = instance.get("ssh_host"), instance.get("ssh_port")
-    if isinstance(proxy, str) and proxy and str(port).isdigit():
+    if isinstance(proxy, str) and proxy and str(port).isdecimal():
         found.append((proxy, int(str(port))))
     return tuple(Address(host, port, USER) for host, port in found if 0 < port < 65536)
 

@@ -10,7 +10,9 @@ import logging
 import pickle
 import ssl
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +84,8 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
     date = email.utils.formatdate(1000.0, usegmt=True)
     assert retry_after(date, now=990.0) == 10.0
     assert retry_after(date, now=2000.0) == 0.0
-    assert retry_after("soon") is None
+    for word in ("soon", "\u00b2"):
+        assert retry_after(word) is None
     assert retry_after(None) is None
 
 
@@ -127,6 +130,15 @@ class _Talker(http.server.BaseHTTPRequestHandler):
             return
         if self.path.endswith("/echo"):
             data, status = f"bad key {KEY} for {KEY}".encode(), 403
+        elif self.path.endswith("/drip"):
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(40):  # far longer than is waited, each byte well within the time-out
+                self.wfile.write(b" ")
+                time.sleep(0.02)
+            return
+        elif self.path.endswith("/nan"):
+            data, status = b'{"cost": NaN}', 200
         elif self.path.endswith("/huge"):
             data, status = b" " * (9 << 20), 200
         else:
@@ -188,6 +200,24 @@ def test_redirects_are_not_followed(talker: http.server.ThreadingHTTPServer) -> 
 def test_an_endless_answer_is_cut(talker: http.server.ThreadingHTTPServer) -> None:
     with pytest.raises(ApiError, match="more than"):
         client(talker).send("GET", "huge")
+
+
+def test_an_answer_that_drips_in_is_given_up_and_a_log_that_does_is_cut(
+    talker: http.server.ThreadingHTTPServer,
+) -> None:
+    url = f"http://127.0.0.1:{talker.server_address[1]}/v2"
+    timing = replace(FAST, log_sec=0.1)
+    slow = CloudHttp(url, credential(), message_of=str, timeout_sec=0.1, timing=timing)
+    with pytest.raises(ApiError, match="no whole answer") as caught:
+        slow.send("GET", "drip")
+    assert caught.value.status == 0
+    assert len("".join(slow.stream_lines("drip", {}))) < 20
+    slow.close()
+
+
+def test_a_price_that_is_no_number_is_no_answer(talker: http.server.ThreadingHTTPServer) -> None:
+    with pytest.raises(ApiError, match="not JSON"):
+        client(talker).send("GET", "nan")
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

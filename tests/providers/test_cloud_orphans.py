@@ -15,6 +15,7 @@ import pytest
 
 from glasshouse.errors import ProviderError
 from glasshouse.providers.cloud_api import code_of
+from glasshouse.providers.hostkeys import shown_host_key
 
 from .cloud_kit import FAST, KINDS, NAME, Rented, rented
 
@@ -122,3 +123,8 @@ def test_a_key_refused_from_the_create_on_is_loud(kind: str) -> None:
         with pytest.raises(ProviderError):
             it.provider.allocate(NAME, it.spec, refuse_from_here)
         assert it.provider.release(NAME, None).proof == "unknown"
+
+
+def test_an_address_that_is_no_name_has_no_key() -> None:
+    assert shown_host_key("a..b", 22, 1.0) is None
+    assert shown_host_key("a" * 300, 22, 1.0) is None
