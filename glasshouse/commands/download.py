@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
-from glasshouse.errors import RemoteError, UsageError
+from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.providers.cloud_http import is_loopback
 from glasshouse.publishing.artifact import artifact_bytes, parse_artifact
 from glasshouse.records.bundle import ENVELOPE, MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES
@@ -23,6 +23,7 @@ ROW_URL = re.compile(r"(?P<site>.*/)research/artifacts/(?P<id>[a-z0-9][a-z0-9.\-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(?:/[A-Za-z0-9][A-Za-z0-9_.\-]*){0,3}\Z")
 TIMEOUT_SEC = 30.0
 MAX_ROWS_BYTES = 64 << 20
+MAX_CONTROLS = 32  # of one row
 
 
 def is_url(path: str) -> bool:
@@ -46,7 +47,7 @@ def fetch_row(url: str, folder: Path) -> Path:
         )
     if parsed.scheme != "https" and not is_loopback(parsed.host):
         raise UsageError("http can be altered on its way", field="url", value=url, remedy="use https")
-    artifacts, bundle = folder / "artifacts", folder / "bundles" / match["id"]
+    artifacts = folder / "artifacts"
     artifacts.mkdir()
     with httpx.Client(timeout=TIMEOUT_SEC, follow_redirects=False) as client:
         # Neighbours first: a control published beside a row decides some of its caveats.
@@ -54,26 +55,39 @@ def fetch_row(url: str, folder: Path) -> Path:
         _write_rows(rows, artifacts)
         path = artifacts / f"{match['id']}.json"
         path.write_bytes(_get(client, url, MAX_FILE_BYTES))
-        base = f"{match['site']}research/bundles/{match['id']}/"
         place = f"{match['site']}research/inclusion/{match['id']}.json"
         inclusion = _get(client, place, MAX_FILE_BYTES, needed=False)
         if inclusion:
             (folder / "inclusion").mkdir()
             (folder / "inclusion" / f"{match['id']}.json").write_bytes(inclusion)
-        envelope = _get(client, base + ENVELOPE, MAX_FILE_BYTES, needed=False)
-        if envelope:
-            bundle.mkdir(parents=True)
-            (bundle / ENVELOPE).write_bytes(envelope)
-            total = len(envelope)
-            for name in _names(envelope):
-                data = _get(client, base + name, MAX_FILE_BYTES, needed=False)
-                total += len(data)
-                if total > MAX_BUNDLE_BYTES:
-                    raise RemoteError("the bundle is larger than any bundle may be", field="url", value=base)
-                if data:
-                    (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-                    (bundle / name).write_bytes(data)
+        for row in (match["id"], *_named_controls(path)):
+            _fetch_bundle(client, f"{match['site']}research/bundles/{row}/", folder / "bundles" / row)
     return path
+
+
+def _named_controls(path: Path) -> tuple[str, ...]:
+    """Ids of the controls whose evidence decides some caveats of a row."""
+    try:
+        return parse_artifact(path.read_bytes(), name=path.name).controls[:MAX_CONTROLS]
+    except GlasshouseError:
+        return ()  # verification says what is wrong with it
+
+
+def _fetch_bundle(client: httpx.Client, base: str, bundle: Path) -> None:
+    envelope = _get(client, base + ENVELOPE, MAX_FILE_BYTES, needed=False)
+    if not envelope:
+        return
+    bundle.mkdir(parents=True)
+    (bundle / ENVELOPE).write_bytes(envelope)
+    total = len(envelope)
+    for name in _names(envelope):
+        data = _get(client, base + name, MAX_FILE_BYTES, needed=False)
+        total += len(data)
+        if total > MAX_BUNDLE_BYTES:
+            raise RemoteError("the bundle is larger than any bundle may be", field="url", value=base)
+        if data:
+            (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+            (bundle / name).write_bytes(data)
 
 
 def _get(client: httpx.Client, url: str, limit: int, *, needed: bool = True) -> bytes:

@@ -1,6 +1,7 @@
 """Verify a published artifact: what `glasshouse verify` does with a PATH that is a JSON file.
 
-signed      its bundle, found beside it, is verified in full; the artifact must follow from it
+signed      its bundle, found beside it, is verified in full, and so are those of the controls it names; the
+            artifact must follow from them
 reported    schema and arithmetic, and nothing else: there is no evidence to verify, and it says so
 simulated   schema only; it never passes as measured
 
@@ -9,6 +10,7 @@ Where the ledger or the row's inclusion file is published beside it, the row mus
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -89,20 +91,67 @@ def _reported(artifact: Artifact) -> list[Check]:
 
 def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | None, list[Check]]:
     here = path.resolve().parent
-    places = (here.parent / "bundles" / artifact.id, here / "bundles" / artifact.id)
-    folder = next((place for place in places if place.is_dir()), None)
+    folder = _bundle(here, artifact.id)
     if folder is None:
         return None, [Check("bundle-missing", False, "the evidence bundle is not beside the artifact")]
     result = verify(folder, keyring)
     signer = None if result.signer is None else result.signer.name
     checks = list(result.checks)
     if result.row is not None:
-        expected = artifact_from_verified(result.row)
-        stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
-        same = artifact_bytes(_beside(expected, here).model_copy(update=stated)) == artifact_bytes(artifact)
+        alone = artifact_from_verified(result.row)
+        controls, found = _controls(artifact, alone, here, keyring)
+        checks += found
+        expected = with_control_caveats(alone, controls)
+        same = _follows(artifact, expected)
         said = "follows" if same else "does not follow"
         checks.append(Check("artifact-recomputed", same, f"the artifact {said} from its bundle"))
     return signer, checks
+
+
+def _bundle(here: Path, row: str) -> Path | None:
+    places = (here.parent / "bundles" / row, here / "bundles" / row)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _follows(artifact: Artifact, expected: Artifact) -> bool:
+    """Whether an artifact is what follows from its evidence, but for what was said of the row since."""
+    stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
+    return artifact_bytes(expected.model_copy(update=stated)) == artifact_bytes(artifact)
+
+
+def _controls(
+    artifact: Artifact, alone: Artifact, here: Path, keyring: Keyring
+) -> tuple[list[Artifact], list[Check]]:
+    """The row's controls, each with its evidence verified: they lift or add some of its caveats.
+
+    A file that says it is a control is no more than that, whoever put it there: where the row names it, its
+    bundle must be there, too. alone: the row as its bundle has it, which says which are of its kind.
+    """
+    neighbours: dict[str, Artifact] = {}
+    for path in sorted(here.glob("*.json")):
+        with contextlib.suppress(GlasshouseError):  # what is no artifact stands beside nothing
+            neighbours[path.stem] = parse_artifact(path.read_bytes(), name=path.name)
+    of_its_kind = with_control_caveats(alone, list(neighbours.values())).controls
+    good: list[Artifact] = []
+    checks = []
+    for name in dict.fromkeys((*artifact.controls, *of_its_kind)):
+        fault = _control_fault(neighbours.get(name), _bundle(here, name), keyring)
+        if not fault:
+            good.append(neighbours[name])
+        elif name in artifact.controls:
+            checks.append(Check("control-verified", False, f"control {name}: {fault}"))
+    if good:
+        checks.append(Check("control-verified", True, f"{len(good)} controls verify from their own bundles"))
+    return good, checks
+
+
+def _control_fault(control: Artifact | None, bundle: Path | None, keyring: Keyring) -> str:
+    if control is None or bundle is None:
+        return f"its {'artifact' if control is None else 'bundle'} is not beside the row"
+    row = verify(bundle, keyring).row
+    if row is None:
+        return "its bundle does not verify"
+    return "" if _follows(control, artifact_from_verified(row)) else "it does not follow from its bundle"
 
 
 def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
@@ -133,14 +182,3 @@ def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
     if artifact.evidence is None:
         return Check("ledger-not-checked", True, "the row has not been entered in a log yet")
     return Check("ledger-inclusion", False, "the row is in no log beside it")
-
-
-def _beside(artifact: Artifact, folder: Path) -> Artifact:
-    """The artifact with the caveats that the controls in its folder leave or add."""
-    others: list[Artifact] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            others.append(parse_artifact(path.read_bytes(), name=path.name))
-        except GlasshouseError:
-            continue  # a neighbour that is no artifact stands beside nothing
-    return with_control_caveats(artifact, others)
