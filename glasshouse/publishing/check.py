@@ -26,7 +26,7 @@ from glasshouse.publishing.artifact import (
 )
 from glasshouse.publishing.history import recompute
 from glasshouse.publishing.ledger import check_inclusion
-from glasshouse.publishing.logs import KEYS, read_logs
+from glasshouse.publishing.logs import KEYS, read_logs, statement_failures
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
 from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import verify
@@ -160,6 +160,7 @@ def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
     inclusion = here.parent / "inclusion" / f"{artifact.id}.json"
     folder = next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
     failures: list[str] = []
+    said: list[str] = []
     try:
         if inclusion.exists():
             data: bytes | None = inclusion.read_bytes()
@@ -167,12 +168,22 @@ def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
             # Logs that do not hold, or whose signer this keyring does not list, say nothing about the row.
             logs = read_logs(folder, keyring, failures, beside={KEYS})
             data = logs.inclusion(artifact.id, artifact_sha256(artifact))
+            # Whether it was retracted or superseded stands in the logs: the artifact can be edited by anyone.
+            # What it owns up to may stand in a log that this keyring does not know.
+            owned = artifact.retracted is not None or artifact.superseded_by is not None
+            if artifact.evidence is not None and not (owned and failures):
+                said = statement_failures(logs, artifact)
         else:
             return Check("ledger-not-checked", True, "no ledger is published beside the row")
         if f"ledger-row-twice:{artifact.id}" in failures:
             return Check("ledger-inclusion", False, "two logs hold the row (ledger-row-twice)")
         if data is not None:
-            return Check("ledger-inclusion", True, check_inclusion(data, artifact, keyring))
+            shown = check_inclusion(data, artifact, keyring)
+            if said:
+                return Check(
+                    "ledger-inclusion", False, f"{shown}; the logs say otherwise ({', '.join(said)})"
+                )
+            return Check("ledger-inclusion", True, shown)
     except VerificationError as error:
         return Check("ledger-inclusion", False, f"{error.what} ({', '.join(error.codes)})")
     except OSError:

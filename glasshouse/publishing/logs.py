@@ -183,11 +183,12 @@ def inclusion_failures(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> lis
             failures.append(f"ledger-row-differs:{item}")
         if place.plan.body["planSha256"] != artifact.evidence.plan_sha256:
             failures.append(f"ledger-plan-differs:{item}")
-        failures += _statement_failures(logs, artifact)
+        failures += statement_failures(logs, artifact)
     return failures
 
 
-def _statement_failures(logs: PublishedLogs, artifact: Artifact) -> list[str]:
+def statement_failures(logs: PublishedLogs, artifact: Artifact) -> list[str]:
+    """What the logs say of a row since it was entered and its artifact does not, or the other way round."""
     failures = []
     retract, supersede = logs.latest("retract", artifact.id), logs.latest("supersede", artifact.id)
     said = None if retract is None else (retract.body["date"], retract.body["reason"])

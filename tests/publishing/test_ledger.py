@@ -181,17 +181,30 @@ def test_a_resigned_ledger_that_does_not_fit_the_rows_stops_the_build(
 
 
 def test_a_retraction_that_was_edited_in_or_out_stops_the_build(
-    root: Path, pair: Bundle, put: Put, withdraw: Put
+    root: Path, pair: Bundle, put: Put, withdraw: Put, factory: Factory
 ) -> None:
     put(pair[0])
+
+    def verified() -> dict[str, Any]:
+        entry = check_artifact(path, factory.keyring)
+        return next(check for check in entry["checks"] if check["code"] == "ledger-inclusion")
+
     path = root / "site/research/artifacts" / f"{pair[1].id}.json"
     original = path.read_bytes()
     edited = parse_json(original) | {"retracted": {"date": "2026-11-21", "reason": "no reason"}}
     path.write_bytes(canonical_json(edited))
     assert codes_of(root) == (f"ledger-retraction-differs:{pair[1].id}",)
+    assert "ledger-retraction-differs" in verified()["detail"]
+    assert not verified()["ok"]
     path.write_bytes(canonical_json(parse_json(original) | {"supersededBy": REPORTED}))
     assert codes_of(root) == (f"ledger-supersession-differs:{pair[1].id}",)
     path.write_bytes(original)
+    assert verified()["ok"]
+    withdraw(pair[1].id, reason="the machine was shared", day="2026-11-21")
+    assert verified()["ok"]
+    path.write_bytes(original)
+    assert codes_of(root) == (f"ledger-retraction-differs:{pair[1].id}",)
+    assert not verified()["ok"]
 
 
 def test_a_ledger_with_another_past_is_refused_in_one_line(
