@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import paramiko
 
 from glasshouse.errors import OutcomeUnknown, RemoteError
-from glasshouse.remote import receive_script
+from glasshouse.remote import receive_script, send_script
 from glasshouse.remote.channel import session
 from glasshouse.remote.connection import Link
 
@@ -58,12 +57,9 @@ def _agree(
     channel: paramiko.Channel, source: io.BytesIO | io.BufferedReader, path: str
 ) -> tuple[int, blake2b]:
     """Compare what is already there with our own prefix; leave `source` and the hash where sending starts."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 100:
-        byte = channel.recv(1)
-        if not byte:
-            raise _refused(channel, path)
-        line += byte
+    line = _line(channel)
+    if not line.endswith(b"\n"):
+        raise _refused(channel, path, "take")
     have_text, _, digest = line.decode("ascii", "replace").strip().partition(" ")
     have = int(have_text) if have_text.isdigit() else 0
     hasher = receive_script.digest_of_upload()
@@ -122,15 +118,15 @@ def _finish(channel: paramiko.Channel, digest: str, path: str) -> None:
         said = (said + piece)[:100]
     channel.status_event.wait(STALL_SECONDS)
     if channel.exit_status != 0 or said != b"done\n":
-        raise _refused(channel, path)
+        raise _refused(channel, path, "take")
 
 
-def _refused(channel: paramiko.Channel, path: str) -> RemoteError:
-    """Say why the receiver ended."""
+def _refused(channel: paramiko.Channel, path: str, what: str) -> RemoteError:
+    """Say why the pod's end ended; `what` it was to do with the file."""
     channel.status_event.wait(STALL_SECONDS)
     code = channel.exit_status
     if code in (-1, 3):
-        return OutcomeUnknown("the connection died while a file was sent")
+        return OutcomeUnknown("the connection died while a file was on its way")
     if code == 4:
         return RemoteError("a file arrived damaged", field="path", value=path, remedy="send it again")
     if code in (126, 127):
@@ -145,7 +141,7 @@ def _refused(channel: paramiko.Channel, path: str) -> RemoteError:
         reason += piece
     lines = reason.decode("utf-8", "replace").split("\n")
     return RemoteError(
-        f"the pod could not take a file ({lines[0] or f'exit {code}'})",
+        f"the pod could not {what} a file ({lines[0] or f'exit {code}'})",
         field="path",
         value=path,
         remedy="check space and permissions there",
@@ -153,38 +149,84 @@ def _refused(channel: paramiko.Channel, path: str) -> RemoteError:
 
 
 def receive_file(
-    fetch: Callable[[int, int], bytes],
+    link: Link,
+    python: str,
+    path: str,
     target: Path,
     *,
-    size: int,
-    digest: str,
+    max_bytes: int,
+    request_timeout: float,
     progress: TransferProgress | None,
 ) -> None:
-    """Write `size` bytes from `fetch(offset, count)` to `target`; resume TARGET.part; verify; rename.
+    """Write the file `path` of the pod to `target` (0600); resume TARGET.part; verify; rename.
 
-    Raises RemoteError when the bytes do not have the SHA-256 `digest`. What `fetch` raises passes through,
-    and the part stays for the next try.
+    Raises OutcomeUnknown when the connection dies (then the part stays for the next try), RemoteError when
+    the file cannot be read, is larger than `max_bytes`, or the bytes arrive damaged.
     """
     part = target.with_name(target.name + ".part")
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
-        hasher = hashlib.file_digest(file, "sha256")
-        done = file.tell()
-        if done > size:
-            file.seek(0)
-            file.truncate()
-            hasher, done = hashlib.sha256(), 0
-        while done < size:
-            piece = fetch(done, min(32 << 20, size - done))
-            if not piece:
-                break
-            file.write(piece)
+        hasher = receive_script.digest_of_upload()
+        while piece := file.read(_READ):
             hasher.update(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(done, size)
-    if done != size or hasher.hexdigest() != digest:
+        script = Path(send_script.__file__).read_text(encoding="utf-8")
+        argv = [python, "-I", "-S", "-c", script, path, str(file.tell()), str(max_bytes)]
+        with session(link, argv, request_timeout) as channel, ThreadPoolExecutor(1) as pool:
+            channel.settimeout(STALL_SECONDS + file.tell() / 100e6)  # it hashes what we have, too
+            channel.shutdown_write()
+            size, done = _announced(channel, path)
+            if size > max_bytes:
+                raise RemoteError("a file on the pod is larger than allowed", field="bytes", value=size)
+            if done != file.tell():
+                file.seek(0)
+                file.truncate()
+                hasher = receive_script.digest_of_upload()
+
+            def keep(piece: bytes) -> None:
+                file.write(piece)
+                hasher.update(piece)
+
+            keeping: Future[None] | None = None
+            while done < size and (piece := _gather(channel, min(_READ, size - done))):
+                done += len(piece)
+                if keeping is not None:
+                    keeping.result()
+                keeping = pool.submit(keep, piece)  # beside the next piece's decryption
+                if progress is not None:
+                    progress(done, size)
+            if keeping is not None:
+                keeping.result()
+            digest = _gather(channel, 64)
+            if len(digest) < 64:
+                raise OutcomeUnknown("the connection died while a file was fetched")
+    if hasher.hexdigest().encode() != digest:
         part.unlink()
         raise RemoteError(
             "a file came back damaged", field="file", value=target.name, remedy="fetch it again"
         )
     part.replace(target)
+
+
+def _announced(channel: paramiko.Channel, path: str) -> tuple[int, int]:
+    """Read (size, offset) from the sender's first line."""
+    line = _line(channel)
+    size, _, offset = line.decode("ascii", "replace").strip().partition(" ")
+    if not (size.isdigit() and offset.isdigit()):
+        raise _refused(channel, path, "give")
+    return int(size), int(offset)
+
+
+def _line(channel: paramiko.Channel) -> bytes:
+    """Read up to a newline, 100 bytes or the end."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 100 and (byte := channel.recv(1)):
+        line += byte
+    return line
+
+
+def _gather(channel: paramiko.Channel, size: int) -> bytes:
+    """Read `size` bytes, or fewer at the end of the output."""
+    pieces, left = [], size
+    while left and (piece := channel.recv(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
