@@ -22,9 +22,8 @@ from glasshouse import config
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import CleanupNotProven, ProviderError
 from glasshouse.lifecycle import strays
-from glasshouse.lifecycle.reap import Reaped, reap_all, watch
+from glasshouse.lifecycle.reap import Reaped, guard, reap_all
 from glasshouse.lifecycle.ui import Screen
-from glasshouse.lifecycle.watchdog import wait_for_end
 from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.spec import CloudProvider
 
@@ -48,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Reap every dead allocation in the journal, and list what it does not know."""
     screen = Screen(quiet=args.json)
     if args.watch is not None:
-        if not wait_for_end():
-            watch(args.watch, screen)
+        guard(args.watch, screen)
         return 0
     if args.stray is not None:
         return _end(args.stray, json=args.json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,15 @@ from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.context import RunContext, RunLock, reopen
 from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.watchdog import wait_for_end
 from glasshouse.providers.journal import Entry, Journal
+from glasshouse.providers.money import rental_deadline_sec
 from glasshouse.providers.registry import open_provider
+from glasshouse.spec import PAID_PROVIDERS
 from glasshouse.spec import Provider as ProviderConfig
+
+OVERDUE_SHARE = 0.25  # of a boot deadline, after the rental's: by then the controller's own release has ended
+_TAKE_BACK_EVERY_SEC = 60.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,38 @@ def finish_dead(context: RunContext, journal: Journal) -> str:
     return f"{proof.proof}: {proof.detail}"
 
 
+def guard(folder: Path, screen: Screen) -> None:
+    """Body of the watchdog: wait for its controller; finish what it left, or give back what it overstays."""
+    wait = _overdue_sec(folder, screen)
+    while (how := wait_for_end(wait)) == "overdue":
+        proof = _take_back(folder, screen)
+        screen.warn(f"the controller has outstayed its rental; what was left: {proof}")
+        wait = math.inf if proof == "zero" else _TAKE_BACK_EVERY_SEC
+    if how == "died":
+        watch(folder, screen)
+
+
+def _overdue_sec(folder: Path, screen: Screen) -> float:
+    """Seconds after which a controller that still rents can only be stopped, or hang."""
+    spec = reopen(folder, screen).spec
+    if spec.provider.kind not in PAID_PROVIDERS:
+        return math.inf
+    return rental_deadline_sec(spec) + OVERDUE_SHARE * spec.provider.boot_deadline_sec
+
+
+def _take_back(folder: Path, screen: Screen) -> str:
+    """Release the machine of a run that another process holds: the row and the journal stay that one's."""
+    context = reopen(folder, screen)
+    with Journal() as journal:
+        known = [entry.allocation_id for entry in journal.open_entries() if entry.name == context.name]
+    if not known:
+        return "zero"
+    with open_provider(context.spec.provider) as provider:
+        return provider.release(context.name, known[0]).proof
+
+
 def watch(folder: Path, screen: Screen) -> None:
-    """Body of the watchdog after its controller died: wait for the lock, then finish the run."""
+    """What the watchdog does after its controller died: wait for the lock, then finish the run."""
     lock = RunLock(folder)
     lock.take(wait=True)
     try:

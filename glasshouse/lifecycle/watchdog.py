@@ -1,20 +1,25 @@
 """The dead man's switch on the operator's side: a process that outlives a killed controller.
 
 It holds the read end of a pipe. The controller writes one byte when it has released and recorded;
-if the pipe closes without it, the controller died, and the watchdog reaps the run.
+if the pipe closes without it, the controller died, and the watchdog reaps the run. If neither has happened by
+the time that was budgeted for a rental, the controller is stopped or hangs: its machine is given back for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 DONE = b"d"
+_SLICE_SEC = 20.0  # of a wait: it is not known whether a wait counts the time that this machine sleeps
 
 
 class Watchdog:
@@ -52,6 +57,15 @@ class Watchdog:
                 self._process.wait(timeout=30)
 
 
-def wait_for_end() -> bool:
-    """Block on stdin until the controller says done or dies; True when it said done."""
-    return os.read(0, 1) == DONE
+def wait_for_end(seconds: float = math.inf) -> Literal["done", "died", "overdue"]:
+    """Wait on stdin until the controller says done or dies, or neither for so long."""
+    end = _now() + seconds
+    while (left := end - _now()) > 0:
+        if select.select([0], [], [], min(left, _SLICE_SEC))[0]:
+            return "done" if os.read(0, 1) == DONE else "died"
+    return "overdue"
+
+
+def _now() -> float:
+    """Seconds that go on while this machine sleeps, as a rental does."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -81,6 +81,7 @@ class Cloud:
         gpu, ceiling = self._wanted(spec)
         self._creates[name] = _Creates()
         avoid: set[str] = set()
+        began = time.monotonic()
         for attempt in range(1, money.ATTEMPTS + 1):
             label = name if attempt == 1 else f"{name}-r{attempt}"
             keys = hostkeys.make_keys(keys_folder(name))
@@ -95,6 +96,9 @@ class Cloud:
                 place = machine.place or self._place(machine.id)
                 cleared = self._clear(name, machine.id)
                 again = attempt < money.ATTEMPTS and code_of(error) in REPLACEABLE
+                # One that could not boot within what is left of the budget would be rented for nothing.
+                left = began + money.rental_deadline_sec(spec) - time.monotonic()
+                again = again and left >= spec.provider.boot_deadline_sec
                 # Without proof of zero a replacement could be the second machine that bills.
                 if not again or cleared.proof != "zero" or place is None:
                     raise

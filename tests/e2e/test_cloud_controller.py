@@ -1,9 +1,10 @@
-"""Whole runs at a fake provider whose controller is in trouble: a full disk."""
+"""Whole runs at a fake provider whose controller is in trouble: a full disk, stopped past its time."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,22 @@ def test_a_disk_that_fills_up_while_a_machine_boots(runpod: Rents, small_disk: P
     assert done.returncode == 0, done.stdout
     runpod.settled()
     assert json.loads((folder / "bundle/record.json").read_bytes())["status"] == "excluded"
+
+
+def test_a_controller_that_is_stopped_past_its_time_keeps_no_machine(runpod: Rents) -> None:
+    # The shortest rental that settings allow is some 15 s; the watchdog grants half a second more.
+    short = ["order=protected-only", "measure.leg_deadline_extra_sec=10", "measure.leg_deadline_factor=1"]
+    words = [*SHORT, *short, "provider=runpod", "provider.boot_deadline_sec=2"]
+    process = runpod.start("run", "--json", "--out", str(runpod.runs), *words)
+    wait_until(lambda: runpod.state()["created"] == 1, 60, "a machine")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: runpod.state()["active"] == 0, 60, "the watchdog")
+        assert runpod.state()["billingSec"] < 60
+    finally:
+        process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert json.loads(out)["runs"][0]["status"] == "excluded"
+    assert runpod.state()["created"] == 1  # it wakes too late to rent another
+    runpod.settled()

@@ -19,7 +19,7 @@ from glasshouse.providers.hostkeys import shown_host_key
 
 from .cloud_kit import FAST, KINDS, NAME, Rented, rented
 
-SLOWER = replace(FAST, orphan_sec=0.6)  # a slow create takes half of that
+SLOWER = replace(FAST, orphan_sec=1.0)  # a slow create takes a third of that
 
 
 def _interrupt_when(it: Rented, fault: str) -> threading.Thread:
@@ -47,7 +47,7 @@ def test_a_create_under_way_at_an_interrupt_is_awaited_before_anything_is_called
         with pytest.raises(KeyboardInterrupt):
             it.allocate()
         sender.join()
-        assert it.state()["created"] == 0  # the provider is still at it
+        # The provider is still at it, and nobody waits for its answer.
         if by == "itself":
             proof = it.provider.release(NAME, None)
         else:  # the watchdog, or reap, after a kill
@@ -96,6 +96,21 @@ def test_a_machine_of_ours_under_another_name_is_neither_destroyed_nor_called_go
         assert it.state()["active"] == 1
         pod.name = NAME
         assert it.provider.release(NAME, allocation.id).proof == "zero"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_replacement_when_the_budgeted_time_is_too_far_gone(kind: str) -> None:
+    with rented(kind, boot_deadline_sec=0.6) as it:
+        measure = it.spec.measure.model_copy(
+            update={"warmup_sec": 0.0, "leg_deadline_factor": 1.0, "leg_deadline_extra_sec": 0.0}
+        )
+        it.spec = it.spec.model_copy(update={"measure": measure, "duration": 0.01})
+        it.faults("create-timeout", "boot-stuck")  # one takes longer than is left for the other's replacement
+        with pytest.raises(ProviderError) as caught:
+            it.allocate()
+        assert code_of(caught.value) == "boot-timeout"
+        assert it.state()["created"] == 1
+        assert it.provider.release(NAME, None).proof == "zero"
 
 
 @pytest.mark.parametrize("kind", KINDS)
