@@ -1,8 +1,9 @@
-"""Whole runs at a fake provider whose controller is in trouble: a full disk, stopped past its time."""
+"""Whole runs at a fake provider: a controller with a full disk, or stopped past its time; OpenSSH on the pod."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SSHD
 from tests.e2e.conftest import processes_of, wait_until
+from tests.e2e.phases import seen_event
 from tests.e2e.test_cloud import SHORT, Rents, renting
+from tests.providers.openssh_pod import OpenSshContainer, sessions_of
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -81,3 +85,22 @@ def test_a_controller_that_is_stopped_past_its_time_keeps_no_machine(runpod: Ren
     assert json.loads(out)["runs"][0]["status"] == "excluded"
     assert runpod.state()["created"] == 1  # it wakes too late to rent another
     runpod.settled()
+
+
+@pytest.mark.sshd
+@pytest.mark.skipif(not Path(SSHD).exists() or os.geteuid() != 0, reason="needs sshd and root")
+@pytest.mark.parametrize("kind", [pytest.param("runpod", marks=pytest.mark.soak), "vastai"])
+def test_a_run_on_a_rented_machine_with_openssh_whose_connections_are_cut(kind: str, tmp_path: Path) -> None:
+    with renting(kind, tmp_path) as program:
+        program.server.cloud.container = OpenSshContainer
+        words = [*SHORT, f"provider={kind}", "order=protected-first", "duration=2"]
+        process = program.start("run", "--json", "--out", str(program.runs), *words)
+        wait_until(lambda: seen_event(program, "progress"), 90, "the protected leg at work")
+        (pod,) = [pod for pod in program.server.cloud.living() if not pod.foreign]
+        for pid in sessions_of(pod.container):
+            os.kill(pid, signal.SIGKILL)  # the sockets die, and no process of a leg with them
+        out, err = process.communicate(timeout=90)
+        (record,) = json.loads(out)["runs"]
+        assert "connection lost" in err
+        assert record["status"] == "verified", err
+        program.settled()

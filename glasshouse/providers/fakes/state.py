@@ -69,6 +69,7 @@ class FakeCloud:
     def __init__(self, *, faults: FaultPlan | None = None, boot_sec: float = 0.3) -> None:
         self.faults = faults if faults is not None else FaultPlan()
         self.boot_sec = boot_sec
+        self.container: type[Container] = Container  # tests put one with another SSH server in its place
         self.exchanges: list[Exchange] = []
         self.lock = threading.RLock()
         self._pods: dict[str, FakePod] = {}
@@ -206,7 +207,7 @@ class FakeCloud:
             with self.lock:
                 pod.destroyed = time.monotonic()
             return
-        container = Container(self._root / pod.id, pod.id, name=pod.name, gpu=device, gpus=pod.gpus)
+        container = self.container(self._root / pod.id, pod.id, name=pod.name, gpu=device, gpus=pod.gpus)
         log = "empty" if take("log-empty") else "lies" if take("log-lies") else "true"
         try:
             container.start(
