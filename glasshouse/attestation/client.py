@@ -85,7 +85,7 @@ def fetch_challenge(  # noqa: PLR0917  (the six that name and prove a launch, in
     """
     asked = time.monotonic()
     body = {"ticket": b64u(ticket), "run": run, "leg": leg, "launch": launch}
-    token = _text(_post(port, "/v1/challenge", body, timeout), "challenge")
+    token = _text(post(port, "/v1/challenge", body, timeout), "challenge")
     received = time.monotonic()
     claims = verify_challenge(token, broker_public)
     if (claims["run"], claims["leg"], claims["launch"]) != (run, leg, launch):
@@ -111,7 +111,7 @@ def submit_evidence(
 
     Raises AttestationError with every reason code of a refusal, or with what did not verify.
     """
-    answer = _post(port, "/v1/attest", {"evidence": evidence, "launchToken": challenge.launch_token}, timeout)
+    answer = post(port, "/v1/attest", {"evidence": evidence, "launchToken": challenge.launch_token}, timeout)
     ear, grant = _text(answer, "ear"), _text(answer, "grant")
     return check_release(ear, grant, evidence, challenge, broker_public)
 
@@ -153,7 +153,8 @@ def check_release(
     return Released(ear, grant, info, b64u_decode(granted["ct"]))
 
 
-def _post(port: int, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+def post(port: int, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """Ask the broker on this port of loopback (timeout in seconds). Raises AttestationError."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request(

@@ -2,6 +2,7 @@
 
     POST /v1/challenge   {"ticket", "run", "leg", "launch"}   -> {"challenge"}
     POST /v1/attest      {"evidence", "launchToken"}          -> {"ear", "grant"}
+    POST /v1/card, /v1/operate                                where operators may ask: operator.py
     GET  /.well-known/jwks.json, GET /healthz
 
 A refusal is {"error": {"code", "reasonCodes", "message"}} and says every reason: an opaque 401 helps nobody,
@@ -22,6 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.operator import Desk
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.errors import AttestationError, GlasshouseError
 
@@ -46,15 +48,19 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     *,
+    desk: Desk | None = None,
     workers: int = MAX_WORKERS,
     read_timeout: float = READ_TIMEOUT_SEC,
     deadline: float = CONNECTION_DEADLINE_SEC,
 ) -> Iterator[Server]:
     """Serve `broker` from a background thread until the block ends; port 0 takes a free one.
 
+    desk answers operators; without one nobody but the attester may ask.
     workers bounds the connections served at once (others wait in the kernel's queue); times in seconds.
     """
-    server = _HttpServer((host, port), broker, workers, read_timeout, deadline)
+    server = _HttpServer(
+        (host, port), broker, desk=desk, workers=workers, read_timeout=read_timeout, deadline=deadline
+    )
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="broker-http", daemon=True)
     thread.start()
     try:
@@ -73,9 +79,17 @@ class _HttpServer(ThreadingHTTPServer):
     allow_reuse_address = False
 
     def __init__(
-        self, address: tuple[str, int], broker: Broker, workers: int, read_timeout: float, deadline: float
+        self,
+        address: tuple[str, int],
+        broker: Broker,
+        *,
+        desk: Desk | None,
+        workers: int,
+        read_timeout: float,
+        deadline: float,
     ) -> None:
         self.broker = broker
+        self.desk = desk
         self.read_timeout = read_timeout
         self.deadline = deadline
         self._slots = threading.BoundedSemaphore(workers)
@@ -157,6 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
+            answer: dict[str, Any]
             if self.path == "/v1/challenge":
                 body = self._body(("ticket", "run", "leg", "launch"))
                 answer = {"challenge": self.server.broker.challenge(**body)}
@@ -164,6 +179,11 @@ class _Handler(BaseHTTPRequestHandler):
                 body = self._body(("evidence", "launchToken"))
                 release = self.server.broker.attest(body["evidence"], body["launchToken"])
                 answer = {"ear": release.ear, "grant": release.grant}
+            elif self.path == "/v1/card" and self.server.desk is not None:
+                self._body(())
+                answer = {"card": self.server.desk.card()}
+            elif self.path == "/v1/operate" and self.server.desk is not None:
+                answer = self.server.desk.operate(self._body(("request",))["request"])
             elif self.path in ("/.well-known/jwks.json", "/healthz"):
                 raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "use GET")
             else:

@@ -157,9 +157,10 @@ def check_times(claims: Mapping[str, Any], now: float, *, what: str) -> None:
         raise AttestationError(f"{what} has expired", codes=[f"{what}-expired"])
 
 
-def _verify(
+def verify_typed(
     token: str, public_bytes: bytes, now: float, audience: str | None, *, typ: str, what: str
 ) -> dict[str, Any]:
+    """Verify a token of one type by one key, at a time (Unix s); its claims. Raises AttestationError."""
     claims = check_signature(read_jws(token, typ, what=what), public_bytes, what=what)
     check_times(claims, now, what=what)
     if claims.get("iss") != key_id(public_bytes):
@@ -169,7 +170,8 @@ def _verify(
     return claims
 
 
-def _envelope(key: Ed25519PrivateKey, audience: str, now: int, ttl: int) -> dict[str, Any]:
+def envelope(key: Ed25519PrivateKey, audience: str, now: int, ttl: int) -> dict[str, Any]:
+    """Issuer, audience and times that every token of ours begins with; now and ttl in whole seconds."""
     return {
         "iss": key_id(public_bytes_of(key)),
         "aud": audience,
@@ -197,12 +199,12 @@ def sign_challenge(
     now and ttl in whole seconds; nonce 32 bytes; audience = the random id of the store that will accept it.
     Claims: envelope, run, leg, launch, nonce (base64url), server_time, launch_token.
     """
-    envelope = _envelope(key, audience, now, ttl)
+    common = envelope(key, audience, now, ttl)
     bound = {"run": run, "leg": leg, "launch": launch, "nonce": b64u(nonce)}
     token = sign_jws(
-        {**envelope, **bound, "allocation_id": allocation_id, "manifest_hash": manifest_hash}, key, LAUNCH_TYP
+        {**common, **bound, "allocation_id": allocation_id, "manifest_hash": manifest_hash}, key, LAUNCH_TYP
     )
-    return sign_jws({**envelope, **bound, "server_time": now, "launch_token": token}, key, CHALLENGE_TYP)
+    return sign_jws({**common, **bound, "server_time": now, "launch_token": token}, key, CHALLENGE_TYP)
 
 
 def verify_challenge(
@@ -217,7 +219,7 @@ def verify_challenge(
     at = read.claims.get("iat") if now is None else now
     if isinstance(at, bool) or not isinstance(at, int | float):
         raise AttestationError("challenge has no issue time", codes=["malformed-challenge"])
-    claims = _verify(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
+    claims = verify_typed(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
     launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=claims["aud"])
     _check_nonce(claims.get("nonce"), "challenge")
     if claims.get("server_time") != claims["iat"]:
@@ -233,7 +235,7 @@ def verify_launch(
     """Verify a launch token and return its claims. Raises AttestationError."""
     if not isinstance(token, str):
         raise AttestationError("no launch token", codes=["malformed-launch"])
-    return _verify(token, public_bytes, now, audience, typ=LAUNCH_TYP, what="launch")
+    return verify_typed(token, public_bytes, now, audience, typ=LAUNCH_TYP, what="launch")
 
 
 def _check_nonce(value: object, what: str) -> None:
@@ -252,12 +254,12 @@ def sign_ear(
     ear_claims: Mapping[str, Any],
 ) -> str:
     """Sign an EAR (attestation result) over the claims that appraise.py made of it."""
-    return sign_jws({**ear_claims, **_envelope(key, audience, now, ttl)}, key, EAR_TYP)
+    return sign_jws({**ear_claims, **envelope(key, audience, now, ttl)}, key, EAR_TYP)
 
 
 def verify_ear(token: str, public_bytes: bytes, now: float, *, audience: str | None = None) -> dict[str, Any]:
     """Verify an EAR and return its claims; what its status means is the caller's. Raises AttestationError."""
-    return _verify(token, public_bytes, now, audience, typ=EAR_TYP, what="ear")
+    return verify_typed(token, public_bytes, now, audience, typ=EAR_TYP, what="ear")
 
 
 def ear_status(claims: Mapping[str, Any]) -> str:
@@ -282,14 +284,14 @@ def sign_grant(
 ) -> str:
     """Sign a grant: `info` (32 bytes) and the HPKE ciphertext of the payload key."""
     claims = {"run": run, "leg": leg, "launch": launch, "info": b64u(info), "ct": b64u(ciphertext)}
-    return sign_jws({**_envelope(key, audience, now, ttl), **claims}, key, GRANT_TYP)
+    return sign_jws({**envelope(key, audience, now, ttl), **claims}, key, GRANT_TYP)
 
 
 def verify_grant(
     token: str, public_bytes: bytes, now: float, *, audience: str | None = None
 ) -> dict[str, Any]:
     """Verify a grant; return its claims with `info` and `ct` still base64url. Raises AttestationError."""
-    claims = _verify(token, public_bytes, now, audience, typ=GRANT_TYP, what="grant")
+    claims = verify_typed(token, public_bytes, now, audience, typ=GRANT_TYP, what="grant")
     try:
         b64u_decode(claims.get("info", ""), size=32)
         b64u_decode(claims.get("ct", ""))

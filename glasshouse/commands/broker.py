@@ -3,7 +3,10 @@
   glasshouse broker --port 8443
   glasshouse broker --store postgresql+psycopg://broker@db/glasshouse    with the postgres extra installed
 
-A run has a broker of its own built in; this is for keeping keys apart from the machine that runs sweeps.
+A run has a broker of its own built in. With GLASSHOUSE_BROKER=PORT it uses this one instead, at that port of
+its own loopback (`ssh -L` where it is on another machine): payload keys then rest there and not where sweeps
+run. Packages and tickets are taken from the operators that the keyring here lists; the run's keyring must
+list this broker's key.
 It listens on loopback unless told otherwise: pods reach it through an SSH forward. Payload keys rest in
 the store under a key that is kept in this machine's keys folder. After `glasshouse keys --rotate broker`,
 start it again: it signs with the new key and goes on publishing the old one in its JWK Set.
@@ -20,11 +23,12 @@ import threading
 
 from glasshouse import paths
 from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.operator import Desk
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import open_store
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError
-from glasshouse.records.keys import broker_key, local_keyring, public_bytes
+from glasshouse.records.keys import broker_key, load_keyring, local_keyring, public_bytes
 
 KEK_FILE = "broker.kek"
 KEK_BYTES = 32
@@ -50,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         listed = [entry.public for entry in local_keyring().with_role("broker")]
         broker = Broker(store, key, earlier=[raw for raw in listed if raw != public_bytes(key)])
         try:
-            with serve(broker, args.host, args.port) as server:
+            desk = Desk(broker, key, _operator)
+            with serve(broker, args.host, args.port, desk=desk) as server:
                 if args.json:
                     emit({"ok": True, "host": server.host, "port": server.port, "broker": broker.id})
                 else:
@@ -65,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
                 remedy="give another --port or --host",
             ) from error
     return 0
+
+
+def _operator(kid: str) -> bytes | None:
+    """Public key of an operator that the keyring lists, read for each request, and that is not retired."""
+    listed = [entry for entry in load_keyring().with_role("operator") if entry.keyid == kid]
+    return listed[0].public if listed and all(entry.valid_until is None for entry in listed) else None
 
 
 def _kek() -> bytes:

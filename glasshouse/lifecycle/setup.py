@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.canonical import b64u, canonical_json
-from glasshouse.errors import LegError, OutcomeUnknown
+from glasshouse.errors import LegError, OutcomeUnknown, UsageError
 from glasshouse.lifecycle.context import RunContext, public_allocation
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.pod_python import prepare_python
@@ -42,7 +44,7 @@ class Ready:
     python: str  # the pod's interpreter
     archive: str
     observed: Observed
-    broker: Broker
+    broker: Broker | RemoteBroker
     broker_port: int
     payload: Payload
     manifest_hash: str
@@ -84,9 +86,7 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
 
     context.phase = "seal-failed"
     payload = prepare(spec)
-    store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
-    with store:
-        broker = Broker(store, keys.broker_key())
+    with _key_broker(context) as (broker, broker_port):
         protected = sum(1 for slot in context.schedule if slot.lifecycle)
         manifest_hash, package, salt = "", "", secrets.token_bytes(32)
         timings: dict[str, float] = {}
@@ -102,22 +102,46 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
                 began = time.monotonic()
                 upload(pod, sealed, package, screen)
                 timings["uploadSec"] = time.monotonic() - began
-        with serve(broker) as server:
-            yield Ready(
-                pod=pod,
-                allocation=allocation,
-                root=root,
-                python=python,
-                archive=archive,
-                observed=seen,
-                broker=broker,
-                broker_port=server.port,
-                payload=payload,
-                manifest_hash=manifest_hash,
-                package=package,
-                salt=salt,
-                timings=timings,
-            )
+        yield Ready(
+            pod=pod,
+            allocation=allocation,
+            root=root,
+            python=python,
+            archive=archive,
+            observed=seen,
+            broker=broker,
+            broker_port=broker_port,
+            payload=payload,
+            manifest_hash=manifest_hash,
+            package=package,
+            salt=salt,
+            timings=timings,
+        )
+
+
+@contextmanager
+def _key_broker(context: RunContext) -> Iterator[tuple[Broker | RemoteBroker, int]]:
+    """The run's key broker and its port here: one of its own, or the one that GLASSHOUSE_BROKER names."""
+    given = os.environ.get("GLASSHOUSE_BROKER", "")
+    if not given:
+        store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
+        with store:
+            broker = Broker(store, keys.broker_key())
+            with serve(broker) as server:
+                yield broker, server.port
+        return
+    if not (given.isascii() and given.isdigit() and 0 < int(given) < 65536):
+        raise UsageError(
+            "not a port of this machine's loopback",
+            field="GLASSHOUSE_BROKER",
+            value=given,
+            remedy="give the port at which `glasshouse broker` listens, or unset it",
+        )
+    ring = keys.load_keyring()
+    yield (
+        RemoteBroker(int(given), keys.operator_key(), lambda kid: ring.find(kid, "broker").public),
+        int(given),
+    )
 
 
 def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
@@ -166,7 +190,9 @@ def describe(
     }
 
 
-def _seal(context: RunContext, broker: Broker, payload: Payload, salt: bytes, protected: int) -> str:
+def _seal(
+    context: RunContext, broker: Broker | RemoteBroker, payload: Payload, salt: bytes, protected: int
+) -> str:
     owner_public = kem_public_bytes(keys.owner_key())
     key = fresh_payload_key()
     try:

@@ -1,0 +1,163 @@
+"""The operator's side of a broker that runs as a process of its own: packages and tickets over HTTP.
+
+Every request is a JWS by an operator's key, for one opening of the store, valid for a minute. What is secret
+in it is sealed by HPKE, whatever carries it: the payload key to a key that the broker makes at each start and
+signs in its card, the ticket to a key that the operator makes for the request. A request that is sent twice
+is refused by what it asks for: a package is registered once, and a launch has one ticket.
+
+    /v1/card     {} -> {"card"}           the store's id and the broker's KEM key, signed by the broker
+    /v1/operate  {"request"} with action  payload   run, manifest_hash, max_grants, key -> {}
+                                          ticket    reference, policy, reply_to -> {"ticket"}
+                                          exchange  run, leg, launch -> {"exchange"}
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
+
+from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.claims import Reference
+from glasshouse.attestation.client import post
+from glasshouse.attestation.tokens import (
+    check_name,
+    envelope,
+    read_jws,
+    sign_jws,
+    verify_typed,
+)
+from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, domain_hash
+from glasshouse.errors import AttestationError, SealError
+from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, unwrap_key, wrap_key
+from glasshouse.sealing.memory import overwrite
+from glasshouse.spec import Policy
+
+CARD_TYP = "gh-broker+jwt"
+REQUEST_TYP = "gh-operator+jwt"
+LIFETIME_SEC = 60
+SKEW_SEC = 5  # an operator's clock may be ahead of the broker's
+MAX_GRANTS = 1_000_000
+
+
+def _payload_info(audience: str, run: str, manifest_hash: str) -> bytes:
+    return domain_hash("glasshouse/payload/v1", [text.encode() for text in (audience, run, manifest_hash)])
+
+
+def _ticket_info(request: str) -> bytes:
+    return domain_hash("glasshouse/ticket/v1", [request.encode()])
+
+
+class Desk:
+    """Answers operators at a broker. find_operator: the raw public key of a key id that may ask, or None."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        signing_key: Ed25519PrivateKey,
+        find_operator: Callable[[str], bytes | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._broker = broker
+        self._key = signing_key
+        self._find = find_operator
+        self._clock = clock
+        self._kem = generate_kem_key()
+
+    def card(self) -> str:
+        """The signed card: which opening of the store this is, and the key to seal payload keys to."""
+        claims = envelope(self._key, self._broker.store.id, int(self._clock()), LIFETIME_SEC)
+        return sign_jws({**claims, "kem": b64u(kem_public_bytes(self._kem))}, self._key, CARD_TYP)
+
+    def operate(self, request: object) -> dict[str, Any]:
+        """Do what a signed request asks. Raises AttestationError; `operator-unknown` for anybody else's."""
+        token = read_jws(request, REQUEST_TYP, what="request")
+        public = self._find(token.kid)
+        if public is None:
+            raise AttestationError("no operator of this broker", codes=["operator-unknown"])
+        claims = verify_typed(
+            token.text, public, self._clock(), self._broker.store.id, typ=REQUEST_TYP, what="request"
+        )
+        try:
+            action = {"payload": self._payload, "ticket": self._ticket, "exchange": self._exchange}
+            return action[claims["action"]](claims, token.text)
+        except (KeyError, TypeError, ValueError, CanonicalError, ValidationError, SealError) as error:
+            raise AttestationError("the request is not of its form", codes=["malformed-request"]) from error
+
+    def _payload(self, claims: dict[str, Any], _text: str) -> dict[str, Any]:
+        run, manifest_hash = check_name(claims["run"], "run"), str(claims["manifest_hash"])
+        grants = claims["max_grants"]
+        if type(grants) is not int or not 1 <= grants <= MAX_GRANTS:
+            raise ValueError("max_grants")
+        info = _payload_info(self._broker.store.id, run, manifest_hash)
+        key = unwrap_key(b64u_decode(claims["key"]), self._kem, info)
+        try:
+            self._broker.register_payload(run, manifest_hash, key, max_grants=grants)
+        finally:
+            overwrite(key)
+        return {}
+
+    def _ticket(self, claims: dict[str, Any], text: str) -> dict[str, Any]:
+        reply_to = b64u_decode(claims["reply_to"])
+        reference = Reference.from_dict(claims["reference"])
+        policy = Policy.model_validate_json(canonical_json(claims["policy"]))
+        wrap_key(b"\x01" * 32, reply_to, _ticket_info(text))  # a ticket that nobody could open is not issued
+        ticket = self._broker.issue_ticket(reference, policy)
+        return {"ticket": b64u(wrap_key(ticket, reply_to, _ticket_info(text)))}
+
+    def _exchange(self, claims: dict[str, Any], _text: str) -> dict[str, Any]:
+        return {"exchange": self._broker.exchange(claims["run"], claims["leg"], claims["launch"])}
+
+
+class RemoteBroker:
+    """A broker in another process, with the calls that a run makes of its own, over loopback.
+
+    Raises AttestationError with the broker's codes, `broker-unreachable`, or what did not verify.
+    """
+
+    def __init__(self, port: int, operator: Ed25519PrivateKey, find_broker: Callable[[str], bytes]) -> None:
+        """find_broker: gives the raw public key of a broker's key id from a keyring, or raises."""
+        self.port = port
+        self._operator = operator
+        card = str(post(port, "/v1/card", {}, 30.0).get("card"))
+        self.public_bytes = find_broker(read_jws(card, CARD_TYP, what="card").kid)
+        # At its own time: an older card names a store that is closed and a key that is gone.
+        at = read_jws(card, CARD_TYP, what="card").claims.get("iat", 0)
+        claims = verify_typed(card, self.public_bytes, at, None, typ=CARD_TYP, what="card")
+        self._audience = str(claims["aud"])
+        self._kem = b64u_decode(claims["kem"])
+
+    def _ask(self, action: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        claims = envelope(self._operator, self._audience, int(time.time()) - SKEW_SEC, LIFETIME_SEC)
+        request = sign_jws({**claims, **fields, "action": action}, self._operator, REQUEST_TYP)
+        return request, post(self.port, "/v1/operate", {"request": request}, 30.0)
+
+    def register_payload(
+        self, run: str, manifest_hash: str, payload_key: bytes | bytearray, *, max_grants: int
+    ) -> None:
+        """As Broker.register_payload; the key (32 bytes) travels sealed."""
+        sealed = wrap_key(payload_key, self._kem, _payload_info(self._audience, run, manifest_hash))
+        fields = {"run": run, "manifest_hash": manifest_hash, "max_grants": max_grants, "key": b64u(sealed)}
+        self._ask("payload", fields)
+
+    def issue_ticket(self, reference: Reference, policy: Policy) -> bytes:
+        """As Broker.issue_ticket; the ticket (32 bytes) travels sealed."""
+        key = generate_kem_key()
+        fields = {"reference": reference.to_dict(), "policy": policy.model_dump(mode="json")}
+        request, answer = self._ask("ticket", {**fields, "reply_to": b64u(kem_public_bytes(key))})
+        try:
+            return bytes(unwrap_key(b64u_decode(answer["ticket"]), key, _ticket_info(request)))
+        except (KeyError, CanonicalError, SealError) as error:
+            raise AttestationError(
+                "the broker's answer holds no ticket", codes=["malformed-answer"]
+            ) from error
+        finally:
+            key.wipe()
+
+    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
+        """As Broker.exchange."""
+        found = self._ask("exchange", {"run": run, "leg": leg, "launch": launch})[1].get("exchange")
+        return found if isinstance(found, dict) else None

@@ -1,0 +1,133 @@
+"""An operator at a broker in another process: what it may ask, and what nobody else can read or repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from glasshouse.attestation import operator as operator_module
+from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.client import post
+from glasshouse.attestation.operator import REQUEST_TYP, Desk, RemoteBroker
+from glasshouse.attestation.server import serve
+from glasshouse.attestation.store import Store
+from glasshouse.attestation.tamper import STRICT, Launch, synthetic_reference
+from glasshouse.attestation.tokens import envelope, key_id, public_bytes_of, sign_jws
+from glasshouse.canonical import b64u, b64u_decode, canonical_json
+from glasshouse.errors import AttestationError
+
+OPERATOR, STRANGER, BROKER = (Ed25519PrivateKey.generate() for _ in range(3))
+PUBLIC = public_bytes_of(OPERATOR)
+REFERENCE = synthetic_reference("run")
+PAYLOAD_KEY = bytes(range(1, 33))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Broker, int]]:
+    with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
+        broker = Broker(store, BROKER)
+        with serve(broker, desk=Desk(broker, BROKER, {key_id(PUBLIC): PUBLIC}.get)) as server:
+            yield broker, server.port
+
+
+def remote(port: int, key: Ed25519PrivateKey = OPERATOR) -> RemoteBroker:
+    return RemoteBroker(port, key, lambda _kid: public_bytes_of(BROKER))
+
+
+def codes_of(call: Callable[[], object]) -> tuple[str, ...]:
+    with pytest.raises(AttestationError) as error:
+        call()
+    return error.value.codes
+
+
+def test_a_package_a_ticket_and_an_exchange_through_another_process_s_broker(
+    served: tuple[Broker, int],
+) -> None:
+    broker, port = served
+    asked = remote(port)
+    asked.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+    ticket = asked.issue_ticket(REFERENCE, STRICT)
+    assert asked.exchange("run", "s000", 1) is None
+    launch = Launch(port, asked.public_bytes, REFERENCE, STRICT, ticket, PAYLOAD_KEY)
+    launch.honest()  # ends with the payload key in hand
+    assert broker.store.unwrap_calls == 1
+    found = asked.exchange("run", "s000", 1)
+    assert found is not None
+    assert (found["evidence"], found["reasonCodes"]) == (launch.evidence, [])
+
+
+def test_nobody_else_may_ask(served: tuple[Broker, int]) -> None:
+    broker, port = served
+    assert codes_of(lambda: remote(port, STRANGER).exchange("run", "s000", 1)) == ("operator-unknown",)
+    stranger = remote(port, STRANGER)
+    call = lambda: stranger.register_payload("run", "m" * 64, PAYLOAD_KEY, max_grants=1)  # noqa: E731
+    assert codes_of(call) == ("operator-unknown",)
+    assert not broker.store.has_payload("run", "m" * 64)
+
+
+def test_a_broker_that_the_keyring_does_not_list_is_given_nothing(served: tuple[Broker, int]) -> None:
+    with pytest.raises(AttestationError) as error:
+        RemoteBroker(served[1], OPERATOR, lambda _kid: public_bytes_of(STRANGER))
+    assert error.value.codes == ("key-id-mismatch",)
+
+
+def test_without_a_desk_nobody_may_ask(served: tuple[Broker, int]) -> None:
+    with serve(served[0]) as bare:
+        assert codes_of(lambda: remote(bare.port)) == ("not-found",)
+
+
+def _request(audience: str, at: int | None = None, typ: str = REQUEST_TYP, **fields: Any) -> str:
+    claims = envelope(OPERATOR, audience, int(time.time()) if at is None else at, 60)
+    return sign_jws({**claims, **fields}, OPERATOR, typ)
+
+
+def test_requests_are_for_one_store_one_minute_and_one_purpose(served: tuple[Broker, int]) -> None:
+    broker, port = served
+    ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
+    good = _request(broker.store.id, **ask)
+    assert post(port, "/v1/operate", {"request": good}, 10) == {"exchange": None}
+    now = int(time.time())
+    for request, code in (
+        (_request("0" * 32, **ask), "request-audience-mismatch"),
+        (_request(broker.store.id, now - 61, **ask), "request-expired"),
+        (_request(broker.store.id, now + 60, **ask), "request-not-yet-valid"),
+        (_request(broker.store.id, typ="gh-grant+jwt", **ask), "token-type-mismatch"),
+        (_request(broker.store.id, **{**ask, "action": "unwrap"}), "malformed-request"),
+        (_request(broker.store.id, action="ticket"), "malformed-request"),
+        (_request(broker.store.id, action="payload", run="run", manifest_hash="m", max_grants=True, key="AA"),
+         "malformed-request"),
+        (good[:-6] + "AAAAAA", "malformed-request"),
+        (5, "malformed-request"),
+    ):  # fmt: skip
+        found = codes_of(lambda request=request: post(port, "/v1/operate", {"request": request}, 10))
+        assert found in {(code,), ("request-signature-invalid",)}, (code, found)
+
+
+def test_what_is_secret_is_sealed_on_the_way_and_a_repeated_request_gets_nothing(
+    served: tuple[Broker, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = served[1]
+    seen: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+
+    def tapped(at: int, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+        seen.append((path, body, post(at, path, body, timeout)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(operator_module, "post", tapped)
+    asked = remote(port)
+    asked.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+    ticket = asked.issue_ticket(REFERENCE, STRICT)
+    inner = [b64u_decode(body["request"].split(".")[1]) for _, body, _ in seen[1:]]
+    wire = b"".join([*inner, *(canonical_json([body, answer]) for _, body, answer in seen)])
+    assert REFERENCE.manifest_hash.encode() in wire  # the search finds what is there to be found
+    for secret in (PAYLOAD_KEY, ticket):
+        assert b64u(secret).encode() not in wire
+        assert secret.hex().encode() not in wire
+    again = [body for _, body, _ in seen[1:]]
+    repeated = [codes_of(lambda body=body: post(port, "/v1/operate", body, 10)) for body in again]
+    assert repeated == [("payload-registered",), ("ticket-issued",)]
