@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -90,11 +91,47 @@ class Sshd:
 
     def sessions(self) -> list[int]:
         """The pids of the server's own processes that serve connections (not of what users run)."""
-        found = [self.process.pid]
-        for pid in found:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-            found += [int(child) for child in children if "sshd" in Path(f"/proc/{child}/comm").read_text()]
+        found, ahead = list[int](), [self.process.pid]
+        while ahead:
+            pid = ahead.pop()
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text(encoding="ascii")
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+            if "sshd" in name:
+                found.append(pid)
+                ahead += map(int, children)
         return found[1:]
+
+
+def _start_sshd(folder: Path) -> Sshd | None:
+    """Start OpenSSH on a free port with the keys in `folder`; None when that port was taken meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    config = folder / "config"
+    config.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
+        f"AuthorizedKeysFile {folder}/client.pub\n"
+        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        "RekeyLimit 4M\n"  # new keys now and then, as a server asks for in a transfer of many GiB
+        f"PidFile none\nMaxStartups 100\nSetEnv HOME={folder}\n"  # not the tester's shell start-up files
+    )
+    public = (folder / "host.pub").read_text().split()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public[0]} {public[1]}\n")
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while process.poll() is None:
+        # Of the port alone one could not tell whose it is; this line is written once it listens there.
+        if "Server listening on" in (folder / "log").read_text():
+            return Sshd(port, folder / "client", folder / "known_hosts", process)
+        if time.monotonic() > deadline:
+            process.kill()
+            break
+        time.sleep(0.02)
+    process.wait()
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -111,32 +148,15 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     for name in ("host", "client"):
         keygen = shutil.which("ssh-keygen") or pytest.skip("no ssh-keygen")
         subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    config = folder / "config"
-    config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
-        f"AuthorizedKeysFile {folder}/client.pub\n"
-        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        "RekeyLimit 4M\n"  # new keys now and then, as a server asks for in a transfer of many GiB
-        f"PidFile none\nMaxStartups 100\nSetEnv HOME={folder}\n"  # not the tester's shell start-up files
-    )
-    public = (folder / "host.pub").read_text().split()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public[0]} {public[1]}\n")
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log, stdin=subprocess.DEVNULL)
-    server = Sshd(port, folder / "client", folder / "known_hosts", process)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    for _ in range(5):
+        server = _start_sshd(folder)
+        if server is not None:
             break
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"sshd did not start: {(folder / 'log').read_text()}")
-            time.sleep(0.05)
+    else:
+        pytest.fail(f"sshd did not start: {(folder / 'log').read_text()}")
     yield server
     for pid in server.sessions():
-        os.kill(pid, signal.SIGCONT)
-    process.terminate()
-    process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    server.process.terminate()
+    server.process.wait(10)
