@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glasshouse.attestation.appraise import Reference
 from glasshouse.attestation.evidence import parse_evidence
@@ -29,7 +30,9 @@ from glasshouse.measurement.schedule import Slot
 from glasshouse.providers import money
 from glasshouse.records import keys
 from glasshouse.records.values import read_result
+from glasshouse.remote.pod import Pod
 
+_T = TypeVar("_T")
 MAX_OUTPUT_BYTES = 64 << 30
 POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time
 TRANSPORT_CODES = frozenset({"broker-unreachable", "malformed-answer", "start-unknown"})
@@ -63,6 +66,16 @@ def run_slot(context: RunContext, ready: Ready, slot: Slot, label: str) -> dict[
             with contextlib.suppress(RemoteError):
                 ready.pod.reconnect()
     raise LegError("no launch was made", code="runtime-error")
+
+
+def on_live_connection(pod: Pod, step: Callable[[], _T], lost: Callable[[], None]) -> _T:
+    """Do what is harmless to repeat: on a new connection, where the old one has died since the last leg."""
+    try:
+        return step()
+    except OutcomeUnknown:
+        lost()
+        pod.reconnect()
+        return step()
 
 
 class _Launch:
@@ -157,7 +170,9 @@ class _Launch:
             "private": self.context.spec.payload == "private",
         }
         try:
-            with ready.pod.forward_remote(ready.broker_port) as port:
+            with contextlib.ExitStack() as until:
+                forward = ready.pod.forward_remote
+                port = self._begin(lambda: until.enter_context(forward(ready.broker_port)))
                 self._start({**params, "broker_port": port})
                 answer = self._follow("events.jsonl", self._on_events)
         finally:
@@ -177,7 +192,7 @@ class _Launch:
     def _raw(self) -> dict[str, Any]:
         ready = self.ready
         began = time.monotonic()
-        put_raw_files(ready, self.raw_dir)
+        self._begin(lambda: put_raw_files(ready, self.raw_dir))
         self.timings["uploadSec"] = time.monotonic() - began
         self._start({**self._params("raw"), "raw_dir": self.raw_dir})
         try:
@@ -236,6 +251,14 @@ class _Launch:
             image_digest=ready.allocation.image_digest,
             gpu_name=seen.gpus[0][0] if seen.gpus else None,
             host_key_source=ready.pod.host_key_source,
+        )
+
+    def _begin(self, step: Callable[[], _T]) -> _T:
+        warn = self.context.screen.warn
+        return on_live_connection(
+            self.ready.pod,
+            step,
+            lambda: warn(f"{self.label}: connection lost before its launch; reconnecting"),
         )
 
     def _start(self, params: dict[str, Any]) -> None:
