@@ -3,7 +3,8 @@
 Every request is a JWS by an operator's key, for one opening of the store, valid for a minute. What is secret
 in it is sealed by HPKE, whatever carries it: the payload key to a key that the broker makes at each start and
 signs in its card, the ticket to a key that the operator makes for the request. A request that is sent twice
-is refused by what it asks for: a package is registered once, and a launch has one ticket.
+is refused by what it asks for: a package is registered once, and a launch has one ticket. Tickets for a
+package are for the operator that registered it at this start of the broker, and for nobody after the next.
 
     /v1/card     {} -> {"card"}           the store's id and the broker's KEM key, signed by the broker
     /v1/operate  {"request"} with action  payload   run, manifest_hash, max_grants, key -> {}
@@ -24,6 +25,7 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.client import post
 from glasshouse.attestation.tokens import (
+    ReadToken,
     check_name,
     envelope,
     read_jws,
@@ -66,6 +68,7 @@ class Desk:
         self._find = find_operator
         self._clock = clock
         self._kem = generate_kem_key()
+        self._owners: dict[tuple[str, str], str] = {}  # (run, manifest hash) -> key id of its operator
 
     def card(self) -> str:
         """The signed card: which opening of the store this is, and the key to seal payload keys to."""
@@ -83,12 +86,24 @@ class Desk:
         )
         try:
             action = {"payload": self._payload, "ticket": self._ticket, "exchange": self._exchange}
-            return action[claims["action"]](claims, token.text)
+            return action[claims["action"]](claims, token)
         except (KeyError, TypeError, ValueError, CanonicalError, ValidationError, SealError) as error:
             raise AttestationError("the request is not of its form", codes=["malformed-request"]) from error
 
-    def _payload(self, claims: dict[str, Any], _text: str) -> dict[str, Any]:
+    def _check_owner(self, run: str, kid: str, *, manifest_hash: str | None = None) -> None:
+        """One operator's tickets must not open another's package. Raises `operator-mismatch`."""
+        found = {
+            owner
+            for (named, package), owner in list(self._owners.items())
+            if named == run and manifest_hash in (None, package)
+        }
+        if found != {kid}:
+            raise AttestationError("the package is another operator's", codes=["operator-mismatch"])
+
+    def _payload(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
         run, manifest_hash = check_name(claims["run"], "run"), str(claims["manifest_hash"])
+        if any(named == run for named, _ in list(self._owners)):
+            self._check_owner(run, token.kid)
         grants = claims["max_grants"]
         if type(grants) is not int or not 1 <= grants <= MAX_GRANTS:
             raise ValueError("max_grants")
@@ -96,19 +111,24 @@ class Desk:
         key = unwrap_key(b64u_decode(claims["key"]), self._kem, info)
         try:
             self._broker.register_payload(run, manifest_hash, key, max_grants=grants)
+            self._owners[run, manifest_hash] = token.kid
         finally:
             overwrite(key)
         return {}
 
-    def _ticket(self, claims: dict[str, Any], text: str) -> dict[str, Any]:
+    def _ticket(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
         reply_to = b64u_decode(claims["reply_to"])
         reference = Reference.from_dict(claims["reference"])
+        self._check_owner(reference.run, token.kid, manifest_hash=reference.manifest_hash)
         policy = Policy.model_validate_json(canonical_json(claims["policy"]))
-        wrap_key(b"\x01" * 32, reply_to, _ticket_info(text))  # a ticket that nobody could open is not issued
+        wrap_key(
+            b"\x01" * 32, reply_to, _ticket_info(token.text)
+        )  # a ticket that nobody could open is not issued
         ticket = self._broker.issue_ticket(reference, policy)
-        return {"ticket": b64u(wrap_key(ticket, reply_to, _ticket_info(text)))}
+        return {"ticket": b64u(wrap_key(ticket, reply_to, _ticket_info(token.text)))}
 
-    def _exchange(self, claims: dict[str, Any], _text: str) -> dict[str, Any]:
+    def _exchange(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
+        self._check_owner(claims["run"], token.kid)
         return {"exchange": self._broker.exchange(claims["run"], claims["leg"], claims["launch"])}
 
 

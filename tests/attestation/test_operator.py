@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from glasshouse.attestation.tokens import envelope, key_id, public_bytes_of, sig
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
 from glasshouse.errors import AttestationError
 
-OPERATOR, STRANGER, BROKER = (Ed25519PrivateKey.generate() for _ in range(3))
-PUBLIC = public_bytes_of(OPERATOR)
+OPERATOR, ANOTHER, STRANGER, BROKER = (Ed25519PrivateKey.generate() for _ in range(4))
+LISTED = {key_id(public): public for public in map(public_bytes_of, (OPERATOR, ANOTHER))}
 REFERENCE = synthetic_reference("run")
 PAYLOAD_KEY = bytes(range(1, 33))
 
@@ -31,7 +32,7 @@ PAYLOAD_KEY = bytes(range(1, 33))
 def served(tmp_path: Path) -> Iterator[tuple[Broker, int]]:
     with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
         broker = Broker(store, BROKER)
-        with serve(broker, desk=Desk(broker, BROKER, {key_id(PUBLIC): PUBLIC}.get)) as server:
+        with serve(broker, desk=Desk(broker, BROKER, LISTED.get)) as server:
             yield broker, server.port
 
 
@@ -70,6 +71,28 @@ def test_nobody_else_may_ask(served: tuple[Broker, int]) -> None:
     assert not broker.store.has_payload("run", "m" * 64)
 
 
+def test_one_operator_gets_no_ticket_for_anothers_package(served: tuple[Broker, int]) -> None:
+    broker, port = served
+    remote(port).register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+    thief = remote(port, ANOTHER)
+    for call in (
+        lambda: thief.issue_ticket(REFERENCE, STRICT),
+        lambda: thief.exchange("run", "s000", 1),
+        lambda: thief.register_payload("run", "0" * 64, PAYLOAD_KEY, max_grants=2),
+    ):
+        assert codes_of(call) == ("operator-mismatch",)
+    assert [line["event"] for line in broker.store.audit_log()] == ["payload-registered"]
+    thief.register_payload("another", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+    # Nor after a restart, when the broker no longer knows whose it was.
+    with serve(broker, desk=Desk(broker, BROKER, LISTED.get)) as again:
+        late = remote(again.port, ANOTHER)
+        assert codes_of(lambda: late.issue_ticket(REFERENCE, STRICT)) == ("operator-mismatch",)
+        call = partial(late.register_payload, "run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+        assert codes_of(call) == ("payload-registered",)
+        late.register_payload("run", "0" * 64, PAYLOAD_KEY, max_grants=2)
+        assert codes_of(lambda: late.issue_ticket(REFERENCE, STRICT)) == ("operator-mismatch",)
+
+
 def test_a_broker_that_the_keyring_does_not_list_is_given_nothing(served: tuple[Broker, int]) -> None:
     with pytest.raises(AttestationError) as error:
         RemoteBroker(served[1], OPERATOR, lambda _kid: public_bytes_of(STRANGER))
@@ -90,6 +113,7 @@ def test_requests_are_for_one_store_one_minute_and_one_purpose(served: tuple[Bro
     broker, port = served
     ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
     good = _request(broker.store.id, **ask)
+    remote(port).register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
     assert post(port, "/v1/operate", {"request": good}, 10) == {"exchange": None}
     now = int(time.time())
     for request, code in (
