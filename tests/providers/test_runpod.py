@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,26 @@ def test_the_start_command_runs_an_sshd_where_the_image_has_no_start_script(tmp_
     assert (tmp_path / "etc/ssh/ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / "etc/ssh/ssh_host_rsa_key").exists()
     assert "GLASSHOUSE_HOST_KEY" not in (tmp_path / "env").read_text()
+
+
+def test_the_dead_man_timer_asks_for_the_end_and_if_that_fails_for_a_stop(tmp_path: Path) -> None:
+    for name, text in (
+        ("usr/sbin/sshd", "exit 0"),
+        ("bin/runpodctl", f'echo "$@" >> {tmp_path}/asked; exit 1'),
+    ):
+        place = tmp_path / name
+        place.parent.mkdir(parents=True)
+        place.write_text(f"#!/bin/sh\n{text}\n")
+        place.chmod(0o700)
+    environment = {
+        "GLASSHOUSE_ROOT": str(tmp_path), "PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PUBLIC_KEY": "x",
+        "GLASSHOUSE_HOST_KEY": "c2VjcmV0", "GLASSHOUSE_HOST_PUBLIC": "y", "RUNPOD_POD_ID": "pod7",
+    }  # fmt: skip
+    subprocess.run(shlex.split(bootscript.runpod_start(0)), env=environment, check=True, timeout=10)
+    asked, end = tmp_path / "asked", time.monotonic() + 10
+    while (not asked.exists() or asked.read_text().count("\n") < 2) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert asked.read_text() == "remove pod pod7\nstop pod pod7\n"
 
 
 class Contract:
