@@ -27,7 +27,7 @@ from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stat
 from glasshouse.lifecycle import finish, reap
 from glasshouse.lifecycle.context import RunContext, RunLock, create
 from glasshouse.lifecycle.resume import Skipped
-from glasshouse.lifecycle.setup import describe, prepared
+from glasshouse.lifecycle.setup import describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
 from glasshouse.lifecycle.ui import Screen
 from glasshouse.lifecycle.view import LegView
@@ -51,6 +51,7 @@ def run_one(
     CleanupNotProven where it broke off. `reservation`: the money set aside for it (providers.budget).
     """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
+    named_broker()
     prepare(spec)
     with Journal() as journal, open_provider(spec.provider) as provider:
         provider.check(spec)

@@ -119,29 +119,34 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
         )
 
 
-@contextmanager
-def _key_broker(context: RunContext) -> Iterator[tuple[Broker | RemoteBroker, int]]:
-    """The run's key broker and its port here: one of its own, or the one that GLASSHOUSE_BROKER names."""
+def named_broker() -> int | None:
+    """The port in GLASSHOUSE_BROKER, if it is set. Raises UsageError when that is none."""
     given = os.environ.get("GLASSHOUSE_BROKER", "")
     if not given:
-        store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
-        with store:
-            broker = Broker(store, keys.broker_key())
-            with serve(broker) as server:
-                yield broker, server.port
-        return
-    if not (given.isascii() and given.isdigit() and 0 < int(given) < 65536):
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) < 6 and 0 < int(given) < 65536):
         raise UsageError(
             "not a port of this machine's loopback",
             field="GLASSHOUSE_BROKER",
             value=given,
             remedy="give the port at which `glasshouse broker` listens, or unset it",
         )
-    ring = keys.load_keyring()
-    yield (
-        RemoteBroker(int(given), keys.operator_key(), lambda kid: ring.find(kid, "broker").public),
-        int(given),
-    )
+    return int(given)
+
+
+@contextmanager
+def _key_broker(context: RunContext) -> Iterator[tuple[Broker | RemoteBroker, int]]:
+    """The run's key broker and its port here: one of its own, or the one that GLASSHOUSE_BROKER names."""
+    port = named_broker()
+    if port is not None:
+        ring = keys.load_keyring()
+        yield RemoteBroker(port, keys.operator_key(), lambda kid: ring.find(kid, "broker").public), port
+        return
+    store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
+    with store:
+        broker = Broker(store, keys.broker_key())
+        with serve(broker) as server:
+            yield broker, server.port
 
 
 def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:

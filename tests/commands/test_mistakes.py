@@ -93,6 +93,18 @@ def test_a_home_that_cannot_be_made_is_named(
     assert [path.name for path in elsewhere.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("port", ["http://127.0.0.1:80", "0", "65536", "²"])
+def test_a_broker_that_is_no_port_is_refused_before_anything_exists(
+    port: str, call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    monkeypatch.setenv("GLASSHOUSE_BROKER", port)
+    code, out, err = call("duration=2")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert f"(GLASSHOUSE_BROKER={port})" in err
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_pages_go_nowhere_they_cannot_be_written(
     call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
