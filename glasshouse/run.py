@@ -262,7 +262,8 @@ def _cost_line(record: dict[str, Any]) -> str:
     if held is None or usd is None:
         return ""
     whose = " at a fake provider's price: nothing was paid" if "simulated" in record["caveats"] else ""
-    return f"{record['run']} cost {usd:.2f} USD for {held / 60:.1f} min{whose}"
+    paid = f"{usd:.2f}" if usd >= 0.01 else "less than 0.01"
+    return f"{record['run']} cost {paid} USD for {held / 60:.1f} min{whose}"
 
 
 def _codes(record: dict[str, Any]) -> list[str]:

@@ -189,6 +189,7 @@ class RunFacts:
     """Everything the rules may look at. `failures` are reason codes of the run outside any leg.
 
     simulated: a fake provider rented it out, so it measures nothing.
+    rented_at: Unix seconds before the create call of a machine that never came to be an allocation.
     """
 
     run: str
@@ -201,6 +202,7 @@ class RunFacts:
     failures: tuple[str, ...] = ()
     witnesses: tuple[str, ...] = ()
     simulated: bool = False
+    rented_at: float | None = None
 
     def of(self, arm: str) -> tuple[SlotFacts, ...]:
         """Slots that count (no burn-in) of one arm."""

@@ -70,21 +70,25 @@ def figures_of(facts: RunFacts) -> dict[str, Any]:
 
 def held_sec(facts: RunFacts) -> float | None:
     """Seconds from before the create call to the look that found nothing left; None where not proven."""
-    allocation, release = facts.allocation, facts.release
-    if allocation is None or release is None or release.proof != "zero":
+    release = facts.release
+    rented_at = facts.rented_at if facts.allocation is None else facts.allocation.rented_at
+    if release is None or release.proof != "zero" or rented_at is None or release.looked_at is None:
         return None
-    if allocation.rented_at is None or release.looked_at is None:
-        return None
-    return max(0.0, release.looked_at - allocation.rented_at)
+    return max(0.0, release.looked_at - rented_at)
 
 
 def cost_usd(facts: RunFacts) -> float | None:
     """US dollars at the provider's hourly price for the time held; None where either is not known.
 
-    A bound from above: it counts the time before billing began, and a replacement at its own price.
+    A bound from above: it counts the time before billing began, and a replacement at its own price. Of a
+    machine that never became usable no price was recorded: the dearest that would have been accepted counts.
     """
     held = held_sec(facts)
-    price = None if facts.allocation is None else facts.allocation.usd_per_hour
+    if facts.allocation is None:
+        per_gpu = facts.spec.gpu.max_usd_per_hour.get(facts.spec.provider.kind)
+        price = None if per_gpu is None else per_gpu * facts.spec.gpu.count
+    else:
+        price = facts.allocation.usd_per_hour
     return None if held is None or price is None else price * held / 3600
 
 

@@ -122,7 +122,9 @@ def record(context: RunContext) -> Outcome:
 def _write_outcome(context: RunContext, codes: list[str], ended: float) -> None:
     times = {"startedAt": round(context.started, 3), "endedAt": round(ended, 3)}
     simulated = {"simulated": True} if context.simulated else {}
-    context.write("outcome.json", {"codes": codes, **times, **simulated})
+    unused = context.allocation_id is not None and not (context.parts / "allocation.json").exists()
+    rented = {"rentedAt": context.rented_at} if unused and context.rented_at is not None else {}
+    context.write("outcome.json", {"codes": codes, **times, **simulated, **rented})
 
 
 def _write(context: RunContext, now: float) -> Judgement:

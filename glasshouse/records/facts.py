@@ -103,6 +103,7 @@ def collect_facts(files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry
         failures=outcome.codes,
         witnesses=witnesses,
         simulated=outcome.simulated or (allocation is not None and allocation.tier == SIMULATED),
+        rented_at=outcome.rented_at,
     )
     return Collected(facts, plan, tuple(reader.checks))
 

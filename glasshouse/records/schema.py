@@ -150,12 +150,14 @@ class Outcome(Written):
     """outcome.json: what ended the run outside any leg (empty: nothing did), and its times.
 
     simulated: a fake provider answered; such a run measures nothing, however it ended.
+    rented_at: before the create call of a machine that billed and never came to an allocation.json.
     """
 
     codes: tuple[Code, ...]
     started_at: Time
     ended_at: Time
     simulated: bool = False
+    rented_at: Time | None = None
 
 
 class Launch(Written):

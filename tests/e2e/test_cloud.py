@@ -151,6 +151,10 @@ def test_a_rental_that_fails_is_an_excluded_row_with_its_reason(
     assert "simulated" in record["caveats"]
     assert "Traceback" not in err
     runpod.settled()
+    # What was rented cost something, also where it never became usable.
+    billed, figures = runpod.state()["billingSec"], record["figures"]
+    assert (billed > 0) == (figures["costUsd"] is not None)
+    assert billed <= (figures["heldSec"] or 0)
     verified = runpod("verify", record["folder"], "--json")
     assert verified.returncode == 0, verified.stdout
 

@@ -56,7 +56,7 @@ def test_a_blocks_overhead_is_the_geometric_one() -> None:
 def rented(usd_per_hour: float | None, proof: Any = "zero") -> RunFacts:
     """A rented run held from second 1000 to second 2800."""
     provider = {"kind": "runpod", "base_url": "https://withheld.invalid", "image": "i"}
-    base = facts(make_spec(provider=provider, gpu=H100))
+    base = facts(make_spec(provider=provider, gpu={**H100, "max_usd_per_hour": {"runpod": 4.0}, "count": 2}))
     assert base.allocation is not None
     return replace(
         base,
@@ -72,6 +72,13 @@ def test_a_rented_run_states_what_it_cost_and_others_do_not() -> None:
     # What may still bill has no cost yet.
     assert figures_of(rented(3.0, "unknown"))["costUsd"] is None
     assert "costUsd" not in figures_of(facts())
+
+
+def test_a_machine_that_never_became_usable_cost_at_most_what_would_have_been_accepted() -> None:
+    unused = replace(rented(3.0), allocation=None)
+    assert figures_of(unused)["costUsd"] is None  # nothing was created
+    figures = figures_of(replace(unused, rented_at=1000.0))
+    assert (figures["heldSec"], figures["costUsd"]) == (1800.0, 4.0)  # half an hour of two GPUs
 
 
 def test_a_simulated_run_says_so_before_anything_else() -> None:
