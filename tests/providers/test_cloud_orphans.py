@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,14 @@ from glasshouse.providers.hostkeys import shown_host_key
 from .cloud_kit import FAST, KINDS, NAME, Rented, rented
 
 SLOWER = replace(FAST, orphan_sec=1.0)  # a slow create takes a third of that
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, also where whoever started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _interrupt_when(it: Rented, fault: str) -> threading.Thread:
@@ -36,6 +45,7 @@ def _interrupt_when(it: Rented, fault: str) -> threading.Thread:
     return thread
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by", ["itself", "another process"])
 def test_a_create_under_way_at_an_interrupt_is_awaited_before_anything_is_called_zero(

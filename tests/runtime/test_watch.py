@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
 import secrets
 import select
@@ -22,8 +21,9 @@ import pytest
 from tests.runtime.rig import rig
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_CLOEXEC, _NONBLOCK, _ADD, _FILESYSTEM, _CLOSE_WRITE, _AT_FDCWD = 0x1, 0x2, 0x1, 0x100, 0x8, -100
-MAX_BYTES = 64 << 20  # larger files are other people's: a leg of this size writes kilobytes
+_CLOEXEC, _NONBLOCK, _UNLIMITED_QUEUE = 0x1, 0x2, 0x10
+_ADD, _FILESYSTEM, _CLOSE_WRITE, _AT_FDCWD = 0x1, 0x100, 0x8, -100
+MAX_BYTES = 8 << 20  # larger files are other tests': a leg of this size writes kilobytes
 _EVENT = struct.Struct("=IBBHQii")  # fanotify_event_metadata
 
 # At each step it tries to leave a marker somewhere for a moment; outside its folder Landlock refuses.
@@ -59,7 +59,7 @@ class Watch(threading.Thread):
         self.found: set[tuple[str, str, int]] = set()  # (needle, file name, device)
         self._needles = needles
         self._stop_read, self._stop_write = os.pipe()
-        self._queue = _libc.fanotify_init(_CLOEXEC | _NONBLOCK, os.O_RDONLY | os.O_CLOEXEC)
+        self._queue = _libc.fanotify_init(_CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE, os.O_RDONLY | os.O_CLOEXEC)
         if self._queue < 0:
             pytest.skip(f"no fanotify here: {os.strerror(ctypes.get_errno())}")
         for place in places:
@@ -88,13 +88,14 @@ class Watch(threading.Thread):
     def _search(self, descriptor: int) -> None:
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             status = os.fstat(descriptor)
-            if not 0 < status.st_size <= MAX_BYTES:
+            if status.st_size > MAX_BYTES:
                 return
             name = Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(" (deleted)")
-            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
-                for needle, value in self._needles.items():
-                    if text.find(value) >= 0:
-                        self.found.add((needle, name, status.st_dev))
+            # Read, not mapped: whoever writes it may cut it short in the meantime.
+            text = file.read(MAX_BYTES) or b""
+            for needle, value in self._needles.items():
+                if value in text:
+                    self.found.add((needle, name, status.st_dev))
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watch]:
