@@ -148,16 +148,13 @@ def test_base_weights_travel_in_the_package_and_no_one_reads_their_folder(
     [
         (replaced("return 1.0 / (1 + self.taken)", "return float('nan')"), {"non-finite-loss"}),
         (
-            replaced("self.weight += 1e-6 * self.weight @ self.weight.T / 64", "self.weight @ self.weight.T"),
-            {"adapter-unchanged"},
-        ),
-        (
-            replaced("torch.arange(512)", "torch.arange(512) + int.from_bytes(__import__('os').urandom(4))"),
-            {"initial-weights-mismatch"},
+            replaced("self.weight += 1e-6 * self.weight @ self.weight.T / 64", "self.weight @ self.weight.T")
+            .replace("torch.arange(512)", "torch.arange(512) + int.from_bytes(__import__('os').urandom(4))"),
+            {"adapter-unchanged", "initial-weights-mismatch"},
         ),
     ],
-    ids=["not-a-number", "untrained", "other-tokens"],
-)
+    ids=["not-a-number", "untrained-with-other-tokens"],
+)  # fmt: skip
 def test_what_misbehaves_is_excluded_by_name(
     program: Program, tmp_path: Path, source: str, codes: set[str]
 ) -> None:
