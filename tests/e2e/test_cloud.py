@@ -83,7 +83,8 @@ def renting(kind: str, folder: Path, faults: FaultPlan | None = None) -> Iterato
         yield Rents(folder / "home", folder / "runs", kind=kind, server=server)
 
 
-@pytest.fixture(params=["runpod", "vastai"])
+# Faults of both clients are tests/providers/test_cloud_*; a whole run at Vast.ai is in test_cloud_controller.py.
+@pytest.fixture(params=["runpod", pytest.param("vastai", marks=pytest.mark.soak)])
 def rents(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rents]:
     with renting(request.param, tmp_path) as program:
         yield program
