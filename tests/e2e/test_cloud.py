@@ -83,7 +83,7 @@ def renting(kind: str, folder: Path, faults: FaultPlan | None = None) -> Iterato
         yield Rents(folder / "home", folder / "runs", kind=kind, server=server)
 
 
-# Faults of both clients are tests/providers/test_cloud_*; a whole run at Vast.ai is in test_cloud_controller.py.
+# Faults of both clients: tests/providers/test_cloud_*; a whole run at Vast.ai: test_cloud_controller.py.
 @pytest.fixture(params=["runpod", pytest.param("vastai", marks=pytest.mark.soak)])
 def rents(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rents]:
     with renting(request.param, tmp_path) as program:
