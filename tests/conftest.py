@@ -6,9 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from glasshouse import spec
-
-SSHD = "/usr/sbin/sshd"
+from tests.sshd import SSHD, start_sshd
 
 # Nothing here is timed: how long an example takes says how busy the machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -105,35 +102,6 @@ class Sshd:
         return found[1:]
 
 
-def _start_sshd(folder: Path) -> Sshd | None:
-    """Start OpenSSH on a free port with the keys in `folder`; None when that port was taken meanwhile."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    config = folder / "config"
-    config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
-        f"AuthorizedKeysFile {folder}/client.pub\n"
-        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        "RekeyLimit 4M\n"  # new keys now and then, as a server asks for in a transfer of many GiB
-        f"PidFile none\nMaxStartups 100\nSetEnv HOME={folder}\n"  # not the tester's shell start-up files
-    )
-    public = (folder / "host.pub").read_text().split()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public[0]} {public[1]}\n")
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while process.poll() is None:
-        # Of the port alone one could not tell whose it is; this line is written once it listens there.
-        if "Server listening on" in (folder / "log").read_text():
-            return Sshd(port, folder / "client", folder / "known_hosts", process)
-        if time.monotonic() > deadline:
-            process.kill()
-            break
-        time.sleep(0.02)
-    process.wait()
-    return None
-
-
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """Run OpenSSH's sshd for the session; mark tests that use it `sshd`."""
@@ -142,18 +110,16 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     if os.geteuid() != 0:
         pytest.skip("the OpenSSH server fixture needs root")
     folder = tmp_path_factory.mktemp("sshd")
-    Path("/run/sshd").mkdir(
-        mode=0o755, exist_ok=True
-    )  # its privilege separation folder; sshd refuses without
     for name in ("host", "client"):
         keygen = shutil.which("ssh-keygen") or pytest.skip("no ssh-keygen")
         subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    for _ in range(5):
-        server = _start_sshd(folder)
-        if server is not None:
-            break
-    else:
-        pytest.fail(f"sshd did not start: {(folder / 'log').read_text()}")
+    process, port = start_sshd(
+        folder, folder / "host", folder / "client.pub",
+        f"SetEnv HOME={folder}\n",  # not the tester's shell start-up files
+    )  # fmt: skip
+    public = (folder / "host.pub").read_text().split()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public[0]} {public[1]}\n")
+    server = Sshd(port, folder / "client", folder / "known_hosts", process)
     yield server
     for pid in server.sessions():
         with contextlib.suppress(ProcessLookupError):

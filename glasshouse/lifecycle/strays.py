@@ -7,17 +7,15 @@ they are listed, and ended one at a time by name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.providers.cloud import Cloud
+from glasshouse.providers.cloud_release import is_ours
 from glasshouse.providers.journal import Journal
 from glasshouse.providers.registry import open_provider
 from glasshouse.spec import CloudProvider
-
-_REPLACEMENT = re.compile(r"-r\d+\Z")  # what Cloud.allocate appends to the name of a second machine
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def end(configs: Iterable[CloudProvider], name: str) -> Stray:
         for stray in find([config]):
             if stray.name == name:
                 with open_provider(config) as provider:
-                    proof = provider.release(_REPLACEMENT.sub("", name), stray.id)
+                    proof = provider.release(name, stray.id)
                 return Stray(config.kind, name, stray.id, f"{proof.proof}: {proof.detail}", proof.proof)
     raise UsageError(
         "no such stray machine", field="--stray", value=name,
@@ -60,7 +58,7 @@ def _at(config: CloudProvider, known: set[str]) -> Iterator[Stray]:
         with open_provider(config) as provider:
             assert isinstance(provider, Cloud)
             for machine in provider.find_ours():
-                if _REPLACEMENT.sub("", machine.name) not in known:
+                if not any(is_ours(machine.name, name) for name in known):
                     yield Stray(config.kind, machine.name, machine.id, f"{machine.state}: {machine.said}")
     except GlasshouseError as error:
         yield Stray(config.kind, "-", None, error.line())

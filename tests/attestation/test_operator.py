@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.attestation import operator as operator_module
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.client import post
 from glasshouse.attestation.operator import REQUEST_TYP, Desk, RemoteBroker
@@ -132,20 +135,43 @@ def test_requests_are_for_one_store_one_minute_and_one_purpose(served: tuple[Bro
         assert found in {(code,), ("request-signature-invalid",)}, (code, found)
 
 
-def test_what_is_secret_is_sealed_on_the_way_and_a_repeated_request_gets_nothing(
-    served: tuple[Broker, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port = served[1]
+@contextmanager
+def tapped(port: int) -> Iterator[tuple[int, list[tuple[str, dict[str, Any], dict[str, Any]]]]]:
+    """Somebody between operator and broker: the port there, and (path, request, answer) of what went by."""
     seen: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
 
-    def tapped(at: int, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
-        seen.append((path, body, post(at, path, body, timeout)))
-        return seen[-1][2]
+    class Tap(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, body, post(port, self.path, body, 10)))
+            answer = canonical_json(seen[-1][2])
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
 
-    monkeypatch.setattr(operator_module, "post", tapped)
-    asked = remote(port)
-    asked.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
-    ticket = asked.issue_ticket(REFERENCE, STRICT)
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Tap) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_address[1], seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_is_secret_is_sealed_on_the_way_and_a_repeated_request_gets_nothing(
+    served: tuple[Broker, int],
+) -> None:
+    port = served[1]
+    with tapped(port) as (tap, seen):
+        asked = remote(tap)
+        asked.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+        ticket = asked.issue_ticket(REFERENCE, STRICT)
     inner = [b64u_decode(body["request"].split(".")[1]) for _, body, _ in seen[1:]]
     wire = b"".join([*inner, *(canonical_json([body, answer]) for _, body, answer in seen)])
     assert REFERENCE.manifest_hash.encode() in wire  # the search finds what is there to be found

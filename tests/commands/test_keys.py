@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-import pytest
-
 from glasshouse import paths
-from glasshouse.commands import keys as keys_command
 from glasshouse.conf_files import conf_dir
 from glasshouse.records import keys, ledger
-from tests.commands.kit import Call
+from tests.commands.kit import ROOT, Call, python
 
 
 def test_ledger_check_passes_growth_and_catches_a_removed_leaf(call: Call, elsewhere: Path) -> None:
@@ -59,15 +57,21 @@ def test_keys_are_made_once_and_list_only_public_halves(call: Call) -> None:
     assert all(secret.split(b"\n")[1] not in first.encode() for secret in secrets)
 
 
-def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(
-    call: Call, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keys_command, "conf_dir", lambda: elsewhere)
-    call("keys", "--trust", "lab")
+def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(elsewhere: Path) -> None:
+    # In a checkout of its own: what it writes there is committed with it.
+    for name in ("glasshouse", "conf"):
+        shutil.copytree(ROOT / name, elsewhere / name, ignore=shutil.ignore_patterns("__pycache__", "trust"))
+
+    def run(*words: str) -> str:
+        done = python("-m", "glasshouse", *words, cwd=elsewhere)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("keys", "--trust", "lab")
     old = keys.local_keyring().with_role("broker")[0]
     ledger.Ledger().register_plan("20260101-000000-aaaaaa", lambda serial, now: b"envelope")
-    assert call("keys", "--rotate", "broker")[0] == 0
-    committed = keys.parse_keyring((elsewhere / "trust" / "keyring.json").read_bytes())
+    run("keys", "--rotate", "broker")
+    committed = keys.parse_keyring((elsewhere / "conf/trust/keyring.json").read_bytes())
     for ring in (keys.local_keyring(), committed):
         found = [(item.keyid, item.valid_from, item.valid_until) for item in ring.with_role("broker")]
         new = keys.keyid(keys.public_bytes(keys.broker_key()))
@@ -76,7 +80,7 @@ def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(
     labels = {item.label for item in committed.with_role("broker")}
     assert labels == {"lab, broker"}
     assert not any(item.local for item in committed.entries)
-    shown = call("keys")[1]
+    shown = run("keys")
     assert "0 to 0" in shown
     assert "1 to now" in shown
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SSHD
 from tests.e2e.conftest import processes_of, wait_until
 from tests.e2e.phases import has_part, seen_event
 from tests.e2e.test_cloud import SHORT, Rents, renting
 from tests.providers.openssh_pod import OpenSshContainer, sessions_of
+from tests.sshd import SSHD
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 

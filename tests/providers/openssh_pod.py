@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 
 from glasshouse.providers.fakes.container import Container
-from tests.conftest import SSHD
+from tests.sshd import start_sshd
 
 
 @dataclass
@@ -28,35 +26,15 @@ class OpenSshContainer(Container):
     """The keys that the start script installed, served by sshd; sessions live in the container's folder."""
 
     def _listen(self, host_key: asyncssh.SSHKey) -> None:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         key = self.root / "etc/ssh/served"
         key.touch(mode=0o600)
         key.write_bytes(host_key.export_private_key())
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
         given = " ".join(f"{name}={value}" for name, value in self._environment().items() if name[0] != "_")
-        config = self.root / "etc/ssh/sshd_config"
-        config.write_text(
-            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {key}\n"
-            f"AuthorizedKeysFile {self.root}/root/.ssh/authorized_keys\n"
-            "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-            f"PidFile none\nMaxStartups 100\nSetEnv {given}\n"
-        )
-        process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", config],
-            env=self._environment(), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        process, port = start_sshd(
+            self.root / "etc/ssh", key, self.root / "root/.ssh/authorized_keys",
+            f"SetEnv {given}\n", self._environment(),
         )  # fmt: skip
         self._server = _Server(port, process)  # type: ignore[assignment]
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except OSError:
-                assert process.poll() is None, "sshd did not start"
-                assert time.monotonic() < deadline, "sshd does not answer"
-                time.sleep(0.02)
-            else:
-                return
 
 
 def sessions_of(container: Container | None) -> list[int]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from glasshouse.errors import ProviderError
 from glasshouse.providers.cloud_api import code_of
-from tests.conftest import SSHD
+from tests.sshd import SSHD
 
 from .cloud_kit import KINDS, NAME, over_ssh, rented
 from .openssh_pod import OpenSshContainer
 
 pytestmark = [
     pytest.mark.sshd,
-    pytest.mark.skipif(not os.path.exists(SSHD) or os.geteuid() != 0, reason="needs sshd and root"),  # noqa: PTH110
+    pytest.mark.skipif(not Path(SSHD).exists() or os.geteuid() != 0, reason="needs sshd and root"),
 ]
 
 

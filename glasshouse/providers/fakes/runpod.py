@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.server import RUNPOD_PREFIX, Answer, FakeServer, Request
-from glasshouse.providers.fakes.state import LATE_SEC, FakeCloud, FakePod, Sold
+from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold
 
 GPUS: Final = {
     "NVIDIA H100 80GB HBM3": Sold(2.99, "NVIDIA H100 80GB HBM3", 80),
@@ -155,10 +154,8 @@ class FakeRunPod:
             return Answer(0, stall=True)
         if take("create-5xx-created"):
             return Answer(502, text="<html>bad gateway</html>")
-        for kind, late_sec in LATE_SEC.items():
-            if take(kind):
-                pod.shown_from = time.monotonic() + late_sec
-                return Answer(504, text="upstream request timeout")
+        if self.cloud.shows_late(pod):
+            return Answer(504, text="upstream request timeout")
         if take("create-garbage-created"):
             return Answer(201, text='{"id": ')
         return Answer(201, self._pod(pod))

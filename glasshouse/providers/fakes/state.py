@@ -112,6 +112,14 @@ class FakeCloud:
         thread.start()
         return pod
 
+    def shows_late(self, pod: FakePod) -> bool:
+        """Whether a fault struck that hides a new machine from the list for a while."""
+        for kind, seconds in LATE_SEC.items():
+            if self.faults.take(kind):
+                pod.shown_from = time.monotonic() + seconds
+                return True
+        return False
+
     def add_foreign(self, name: str, *, gpu: str = "someone else's", usd: float = 1.0) -> FakePod:
         """A running machine of the account that is none of ours; destroying it is a failure of the client."""
         with self.lock:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import operator
 import secrets
 import shlex
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.server import VAST_PREFIX, Answer, FakeServer, Request
-from glasshouse.providers.fakes.state import LATE_SEC, FakeCloud, FakePod, Sold
+from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold
 
 GPUS: Final = {
     "H100 SXM": Sold(2.1, "NVIDIA H100 80GB HBM3", 80),
@@ -174,10 +173,8 @@ class FakeVast:
             return Answer(0, stall=True)
         if take("create-5xx-created"):
             return Answer(502, text="<html>bad gateway</html>")
-        for kind, late_sec in LATE_SEC.items():
-            if take(kind):
-                pod.shown_from = time.monotonic() + late_sec
-                return Answer(504, text="upstream request timeout")
+        if self.cloud.shows_late(pod):
+            return Answer(504, text="upstream request timeout")
         if take("create-garbage-created"):
             return Answer(200, text='{"success": tr')
         return Answer(200, {"success": True, "new_contract": number})
