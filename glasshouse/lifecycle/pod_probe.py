@@ -19,6 +19,7 @@ CODES = {
     15: "libraries-missing",
 }
 HPKE = "cryptography.hazmat.primitives.hpke"
+AEGIS = "crypto_aead_aegis256_decrypt"  # of nacl.bindings; PyNaCl has it from release 1.6 on
 # Devices of NVIDIA's driver, of Windows' for Linux guests, and of AMD's: without one, no GPU will be seen.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # How CUDA says that a kernel was not built for the device; torch has no exception of its own for it.
@@ -51,9 +52,9 @@ def probe(gpu: str, modules: list[str]) -> tuple[int, str]:
     try:
         for name in [*modules, HPKE]:
             importlib.import_module(name)
+        return _cipher()
     except Exception as error:  # noqa: BLE001  as above
         return 15, f"a library is missing: {_words(error)}"
-    return 0, ""
 
 
 def _installed(modules: list[str]) -> tuple[int, str]:
@@ -64,6 +65,16 @@ def _installed(modules: list[str]) -> tuple[int, str]:
                 return status, f"{name} is not installed"
         except ImportError as error:  # a package on the way to it
             return status, f"{name} is not installed: {_words(error)}"
+    try:
+        return _cipher()
+    except ImportError as error:
+        return 15, f"PyNaCl is not installed: {_words(error)}"
+
+
+def _cipher() -> tuple[int, str]:
+    """Look for the cipher by importing its library (30 ms): an old one has all modules and lacks it."""
+    if not hasattr(importlib.import_module("nacl.bindings"), AEGIS):
+        return 15, "PyNaCl is older than 1.6: it has no AEGIS-256"
     return 0, ""
 
 

@@ -21,14 +21,14 @@ from glasshouse.spec import RunSpec
 
 INSTALL_SEC: Final = 900.0
 PROBE_SEC: Final = 180.0  # importing torch from a cold disk takes its time
-RUNTIME: Final = ("cryptography", "pyjwt")
+RUNTIME: Final = ("cryptography", "pyjwt", "pynacl")
 LORA: Final = ("transformers", "peft", "safetensors", "accelerate")
 _REMEDY: Final = {
     "python-unusable": "give an interpreter of Python 3.11 or later (provider.python=, or another image)",
     "torch-missing": "give an interpreter, or an image, whose Python has torch",
     "torch-architecture": "give an image whose torch was built for this GPU",
     "gpu-probe-failed": "try another machine, or an image whose torch fits its driver; gpu=cpu uses none",
-    "libraries-missing": "install cryptography>=50 and pyjwt there; for LoRA transformers, peft, accelerate",
+    "libraries-missing": "install cryptography>=50 pyjwt pynacl>=1.6; for LoRA transformers peft accelerate",
 }
 # Without pip in it: Debian's Python has no ensurepip, and the image's own pip can install into another. The
 # link to the parent's packages is for images whose python3 is itself in a virtual environment.

@@ -39,6 +39,7 @@ MODULES = (
     "runtime/supervisor.py",
     "runtime/trainer.py",
     "sealing/__init__.py",
+    "sealing/aegis.py",
     "sealing/container.py",
     "sealing/grant.py",
     "sealing/keys.py",

@@ -18,7 +18,7 @@ opening:
     5. every chunk decrypted to its place, in threads      chunk-authentication-failed
     6. on request, the salted plaintext digests            digest-mismatch
 
-On any failure the region is overwritten before SealError is raised: GCM leaves plaintext behind a bad tag.
+On any failure the region is overwritten before SealError is raised.
 
 The file is mapped, not copied (a third faster here than reading it through a buffer). Nobody whom we do not
 trust may be able to write it while it is opened: a change under the cipher's hands could slip between tag and
@@ -57,13 +57,21 @@ from glasshouse.sealing.layout import (
     parse_manifest,
     refuse,
 )
-from glasshouse.sealing.memory import overwrite, private_region
+from glasshouse.sealing.memory import allow, forbid, overwrite, populate, private_region, region_bytes
 from glasshouse.sealing.packing import digest_of, seal_package, thread_count
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["OpenedPackage", "SealError", "TensorSpec", "fresh_payload_key", "open_package", "seal_package"]
+__all__ = [
+    "OpenedPackage",
+    "SealError",
+    "TensorSpec",
+    "fresh_payload_key",
+    "open_package",
+    "reserve_region",
+    "seal_package",
+]
 
 _Job = TypeVar("_Job")
 
@@ -106,6 +114,7 @@ def open_package(
     threads: int | None = None,
     verify_digests: bool = False,
     offset: int = 0,
+    region: mmap.mmap | None = None,
 ) -> OpenedPackage:
     """Authenticate and decrypt a container into private memory; its threads are joined before it returns.
 
@@ -115,9 +124,10 @@ def open_package(
         manifest_hash: expected SHA-256 of the plaintext manifest (64 hex), known from elsewhere than this
         file.
         threads: how many decrypt at once; None takes the processors this process may use.
-        verify_digests: also recompute every salted digest. GCM authenticates the bytes already; this shows
+        verify_digests: also recompute every salted digest. Tags authenticate the bytes already; this shows
             that the sealer's manifest tells the truth about them.
         offset: bytes before the container.
+        region: what `reserve_region` returned; it is used if it is large enough, and must not be used again.
 
     Raises:
         SealError: the codes above, and payload-key-malformed, manifest-hash-malformed, container-unreadable,
@@ -127,11 +137,33 @@ def open_package(
     expected = _check_hash(manifest_hash)
     mapped = map_file(path, offset + HEADER_BYTES)
     try:
-        return _open(memoryview(mapped)[offset:], key, expected, thread_count(threads), verify_digests)
+        sealed = memoryview(mapped)[offset:]
+        return _open(sealed, key, expected, thread_count(threads), verify_digests, reserved=region)
     finally:
         # A traceback may still hold a view of the ciphertext; the mapping then goes with it.
         with contextlib.suppress(BufferError):
             mapped.close()
+
+
+def reserve_region(path: str | Path, *, threads: int | None = None) -> mmap.mmap | None:
+    """Take the memory that a container will open to before there is a key; None where that is not possible.
+
+    Taking pages costs as much as decrypting into them, and a leg has the time while the broker decides. Until
+    `open_package` gets the region nothing can be read from or written to it, so a scan of this process's
+    memory has nothing to look at there. The size is a guess from the file, which nothing authenticates yet: a
+    wrong one costs time, no more.
+    """
+    try:
+        with map_file(path, HEADER_BYTES) as mapped:
+            header = Header.parse(mapped[:HEADER_BYTES])
+            nbytes = len(mapped) - HEADER_BYTES - manifest_object(header).sealed_bytes
+        # An object may need up to a page more than its bytes, and has 64 digits of digest in the manifest.
+        region = private_region(nbytes + header.manifest_bytes // 64 * ALIGN)
+        populate(region, min(nbytes, len(region)), thread_count(threads))
+        forbid(region)
+    except (SealError, OSError, MemoryError, OverflowError, ValueError):
+        return None  # open_package says what is wrong
+    return region
 
 
 def _check_hash(text: str) -> bytes:
@@ -178,7 +210,13 @@ class _Opening:
 
 
 def _open(
-    sealed: memoryview, key: memoryview, expected: bytes, threads: int, verify_digests: bool
+    sealed: memoryview,
+    key: memoryview,
+    expected: bytes,
+    threads: int,
+    verify_digests: bool,
+    *,
+    reserved: mmap.mmap | None,
 ) -> OpenedPackage:
     # 1: the header, against what we were told
     head = bytes(sealed[:HEADER_BYTES])
@@ -202,7 +240,14 @@ def _open(
         raise refuse("sealed container is longer than its manifest says", "container-trailing-bytes")
     places = list(itertools.accumulate((_aligned(item.nbytes) for item in manifest.objects), initial=0))
     try:
-        region = private_region(places[-1])
+        if reserved is not None and len(reserved) >= places[-1]:
+            region = reserved
+            region.resize(region_bytes(places[-1]))  # what was too much goes back
+            allow(region)
+        else:
+            if reserved is not None:
+                reserved.close()
+            region = private_region(places[-1])
     except (OSError, MemoryError, OverflowError, ValueError) as error:
         raise refuse("no memory for the package", "region-unavailable") from error
 
@@ -226,7 +271,7 @@ def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryv
         raise refuse("sealed container ends inside its manifest", "container-truncated")
     plain = bytearray(table.nbytes)
     try:
-        # The cipher is a temporary: its copies of the key go before the manifest is read.
+        # The cipher is a temporary: its copy of the key goes before the manifest is read.
         cipher_for(key, header.manifest_hash, table).decrypt_into(
             nonce(0), ciphertext, table.associated_data(head, 0), plain
         )
@@ -253,7 +298,7 @@ def _decrypt(sealed: memoryview, plain: memoryview, opening: _Opening, threads: 
         for index, chunk in turns:
             item = objects[index]
             if cipher is None or index != current:
-                # One live cipher per thread: as few key copies on the heap as can be.
+                # One live cipher per thread: as few keys on the heap as can be.
                 current, cipher = index, cipher_for(opening.key, opening.digest, item)
             size = item.chunk_size(chunk)
             start = opening.offsets[index] + chunk * (item.chunk_bytes + TAG)
@@ -270,7 +315,7 @@ def _decrypt(sealed: memoryview, plain: memoryview, opening: _Opening, threads: 
         _share(jobs, worker, threads)
     except InvalidTag:
         altered = True
-    if altered:  # raised out here so that no traceback keeps a worker's cipher, and with it key copies, alive
+    if altered:  # raised out here so that no traceback keeps a worker's cipher, and with it a key, alive
         raise refuse("a chunk of the sealed container was altered or moved", "chunk-authentication-failed")
 
 

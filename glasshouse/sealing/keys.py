@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from glasshouse.sealing.aegis import Aegis256
 from glasshouse.sealing.layout import KEY, SealedObject, as_bytes, refuse
 from glasshouse.sealing.memory import overwrite
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_OBJECT_LABEL = b"glasshouse/sealed/v1/object"
-_MANIFEST_LABEL = b"glasshouse/sealed/v1/manifest"
-_COMMITMENT_LABEL = b"glasshouse/sealed/v1/commitment"
+_OBJECT_LABEL = b"glasshouse/sealed/v2/object"
+_MANIFEST_LABEL = b"glasshouse/sealed/v2/manifest"
+_COMMITMENT_LABEL = b"glasshouse/sealed/v2/commitment"
 
 
 def fresh_payload_key() -> bytearray:
@@ -42,15 +42,15 @@ def derive(payload_key: memoryview, manifest_hash: bytes, info: bytes) -> bytear
 
 
 def commitment(payload_key: memoryview, manifest_hash: bytes) -> bytes:
-    """Commit to the key (32 public bytes): AES-GCM alone lets one ciphertext open under two keys."""
+    """Commit to the key (32 public bytes), so that a wrong key is named before any ciphertext is used."""
     return bytes(derive(payload_key, manifest_hash, _COMMITMENT_LABEL))
 
 
-def cipher_for(payload_key: memoryview, manifest_hash: bytes, item: SealedObject) -> AESGCM:
-    """Return the cipher of one object (or the manifest); it holds the only copies of its key that remain."""
+def cipher_for(payload_key: memoryview, manifest_hash: bytes, item: SealedObject) -> Aegis256:
+    """Return the cipher of one object (or the manifest); it holds the only copy of its key that remains."""
     label = _MANIFEST_LABEL if item.kind == "manifest" else _OBJECT_LABEL
     derived = derive(payload_key, manifest_hash, label + item.index.to_bytes(8, "big"))
     try:
-        return AESGCM(derived)
+        return Aegis256(derived)
     finally:
         overwrite(derived)

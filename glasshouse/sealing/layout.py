@@ -1,13 +1,14 @@
-"""The sealed container, version 1: its bytes on disk and its manifest. No cipher here, no I/O.
+"""The sealed container, version 2: its bytes on disk and its manifest. No cipher here, no I/O.
 
 header (88 bytes)   magic "GHSEALED", version u16, suite u16, chunk bytes u32, manifest bytes u32, zero u32,
                     manifest hash (32), key commitment (32); integers big-endian
-sealed manifest     ciphertext, tag (16): always one chunk
+sealed manifest     ciphertext, tag (32): always one chunk
 sealed objects      files in name order, then tensors in the manifest's order; each is one or more chunks of
-                    ciphertext, tag (16); an empty object is one empty chunk. Nothing follows.
+                    ciphertext, tag (32); an empty object is one empty chunk. Nothing follows.
 
 keys                HKDF-SHA256(payload key, salt = manifest hash, info = label || index u64)
-nonce               chunk index, 12 bytes. A (key, nonce) pair is used once: the random salt in each manifest
+cipher              AEGIS-256 with 32-byte tags
+nonce               chunk index, 32 bytes. A (key, nonce) pair is used once: the random salt in each manifest
                     makes its hash, and so its keys, fresh
 associated data     length-prefixed: label, header (with the manifest hash), kind, index, name, dtype, shape,
                     bytes, chunk index, final flag
@@ -40,11 +41,11 @@ from glasshouse.errors import SealError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-FORMAT = "glasshouse/sealed/v1"
+FORMAT = "glasshouse/sealed/v2"
 MAGIC = b"GHSEALED"
-VERSION = 1
-SUITE = 1  # HKDF-SHA256, AES-256-GCM with 16-byte tags
-TAG = 16
+VERSION = 2
+SUITE = 2  # HKDF-SHA256, AEGIS-256 with 32-byte tags; suite 1 was AES-256-GCM, which nothing opens any more
+TAG = 32
 KEY = 32
 ALIGN = 4096  # each object starts on a page of the region: any dtype is aligned, and it can be wiped alone
 
@@ -150,8 +151,8 @@ class SealedObject:
 
 
 def nonce(chunk: int) -> bytes:
-    """Return the 12-byte nonce of a chunk under its object's own key."""
-    return chunk.to_bytes(12, "big")
+    """Return the 32-byte nonce of a chunk under its object's own key."""
+    return chunk.to_bytes(32, "big")
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 HUGE_PAGE = 2 << 20
+_POPULATE_PART = 32 * HUGE_PAGE  # what one thread takes at a time
+_MADV_POPULATE_WRITE = 23  # linux/mman.h, from Linux 5.14 on; Python has no name for it
+_PROT_NONE = 0  # sys/mman.h; neither has it one for this
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _libc.memcmp.restype = ctypes.c_int
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def region_bytes(size: int) -> int:
+    """How large a region for `size` bytes is: whole pages, and whole huge pages from one huge page on."""
+    unit = HUGE_PAGE if size >= HUGE_PAGE else mmap.PAGESIZE
+    return max(1, -(-size // unit)) * unit
 
 
 def private_region(size: int) -> mmap.mmap:
     """Map at least `size` bytes (at least one page) of private anonymous zeroed memory.
 
-    Sizes from one huge page on are rounded up to whole huge pages, so that the last one can be huge too.
+    Its size is `region_bytes`, so that the last huge page can be huge too.
     Raises OSError, MemoryError or OverflowError when the kernel does not give that much.
     """
-    unit = HUGE_PAGE if size >= HUGE_PAGE else mmap.PAGESIZE
     # MAP_PRIVATE on purpose: mmap.mmap(-1, n) alone is MAP_SHARED, and a forked trainer would train in our
     # pages.
-    region = mmap.mmap(-1, max(1, -(-size // unit)) * unit, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = mmap.mmap(-1, region_bytes(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTDUMP):
         try:
             region.madvise(advice)
@@ -35,6 +47,40 @@ def private_region(size: int) -> mmap.mmap:
                 region.close()
                 raise
     return region
+
+
+def populate(region: mmap.mmap, size: int, threads: int) -> None:
+    """Take the pages of a region's first `size` bytes now, in threads, instead of at first touch.
+
+    A kernel that cannot (before Linux 5.14) is no error: the pages then come later.
+    """
+    base = _address(region)
+
+    def take(start: int) -> None:
+        _libc.madvise(base + start, min(_POPULATE_PART, size - start), _MADV_POPULATE_WRITE)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(take, range(0, size, _POPULATE_PART)))
+
+
+def forbid(region: mmap.mmap) -> None:
+    """Keep everyone in this process from touching a region, until `allow`; its pages stay. Raises OSError."""
+    _protect(region, _PROT_NONE)
+
+
+def allow(region: mmap.mmap) -> None:
+    """Undo `forbid`; nothing changes for a region that was not forbidden. Raises OSError."""
+    _protect(region, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _protect(region: mmap.mmap, protection: int) -> None:
+    if _libc.mprotect(_address(region), len(region), protection) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def _address(region: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(region))
 
 
 def overwrite(buffer: mmap.mmap | bytearray | memoryview) -> bool:

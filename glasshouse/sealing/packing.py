@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from glasshouse.sealing.keys import check_key, cipher_for, commitment
 from glasshouse.sealing.layout import (
@@ -31,6 +31,9 @@ from glasshouse.sealing.layout import (
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+_Made = TypeVar("_Made")
 
 
 class Sink(Protocol):
@@ -99,10 +102,10 @@ class PreparedPackage:
         cipher = cipher_for(key, digest, table)
         write_all(out, cipher.encrypt(nonce(0), self.manifest, table.associated_data(head, 0)))
 
-        def sealed(item: SealedObject, data: memoryview) -> Iterator[bytes]:
+        def sealed(item: SealedObject, data: memoryview) -> Iterator[bytearray]:
             cipher = cipher_for(key, digest, item)
 
-            def seal(chunk: int) -> bytes:
+            def seal(chunk: int) -> bytearray:
                 plain = _chunk_of(item, data, chunk)
                 return cipher.encrypt(nonce(chunk), plain, item.associated_data(head, chunk))
 
@@ -153,7 +156,7 @@ def prepare(
     return PreparedPackage(manifest, digest, chunk_bytes, workers, tuple(item for item, _ in rows), sources)
 
 
-def write_all(out: Sink, data: bytes) -> None:
+def write_all(out: Sink, data: bytes | bytearray) -> None:
     """Write every byte, also to an unbuffered file, whose `write` may take only some. Raises OSError."""
     rest = memoryview(data)
     while rest:
@@ -185,10 +188,10 @@ def _chunk_of(item: SealedObject, data: memoryview, chunk: int) -> memoryview:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], bytes], chunks: int, window: int
-) -> Iterator[bytes]:
+    pool: ThreadPoolExecutor, work: Callable[[int], _Made], chunks: int, window: int
+) -> Iterator[_Made]:
     """Work in threads, yield in order, hold at most `window` results: Executor.map would hold them all."""
-    waiting: deque[Future[bytes]] = deque()
+    waiting: deque[Future[_Made]] = deque()
     for chunk in range(chunks):
         waiting.append(pool.submit(work, chunk))
         if len(waiting) >= window:

@@ -23,7 +23,12 @@ from glasshouse.lifecycle.pod_python import LORA, RUNTIME, prepare_python
 from glasshouse.remote.pod import Pod
 from tests.providers.cloud_kit import make_spec as rented_spec
 
-MODULES = {"pyjwt": "jwt/__init__.py", "cryptography": "cryptography/hazmat/primitives/hpke.py"}
+MODULES = {
+    "pyjwt": "jwt/__init__.py",
+    "cryptography": "cryptography/hazmat/primitives/hpke.py",
+    "pynacl": "nacl/bindings.py",
+}
+TEXTS = {"pynacl": "crypto_aead_aegis256_decrypt = None"}
 TORCH = """
 class cuda:
     @staticmethod
@@ -84,11 +89,11 @@ def index(pod: Pod) -> Path:
     return folder
 
 
-def offer(index: Path, name: str, version: str, *, text: str = "") -> None:
+def offer(index: Path, name: str, version: str, *, text: str | None = None) -> None:
     """Put a wheel into the index: one module, at a version."""
     base = f"{name}-{version}"
     files = {
-        MODULES.get(name, f"{name}/__init__.py"): text,
+        MODULES.get(name, f"{name}/__init__.py"): TEXTS.get(name, "") if text is None else text,
         f"{base}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{base}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -138,8 +143,8 @@ def test_a_rented_image_gets_the_pinned_libraries_beside_its_torch(
 def test_an_image_that_has_all_is_used_as_it_is(pod: Pod, plain: Image, tmp_path: Path) -> None:
     whole = Image(tmp_path / "whole")
     whole.module("torch/__init__.py", WORKS)
-    for path in MODULES.values():
-        whole.module(path)
+    for name, path in MODULES.items():
+        whole.module(path, TEXTS.get(name, ""))
     assert prepare_python(pod, whole.python, pod.endpoint.workdir, rented()) == whole.python
     assert not pod.exists(f"{pod.endpoint.workdir}/python")
 
@@ -159,6 +164,7 @@ def test_what_cannot_be_installed_is_an_install_that_failed(pod: Pod, index: Pat
     code, line = _code(lambda: prepare_python(pod, plain.python, pod.endpoint.workdir, rented()))
     assert code == "install-failed"
     assert "No matching distribution found for pyjwt" in line
+    offer(index, "pynacl", metadata.version("pynacl"))
     offer(index, "pyjwt", metadata.version("pyjwt"), text="raise ImportError('built for another machine')")
     code, line = _code(lambda: prepare_python(pod, plain.python, pod.endpoint.workdir, rented()))
     assert code == "install-failed"
@@ -173,6 +179,24 @@ def test_on_a_machine_that_is_not_rented_nothing_is_installed(
     assert code == "libraries-missing"
     assert "jwt is not installed" in line
     assert not pod.exists(f"{pod.endpoint.workdir}/python")
+
+
+@pytest.mark.parametrize("rent", [True, False])
+def test_a_pynacl_without_the_cipher_is_a_library_that_is_missing(
+    pod: Pod, index: Path, tmp_path: Path, make_spec: Callable[..., specs.RunSpec], rent: bool
+) -> None:
+    offer_all(index, RUNTIME)
+    image = Image(tmp_path / "image")
+    image.module("torch/__init__.py", WORKS)
+    for path in MODULES.values():
+        image.module(path)
+    root = pod.endpoint.workdir
+    if rent:
+        assert prepare_python(pod, image.python, root, rented()) == f"{root}/python/bin/python"
+        return
+    code, line = _code(lambda: prepare_python(pod, image.python, root, make_spec()))
+    assert code == "libraries-missing"
+    assert "PyNaCl is older than 1.6" in line
 
 
 UNMENDABLE = {

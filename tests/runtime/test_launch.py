@@ -137,17 +137,17 @@ print(glasshouse.__file__ if "glasshouse" in globals() else sys.modules["glassho
 """
 
 
-def test_the_archive_needs_the_standard_library_cryptography_and_jwt_alone(archive: Path) -> None:
+def test_the_archive_needs_the_standard_library_and_three_packages_alone(archive: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-I", "-c", LISTED.format(archive=str(archive))],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     names, where = said.stdout.splitlines()
-    # What cryptography itself brings along, and what the environment's own .pth files load at start.
-    brought = {"_cffi_backend", "_openssl", "bcrypt", "cffi", "typing_extensions"}
+    # What cryptography and PyNaCl bring along, and what the environment's own .pth files load at start.
+    brought = {"_cffi_backend", "_openssl", "_sodium", "bcrypt", "cffi", "typing_extensions"}
     brought |= {"_distutils_hack", "sitecustomize", "usercustomize"}
     foreign = {name for name in eval(names) if not name.startswith("__editable__")} - brought
-    assert foreign == {"cryptography", "glasshouse", "jwt"}
+    assert foreign == {"cryptography", "glasshouse", "jwt", "nacl"}
     assert where.startswith(str(archive))
 
 

@@ -57,7 +57,7 @@ MALFORMED = {
     "list": lambda _: b"[]",
     "missing key": lambda table: canonical_json({name: table[name] for name in table if name != "extra"}),
     "unknown key": lambda table: canonical_json(table | {"more": 1}),
-    "other format": lambda table: canonical_json(table | {"format": "glasshouse/sealed/v2"}),
+    "other format": lambda table: canonical_json(table | {"format": "glasshouse/sealed/v1"}),
     "other chunk size": lambda table: canonical_json(table | {"chunkBytes": CHUNK * 2}),
     "short salt": lambda table: canonical_json(table | {"salt": "AAAA"}),
     "extra is a list": lambda table: canonical_json(table | {"extra": []}),

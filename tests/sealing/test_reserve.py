@@ -1,0 +1,159 @@
+"""Memory taken before there is a key: used when it fits, never trusted, closed to everyone until then."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glasshouse.errors import SealError
+from glasshouse.sealing.container import (
+    OpenedPackage,
+    TensorSpec,
+    open_package,
+    reserve_region,
+    seal_package,
+)
+from glasshouse.sealing.layout import HEADER_BYTES
+from glasshouse.sealing.memory import HUGE_PAGE, forbid, private_region
+
+KEY = bytes(range(1, 33))
+
+
+def seal(path: Path, sizes: list[int], extra: dict[str, str] | None = None) -> str:
+    tensors = [(TensorSpec(f"t{at}", "uint8", (size,)), os.urandom(size)) for at, size in enumerate(sizes)]
+    with path.open("wb") as out:
+        return seal_package(
+            out, payload_key=KEY, files={}, tensors=tensors, extra=extra or {}, chunk_bytes=4096, threads=1
+        )
+
+
+def opened(path: Path, digest: str, region: mmap.mmap | None) -> OpenedPackage:
+    return open_package(path, payload_key=KEY, manifest_hash=digest, threads=2, region=region)
+
+
+def tensors(package: OpenedPackage) -> list[bytes]:
+    return [bytes(view) for _, view in package.tensors.values()]
+
+
+def permissions(region: mmap.mmap) -> set[str]:
+    """Of every mapping that holds a part of the region."""
+    low = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    found = set()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, _, end = line.split()[0].partition("-")
+        if int(start, 16) < low + len(region) and low < int(end, 16):
+            found.add(line.split()[1])
+    return found
+
+
+def resident(region: mmap.mmap) -> int:
+    """Pages of the region that are there."""
+    pages = len(region) // mmap.PAGESIZE
+    seen = (ctypes.c_ubyte * pages)()
+    low = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(low), ctypes.c_size_t(len(region)), seen) == 0
+    return sum(page & 1 for page in seen)
+
+
+@given(sizes=st.lists(st.integers(0, 20_000), max_size=40))
+def test_what_opens_in_reserved_memory_is_what_opens_in_its_own(tmp_path_factory, sizes: list[int]) -> None:
+    path = tmp_path_factory.mktemp("reserve") / "p"
+    digest = seal(path, sizes)
+    region = reserve_region(path, threads=2)
+    assert region is not None
+    package = opened(path, digest, region)
+    assert package.region is region  # however many small objects: the guess is large enough
+    plain = opened(path, digest, None)
+    assert tensors(package) == tensors(plain)
+    assert len(region) == len(plain.region)
+    assert package.wipe()
+    assert not any(region[:])
+
+
+def test_the_pages_are_there_and_closed_until_the_key_is(tmp_path: Path) -> None:
+    digest = seal(tmp_path / "p", [3 * HUGE_PAGE])
+    region = reserve_region(tmp_path / "p")
+    assert region is not None
+    assert permissions(region) == {"---p"}
+    assert resident(region) * mmap.PAGESIZE >= 3 * HUGE_PAGE
+    package = opened(tmp_path / "p", digest, region)
+    assert permissions(region) == {"rw-p"}
+    assert package.wipe()
+
+
+def test_to_touch_it_before_ends_the_process(tmp_path: Path) -> None:
+    seal(tmp_path / "p", [100])
+    touch = (
+        "import sys; from glasshouse.sealing.container import reserve_region as r; print(r(sys.argv[1])[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", touch, tmp_path / "p"], capture_output=True, check=False)
+    assert done.returncode == -11  # SIGSEGV
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("size", [1, mmap.PAGESIZE, HUGE_PAGE])
+def test_memory_that_is_too_small_is_given_back_and_not_used(tmp_path: Path, size: int) -> None:
+    digest = seal(tmp_path / "p", [HUGE_PAGE + 1])
+    small = private_region(size)
+    forbid(small)
+    package = opened(tmp_path / "p", digest, small)
+    assert package.region is not small
+    assert small.closed
+    assert tensors(package) == tensors(opened(tmp_path / "p", digest, None))
+
+
+def test_what_cannot_be_a_container_reserves_nothing_and_opening_says_why(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    digest = seal(good, [5000])
+    whole = good.read_bytes()
+    os.mkfifo(tmp_path / "fifo")
+    cases = {"short": whole[: HEADER_BYTES - 1], "magic": b"X" + whole[1:], "empty": b""}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*cases, "fifo", "absent", "."):
+        assert reserve_region(tmp_path / name) is None, name
+        with pytest.raises(SealError):
+            opened(tmp_path / name, digest, None)
+
+
+def test_a_file_that_lies_about_its_size_is_refused_as_ever(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    digest = seal(path, [5000])
+    whole = path.read_bytes()
+    for content, code in ((whole[:-1], "container-truncated"), (whole + b"x", "container-trailing-bytes")):
+        path.write_bytes(content)
+        with pytest.raises(SealError) as caught:
+            opened(path, digest, reserve_region(path))
+        assert caught.value.codes == (code,)
+
+
+def test_a_failure_leaves_nothing_in_reserved_memory(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    digest = seal(path, [4096] * 50)
+    sealed = bytearray(path.read_bytes())
+    sealed[-1] ^= 1  # the last chunk: all others were decrypted before
+    path.write_bytes(sealed)
+    region = reserve_region(path)
+    assert region is not None
+    with pytest.raises(SealError) as caught:
+        opened(path, digest, region)
+    assert caught.value.codes == ("chunk-authentication-failed",)
+    assert not any(region[:])
+
+
+def test_a_kernel_that_cannot_take_pages_early_only_takes_them_later(tmp_path: Path, monkeypatch) -> None:
+    digest = seal(tmp_path / "p", [HUGE_PAGE])
+    # An advice that no kernel knows is what the right one is to a kernel before Linux 5.14.
+    monkeypatch.setattr("glasshouse.sealing.memory._MADV_POPULATE_WRITE", 9999)
+    region = reserve_region(tmp_path / "p")
+    assert region is not None
+    assert resident(region) == 0
+    assert opened(tmp_path / "p", digest, region).wipe()
