@@ -21,7 +21,7 @@ from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, overwrite, prctl
 from glasshouse.runtime.params import Launch
-from glasshouse.sealing.container import OpenedPackage, open_package, reserve_region
+from glasshouse.sealing.container import OpenedPackage, open_package, reserve
 from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
 
 NEEDLE_BYTES = 8
@@ -75,7 +75,7 @@ def _failed(channel: Channel, code: str) -> None:
 def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
     kem_key = generate_kem_key()
     channel.send("kem-key", {"public": b64u(kem_public_bytes(kem_key))})
-    region = reserve_region(launch.package)  # while the broker decides
+    reserved = reserve(launch.package)  # while the broker decides
     body, _ = channel.expect("grant")
     heap_key = unwrap_key(b64u_decode(body["ciphertext"]), kem_key, b64u_decode(body["info"]))
 
@@ -100,9 +100,9 @@ def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
         key_view = memoryview(heap_key)
 
     began = time.monotonic()
-    package = open_package(
-        launch.package, payload_key=key_view, manifest_hash=launch.manifest_hash, region=region
-    )
+    source = reserved or launch.package
+    package = open_package(source, payload_key=key_view, manifest_hash=launch.manifest_hash)
+    del source, reserved
     unseal_sec = time.monotonic() - began
     overwrite(key_view)
     key_view.release()

@@ -69,7 +69,7 @@ __all__ = [
     "TensorSpec",
     "fresh_payload_key",
     "open_package",
-    "reserve_region",
+    "reserve",
     "seal_package",
 ]
 
@@ -107,19 +107,19 @@ class OpenedPackage:
 
 
 def open_package(
-    path: str | Path,
+    source: str | Path | Reserved,
     *,
     payload_key: ReadableBuffer,
     manifest_hash: str,
     threads: int | None = None,
     verify_digests: bool = False,
     offset: int = 0,
-    region: mmap.mmap | None = None,
 ) -> OpenedPackage:
     """Authenticate and decrypt a container into private memory; its threads are joined before it returns.
 
     Args:
-        path: a regular file that holds exactly one container, from `offset` to its end.
+        source: a regular file that holds exactly one container, from `offset` to its end; or what `reserve`
+            made of one, which serves once.
         payload_key: its 32-byte key; not kept, the caller wipes it.
         manifest_hash: expected SHA-256 of the plaintext manifest (64 hex), known from elsewhere than this
         file.
@@ -127,7 +127,6 @@ def open_package(
         verify_digests: also recompute every salted digest. Tags authenticate the bytes already; this shows
             that the sealer's manifest tells the truth about them.
         offset: bytes before the container.
-        region: what `reserve_region` returned; it is used if it is large enough, and must not be used again.
 
     Raises:
         SealError: the codes above, and payload-key-malformed, manifest-hash-malformed, container-unreadable,
@@ -135,18 +134,31 @@ def open_package(
     """
     key = check_key(payload_key)
     expected = _check_hash(manifest_hash)
-    mapped = map_file(path, offset + HEADER_BYTES)
+    if isinstance(source, Reserved):
+        mapped, region = source.mapped, source.region
+    else:
+        mapped, region = map_file(source, offset + HEADER_BYTES), None
     try:
-        sealed = memoryview(mapped)[offset:]
-        return _open(sealed, key, expected, thread_count(threads), verify_digests, reserved=region)
+        # The view is a temporary: one with a name would keep the mapping open.
+        return _open(
+            memoryview(mapped)[offset:], key, expected, thread_count(threads), verify_digests, reserved=region
+        )
     finally:
         # A traceback may still hold a view of the ciphertext; the mapping then goes with it.
         with contextlib.suppress(BufferError):
             mapped.close()
 
 
-def reserve_region(path: str | Path, *, threads: int | None = None) -> mmap.mmap | None:
-    """Take the memory that a container will open to before there is a key; None where that is not possible.
+@dataclass(frozen=True, eq=False)
+class Reserved:
+    """A mapped container and the memory that it will open to, both with their pages taken."""
+
+    mapped: mmap.mmap = field(repr=False)
+    region: mmap.mmap = field(repr=False)
+
+
+def reserve(path: str | Path, *, threads: int | None = None) -> Reserved | None:
+    """Map a container and take memory for it before there is a key; None where that is not possible.
 
     Taking pages costs as much as decrypting into them, and a leg has the time while the broker decides. Until
     `open_package` gets the region nothing can be read from or written to it, so a scan of this process's
@@ -154,16 +166,16 @@ def reserve_region(path: str | Path, *, threads: int | None = None) -> mmap.mmap
     wrong one costs time, no more.
     """
     try:
-        with map_file(path, HEADER_BYTES) as mapped:
-            header = Header.parse(mapped[:HEADER_BYTES])
-            nbytes = len(mapped) - HEADER_BYTES - manifest_object(header).sealed_bytes
+        mapped = map_file(path, HEADER_BYTES, populate=True)
+        header = Header.parse(mapped[:HEADER_BYTES])
+        nbytes = len(mapped) - HEADER_BYTES - manifest_object(header).sealed_bytes
         # An object may need up to a page more than its bytes, and has 64 digits of digest in the manifest.
         region = private_region(nbytes + header.manifest_bytes // 64 * ALIGN)
         populate(region, min(nbytes, len(region)), thread_count(threads))
         forbid(region)
     except (SealError, OSError, MemoryError, OverflowError, ValueError):
         return None  # open_package says what is wrong
-    return region
+    return Reserved(mapped, region)
 
 
 def _check_hash(text: str) -> bytes:
@@ -176,8 +188,8 @@ def _check_hash(text: str) -> bytes:
     return digest
 
 
-def map_file(path: str | Path, least: int) -> mmap.mmap:
-    """Map a regular file of at least `least` bytes for reading.
+def map_file(path: str | Path, least: int, *, populate: bool = False) -> mmap.mmap:
+    """Map a regular file of at least `least` bytes for reading; `populate` reads all of it now.
 
     Raises SealError: container-unreadable, container-truncated.
     """
@@ -190,7 +202,8 @@ def map_file(path: str | Path, least: int) -> mmap.mmap:
                 raise refuse("sealed file is not a regular file", "container-unreadable")
             if status.st_size < least:
                 raise refuse("sealed file ends inside its header", "container-truncated")
-            return mmap.mmap(descriptor, status.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+            flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
+            return mmap.mmap(descriptor, status.st_size, flags=flags, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
     except OSError as error:

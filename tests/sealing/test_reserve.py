@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from glasshouse.errors import SealError
 from glasshouse.sealing.container import (
     OpenedPackage,
+    Reserved,
     TensorSpec,
+    map_file,
     open_package,
-    reserve_region,
+    reserve,
     seal_package,
 )
 from glasshouse.sealing.layout import HEADER_BYTES
@@ -35,8 +37,14 @@ def seal(path: Path, sizes: list[int], extra: dict[str, str] | None = None) -> s
         )
 
 
-def opened(path: Path, digest: str, region: mmap.mmap | None) -> OpenedPackage:
-    return open_package(path, payload_key=KEY, manifest_hash=digest, threads=2, region=region)
+def opened(source: Path | Reserved, digest: str) -> OpenedPackage:
+    return open_package(source, payload_key=KEY, manifest_hash=digest, threads=2)
+
+
+def reserved(path: Path) -> Reserved:
+    made = reserve(path, threads=2)
+    assert made is not None
+    return made
 
 
 def tensors(package: OpenedPackage) -> list[bytes]:
@@ -67,32 +75,31 @@ def resident(region: mmap.mmap) -> int:
 def test_what_opens_in_reserved_memory_is_what_opens_in_its_own(tmp_path_factory, sizes: list[int]) -> None:
     path = tmp_path_factory.mktemp("reserve") / "p"
     digest = seal(path, sizes)
-    region = reserve_region(path, threads=2)
-    assert region is not None
-    package = opened(path, digest, region)
-    assert package.region is region  # however many small objects: the guess is large enough
-    plain = opened(path, digest, None)
+    taken = reserved(path)
+    package = opened(taken, digest)
+    assert package.region is taken.region  # however many small objects: the guess is large enough
+    assert taken.mapped.closed
+    plain = opened(path, digest)
     assert tensors(package) == tensors(plain)
-    assert len(region) == len(plain.region)
+    assert len(package.region) == len(plain.region)
     assert package.wipe()
-    assert not any(region[:])
+    assert not any(package.region[:])
 
 
 def test_the_pages_are_there_and_closed_until_the_key_is(tmp_path: Path) -> None:
     digest = seal(tmp_path / "p", [3 * HUGE_PAGE])
-    region = reserve_region(tmp_path / "p")
-    assert region is not None
-    assert permissions(region) == {"---p"}
-    assert resident(region) * mmap.PAGESIZE >= 3 * HUGE_PAGE
-    package = opened(tmp_path / "p", digest, region)
-    assert permissions(region) == {"rw-p"}
+    taken = reserved(tmp_path / "p")
+    assert permissions(taken.region) == {"---p"}
+    assert resident(taken.region) * mmap.PAGESIZE >= 3 * HUGE_PAGE
+    package = opened(taken, digest)
+    assert permissions(taken.region) == {"rw-p"}
     assert package.wipe()
 
 
 def test_to_touch_it_before_ends_the_process(tmp_path: Path) -> None:
     seal(tmp_path / "p", [100])
     touch = (
-        "import sys; from glasshouse.sealing.container import reserve_region as r; print(r(sys.argv[1])[0])"
+        "import sys; from glasshouse.sealing.container import reserve; print(reserve(sys.argv[1]).region[0])"
     )
     done = subprocess.run([sys.executable, "-c", touch, tmp_path / "p"], capture_output=True, check=False)
     assert done.returncode == -11  # SIGSEGV
@@ -102,12 +109,12 @@ def test_to_touch_it_before_ends_the_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, mmap.PAGESIZE, HUGE_PAGE])
 def test_memory_that_is_too_small_is_given_back_and_not_used(tmp_path: Path, size: int) -> None:
     digest = seal(tmp_path / "p", [HUGE_PAGE + 1])
-    small = private_region(size)
-    forbid(small)
-    package = opened(tmp_path / "p", digest, small)
-    assert package.region is not small
-    assert small.closed
-    assert tensors(package) == tensors(opened(tmp_path / "p", digest, None))
+    small = Reserved(map_file(tmp_path / "p", 0), private_region(size))
+    forbid(small.region)
+    package = opened(small, digest)
+    assert package.region is not small.region
+    assert small.region.closed
+    assert tensors(package) == tensors(opened(tmp_path / "p", digest))
 
 
 def test_what_cannot_be_a_container_reserves_nothing_and_opening_says_why(tmp_path: Path) -> None:
@@ -119,9 +126,9 @@ def test_what_cannot_be_a_container_reserves_nothing_and_opening_says_why(tmp_pa
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
     for name in (*cases, "fifo", "absent", "."):
-        assert reserve_region(tmp_path / name) is None, name
+        assert reserve(tmp_path / name) is None, name
         with pytest.raises(SealError):
-            opened(tmp_path / name, digest, None)
+            opened(tmp_path / name, digest)
 
 
 def test_a_file_that_lies_about_its_size_is_refused_as_ever(tmp_path: Path) -> None:
@@ -131,7 +138,7 @@ def test_a_file_that_lies_about_its_size_is_refused_as_ever(tmp_path: Path) -> N
     for content, code in ((whole[:-1], "container-truncated"), (whole + b"x", "container-trailing-bytes")):
         path.write_bytes(content)
         with pytest.raises(SealError) as caught:
-            opened(path, digest, reserve_region(path))
+            opened(reserved(path), digest)
         assert caught.value.codes == (code,)
 
 
@@ -141,19 +148,17 @@ def test_a_failure_leaves_nothing_in_reserved_memory(tmp_path: Path) -> None:
     sealed = bytearray(path.read_bytes())
     sealed[-1] ^= 1  # the last chunk: all others were decrypted before
     path.write_bytes(sealed)
-    region = reserve_region(path)
-    assert region is not None
+    taken = reserved(path)
     with pytest.raises(SealError) as caught:
-        opened(path, digest, region)
+        opened(taken, digest)
     assert caught.value.codes == ("chunk-authentication-failed",)
-    assert not any(region[:])
+    assert not any(taken.region[:])
 
 
 def test_a_kernel_that_cannot_take_pages_early_only_takes_them_later(tmp_path: Path, monkeypatch) -> None:
     digest = seal(tmp_path / "p", [HUGE_PAGE])
     # An advice that no kernel knows is what the right one is to a kernel before Linux 5.14.
     monkeypatch.setattr("glasshouse.sealing.memory._MADV_POPULATE_WRITE", 9999)
-    region = reserve_region(tmp_path / "p")
-    assert region is not None
-    assert resident(region) == 0
-    assert opened(tmp_path / "p", digest, region).wipe()
+    taken = reserved(tmp_path / "p")
+    assert resident(taken.region) == 0
+    assert opened(taken, digest).wipe()
