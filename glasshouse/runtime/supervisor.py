@@ -3,7 +3,7 @@
 Subreaper of custodian, trainer and sealer; holds the event key; gathers evidence; signs events;
 scans the others' memory; ends the leg whatever happens. No torch, no payload key.
 
-    ticket (stdin) -> custodian -> challenge -> evidence -> grant -> unseal -> fork trainer
+    ticket (stdin) -> custodian -> request -> challenge -> evidence -> grant -> unseal -> fork trainer
     -> train -> seal outputs -> needles, wipe, scan -> reap -> last event -> result file
 """
 
@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.client import Released, fetch_challenge, submit_evidence
 from glasshouse.attestation.evidence import make_evidence
+from glasshouse.attestation.ticket import sign_request
+from glasshouse.attestation.tokens import key_id, public_bytes_of
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
@@ -33,6 +35,7 @@ from glasshouse.runtime.linux import (
     harden,
     hardening_state,
     landlock_abi,
+    overwrite,
     prctl,
     secret_memory,
 )
@@ -68,6 +71,7 @@ def supervise(launch: Launch, folder: Path) -> None:
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        overwrite(launch.ticket)  # where the leg ended before it could be used
         end(leg)
 
 
@@ -86,6 +90,7 @@ def _lifecycle(leg: Leg) -> None:
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
+        overwrite(launch.ticket)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for descriptor in (log_read, out_read, leg.events_descriptor):
             os.close(descriptor)
@@ -148,13 +153,16 @@ def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
 def _attest(leg: Leg, kem_public: bytes) -> Released:
     launch = leg.launch
     assert leg.event_key is not None
+    where = (launch.run, launch.leg, launch.launch)
+    event_key = public_bytes_of(leg.event_key)
+    # Wiped by its one use, before a byte is sent.
+    request = sign_request(launch.ticket, where, broker_id=key_id(launch.broker_public), event_key=event_key)
     challenge = fetch_challenge(
         launch.broker_port,
-        b64u_decode(launch.ticket, size=32),
-        launch.run,
-        launch.leg,
-        launch.launch,
+        request,
+        where,
         launch.broker_public,
+        event_key,
         timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
     )
     claims = _claims(leg, kem_public)
