@@ -51,6 +51,11 @@ class Launch:
     # raw arm
     raw_dir: str = ""
 
+    @property
+    def where(self) -> tuple[str, str, int]:
+        """Run, leg and launch number, as tokens name them."""
+        return self.run, self.leg, self.launch
+
 
 def read_launch(descriptor: int) -> Launch:
     """Read the parameters from a descriptor, to its end; the only copy of the ticket left is the launch's.

@@ -3,7 +3,7 @@
 Subreaper of custodian, trainer and sealer; holds the event key; gathers evidence; signs events;
 scans the others' memory; ends the leg whatever happens. No torch, no payload key.
 
-    ticket (stdin) -> custodian -> request -> challenge -> evidence -> grant -> unseal -> fork trainer
+    ticket (stdin) -> custodian, request -> challenge -> evidence -> grant -> unseal -> fork trainer
     -> train -> seal outputs -> needles, wipe, scan -> reap -> last event -> result file
 """
 
@@ -108,6 +108,13 @@ def _lifecycle(leg: Leg) -> None:
     harden()
     leg.event_key = Ed25519PrivateKey.generate()
     leg.events = EventWriter(leg.events_descriptor, leg.event_key, leg.started)
+    # At once, which wipes the ticket: what is sent later is of no use to anybody else.
+    request = sign_request(
+        launch.ticket,
+        launch.where,
+        broker_id=key_id(launch.broker_public),
+        event_key=public_bytes_of(leg.event_key),
+    )
     log_drain = threading.Thread(target=drain_log, args=(log_read, leg.log), daemon=True)
     outputs = OutputDrain(out_read, leg.folder / "outputs.sealed")
     leg.drains = [log_drain, outputs]
@@ -117,7 +124,7 @@ def _lifecycle(leg: Leg) -> None:
     scanned = _scanned("custodian", custodian_channel, leg)
     kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC)[0]["public"])
     with leg.timed("attestSec"):
-        released = _attest(leg, kem_public)
+        released = _attest(leg, kem_public, request)
     leg.events.begin(released.grant)
     leg.event("released", {"run": launch.run, "leg": launch.leg, "launch": launch.launch})
     trainer_pid = _unseal(leg, custodian_channel, scanned, released)
@@ -150,19 +157,15 @@ def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
     return None
 
 
-def _attest(leg: Leg, kem_public: bytes) -> Released:
+def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
     launch = leg.launch
     assert leg.event_key is not None
-    where = (launch.run, launch.leg, launch.launch)
-    event_key = public_bytes_of(leg.event_key)
-    # Wiped by its one use, before a byte is sent.
-    request = sign_request(launch.ticket, where, broker_id=key_id(launch.broker_public), event_key=event_key)
     challenge = fetch_challenge(
         launch.broker_port,
         request,
-        where,
+        launch.where,
         launch.broker_public,
-        event_key,
+        public_bytes_of(leg.event_key),
         timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
     )
     claims = _claims(leg, kem_public)
