@@ -17,7 +17,8 @@ from typing import Any
 from glasshouse import __version__
 from glasshouse.attestation.claims import CLAIMS, Reference, is_kem_key
 from glasshouse.attestation.evidence import AWAITING_RELEASE, EAT_PROFILE, composite_hash
-from glasshouse.canonical import CanonicalError, canonical_json, sha256_hex
+from glasshouse.attestation.tokens import thumbprint
+from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, sha256_hex
 from glasshouse.spec import Policy
 
 __all__ = ["Appraisal", "Check", "Reference", "appraise", "challenge_context", "policy_id", "refusal"]
@@ -121,6 +122,7 @@ def challenge_context(
     names = ("nonce", "iat", "exp")
     return {
         **{name: challenge[name] for name in names},
+        "cnf": challenge.get("cnf"),
         "launch": None if launch is None else dict(launch),
         "received": received,
     }
@@ -131,8 +133,8 @@ def appraise(
 ) -> Appraisal:
     """Appraise parsed evidence claims. Never raises for JSON data.
 
-    `challenge` is `challenge_context(...)`. 1. form, 2. composite hash, 3. freshness, 4. launch token,
-    5. reference values, 6. fixed values, 7. policy. All seven always run.
+    `challenge` is `challenge_context(...)`. 1. form, 2. composite hash, 3. freshness, 4. launch token and
+    event key, 5. reference values, 6. fixed values, 7. policy. All seven always run.
     """
     checks: list[Check] = []
     values = _flatten(claims)
@@ -157,8 +159,9 @@ def appraise(
     # 3. Freshness, by the broker's clock only.
     compare("eat_nonce", challenge["nonce"], "nonce-mismatch", "broker")
     _check_freshness(good, policy, challenge, checks)
-    # 4. The launch token that came back is the one issued for this launch.
+    # 4. The launch token that came back is the one issued for this launch, and the key the one it was for.
     _check_launch_token(reference, challenge, checks)
+    _check_event_key(good, challenge, checks)
     # 5. Reference values.
     for name, code in _REFERENCE_CODES.items():
         expected = getattr(reference, name)
@@ -244,6 +247,7 @@ def _check_launch_token(reference: Reference, challenge: Mapping[str, Any], chec
         "allocation_id": reference.allocation_id,
         "manifest_hash": reference.manifest_hash,
         "nonce": challenge["nonce"],
+        "cnf": challenge["cnf"],
     }
     if launch is None:
         wrong = ["signature"]
@@ -251,6 +255,17 @@ def _check_launch_token(reference: Reference, challenge: Mapping[str, Any], chec
         wrong = [name for name, value in bound.items() if launch.get(name) != value]
     detail = f"launch token differs in {', '.join(wrong)}" if wrong else "launch token is the one issued"
     checks.append(Check("jwt-claim-mismatch", not wrong, detail, "broker"))
+
+
+def _check_event_key(good: Mapping[str, Any], challenge: Mapping[str, Any], checks: list[Check]) -> None:
+    # A broker names the key in every challenge that it signs. One without comes from a recorded exchange of
+    # before it did, and is appraised as it was then: no part of a record but the challenge itself says which
+    # protocol it was, and nobody else can have taken the claim out of what the broker signed.
+    if challenge["cnf"] is None or "event_key" not in good:
+        return
+    same = challenge["cnf"] == {"jkt": thumbprint(b64u_decode(good["event_key"]))}
+    detail = "event_key is the one that asked" if same else "event_key is not the one that asked"
+    checks.append(Check("event-key-mismatch", same, detail, "broker"))
 
 
 def _check_policy(

@@ -16,18 +16,19 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.attestation.client import check_release
-from glasshouse.attestation.evidence import EVIDENCE_TYP, composite_hash
+from glasshouse.attestation.client import check_challenge, check_release
+from glasshouse.attestation.evidence import EAT_PROFILE, EVIDENCE_TYP, composite_hash
 from glasshouse.attestation.tamper import Attack, Launch, Stage, with_launch_token
+from glasshouse.attestation.ticket import TICKET_TYP
 from glasshouse.attestation.tokens import (
     LAUNCH_TYP,
     key_id,
     public_bytes_of,
     sign_challenge,
     sign_jws,
-    verify_challenge,
 )
 from glasshouse.canonical import b64u, b64u_decode, canonical_json, sha256_hex
+from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
 
 Claims = dict[str, Any]
 
@@ -58,7 +59,7 @@ def forge_jws(forge: Callable[[Launch, Claims], str]) -> Attack:
 
     def attack(_stage: Stage, mine: Launch, _control: Launch) -> None:
         claims = {"event_key": b64u(public_bytes_of(mine.event_key)), **mine.claims()}
-        claims["eat_profile"] = "tag:glasshouse,2026:eat/v1"
+        claims["eat_profile"] = EAT_PROFILE
         claims["composite_hash"] = composite_hash(claims)
         mine.submit(forge(mine, claims))
 
@@ -184,6 +185,94 @@ def late_ticket(stage: Stage, mine: Launch, _control: Launch) -> None:
     mine.honest()
 
 
+def other_event_key(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Honest evidence, signed by another key than the request named."""
+    claims = mine.claims()
+    mine.event_key = Ed25519PrivateKey.generate()
+    mine.submit(mine.sign(claims))
+
+
+def relayed_request(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Pass on a request that came by, unchanged, and answer its challenge with keys of our own."""
+    mine.fetch()
+    replace(mine, event_key=Ed25519PrivateKey.generate(), kem_key=generate_kem_key()).honest()
+
+
+def relayed_challenge(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Evidence with keys of our own that names the event key whose request we passed on."""
+    claims = {**mine.claims(), "event_key": b64u(public_bytes_of(mine.event_key))}
+    own = Ed25519PrivateKey.generate()
+    kid = key_id(public_bytes_of(mine.event_key))
+    claims |= {"eat_profile": EAT_PROFILE, "kem_key": b64u(kem_public_bytes(generate_kem_key()))}
+    claims["composite_hash"] = composite_hash(claims)
+    mine.submit(compact(_header(mine, kid=kid), claims, own.sign))
+
+
+def replayed_request(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """Send a request twice."""
+    request = mine.request()
+    stage.post("/v1/challenge", {"request": request})
+    stage.post("/v1/challenge", {"request": request})
+
+
+def forge_request(forge: Callable[[Launch, Launch, Claims], str]) -> Attack:
+    """Build the request by hand from the claims of an honest one; `forge` gets the control's launch, too."""
+
+    def attack(stage: Stage, mine: Launch, control: Launch) -> None:
+        claims = json.loads(b64u_decode(mine.request().split(".")[1]))
+        stage.post("/v1/challenge", {"request": forge(mine, control, claims)})
+
+    return attack
+
+
+def ticket_key(launch: Launch) -> Ed25519PrivateKey:
+    """The signing key that a launch's ticket is the seed of."""
+    return Ed25519PrivateKey.from_private_bytes(launch.ticket)
+
+
+def signed_request(**changed: Any) -> Attack:
+    """Change a request and sign it by its ticket."""
+    return forge_request(
+        lambda mine, _control, claims: sign_jws({**claims, **changed}, ticket_key(mine), TICKET_TYP)
+    )
+
+
+def request_by_a_stranger(_mine: Launch, _control: Launch, claims: Claims) -> str:
+    """A request of a key that nobody was given."""
+    own = Ed25519PrivateKey.generate()
+    return sign_jws({**claims, "ticket_key": b64u(public_bytes_of(own))}, own, TICKET_TYP)
+
+
+def request_by_another_ticket(mine: Launch, control: Launch, claims: Claims) -> str:
+    """A request that names one ticket and is signed by another."""
+    kid = key_id(public_bytes_of(ticket_key(mine)))
+    return compact({"alg": "EdDSA", "typ": TICKET_TYP, "kid": kid}, claims, ticket_key(control).sign)
+
+
+def request_for_own_event_key(mine: Launch, _control: Launch, claims: Claims) -> str:
+    """A request that came by, with an event key of our own in it."""
+    head, _, signature = mine.request().split(".")
+    changed = {**claims, "event_key": b64u(public_bytes_of(Ed25519PrivateKey.generate()))}
+    return f"{head}.{b64u(canonical_json(changed))}.{signature}"
+
+
+def unsigned_request(mine: Launch, _control: Launch, claims: Claims) -> str:
+    """A request with alg none."""
+    kid = key_id(public_bytes_of(ticket_key(mine)))
+    return compact({"alg": "none", "typ": TICKET_TYP, "kid": kid}, claims, lambda _data: b"")
+
+
+def evidence_as_request(mine: Launch, _control: Launch, claims: Claims) -> str:
+    """A request typed as evidence."""
+    return sign_jws(claims, ticket_key(mine), EVIDENCE_TYP)
+
+
+def clear_ticket(stage: Stage, mine: Launch, _control: Launch) -> None:
+    """The ticket itself, as it was sent before it signed."""
+    run, leg, launch = mine.where
+    stage.post("/v1/challenge", {"ticket": b64u(mine.ticket), "run": run, "leg": leg, "launch": launch})
+
+
 def used_ticket(_stage: Stage, _mine: Launch, control: Launch) -> None:
     """The control's ticket once more."""
     replace(control, challenge=None).honest()
@@ -194,15 +283,6 @@ def stolen_ticket(_stage: Stage, mine: Launch, control: Launch) -> None:
     replace(control, ticket=mine.ticket, challenge=None).honest()
 
 
-def burnt_ticket(_stage: Stage, mine: Launch, control: Launch) -> None:
-    """A ticket shown once for the wrong launch is spent, for its owner too."""
-    thief = replace(control, ticket=mine.ticket, challenge=None)
-    try:
-        thief.honest()
-    except Exception:  # noqa: BLE001  (that it is refused is another scenario)
-        mine.honest()
-
-
 def superseded(asked: bool) -> Attack:
     """A ticket, or a challenge (asked), taken while a launch failed, used once the leg is launched again."""
 
@@ -211,18 +291,6 @@ def superseded(asked: bool) -> Attack:
             mine.fetch()
         stage.launch(mine.reference.run, launch=mine.reference.launch + 1)
         mine.honest()
-
-    return attack
-
-
-def change_ticket_request(change: Callable[[Claims], object]) -> Attack:
-    """Change the request for a challenge."""
-
-    def attack(stage: Stage, mine: Launch, _control: Launch) -> None:
-        name = mine.reference
-        body = {"ticket": b64u(mine.ticket), "run": name.run, "leg": name.leg, "launch": name.launch}
-        change(body)
-        stage.post("/v1/challenge", body)
 
     return attack
 
@@ -271,8 +339,15 @@ def forged_challenge(_stage: Stage, mine: Launch, _control: Launch) -> None:
         allocation_id=mine.reference.allocation_id,
         manifest_hash=mine.reference.manifest_hash,
         nonce=bytes(32),
+        event_key=public_bytes_of(mine.event_key),
     )
-    verify_challenge(forged, mine.broker_public)
+    check_challenge(forged, mine.where, mine.broker_public, public_bytes_of(mine.event_key))
+
+
+def foreign_challenge(_stage: Stage, mine: Launch, _control: Launch) -> None:
+    """The broker's challenge for our launch, asked for by somebody else's key, shown to the client."""
+    own = public_bytes_of(Ed25519PrivateKey.generate())
+    check_challenge(mine.fetch().token, mine.where, mine.broker_public, own)
 
 
 def change_answer(change: Callable[[dict[str, Any], Launch], object]) -> Attack:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from glasshouse.attestation.appraise import Appraisal, Reference, appraise, challenge_context, refusal
 from glasshouse.attestation.evidence import evidence_nonce, parse_evidence
 from glasshouse.attestation.store import Store
+from glasshouse.attestation.ticket import TICKET_BYTES, read_request, ticket_hash
 from glasshouse.attestation.tokens import (
     LAUNCH_TYP,
     check_launch,
@@ -34,7 +35,7 @@ from glasshouse.attestation.tokens import (
     sign_grant,
     verify_challenge,
 )
-from glasshouse.canonical import CanonicalError, b64u, b64u_decode, sha256_hex
+from glasshouse.canonical import b64u, b64u_decode, sha256_hex
 from glasshouse.errors import AttestationError
 from glasshouse.sealing.grant import wrap_key
 from glasshouse.spec import Policy
@@ -93,10 +94,11 @@ class Broker:
         self.store.log("payload-registered", self._now(), (run, "", 0))
 
     def issue_ticket(self, reference: Reference, policy: Policy) -> bytes:
-        """Make a one-use ticket (32 bytes) for one launch, with what its evidence will be held against.
+        """Make a one-use ticket for one launch, with what its evidence will be held against.
 
-        Raises AttestationError: `payload-unknown`, `ticket-issued` (a retry is a new launch number), or
-        `launch-limit-reached` beyond the policy's retries.
+        Returns the seed of its signing key (32 bytes), of which nothing is kept. Raises AttestationError:
+        `payload-unknown`, `ticket-issued` (a retry is a new launch number), or `launch-limit-reached` beyond
+        the policy's retries.
         """
         run = check_name(reference.run, "run")
         leg = check_name(reference.leg, "leg")
@@ -105,10 +107,10 @@ class Broker:
             raise AttestationError("the leg has had its retries", codes=["launch-limit-reached"])
         if not self.store.has_payload(run, reference.manifest_hash):
             raise AttestationError("no such package is registered", codes=["payload-unknown"])
-        ticket = secrets.token_bytes(32)
+        ticket = secrets.token_bytes(TICKET_BYTES)
         now = self._now()
         self.store.put_ticket(
-            sha256_hex(ticket),
+            ticket_hash(public_bytes_of(Ed25519PrivateKey.from_private_bytes(ticket))),
             run,
             leg,
             launch,
@@ -119,19 +121,16 @@ class Broker:
         self.store.log("ticket-issued", now, (run, leg, launch))
         return ticket
 
-    def challenge(self, ticket: object, run: object, leg: object, launch: object) -> str:
-        """Spend a ticket (base64url, or its 32 bytes) on a signed challenge; return the compact JWS.
+    def challenge(self, request: object) -> str:
+        """Spend a ticket on a signed challenge: a request (compact JWS) in, a challenge (compact JWS) out.
 
-        A ticket shown for another launch than its own is spent all the same: somebody else has it.
-        Raises AttestationError.
+        A request that is refused spends nothing. What is wrong with a ticket is told to its holder only: the
+        signature is verified before a ticket is looked for. Raises AttestationError.
         """
         now = self._now()
         try:
-            raw = bytes(ticket) if isinstance(ticket, bytes | bytearray) else _ticket_bytes(ticket)
-            asked = (check_name(run, "run"), check_name(leg, "leg"), check_launch(launch))
-            row = self.store.spend_ticket(sha256_hex(raw), now)
-            if asked != (row["run"], row["leg"], row["launch"]):
-                raise AttestationError("this ticket is for another launch", codes=["ticket-mismatch"])
+            asked = read_request(request, self.id)
+            row = self.store.spend_ticket(asked.ticket, asked.launch, now)
         except AttestationError as error:
             self._log_refusal("challenge-refused", now, error)
             raise
@@ -149,8 +148,9 @@ class Broker:
             allocation_id=reference.allocation_id,
             manifest_hash=reference.manifest_hash,
             nonce=nonce,
+            event_key=asked.event_key,
         )
-        self.store.put_challenge(b64u(nonce), row["sha256"], token, asked, at=now)
+        self.store.put_challenge(b64u(nonce), row["sha256"], token, asked.launch, at=now)
         return token
 
     def attest(self, evidence: object, launch_token: object) -> Release:
@@ -276,12 +276,3 @@ def _appraise(
     except AttestationError as error:
         return refusal(error.codes, reference, policy, context), ""
     return appraise(claims, reference, policy, context), claims.get("kem_key", "")
-
-
-def _ticket_bytes(ticket: object) -> bytes:
-    if ticket in (None, ""):
-        raise AttestationError("no ticket, no challenge", codes=["ticket-missing"])
-    try:
-        return b64u_decode(ticket if isinstance(ticket, str) else "", size=32)
-    except CanonicalError as error:
-        raise AttestationError("this is no ticket", codes=["ticket-malformed"]) from error

@@ -181,6 +181,9 @@ CLAIMS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
+_BY_BROKER = ("eat_nonce", "iat", "event_key", "composite_hash")
+
+
 def claim_sources(reference: Reference) -> dict[str, str]:
     """Where the value that each claim was held against comes from; `self-reported`: nothing but the claim."""
     sources: dict[str, str] = {}
@@ -191,5 +194,5 @@ def claim_sources(reference: Reference) -> dict[str, str]:
         if compared:
             sources[name] = reference.sources.get(name, "controller-observed")
         else:
-            sources[name] = "broker" if name in ("eat_nonce", "iat", "composite_hash") else "self-reported"
+            sources[name] = "broker" if name in _BY_BROKER else "self-reported"
     return sources

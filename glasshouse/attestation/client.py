@@ -1,8 +1,8 @@
 """The Attester's side of the exchange: two HTTP requests to the broker, everything verified.
 
 The port on the pod's loopback is forwarded to the broker by SSH, and any process of the pod may have taken
-it over: nothing unsigned is believed. The ticket, broker key and run/leg/launch come from the
-supervisor's stdin, over the pinned SSH session.
+it over: nothing unsigned is believed, and nothing is sent that would serve anybody else. The ticket, broker
+key and run/leg/launch come from the supervisor's stdin, over the pinned SSH session.
 
 Part of the archive that runs on the pod: standard library, cryptography and jwt only.
 """
@@ -19,11 +19,12 @@ from glasshouse.attestation.tokens import (
     ear_status,
     grant_info,
     key_id,
+    thumbprint,
     verify_challenge,
     verify_ear,
     verify_grant,
 )
-from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, parse_json, sha256_hex
+from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, parse_json, sha256_hex
 from glasshouse.errors import AttestationError
 
 MAX_RESPONSE_BYTES = 256 << 10
@@ -69,39 +70,52 @@ class Released:
     ciphertext: bytes
 
 
-def fetch_challenge(  # noqa: PLR0917  (the six that name and prove a launch, in the supervisor's order)
+def fetch_challenge(
     port: int,
-    ticket: bytes,
-    run: str,
-    leg: str,
-    launch: int,
+    request: str,
+    launch: tuple[str, str, int],
     broker_public: bytes,
+    event_key: bytes,
     *,
     timeout: float = 30.0,
 ) -> Challenge:
-    """Spend the ticket (32 bytes) on a challenge and verify it (timeout in seconds).
+    """Spend a signed request (ticket.py) on a challenge for (run, leg, launch) and verify it.
 
-    Raises AttestationError with the broker's reason codes, `broker-unreachable`, or what did not verify.
+    event_key: the raw public key (32 bytes) that the request named; timeout in seconds. Raises
+    AttestationError with the broker's reason codes, `broker-unreachable`, or what did not verify.
     """
     asked = time.monotonic()
-    body = {"ticket": b64u(ticket), "run": run, "leg": leg, "launch": launch}
-    token = _text(post(port, "/v1/challenge", body, timeout), "challenge")
+    token = _text(post(port, "/v1/challenge", {"request": request}, timeout), "challenge")
     received = time.monotonic()
-    claims = verify_challenge(token, broker_public)
-    if (claims["run"], claims["leg"], claims["launch"]) != (run, leg, launch):
-        raise AttestationError("the challenge is for another launch", codes=["jwt-claim-mismatch"])
+    claims = check_challenge(token, launch, broker_public, event_key)
+    run, leg, number = launch
     return Challenge(
         token=token,
         launch_token=claims["launch_token"],
         nonce=claims["nonce"],
         run=run,
         leg=leg,
-        launch=launch,
+        launch=number,
         audience=claims["aud"],
         server_time=claims["server_time"],
         asked=asked,
         received=received,
     )
+
+
+def check_challenge(
+    token: str, launch: tuple[str, str, int], broker_public: bytes, event_key: bytes
+) -> dict[str, Any]:
+    """Verify that a challenge is the broker's, for our launch, and answered by our evidence; its claims.
+
+    Raises AttestationError; `event-key-mismatch` where only somebody else's evidence answers it.
+    """
+    claims = verify_challenge(token, broker_public)
+    if (claims["run"], claims["leg"], claims["launch"]) != launch:
+        raise AttestationError("the challenge is for another launch", codes=["jwt-claim-mismatch"])
+    if claims.get("cnf") != {"jkt": thumbprint(event_key)}:
+        raise AttestationError("the challenge is for another event key", codes=["event-key-mismatch"])
+    return claims
 
 
 def submit_evidence(

@@ -33,7 +33,7 @@ LAUNCH = ("run", "leg", "launch")
 tickets = Table(
     "tickets",
     schema,
-    Column("sha256", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),  # of the ticket's public key: ticket.py
     Column("store", String(64), nullable=False),
     Column("run", String(64), nullable=False),
     Column("leg", String(64), nullable=False),

@@ -126,6 +126,7 @@ CLAIMS = (
         a.set_claims(**{"hardening.dumpable": 0}),
         "claim-unknown",
     ),
+    _case("event-key-mismatch", "evidence signed by another key than the one that asked", a.other_event_key),
     _case("kem-key-invalid", "a KEM key that is no key", a.set_claims(kem_key=b64u(b"\xff" * 1216))),
     _case("nonce-unknown", "a nonce nobody issued", a.other_nonce),
     _case(
@@ -183,18 +184,51 @@ SIGNATURES = (
 )
 
 TICKETS = (
-    _case("ticket-missing", "no ticket", a.change_ticket_request(lambda body: body.update(ticket=""))),
     _case(
-        "ticket-malformed", "half a ticket", a.change_ticket_request(lambda body: body.update(ticket="AAAA"))
+        "ticket-in-clear", "the ticket itself instead of its signature", a.clear_ticket, "malformed-request"
     ),
-    _case(
-        "ticket-unknown",
-        "a guessed ticket",
-        a.change_ticket_request(lambda body: body.update(ticket=b64u(bytes(32)))),
-    ),
+    _case("ticket-unknown", "a request by a key of our own", a.forge_request(a.request_by_a_stranger)),
     _case("ticket-used", "the control's ticket once more", a.used_ticket),
     _case("ticket-stolen", "a ticket for another launch", a.stolen_ticket, "ticket-mismatch"),
-    _case("ticket-burnt", "a ticket that was shown for another launch first", a.burnt_ticket, "ticket-used"),
+    _case("request-replayed", "the same request twice", a.replayed_request, "ticket-used"),
+    _case(
+        "request-relayed",
+        "a request passed on, its challenge answered by keys of our own",
+        a.relayed_request,
+        "event-key-mismatch",
+    ),
+    _case(
+        "challenge-taken",
+        "the same, in the name of the key that asked",
+        a.relayed_challenge,
+        "evidence-signature-invalid",
+    ),
+    _case(
+        "request-event-key-substitution",
+        "an event key of our own in a request that came by",
+        a.forge_request(a.request_for_own_event_key),
+        "request-signature-invalid",
+    ),
+    _case(
+        "request-by-another-ticket",
+        "a request signed by another launch's ticket",
+        a.forge_request(a.request_by_another_ticket),
+        "request-signature-invalid",
+    ),
+    _case("request-audience-mismatch", "a request for another broker", a.signed_request(aud=_OTHER)),
+    _case("request-too-much", "a claim too many in a request", a.signed_request(iat=1), "malformed-request"),
+    _case(
+        "request-unsigned",
+        "a request with alg none",
+        a.forge_request(a.unsigned_request),
+        "algorithm-not-allowed",
+    ),
+    _case(
+        "request-type-confusion",
+        "a request typed as evidence",
+        a.forge_request(a.evidence_as_request),
+        "token-type-mismatch",
+    ),
     _case("ticket-expired", "a ticket of a quarter of an hour ago", a.late_ticket),
     _case("launch-superseded", "a ticket that a failed launch left behind", a.superseded(asked=False)),
     _case(
@@ -234,6 +268,12 @@ REQUESTS = (
 
 ANSWERS = (
     _case("forged-challenge", "a challenge signed by a stranger", a.forged_challenge, "key-id-mismatch"),
+    _case(
+        "challenge-for-another-key",
+        "a challenge that another key's evidence answers, shown to the client",
+        a.foreign_challenge,
+        "event-key-mismatch",
+    ),
     _case(
         "forged-ear",
         "an EAR signed by a stranger",

@@ -1,7 +1,7 @@
 """HTTP on loopback in front of a broker: bounded workers, bounded bodies, bounded time, JSON only.
 
-    POST /v1/challenge   {"ticket", "run", "leg", "launch"}   -> {"challenge"}
-    POST /v1/attest      {"evidence", "launchToken"}          -> {"ear", "grant"}
+    POST /v1/challenge   {"request"}                    -> {"challenge"}      request: ticket.py
+    POST /v1/attest      {"evidence", "launchToken"}    -> {"ear", "grant"}
     POST /v1/card, /v1/operate                                where operators may ask: operator.py
     GET  /.well-known/jwks.json, GET /healthz
 
@@ -173,8 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer: dict[str, Any]
             if self.path == "/v1/challenge":
-                body = self._body(("ticket", "run", "leg", "launch"))
-                answer = {"challenge": self.server.broker.challenge(**body)}
+                request = self._body(("request",))["request"]
+                answer = {"challenge": self.server.broker.challenge(request)}
             elif self.path == "/v1/attest":
                 body = self._body(("evidence", "launchToken"))
                 release = self.server.broker.attest(body["evidence"], body["launchToken"])

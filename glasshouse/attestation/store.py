@@ -5,8 +5,8 @@ SQLAlchemy Core over the tables of database.py.
 A store has a random id, made anew each time it is opened. Tickets and challenges are valid only in the
 opening that issued them: so a restored backup, in which spent ones look unspent, accepts none of them.
 
-Secrets: tickets rest as SHA-256 only, payload keys AES-256-GCM-wrapped under the KEK with the run and
-manifest hash as AAD. `Store.unwrap` is the one function that opens them; it is counted.
+Secrets: of a ticket rests a hash of its public key only, payload keys rest AES-256-GCM-wrapped under the KEK
+with the run and manifest hash as AAD. `Store.unwrap` is the one function that opens them; it is counted.
 """
 
 from __future__ import annotations
@@ -133,7 +133,10 @@ class Store:
     def put_ticket(
         self, sha256: str, run: str, leg: str, launch: int, *, reference: str, policy: str, expires: int
     ) -> None:
-        """Keep a ticket's hash and what it is for. Raises AttestationError `ticket-issued` for a second."""
+        """Keep the hash of a ticket's public key and what the ticket is for.
+
+        Raises AttestationError `ticket-issued` for a launch's second.
+        """
         row = {"sha256": sha256, "store": self.id, "run": run, "leg": leg, "launch": launch}
         try:
             with self._transaction() as tx:
@@ -141,27 +144,30 @@ class Store:
         except IntegrityError as error:
             raise AttestationError("this launch has a ticket already", codes=["ticket-issued"]) from error
 
-    def spend_ticket(self, sha256: str, now: int) -> dict[str, Any]:
-        """Mark a ticket used, durably, and return its row: whatever else is wrong, it is spent.
+    def spend_ticket(self, sha256: str, launch: tuple[str, str, int], now: int) -> dict[str, Any]:
+        """Mark the ticket of a launch used, durably, and return its row; one that is refused is not spent.
 
-        Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch`, `ticket-expired` or
-        `launch-superseded`.
+        Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch`, `ticket-expired`,
+        `ticket-mismatch` (for another launch) or `launch-superseded`.
         """
         with self._transaction() as tx:
-            spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
-            first = tx.execute(spent.values(used=now)).rowcount == 1
             row = tx.execute(select(tickets).where(tickets.c.sha256 == sha256)).mappings().first()
-            superseded = row is not None and _superseded(tx, row)
-        if row is None or not hmac.compare_digest(row["sha256"], sha256):
-            raise AttestationError("unknown ticket", codes=["ticket-unknown"])
-        if not first:
-            raise AttestationError("this ticket was used", codes=["ticket-used"])
-        if row["store"] != self.id:
-            raise AttestationError("this ticket is from another store", codes=["ticket-store-mismatch"])
-        if row["expires"] <= now:
-            raise AttestationError("this ticket has expired", codes=["ticket-expired"])
-        if superseded:
-            raise AttestationError("the leg was launched again since", codes=["launch-superseded"])
+            if row is None or not hmac.compare_digest(row["sha256"], sha256):
+                raise AttestationError("unknown ticket", codes=["ticket-unknown"])
+            if row["used"] is not None:
+                raise AttestationError("this ticket was used", codes=["ticket-used"])
+            if row["store"] != self.id:
+                raise AttestationError("this ticket is from another store", codes=["ticket-store-mismatch"])
+            if row["expires"] <= now:
+                raise AttestationError("this ticket has expired", codes=["ticket-expired"])
+            if (row["run"], row["leg"], row["launch"]) != launch:
+                raise AttestationError("this ticket is for another launch", codes=["ticket-mismatch"])
+            if _superseded(tx, row):
+                raise AttestationError("the leg was launched again since", codes=["launch-superseded"])
+            # What was read may be old: of several that came this far, the database lets one through.
+            spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
+            if tx.execute(spent.values(used=now)).rowcount != 1:
+                raise AttestationError("this ticket was used", codes=["ticket-used"])
         return dict(row)
 
     def put_challenge(
@@ -273,7 +279,7 @@ class Store:
 def _superseded(tx: Connection, row: Any) -> bool:
     """Whether a later launch of the same leg has a ticket: what is left of this one is worth nothing.
 
-    A launch is repeated where its connection broke, and that is when its port, and with it its ticket, may
+    A launch is repeated where its connection broke, and that is when its port, and with it its request, may
     have come into other hands.
     """
     later = (tickets.c.run == row["run"], tickets.c.leg == row["leg"], tickets.c.launch > row["launch"])

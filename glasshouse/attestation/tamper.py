@@ -30,6 +30,8 @@ from glasshouse.attestation.client import Challenge, Released, fetch_challenge, 
 from glasshouse.attestation.evidence import AWAITING_RELEASE, make_evidence
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
+from glasshouse.attestation.ticket import sign_request
+from glasshouse.attestation.tokens import key_id, public_bytes_of
 from glasshouse.canonical import b64u, canonical_json, parse_json, sha256_hex
 from glasshouse.errors import AttestationError
 from glasshouse.sealing.grant import KemKey, generate_kem_key, kem_public_bytes, unwrap_key
@@ -137,12 +139,26 @@ class Launch:
     evidence: str = ""
     released: Released | None = None
 
+    @property
+    def where(self) -> tuple[str, str, int]:
+        """Run, leg and launch number."""
+        return self.reference.run, self.reference.leg, self.reference.launch
+
+    def request(self) -> str:
+        """The request for a challenge, signed by the ticket."""
+        return sign_request(
+            bytearray(self.ticket),
+            self.where,
+            broker_id=key_id(self.broker_public),
+            event_key=public_bytes_of(self.event_key),
+        )
+
     def fetch(self) -> Challenge:
         """Spend the ticket on a challenge, once; later calls return the same."""
         if self.challenge is None:
-            name = self.reference
+            event_key = public_bytes_of(self.event_key)
             self.challenge = fetch_challenge(
-                self.port, self.ticket, name.run, name.leg, name.launch, self.broker_public
+                self.port, self.request(), self.where, self.broker_public, event_key
             )
         return self.challenge
 

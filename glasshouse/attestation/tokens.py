@@ -1,5 +1,8 @@
 """What the broker signs: challenge, launch token, EAR and grant, each a compact JWS.
 
+Challenge and launch token name the key whose evidence answers them, as RFC 7800 and RFC 9449 do: `cnf` holds
+`jkt`, the RFC 7638 thumbprint of the runtime's event key.
+
 Every token is EdDSA over Ed25519 (RFC 8037) with its own `typ` (RFC 8725 section 3.11: explicit
 typing) and `kid` = SHA-256 of the raw public key in hex. The header holds exactly `alg`, `typ` and
 `kid`: `jwk`, `jku`, `x5u`, `crit` and anything else are refused, so a token can never bring its own key.
@@ -15,6 +18,7 @@ Part of the archive that runs on the pod: standard library, cryptography and jwt
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from collections.abc import Mapping
@@ -67,6 +71,12 @@ def key_id(public_bytes: bytes) -> str:
 def public_bytes_of(key: Ed25519PrivateKey) -> bytes:
     """Raw public key (32 bytes) of a private key."""
     return key.public_key().public_bytes_raw()
+
+
+def thumbprint(public_bytes: bytes) -> str:
+    """JWK thumbprint (RFC 7638, RFC 8037; base64url) of a raw 32-byte Ed25519 public key."""
+    jwk = {"crv": "Ed25519", "kty": "OKP", "x": b64u(public_bytes)}
+    return b64u(hashlib.sha256(canonical_json(jwk)).digest())
 
 
 def check_name(value: object, field: str) -> str:
@@ -193,14 +203,17 @@ def sign_challenge(
     allocation_id: str,
     manifest_hash: str,
     nonce: bytes,
+    event_key: bytes,
 ) -> str:
     """Sign a challenge (message 2), with its launch token inside.
 
-    now and ttl in whole seconds; nonce 32 bytes; audience = the random id of the store that will accept it.
-    Claims: envelope, run, leg, launch, nonce (base64url), server_time, launch_token.
+    now and ttl in whole seconds; nonce 32 bytes; audience = the random id of the store that will accept it;
+    event_key = the raw public key (32 bytes) that evidence must be signed by.
+    Claims: envelope, run, leg, launch, nonce (base64url), cnf, server_time, launch_token.
     """
     common = envelope(key, audience, now, ttl)
     bound = {"run": run, "leg": leg, "launch": launch, "nonce": b64u(nonce)}
+    bound["cnf"] = {"jkt": thumbprint(event_key)}
     token = sign_jws(
         {**common, **bound, "allocation_id": allocation_id, "manifest_hash": manifest_hash}, key, LAUNCH_TYP
     )
@@ -213,7 +226,7 @@ def verify_challenge(
     """Verify a challenge and the launch token in it; return the challenge's claims.
 
     now=None judges it at its own issue time: the pod has no clock it trusts, and the one-use ticket already
-    makes the answer fresh. Raises AttestationError.
+    makes the answer fresh. Whose event key it must name is the caller's. Raises AttestationError.
     """
     read = read_jws(token, CHALLENGE_TYP, what="challenge")
     at = read.claims.get("iat") if now is None else now
@@ -224,7 +237,7 @@ def verify_challenge(
     _check_nonce(claims.get("nonce"), "challenge")
     if claims.get("server_time") != claims["iat"]:
         raise AttestationError("challenge has two times", codes=["malformed-challenge"])
-    if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp")):
+    if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp", "cnf")):
         raise AttestationError("challenge and launch token differ", codes=["jwt-claim-mismatch"])
     return claims
 

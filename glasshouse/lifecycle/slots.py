@@ -159,7 +159,6 @@ class _Launch:
         ticket = ready.broker.issue_ticket(reference, self.context.spec.policy)
         params = {
             **self._params("protected"),
-            "ticket": b64u(ticket),
             "broker_public": b64u(ready.broker.public_bytes),
             "allocation_id": ready.allocation.id,
             "image_digest": ready.allocation.image_digest,
@@ -173,7 +172,7 @@ class _Launch:
             with contextlib.ExitStack() as until:
                 forward = ready.pod.forward_remote
                 port = self._begin(lambda: until.enter_context(forward(ready.broker_port)))
-                self._start({**params, "broker_port": port})
+                self._start({**params, "broker_port": port}, ticket)
                 answer = self._follow("events.jsonl", self._on_events)
         finally:
             self._save_exchange()
@@ -261,12 +260,12 @@ class _Launch:
             lambda: warn(f"{self.label}: connection lost before its launch; reconnecting"),
         )
 
-    def _start(self, params: dict[str, Any]) -> None:
+    def _start(self, params: dict[str, Any], ticket: bytes = b"") -> None:
         began = time.monotonic()
         argv = [self.ready.python, "-I", self.ready.archive, "launch", self.leg_dir]
         try:
             # The ticket travels on stdin: never argv, never the environment, never a file.
-            said = self.ready.pod.run(argv, input=canonical_json(params), timeout=60)
+            said = self.ready.pod.run(argv, input=canonical_json(params) + b"\n" + ticket, timeout=60)
         except OutcomeUnknown as error:
             raise LegError("the connection died while launching", code="start-unknown") from error
         if said.exit != 0:

@@ -20,6 +20,7 @@ MODULES = (
     "attestation/__init__.py",
     "attestation/client.py",
     "attestation/evidence.py",
+    "attestation/ticket.py",
     "attestation/tokens.py",
     "runtime/__init__.py",
     "runtime/channel.py",

@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from glasshouse.runtime.params import MAX_PARAMS_BYTES, parse_launch
+from glasshouse.runtime.linux import overwrite
+from glasshouse.runtime.params import read_launch
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
         print("usage: ARCHIVE launch LEG_DIR < parameters", file=sys.stderr)  # noqa: T201 -- a program's usage line
         return 2
     try:
-        launch = parse_launch(sys.stdin.buffer.read(MAX_PARAMS_BYTES + 1))
+        launch = read_launch(sys.stdin.fileno())
     except (KeyError, TypeError, ValueError) as error:
         print(f"launch parameters: {type(error).__name__}", file=sys.stderr)  # noqa: T201 -- codes only
         return 2
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
         os.close(read_end)
         os.setsid()
         if os.fork() != 0:
+            overwrite(launch.ticket)
             os._exit(0)
         _detach(folder)
         os.write(write_end, str(os.getpid()).encode())
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> int:
             code = 0
         finally:
             os._exit(code)
+    overwrite(launch.ticket)  # the leg's own process has its copy
     os.close(write_end)
     os.waitpid(pid, 0)
     with os.fdopen(read_end, "rb") as stream:

@@ -1,17 +1,21 @@
 """Launch parameters: what the controller puts on a launch's standard input, once, over SSH.
 
-They hold the one-use ticket and no other secret. Nothing of them ever reaches argv, the
-environment or a file.
+One line of JSON, and behind it, for a protected leg, the 32 bytes of its ticket: the one secret here. They
+stand apart from the text so that they can be wiped: no parser makes a string of them. Nothing of what is
+read here ever reaches argv, the environment or a file.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from glasshouse.attestation.ticket import TICKET_BYTES
 from glasshouse.canonical import b64u_decode, parse_json
 from glasshouse.runtime.harness import Stretch
+from glasshouse.runtime.linux import overwrite
 from glasshouse.runtime.ranks import MAX_RANKS
 
 MAX_PARAMS_BYTES = 64 << 10
@@ -34,7 +38,7 @@ class Launch:
     deadline_sec: float
     ranks: int = 1  # processes that train together, one a GPU
     # protected arm
-    ticket: str = ""
+    ticket: bytearray = field(default_factory=bytearray, repr=False)  # wiped by whoever is done with it
     broker_public: bytes = b""
     broker_port: int = 0
     allocation_id: str = ""
@@ -47,9 +51,34 @@ class Launch:
     # raw arm
     raw_dir: str = ""
 
+    @property
+    def where(self) -> tuple[str, str, int]:
+        """Run, leg and launch number, as tokens name them."""
+        return self.run, self.leg, self.launch
 
-def parse_launch(data: bytes) -> Launch:
-    """Read the parameters; KeyError, TypeError or ValueError where they are not of this form.
+
+def read_launch(descriptor: int) -> Launch:
+    """Read the parameters from a descriptor, to its end; the only copy of the ticket left is the launch's.
+
+    KeyError, TypeError or ValueError where they are not of the form of `parse_launch`.
+    """
+    buffer = bytearray(MAX_PARAMS_BYTES + 1 + TICKET_BYTES + 1)
+    size = 0
+    with memoryview(buffer) as view:
+        while size < len(buffer) and (count := os.readv(descriptor, [view[size:]])):
+            size += count
+    try:
+        end = buffer.find(b"\n", 0, size)
+        end = size if end < 0 else end
+        return parse_launch(bytes(buffer[:end]), buffer[end + 1 : size])
+    finally:
+        overwrite(buffer)
+
+
+def parse_launch(data: bytes, ticket: bytearray) -> Launch:
+    """Make a launch of its parameters (JSON) and its ticket (32 bytes; of a raw leg, none).
+
+    KeyError, TypeError or ValueError where they are not of this form.
 
     Types and bounds are checked here, before anything starts: a launch that falls over later, over a
     number that is a string, would leave no result and keep the controller waiting.
@@ -61,12 +90,16 @@ def parse_launch(data: bytes) -> Launch:
     _check_numbers(value["stretch"], {"steps": False, "delay_pct": False})
     _check_numbers(value, {"deadline_sec": True})
     value = {**value, "stretch": Stretch.from_json(value["stretch"])}
+    if "ticket" in value:
+        raise TypeError("the ticket stands behind the parameters")
     for name in ("broker_public", "salt"):
         if name in value:
             value[name] = b64u_decode(value[name])
-    launch = Launch(**value)
+    launch = Launch(**value, ticket=ticket)
     if launch.arm not in ("raw", "protected"):
         raise ValueError("arm is neither raw nor protected")
+    if len(ticket) != (TICKET_BYTES if launch.arm == "protected" else 0):
+        raise ValueError("a protected launch has a ticket, and no other has")
     if type(launch.ranks) is not int or not 1 <= launch.ranks <= MAX_RANKS:
         raise ValueError("ranks is no small number")
     for item in fields(Launch):

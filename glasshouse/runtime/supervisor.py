@@ -3,7 +3,7 @@
 Subreaper of custodian, trainer and sealer; holds the event key; gathers evidence; signs events;
 scans the others' memory; ends the leg whatever happens. No torch, no payload key.
 
-    ticket (stdin) -> custodian -> challenge -> evidence -> grant -> unseal -> fork trainer
+    ticket (stdin) -> custodian, request -> challenge -> evidence -> grant -> unseal -> fork trainer
     -> train -> seal outputs -> needles, wipe, scan -> reap -> last event -> result file
 """
 
@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.client import Released, fetch_challenge, submit_evidence
 from glasshouse.attestation.evidence import make_evidence
+from glasshouse.attestation.ticket import sign_request
+from glasshouse.attestation.tokens import key_id, public_bytes_of
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
@@ -33,6 +35,7 @@ from glasshouse.runtime.linux import (
     harden,
     hardening_state,
     landlock_abi,
+    overwrite,
     prctl,
     secret_memory,
 )
@@ -68,6 +71,7 @@ def supervise(launch: Launch, folder: Path) -> None:
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        overwrite(launch.ticket)  # where the leg ended before it could be used
         end(leg)
 
 
@@ -86,6 +90,7 @@ def _lifecycle(leg: Leg) -> None:
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
+        overwrite(launch.ticket)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for descriptor in (log_read, out_read, leg.events_descriptor):
             os.close(descriptor)
@@ -103,6 +108,13 @@ def _lifecycle(leg: Leg) -> None:
     harden()
     leg.event_key = Ed25519PrivateKey.generate()
     leg.events = EventWriter(leg.events_descriptor, leg.event_key, leg.started)
+    # At once, which wipes the ticket: what is sent later is of no use to anybody else.
+    request = sign_request(
+        launch.ticket,
+        launch.where,
+        broker_id=key_id(launch.broker_public),
+        event_key=public_bytes_of(leg.event_key),
+    )
     log_drain = threading.Thread(target=drain_log, args=(log_read, leg.log), daemon=True)
     outputs = OutputDrain(out_read, leg.folder / "outputs.sealed")
     leg.drains = [log_drain, outputs]
@@ -112,7 +124,7 @@ def _lifecycle(leg: Leg) -> None:
     scanned = _scanned("custodian", custodian_channel, leg)
     kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC)[0]["public"])
     with leg.timed("attestSec"):
-        released = _attest(leg, kem_public)
+        released = _attest(leg, kem_public, request)
     leg.events.begin(released.grant)
     leg.event("released", {"run": launch.run, "leg": launch.leg, "launch": launch.launch})
     trainer_pid = _unseal(leg, custodian_channel, scanned, released)
@@ -145,16 +157,15 @@ def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
     return None
 
 
-def _attest(leg: Leg, kem_public: bytes) -> Released:
+def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
     launch = leg.launch
     assert leg.event_key is not None
     challenge = fetch_challenge(
         launch.broker_port,
-        b64u_decode(launch.ticket, size=32),
-        launch.run,
-        launch.leg,
-        launch.launch,
+        request,
+        launch.where,
         launch.broker_public,
+        public_bytes_of(leg.event_key),
         timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
     )
     claims = _claims(leg, kem_public)

@@ -127,6 +127,11 @@
     }
     if (ear.eat_nonce !== challenge.nonce || claims.eat_nonce !== challenge.nonce) throw new Error("another nonce");
     if (exchange.grant === null) return null;
+    // The broker signs whose evidence answers a challenge. Recorded ones of before it did hold no `cnf`.
+    if (challenge.cnf !== undefined) {
+      const own = await sha256(utf8(canonical({ crv: "Ed25519", kty: "OKP", x: claims.event_key })));
+      if (!same(own, base64url(challenge.cnf.jkt))) throw new Error("the evidence is by another key than the one that asked");
+    }
     const grant = await read_token(exchange.grant, broker.raw, "gh-grant+jwt");
     const transcript = [broker.keyid, run, leg, String(launch), exchange.challenge, exchange.launchToken,
                         exchange.evidence, exchange.ear];

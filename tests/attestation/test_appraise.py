@@ -20,6 +20,7 @@ from glasshouse.attestation.appraise import (
 from glasshouse.attestation.claims import CLAIMS, SELF_REPORTED, claim_sources
 from glasshouse.attestation.evidence import composite_hash
 from glasshouse.attestation.tamper import STRICT, honest_claims, synthetic_reference
+from glasshouse.attestation.tokens import thumbprint
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import SealError
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, wrap_key
@@ -41,8 +42,9 @@ STANDARD = Policy(
 
 def _context(reference: Reference = FULL, **changed: Any) -> dict[str, Any]:
     names = ("run", "leg", "launch", "allocation_id", "manifest_hash")
-    launch = {**{name: getattr(reference, name) for name in names}, "nonce": NONCE}
-    context = challenge_context({"nonce": NONCE, "iat": NOW, "exp": NOW + 60}, launch, NOW + 2)
+    bound = {"nonce": NONCE, "cnf": {"jkt": thumbprint(b"\x06" * 32)}}
+    launch = {**{name: getattr(reference, name) for name in names}, **bound}
+    context = challenge_context({**bound, "iat": NOW, "exp": NOW + 60}, launch, NOW + 2)
     return {**context, **changed}
 
 
@@ -92,15 +94,15 @@ MUTATIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "hardening.subreaper": (False, ("subreaper-missing",)),
     "fs": ("none", ("landlock-missing",)),
     "gpu": ({"names": ["other"], "uuids": [], "driver": ""}, ("gpu-mismatch",)),
+    "event_key": (b64u(b"\x07" * 32), ("event-key-mismatch",)),
     "composite_hash": ("0" * 64, ("composite-hash-mismatch",)),
 }
 
 # The documented exception: nothing to hold these against, so another well-formed value passes when the
-# event key signs it. The keys are the attester's own choice; the ticket is what says whose they are.
+# event key signs it. The KEM key is the attester's own choice; the event key says whose it is.
 UNCONSTRAINED: dict[str, Any] = {
     "clock_skew_sec": 5000,
     "hardening.swap_total_kib": 1,
-    "event_key": b64u(b"\x07" * 32),
     "kem_key": b64u(b"\x07" * 1216),
 }
 
@@ -202,7 +204,7 @@ def test_every_failed_check_is_listed() -> None:
     assert codes == ("future-timestamp", "run-mismatch", "boot-id-mismatch", "landlock-missing")
 
 
-@pytest.mark.parametrize("name", ["run", "leg", "launch", "allocation_id", "manifest_hash", "nonce"])
+@pytest.mark.parametrize("name", ["run", "leg", "launch", "allocation_id", "manifest_hash", "nonce", "cnf"])
 def test_a_launch_token_that_differs_is_refused(name: str) -> None:
     context = _context()
     context["launch"][name] = "other"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -57,7 +58,7 @@ def http(body: bytes, status: int = 200) -> bytes:
 
 def _fetch_codes(port: int, timeout: float = 5) -> tuple[str, ...]:
     with pytest.raises(AttestationError) as caught:
-        fetch_challenge(port, bytes(32), "run", "s000", 1, PUBLIC, timeout=timeout)
+        fetch_challenge(port, "request", ("run", "s000", 1), PUBLIC, PUBLIC, timeout=timeout)
     return caught.value.codes
 
 
@@ -125,6 +126,16 @@ def test_a_challenge_for_another_launch_is_refused(stage: Stage) -> None:
     with hijacked(answer) as mine.port, pytest.raises(AttestationError) as caught:
         mine.fetch()
     assert caught.value.codes == ("jwt-claim-mismatch",)
+
+
+def test_a_challenge_for_another_event_key_is_refused(stage: Stage) -> None:
+    """Somebody had the ticket first, and lets the runtime answer what was asked in his name."""
+    mine = stage.launch()
+    thief = replace(mine, event_key=Ed25519PrivateKey.generate())
+    answer = http(json.dumps({"challenge": thief.fetch().token}).encode())
+    with hijacked(answer) as mine.port, pytest.raises(AttestationError) as caught:
+        mine.fetch()
+    assert caught.value.codes == ("event-key-mismatch",)
 
 
 def test_the_pods_clock_is_never_asked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,25 @@ def test_two_brokers_share_a_database_and_release_once(url: str) -> None:
         assert store.grant_count("pg-once") == 1
 
 
+def test_a_ticket_is_spent_once_at_two_brokers(url: str) -> None:
+    where = ("pg-ticket", "s000", 1)
+    with Store(url, KEK) as store, Store(url, KEK) as other:
+        other.id = store.id
+        store.put_ticket("p" * 64, *where, reference="{}", policy="{}", expires=1000)
+
+        def spend(index: int) -> tuple[str, ...]:
+            try:
+                (store, other)[index % 2].spend_ticket("p" * 64, where, 1)
+            except AttestationError as error:
+                return error.codes
+            return ()
+
+        with ThreadPoolExecutor(12) as pool:
+            outcomes = list(pool.map(spend, range(50)))
+    assert outcomes.count(()) == 1
+    assert outcomes.count(("ticket-used",)) == 49
+
+
 def test_grants_stop_at_the_limit_across_connections(url: str) -> None:
     with Store(url, KEK) as store:
         store.put_payload("pg-limit", "m" * 64, bytes(31) + b"\x01", 5)
@@ -81,8 +100,10 @@ def test_a_new_opening_accepts_nothing_of_the_last(url: str) -> None:
         broker = Broker(store, key)
         broker.register_payload("pg-reopen", reference.manifest_hash, b"\x07" * 32, max_grants=3)
         ticket = broker.issue_ticket(reference, STRICT)
-    with Store(url, KEK) as store, pytest.raises(AttestationError) as caught:
-        Broker(store, key).challenge(ticket, "pg-reopen", "s000", 1)
+    with Store(url, KEK) as store, serve(broker := Broker(store, key)) as server:
+        launch = Launch(server.port, broker.public_bytes, reference, STRICT, ticket, b"\x07" * 32)
+        with pytest.raises(AttestationError) as caught:
+            launch.fetch()
     assert caught.value.codes == ("ticket-store-mismatch",)
     with Store(url, KEK) as store, serve(Broker(store, key)) as server:
         reference = synthetic_reference("pg-reopen", launch=2)

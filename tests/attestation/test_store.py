@@ -36,7 +36,7 @@ def _ticket(
 
 def _challenge(store: Store, nonce: str = "nonce") -> None:
     ticket = _ticket(store)
-    store.spend_ticket(ticket, 1)
+    store.spend_ticket(ticket, WHERE, 1)
     store.put_challenge(nonce, ticket, "token", WHERE, at=1)
 
 
@@ -113,7 +113,7 @@ def test_a_kek_has_32_bytes(tmp_path: Path) -> None:
 def test_a_ticket_is_spent_once_by_a_hundred(tmp_path: Path) -> None:
     with Store(_url(tmp_path), KEK) as store:
         ticket = _ticket(store)
-        outcomes = _race(100, lambda: store.spend_ticket(ticket, 1))
+        outcomes = _race(100, lambda: store.spend_ticket(ticket, WHERE, 1))
     assert outcomes.count(()) == 1
     assert outcomes.count(("ticket-used",)) == 99
 
@@ -151,11 +151,23 @@ def test_openings_at_once_on_a_new_file_all_succeed(tmp_path: Path) -> None:
         assert len(store.audit_log()) == 24
 
 
-def test_an_expired_ticket_is_spent_all_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "now", "code"),
+    [
+        (WHERE, 10, "ticket-expired"),
+        (("other", "s000", 1), 9, "ticket-mismatch"),
+        (("run", "s001", 1), 9, "ticket-mismatch"),
+        (("run", "s000", 2), 9, "ticket-mismatch"),
+    ],
+)
+def test_a_ticket_that_is_refused_is_not_spent(
+    tmp_path: Path, asked: tuple[str, str, int], now: int, code: str
+) -> None:
     with Store(_url(tmp_path), KEK) as store:
         ticket = _ticket(store, expires=10)
-        assert _codes(lambda: store.spend_ticket(ticket, 10)) == ("ticket-expired",)
-        assert _codes(lambda: store.spend_ticket(ticket, 9)) == ("ticket-used",)
+        assert _codes(lambda: store.spend_ticket(ticket, asked, now)) == (code,)
+        assert store.spend_ticket(ticket, WHERE, 9)["run"] == "run"
+        assert _codes(lambda: store.spend_ticket(ticket, asked, now)) == ("ticket-used",)
 
 
 def test_a_launch_has_one_ticket(tmp_path: Path) -> None:
@@ -171,7 +183,7 @@ def test_consumption_survives_a_restart(tmp_path: Path) -> None:
         store.consume_challenge("nonce", 1)
     with Store(_url(tmp_path), KEK) as store:
         assert _codes(lambda: store.consume_challenge("nonce", 2)) == ("nonce-replay",)
-        assert _codes(lambda: store.spend_ticket("t" * 64, 2)) == ("ticket-used",)
+        assert _codes(lambda: store.spend_ticket("t" * 64, WHERE, 2)) == ("ticket-used",)
 
 
 def test_consumption_survives_a_killed_process(tmp_path: Path) -> None:
@@ -180,7 +192,7 @@ def test_consumption_survives_a_killed_process(tmp_path: Path) -> None:
         "from glasshouse.attestation.store import Store\n"
         "store = Store(sys.argv[1], bytes([17]) * 32)\n"
         "store.put_ticket('t' * 64, 'run', 's000', 1, reference='{}', policy='{}', expires=1000)\n"
-        "store.spend_ticket('t' * 64, 1)\n"
+        "store.spend_ticket('t' * 64, ('run', 's000', 1), 1)\n"
         "store.put_challenge('nonce', 't' * 64, 'token', ('run', 's000', 1), at=1)\n"
         "store.consume_challenge('nonce', 1)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -189,6 +201,7 @@ def test_consumption_survives_a_killed_process(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     with Store(_url(tmp_path), KEK) as store:
         assert _codes(lambda: store.consume_challenge("nonce", 2)) == ("nonce-replay",)
+        assert _codes(lambda: store.spend_ticket("t" * 64, WHERE, 2)) == ("ticket-used",)
 
 
 def test_a_restored_backup_accepts_nothing_of_before(tmp_path: Path) -> None:
@@ -207,7 +220,8 @@ def test_a_restored_backup_accepts_nothing_of_before(tmp_path: Path) -> None:
     with Store(_url(backup), KEK) as store:
         assert store.id != before
         assert _codes(lambda: store.consume_challenge("nonce", 2)) == ("challenge-store-mismatch",)
-        assert _codes(lambda: store.spend_ticket("u" * 64, 2)) == ("ticket-store-mismatch",)
+        asked = ("run", "s001", 1)
+        assert _codes(lambda: store.spend_ticket("u" * 64, asked, 2)) == ("ticket-store-mismatch",)
 
 
 def test_grants_stop_at_the_runs_limit_under_load(tmp_path: Path) -> None:

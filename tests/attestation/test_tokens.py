@@ -19,7 +19,9 @@ from glasshouse.attestation import tokens
 from glasshouse.attestation.attacks import compact
 from glasshouse.attestation.broker import Broker, launch_claims
 from glasshouse.attestation.evidence import EVIDENCE_TYP, make_evidence
+from glasshouse.attestation.operator import CARD_TYP, REQUEST_TYP
 from glasshouse.attestation.tamper import STRICT, Stage, synthetic_reference
+from glasshouse.attestation.ticket import TICKET_TYP, sign_request
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
 from glasshouse.errors import AttestationError
 
@@ -41,6 +43,7 @@ def _challenge(now: int = NOW, ttl: int = 60, key: Ed25519PrivateKey = KEY) -> s
         allocation_id="a",
         manifest_hash="0" * 64,
         nonce=bytes(32),
+        event_key=PUBLIC,
     )
 
 
@@ -100,6 +103,14 @@ def test_jwks_is_the_rfc_8037_form() -> None:
     assert "d" not in key
 
 
+def test_rfc_8037_thumbprint() -> None:
+    """Appendix A.3."""
+    vector = json.loads((VECTORS / "rfc8037-a4.json").read_text())["jwk"]
+    assert tokens.thumbprint(b64u_decode(vector["x"])) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
+    other = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": b64u(PUBLIC)})
+    assert tokens.thumbprint(PUBLIC) == other.thumbprint()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(kind: str) -> None:
     make, verify = KINDS[kind]
@@ -140,7 +151,8 @@ def test_tokens_from_before_a_rotation_verify_with_the_key_set_after_it(stage: S
     new = Broker(old.store, Ed25519PrivateKey.generate(), earlier=[old.public_bytes])
     reference = synthetic_reference("again")
     new.register_payload("again", reference.manifest_hash, bytes([7] * 32), max_grants=1)
-    fresh = new.challenge(new.issue_ticket(reference, STRICT), "again", "s000", 1)
+    ticket = bytearray(new.issue_ticket(reference, STRICT))
+    fresh = new.challenge(sign_request(ticket, ("again", "s000", 1), broker_id=new.id, event_key=PUBLIC))
     ring = KeySet.import_key_set(new.jwks())
     for token, key in ((exchange["ear"], old.id), (exchange["grant"], old.id), (fresh, new.id)):
         assert other_jws.deserialize_compact(token, ring, algorithms=["EdDSA"]).headers()["kid"] == key
@@ -247,7 +259,7 @@ def test_size_is_bounded_before_parsing() -> None:
     assert _codes(tokens.verify_ear, token, PUBLIC, NOW) == ("malformed-ear",)
 
 
-@pytest.mark.parametrize("name", ["run", "leg", "launch", "nonce", "server_time"])
+@pytest.mark.parametrize("name", ["run", "leg", "launch", "nonce", "cnf", "server_time"])
 def test_challenge_and_launch_token_must_agree(name: str) -> None:
     claims = tokens.verify_challenge(_challenge(), PUBLIC)
     changed = {**claims, name: b64u(b"\x01" * 32) if name == "nonce" else 2}
@@ -280,7 +292,7 @@ def test_any_text_is_refused_by_every_reader(text: str, kind: str) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["iss", "aud", "iat", "nbf", "exp", "info", "ct", "nonce", "launch_token", "server_time"]
+            ["iss", "aud", "iat", "nbf", "exp", "info", "ct", "nonce", "cnf", "launch_token", "server_time"]
         ),
         st.none()
         | st.booleans()
@@ -299,5 +311,5 @@ def test_any_signed_claims_verify_or_are_refused(claims: dict[str, Any], kind: s
 
 
 def test_evidence_type_is_not_a_broker_type() -> None:
-    types = {tokens.CHALLENGE_TYP, tokens.LAUNCH_TYP, tokens.EAR_TYP, tokens.GRANT_TYP, EVIDENCE_TYP}
-    assert len(types) == 5
+    types = {tokens.CHALLENGE_TYP, tokens.LAUNCH_TYP, tokens.EAR_TYP, tokens.GRANT_TYP}
+    assert len({*types, EVIDENCE_TYP, TICKET_TYP, CARD_TYP, REQUEST_TYP}) == 8

@@ -22,6 +22,7 @@ from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.store import Store
 from glasshouse.attestation.tamper import honest_claims
+from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import verify_challenge
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.errors import AttestationError
@@ -256,9 +257,12 @@ class Factory:
         reference = Reference(**values | dict(leg.reference))
         files = {"reference.json": canonical_json(reference.to_dict())}
         ticket = broker.issue_ticket(reference, spec.policy)
-        token = broker.challenge(ticket, reference.run, reference.leg, reference.launch)
-        challenge = verify_challenge(token, broker.public_bytes)
         event_key = Ed25519PrivateKey.generate()
+        where = (reference.run, reference.leg, reference.launch)
+        request = sign_request(
+            bytearray(ticket), where, broker_id=broker.id, event_key=public_bytes(event_key)
+        )
+        challenge = verify_challenge(broker.challenge(request), broker.public_bytes)
         self.now += 1
         claims = honest_claims(
             reference, spec.policy, nonce=challenge["nonce"], iat=int(self.now), kem_key=_KEM

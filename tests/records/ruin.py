@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse.attestation.tokens import (
+    CHALLENGE_TYP,
+    GRANT_TYP,
+    LAUNCH_TYP,
+    grant_info,
+    key_id,
+    public_bytes_of,
+    sign_jws,
+)
+from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
 from glasshouse.errors import VerificationError
 from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import verify
@@ -25,3 +37,29 @@ def failed(made: Made, folder: Path, keyring: Keyring | None = None) -> dict[str
         found.require()
     assert set(caught.value.codes) == {check.code for check in found.checks if not check.ok}
     return {check.code: check.detail for check in found.checks if not check.ok}
+
+
+def asked_by(exchange: bytes, broker: Ed25519PrivateKey, **cnf: Any) -> bytes:
+    """A recorded exchange as who holds the broker's key can forge it: for cnf=..., or for nobody's key.
+
+    Challenge, launch token and grant are signed again, and the grant is bound to them.
+    """
+    found: dict[str, Any] = parse_json(exchange)
+    challenge, launch = _claims(found["challenge"]), _claims(found["launchToken"])
+    for claims in (challenge, launch):
+        del claims["cnf"]
+        claims.update(cnf)
+    found["launchToken"] = sign_jws(launch, broker, LAUNCH_TYP)
+    challenge["launch_token"] = found["launchToken"]
+    found["challenge"] = sign_jws(challenge, broker, CHALLENGE_TYP)
+    where = (challenge["run"], challenge["leg"], challenge["launch"])
+    texts = {"challenge": found["challenge"], "launch_token": found["launchToken"]}
+    texts |= {"evidence": found["evidence"], "ear": found["ear"]}
+    info = grant_info(key_id(public_bytes_of(broker)), *where, **texts)
+    found["grant"] = sign_jws({**_claims(found["grant"]), "info": b64u(info)}, broker, GRANT_TYP)
+    return canonical_json(found)
+
+
+def _claims(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = parse_json(b64u_decode(token.split(".")[1]))
+    return claims

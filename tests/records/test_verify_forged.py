@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse.attestation.claims import Reference
+from glasshouse.attestation.tokens import thumbprint
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.judgement.rules import METHOD
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD
+from glasshouse.records.exchange import verify_exchange
+from glasshouse.records.schema import Exchange
 from glasshouse.records.signing import BUNDLE_TYPE, PLAN_TYPE, open_statement, sign_statement
 from glasshouse.records.verify import Verification, verify
 
 from .conftest import Made
 from .factory import Factory, edited, make_spec
-from .ruin import failed, read
+from .ruin import asked_by, failed, read
 
 RAW, PROTECTED = "legs/s000-raw/", "legs/s001-protected/"
 
@@ -95,6 +99,11 @@ def other_evidence(files: dict[str, bytes]) -> None:
     files[name] = edited(files[name], evidence=evidence[:-8] + "AAAAAAAA")
 
 
+def other_asker(files: dict[str, bytes], broker: Ed25519PrivateKey) -> None:
+    name = PROTECTED + "exchange.json"
+    files[name] = asked_by(files[name], broker, cnf={"jkt": thumbprint(bytes(32))})
+
+
 def not_released(files: dict[str, bytes]) -> None:
     files["release.json"] = edited(files["release.json"], proof="unknown")
 
@@ -122,6 +131,36 @@ def test_a_signed_record_that_does_not_follow_from_its_evidence_fails(
     made: Made, tmp_path: Path, change: Change
 ) -> None:
     assert RECORD in forged(made, tmp_path / "forged", change)["record-recomputed"]
+
+
+def test_evidence_by_another_key_than_the_one_that_asked_fails(made: Made, tmp_path: Path) -> None:
+    """Forged by who holds the broker's key and the operator's."""
+    found = forged(made, tmp_path / "forged", lambda files: other_asker(files, made.factory.broker_key))
+    assert RECORD in found["record-recomputed"]
+    assert "event-key-mismatch" in found["leg-evidence"]
+
+
+@pytest.mark.parametrize(
+    ("cnf", "codes"),
+    [
+        (
+            {"cnf": {"jkt": thumbprint(bytes(32))}},
+            ("ear-differs", "event-key-mismatch", "released-on-refusal"),
+        ),
+        ({"cnf": {}}, ("ear-differs", "event-key-mismatch", "released-on-refusal")),
+        ({}, ()),  # as brokers signed before they named the key
+    ],
+)
+def test_an_exchange_is_held_to_the_key_that_its_challenge_names(
+    made: Made, cnf: dict[str, Any], codes: tuple[str, ...]
+) -> None:
+    files = read(made.folder)
+    reference = Reference.from_dict(parse_json(files[PROTECTED + "reference.json"]))
+    policy, keyring = make_spec().policy, made.factory.keyring
+    honest = files[PROTECTED + "exchange.json"]
+    for data, expected in ((honest, ()), (asked_by(honest, made.factory.broker_key, **cnf), codes)):
+        exchange = Exchange.model_validate_json(data)
+        assert verify_exchange(exchange, reference, policy, keyring).codes == expected
 
 
 def test_a_record_of_an_unknown_method_fails(made: Made, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class Rig:
         }
         return Reference(**{**values, **changes})
 
-    def params(self, ticket: bytes, launch: int = 1, **changes: Any) -> dict[str, Any]:
+    def params(self, launch: int = 1, **changes: Any) -> dict[str, Any]:
         stretch = {"warmup_sec": 0.0, "measured_sec": 0.1, "steps": None, "delay_pct": 0.0}
         values = {
             "arm": "protected",
@@ -149,7 +149,6 @@ class Rig:
             "stretch": stretch,
             "device": "cpu",
             "deadline_sec": 30,
-            "ticket": b64u(ticket),
             "broker_public": b64u(self.broker.public_bytes),
             "broker_port": self.port,
             "allocation_id": "allocation-1",
@@ -167,11 +166,12 @@ class Rig:
         return ticket
 
     def launch(self, launch: int = 1, *, ticket: bytes | None = None, **changes: Any) -> Launched:
-        params = self.params(ticket or self.ticket(launch), launch, **changes)
+        params = self.params(launch, **changes)
+        stdin = canonical_json(params) + b"\n" + (ticket or self.ticket(launch))
         folder = Path(params["leg_dir"])
         done = subprocess.run(
             [*self.prefix, sys.executable, "-I", str(self.archive), "launch", str(folder)],
-            input=(b"go\n" if self.prefix else b"") + canonical_json(params),
+            input=(b"go\n" if self.prefix else b"") + stdin,
             capture_output=True,
             timeout=30,
             check=False,
@@ -293,6 +293,11 @@ def _unprivileged(base: Path, user: int) -> Iterator[tuple[list[str], str]]:
         holder.communicate(b"")
 
 
+def forms(secret: bytes) -> list[bytes]:
+    """A secret as bytes, hex and base64url."""
+    return [secret, secret.hex().encode(), b64u(secret).encode()]
+
+
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
@@ -320,4 +325,15 @@ def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.01)
 
 
-__all__ = ["NOBODY", "POLICY", "TINY", "Launched", "Rig", "alive", "processes_of", "rig", "wait_until"]
+__all__ = [
+    "NOBODY",
+    "POLICY",
+    "TINY",
+    "Launched",
+    "Rig",
+    "alive",
+    "forms",
+    "processes_of",
+    "rig",
+    "wait_until",
+]

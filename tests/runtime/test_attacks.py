@@ -18,10 +18,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.broker import Broker
+from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.server import serve
+from glasshouse.attestation.tamper import honest_claims
+from glasshouse.attestation.ticket import sign_request
+from glasshouse.attestation.tokens import verify_challenge
+from glasshouse.canonical import b64u_decode
+from glasshouse.errors import AttestationError
 from glasshouse.remote.sweep_script import sweep
 from glasshouse.sealing.container import fresh_payload_key, seal_package
-from tests.runtime.rig import POLICY, Launched, Rig, rig, wait_until
+from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
+from tests.runtime.rig import POLICY, Launched, Rig, forms, rig, wait_until
 
 # --- through the port -----------------------------------------------------------------------
 
@@ -86,9 +93,42 @@ def test_a_broker_with_another_key_is_refused() -> None:
 def test_a_stolen_ticket_ends_the_launch_and_a_new_one_works() -> None:
     with rig() as made:
         ticket = made.ticket()
-        made.broker.challenge(ticket, made.run, "s000", 1)
-        codes = _refused(made, made.launch(ticket=ticket))
-        assert codes
+        where = (made.run, "s000", 1)
+        own = bytes(32)  # the thief's event key
+        made.broker.challenge(sign_request(bytearray(ticket), where, broker_id=made.broker.id, event_key=own))
+        assert _refused(made, made.launch(ticket=ticket)) == ["ticket-used"]
+        assert made.broker.store.unwrap_calls == 0
+        assert made.launch(2).wait()["status"] == "complete"
+
+
+def test_a_thief_on_the_port_gets_a_request_and_no_key() -> None:
+    """He keeps the request, passes it on when he reaches the broker, and answers with keys of his own."""
+    taken: list[str] = []
+
+    def answer(_path: str, body: bytes) -> bytes:
+        taken.append(json.loads(body)["request"])
+        return b"{}"
+
+    with rig() as made:
+        ticket = made.ticket()
+        with hijacked(answer) as port:
+            assert _refused(made, made.launch(ticket=ticket, broker_port=port)) == ["malformed-answer"]
+        (sent,) = taken
+        inner = b"".join(b64u_decode(part) for part in sent.split("."))
+        assert not any(secret in inner + sent.encode() for secret in forms(ticket))
+        said = json.loads(_relay(made.port, "/v1/challenge", json.dumps({"request": sent}).encode()))
+        challenge = verify_challenge(said["challenge"], made.broker.public_bytes)
+        claims = honest_claims(
+            made.reference(),
+            POLICY,
+            nonce=challenge["nonce"],
+            iat=challenge["iat"],
+            kem_key=kem_public_bytes(generate_kem_key()),
+        )
+        evidence = make_evidence(claims, Ed25519PrivateKey.generate())
+        with pytest.raises(AttestationError) as caught:
+            made.broker.attest(evidence, challenge["launch_token"])
+        assert caught.value.codes == ("event-key-mismatch",)
         assert made.broker.store.unwrap_calls == 0
         assert made.launch(2).wait()["status"] == "complete"
 

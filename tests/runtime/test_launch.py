@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.runtime.archive import MODULES, build_archive
-from glasshouse.runtime.params import MAX_PARAMS_BYTES, Launch, parse_launch
+from glasshouse.runtime.params import MAX_PARAMS_BYTES, Launch, parse_launch, read_launch
 from tests.runtime.rig import wait_until
 
 STRETCH = {"warmup_sec": 0, "measured_sec": 1.5, "steps": None, "delay_pct": 0.0}
@@ -35,14 +36,14 @@ MALFORMED = [
     {"stretch": {**STRETCH, "measured_sec": "inf"}}, {"stretch": {**STRETCH, "steps": -1}},
     {"stretch": {**STRETCH, "warmup_sec": None}}, {"stretch": {**STRETCH, "delay_pct": "nan"}},
     {"salt": 3}, {"salt": "!"}, {"broker_public": []}, {"broker_port": 65536}, {"broker_port": "1"},
-    {"leg": "../../x"}, {"leg": ""}, {"allocation": "a/b"}, {"allocation": ".."}, {"ticket": 7},
+    {"leg": "../../x"}, {"leg": ""}, {"allocation": "a/b"}, {"allocation": ".."}, {"ticket": ""},
     {"package": {}},
     {"require_landlock": "no"}, {"extra": 1}, {"run": None}, {"leg_dir": ["x"]},
 ]  # fmt: skip
 
 
 def test_good_parameters_are_read() -> None:
-    launch = parse_launch(canonical_json(GOOD))
+    launch = parse_launch(canonical_json(GOOD), bytearray())
     assert launch.salt == bytes(32)
     assert launch.stretch.measured_sec == 1.5
     assert launch.stretch.steps is None
@@ -50,16 +51,22 @@ def test_good_parameters_are_read() -> None:
 
 
 def test_every_needed_name_is_needed() -> None:
-    needed = {item.name for item in dataclasses.fields(Launch) if item.default is dataclasses.MISSING}
+    needed = {
+        item.name
+        for item in dataclasses.fields(Launch)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
     for name in needed:
         with pytest.raises((KeyError, TypeError, ValueError)):
-            parse_launch(canonical_json({key: value for key, value in GOOD.items() if key != name}))
+            parse_launch(
+                canonical_json({key: value for key, value in GOOD.items() if key != name}), bytearray()
+            )
 
 
 @pytest.mark.parametrize("change", MALFORMED, ids=lambda change: json.dumps(change)[:40])
 def test_malformed_parameters_are_refused(change: dict) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        parse_launch(json.dumps({**GOOD, **change}).encode())
+        parse_launch(json.dumps({**GOOD, **change}).encode(), bytearray())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +75,7 @@ def test_malformed_parameters_are_refused(change: dict) -> None:
 )
 def test_what_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        parse_launch(data)
+        parse_launch(data, bytearray())
 
 
 @given(st.sampled_from(sorted(GOOD)), st.recursive(
@@ -78,11 +85,52 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 ))  # fmt: skip
 def test_any_value_gives_a_launch_or_a_refusal(name: str, value: object) -> None:
     try:
-        launch = parse_launch(json.dumps({**GOOD, name: value}).encode())
+        launch = parse_launch(json.dumps({**GOOD, name: value}).encode(), bytearray())
     except (KeyError, TypeError, ValueError):
         return
     assert 0 <= launch.deadline_sec < 1e9
     assert "/" not in launch.allocation + launch.leg
+
+
+TICKET = b"\n" + bytes(range(100, 131))  # the byte that ends the parameters may begin it
+PROTECTED = {**{key: value for key, value in GOOD.items() if key != "raw_dir"}, "arm": "protected"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "size"), [("raw", 32), ("protected", 0), ("protected", 31), ("protected", 33)]
+)
+def test_a_protected_launch_has_a_ticket_and_no_other_has(arm: str, size: int) -> None:
+    with pytest.raises(ValueError, match="ticket"):
+        parse_launch(canonical_json({**PROTECTED, "arm": arm}), bytearray(size))
+
+
+def _through_pipe(data: bytes, pieces: int) -> Launch:
+    read_end, write_end = os.pipe()
+    size = -(-len(data) // pieces)
+
+    def write() -> None:
+        for at in range(0, len(data), size):
+            os.write(write_end, data[at : at + size])
+        os.close(write_end)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        return read_launch(read_end)
+    finally:
+        thread.join()
+        os.close(read_end)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7, 400])
+def test_parameters_and_ticket_come_apart_however_they_arrive(pieces: int) -> None:
+    launch = _through_pipe(canonical_json(PROTECTED) + b"\n" + TICKET, pieces)
+    assert (launch.ticket, launch.run) == (TICKET, GOOD["run"])
+    assert "ticket" not in repr(launch)
+    assert _through_pipe(canonical_json(GOOD) + b"\n", pieces).ticket == b""
+    for wrong in (TICKET[:-1], TICKET + b"x", b""):
+        with pytest.raises(ValueError, match="ticket"):
+            _through_pipe(canonical_json(PROTECTED) + b"\n" + wrong, pieces)
 
 
 # --- the archive ----------------------------------------------------------------------------
@@ -159,7 +207,16 @@ def test_other_words_are_a_usage_line(archive: Path, words: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"x" * (MAX_PARAMS_BYTES + 10), b'{"ticket":"secret-ticket"}']
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"x" * (MAX_PARAMS_BYTES + 10),
+        b"{}\nsecret-ticket",
+        canonical_json(GOOD) + b"\n" + b"secret-ticket-of-32-bytes-exactly",
+        canonical_json({**GOOD, "arm": "protected"}) + b"\nsecret-ticket",
+    ],
 )
 def test_bad_parameters_are_one_line_that_repeats_none_of_them(
     archive: Path, tmp_path: Path, data: bytes

@@ -15,7 +15,7 @@ from glasshouse.attestation.evidence import parse_evidence
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.runtime.events import check_line, event_hash, first_link
 from glasshouse.runtime.residue import Needle, ScannedProcess
-from tests.runtime.rig import Launched, Rig, processes_of, rig
+from tests.runtime.rig import Launched, Rig, forms, processes_of, rig
 
 MARK = b"a row of the owner's data, 4c1e7b"
 
@@ -94,11 +94,6 @@ def test_nothing_is_left(ended: tuple[Rig, Launched]) -> None:
     ]  # fmt: skip
 
 
-def forms(secret: bytes) -> list[bytes]:
-    """A secret as bytes, hex and base64url."""
-    return [secret, secret.hex().encode(), b64u(secret).encode()]
-
-
 def test_keys_and_ticket_are_in_no_argument_environment_file_or_trainer() -> None:
     with rig(data={"rows": MARK * 3}) as made:
         ticket = made.ticket()
@@ -126,7 +121,8 @@ def test_keys_and_ticket_are_in_no_argument_environment_file_or_trainer() -> Non
 @pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory past DUMPABLE takes root")
 def test_root_finds_the_data_in_the_trainer_but_no_key_anywhere() -> None:
     with rig(data={"rows": MARK * 3}) as made:
-        leg = made.launch(seconds=4)
+        ticket = made.ticket()
+        leg = made.launch(ticket=ticket, seconds=4)
         leg.until("trainer-hardened")
         time.sleep(0.5)
         # Hardening is no obstacle to root with all capabilities: the threat model says so, and here it is.
@@ -138,7 +134,8 @@ def test_root_finds_the_data_in_the_trainer_but_no_key_anywhere() -> None:
                 pytest.skip("root may not read other processes here")
             process = ScannedProcess(*opened)
             needles = [
-                Needle("x", bytearray(text)) for text in (MARK, made.payload_key, made.payload_key[8:])
+                Needle("x", bytearray(text))
+                for text in (MARK, made.payload_key, made.payload_key[8:], ticket, b64u(ticket).encode())
             ]
             counts[pid] = process.scan(needles).counts
             process.close()
@@ -147,7 +144,8 @@ def test_root_finds_the_data_in_the_trainer_but_no_key_anywhere() -> None:
         assert counts[trainer][0] >= 3
         assert counts[leg.pid][0] == 0
         # Not the first eight bytes, which the supervisor keeps to search for, and not the rest.
-        assert all(found[1:] == [0, 0] for found in counts.values())
+        # Of the ticket, which the supervisor read from a pipe and signed with, nothing at all.
+        assert all(found[1:] == [0, 0, 0, 0] for found in counts.values())
 
 
 WORKERS = """

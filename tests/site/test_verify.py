@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from glasshouse.attestation.tokens import thumbprint
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.publishing.publish import publish
 from glasshouse.records.keys import public_bytes
@@ -20,6 +21,7 @@ from glasshouse.records.ledger import log_key, sign_checkpoint
 from tests.e2e.conftest import Program
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory, Leg, make_spec
+from tests.records.ruin import asked_by
 
 from .conftest import Browse
 from .test_browser import serve
@@ -170,6 +172,26 @@ def test_one_altered_byte_is_found_and_its_file_named(
     else:
         assert ["failed", "file-digest", f"{name} is not the file that was signed"] in failed
         assert code is None or code in {line[1] for line in failed}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["another-key", "no-key"])
+def test_evidence_by_another_key_than_the_challenge_names_is_found(
+    base: str, made: Made, browse: Browse, named: bool
+) -> None:
+    """Forged with the broker's key. A challenge that names none is as brokers signed them before."""
+    site, ids, machines = made
+    path = site / "research/bundles" / ids["pair"] / "legs/s001-protected/exchange.json"
+    original = path.read_bytes()
+    cnf = {"cnf": {"jkt": thumbprint(bytes(32))}} if named else {}
+    path.write_bytes(asked_by(original, machines[0].broker_key, **cnf))
+    try:
+        (found,) = press(browse, base, ids["pair"])
+    finally:
+        path.write_bytes(original)
+    failed = {line[1]: line[2] for line in found["lines"] if line[0] == "failed"}
+    # File and grant are others, too; events that begin at another grant are not read where no key is known.
+    assert set(failed) == {"file-digest", "exchange" if named else "event-chain"}
+    assert not named or "by another key than the one that asked" in failed["exchange"]
 
 
 def test_a_missing_file_and_a_changed_artifact_are_found(base: str, made: Made, browse: Browse) -> None:
