@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.claims import Reference
-from glasshouse.attestation.tokens import thumbprint
+from glasshouse.attestation.tokens import EAR_TYP, read_jws, sign_jws, thumbprint
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.judgement.rules import METHOD
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD
@@ -161,6 +161,32 @@ def test_an_exchange_is_held_to_the_key_that_its_challenge_names(
     for data, expected in ((honest, ()), (asked_by(honest, made.factory.broker_key, **cnf), codes)):
         exchange = Exchange.model_validate_json(data)
         assert verify_exchange(exchange, reference, policy, keyring).codes == expected
+
+
+@pytest.mark.parametrize(
+    ("verifier", "codes"),
+    [
+        ({"developer": "glasshouse", "build": "glasshouse 0.0.1"}, ()),
+        ({"developer": "glasshouse", "build": "glasshouse 12.3.0rc1+local"}, ()),
+        ({"developer": "glasshouse", "build": "glasshouse"}, ("ear-differs",)),
+        ({"developer": "glasshouse", "build": "glasshouse 1\n"}, ("ear-differs",)),
+        ({"developer": "glasshouse", "build": 1}, ("ear-differs",)),
+        ({"developer": "another", "build": "glasshouse 0.1.0"}, ("ear-differs",)),
+        ({"developer": "glasshouse", "build": "glasshouse 0.1.0", "more": 1}, ("ear-differs",)),
+        ("glasshouse 0.1.0", ("ear-differs",)),
+    ],
+)
+def test_a_result_verifies_under_any_release_of_ours_and_under_no_other_verifier(
+    made: Made, verifier: object, codes: tuple[str, ...]
+) -> None:
+    files = read(made.folder)
+    reference = Reference.from_dict(parse_json(files[PROTECTED + "reference.json"]))
+    exchange = Exchange.model_validate_json(files[PROTECTED + "exchange.json"])
+    claims = read_jws(exchange.ear, EAR_TYP, what="ear").claims
+    signed = sign_jws(claims | {"ear.verifier-id": verifier}, made.factory.broker_key, EAR_TYP)
+    again = exchange.model_copy(update={"ear": signed, "grant": None})  # it binds the result's bytes
+    found = verify_exchange(again, reference, make_spec().policy, made.factory.keyring)
+    assert found.codes == (codes or ("exchange-refused",))  # it is sound, and released nothing
 
 
 def test_a_record_of_an_unknown_method_fails(made: Made, tmp_path: Path) -> None:

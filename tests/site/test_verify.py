@@ -139,6 +139,21 @@ def test_every_kind_of_row_holds(base: str, made: Made, browse: Browse) -> None:
         assert f" in glasshouse/ledger/{log_key(public_bytes(home.publisher))}, under a root" in told
 
 
+def test_what_is_published_holds_also_where_a_leg_was_interrupted(built: Path, browse: Browse) -> None:
+    """Committed rows, from before and after the challenge named a key."""
+    stopped = []
+    for path in sorted((ROOT / "site/research/artifacts").glob("*.json")):
+        row = json.loads(path.read_text())
+        if row["exclusion"] and "event-chain-broken" in row["exclusion"]["codes"] and row["evidence"]:
+            stopped.append(row["id"])
+    assert stopped
+    with serve(built) as address:
+        for found in press(browse, address, *stopped):
+            assert [line for line in found["lines"] if line[0] == "failed"] == []
+            assert found["outcome"] == "ok"
+            assert any("as the record says" in line[2] for line in found["lines"] if line[1] == "event-chain")
+
+
 ALTERED = {
     "events": ("legs/s001-protected/events.jsonl", "event-chain"),
     "heads": ("legs/s001-protected/heads.jsonl", "heads"),
