@@ -21,8 +21,8 @@ opening:
 On any failure the region is overwritten before SealError is raised.
 
 The file is mapped, not copied (a third faster here than reading it through a buffer). Nobody whom we do not
-trust may be able to write it while it is opened: a change under the cipher's hands could slip between tag and
-plaintext, and a truncation ends the process (SIGBUS).
+trust may be able to write it from `reserve` until it is open: a change under the cipher's hands could slip
+between tag and plaintext, and a truncation ends the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -57,7 +57,15 @@ from glasshouse.sealing.layout import (
     parse_manifest,
     refuse,
 )
-from glasshouse.sealing.memory import allow, forbid, overwrite, populate, private_region, region_bytes
+from glasshouse.sealing.memory import (
+    allow,
+    forbid,
+    overwrite,
+    populate,
+    populate_file,
+    private_region,
+    region_bytes,
+)
 from glasshouse.sealing.packing import digest_of, seal_package, thread_count
 
 if TYPE_CHECKING:
@@ -121,8 +129,7 @@ def open_package(
         source: a regular file that holds exactly one container, from `offset` to its end; or what `reserve`
             made of one, which serves once.
         payload_key: its 32-byte key; not kept, the caller wipes it.
-        manifest_hash: expected SHA-256 of the plaintext manifest (64 hex), known from elsewhere than this
-        file.
+        manifest_hash: expected SHA-256 of the plaintext manifest (64 hex), known from elsewhere.
         threads: how many decrypt at once; None takes the processors this process may use.
         verify_digests: also recompute every salted digest. Tags authenticate the bytes already; this shows
             that the sealer's manifest tells the truth about them.
@@ -135,6 +142,9 @@ def open_package(
     key = check_key(payload_key)
     expected = _check_hash(manifest_hash)
     if isinstance(source, Reserved):
+        if source.used:
+            raise refuse("reserved memory serves once", "region-unavailable", "reserve again")
+        source.used = True
         mapped, region = source.mapped, source.region
     else:
         mapped, region = map_file(source, offset + HEADER_BYTES), None
@@ -149,12 +159,13 @@ def open_package(
             mapped.close()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Reserved:
     """A mapped container and the memory that it will open to, both with their pages taken."""
 
     mapped: mmap.mmap = field(repr=False)
     region: mmap.mmap = field(repr=False)
+    used: bool = False
 
 
 def reserve(path: str | Path, *, threads: int | None = None) -> Reserved | None:
@@ -163,17 +174,19 @@ def reserve(path: str | Path, *, threads: int | None = None) -> Reserved | None:
     Taking pages costs as much as decrypting into them, and a leg has the time while the broker decides. Until
     `open_package` gets the region nothing can be read from or written to it, so a scan of this process's
     memory has nothing to look at there. The size is a guess from the file, which nothing authenticates yet: a
-    wrong one costs time, no more.
+    wrong one costs time, and as much memory as the file has bytes on its disk.
     """
     try:
-        mapped = map_file(path, HEADER_BYTES, populate=True)
+        mapped = map_file(path, HEADER_BYTES)
         header = Header.parse(mapped[:HEADER_BYTES])
         nbytes = len(mapped) - HEADER_BYTES - manifest_object(header).sealed_bytes
         # An object may need up to a page more than its bytes, and has 64 digits of digest in the manifest.
         region = private_region(nbytes + header.manifest_bytes // 64 * ALIGN)
-        populate(region, min(nbytes, len(region)), thread_count(threads))
+        if (there := min(nbytes, Path(path).stat().st_blocks * 512)) > 0:  # holes take nothing
+            populate_file(mapped, there)
+            populate(region, min(there, len(region)), thread_count(threads))
         forbid(region)
-    except (SealError, OSError, MemoryError, OverflowError, ValueError):
+    except (SealError, OSError, MemoryError, OverflowError, ValueError, RuntimeError):  # the last: no thread
         return None  # open_package says what is wrong
     return Reserved(mapped, region)
 
@@ -188,8 +201,8 @@ def _check_hash(text: str) -> bytes:
     return digest
 
 
-def map_file(path: str | Path, least: int, *, populate: bool = False) -> mmap.mmap:
-    """Map a regular file of at least `least` bytes for reading; `populate` reads all of it now.
+def map_file(path: str | Path, least: int) -> mmap.mmap:
+    """Map a regular file of at least `least` bytes for reading.
 
     Raises SealError: container-unreadable, container-truncated.
     """
@@ -202,12 +215,13 @@ def map_file(path: str | Path, least: int, *, populate: bool = False) -> mmap.mm
                 raise refuse("sealed file is not a regular file", "container-unreadable")
             if status.st_size < least:
                 raise refuse("sealed file ends inside its header", "container-truncated")
-            flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
-            return mmap.mmap(descriptor, status.st_size, flags=flags, prot=mmap.PROT_READ)
+            return mmap.mmap(descriptor, status.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise refuse(f"cannot read the sealed file: {error.strerror}", "container-unreadable") from error
+    except ValueError as error:  # a name with a zero in it, or a file that shrank before it was mapped
+        raise refuse(f"cannot map the sealed file: {error}", "container-unreadable") from error
 
 
 @dataclass(frozen=True)
@@ -261,7 +275,7 @@ def _open(
             if reserved is not None:
                 reserved.close()
             region = private_region(places[-1])
-    except (OSError, MemoryError, OverflowError, ValueError) as error:
+    except (OSError, MemoryError, OverflowError, ValueError, BufferError) as error:
         raise refuse("no memory for the package", "region-unavailable") from error
 
     # 5, 6: the objects
@@ -283,16 +297,19 @@ def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryv
     if ciphertext.nbytes != table.sealed_bytes:
         raise refuse("sealed container ends inside its manifest", "container-truncated")
     plain = bytearray(table.nbytes)
+    altered = True
     try:
-        # The cipher is a temporary: its copy of the key goes before the manifest is read.
-        cipher_for(key, header.manifest_hash, table).decrypt_into(
-            nonce(0), ciphertext, table.associated_data(head, 0), plain
-        )
+        # The cipher is a temporary, and no traceback keeps it: its key goes before the manifest is read.
+        with contextlib.suppress(InvalidTag):
+            cipher_for(key, header.manifest_hash, table).decrypt_into(
+                nonce(0), ciphertext, table.associated_data(head, 0), plain
+            )
+            altered = False
+        if altered:
+            raise refuse("sealed manifest was altered", "manifest-authentication-failed")
         if not hmac.compare_digest(hashlib.sha256(plain).digest(), header.manifest_hash):
             raise refuse("sealed manifest is not the one its hash names", "manifest-hash-mismatch")
         return parse_manifest(bytes(plain), header.chunk_bytes)
-    except InvalidTag:
-        raise refuse("sealed manifest was altered", "manifest-authentication-failed") from None
     finally:
         overwrite(plain)
 

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from glasshouse.sealing.aegis import Aegis256
 from glasshouse.sealing.layout import KEY, SealedObject, as_bytes, refuse
-from glasshouse.sealing.memory import overwrite
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -42,15 +41,11 @@ def derive(payload_key: memoryview, manifest_hash: bytes, info: bytes) -> bytear
 
 
 def commitment(payload_key: memoryview, manifest_hash: bytes) -> bytes:
-    """Commit to the key (32 public bytes), so that a wrong key is named before any ciphertext is used."""
+    """Commit to the key (32 public bytes): AEGIS alone, like AES-GCM, lets one ciphertext open under two."""
     return bytes(derive(payload_key, manifest_hash, _COMMITMENT_LABEL))
 
 
 def cipher_for(payload_key: memoryview, manifest_hash: bytes, item: SealedObject) -> Aegis256:
-    """Return the cipher of one object (or the manifest); it holds the only copy of its key that remains."""
+    """Return the cipher of one object (or the manifest); no other copy of its key is kept."""
     label = _MANIFEST_LABEL if item.kind == "manifest" else _OBJECT_LABEL
-    derived = derive(payload_key, manifest_hash, label + item.index.to_bytes(8, "big"))
-    try:
-        return Aegis256(derived)
-    finally:
-        overwrite(derived)
+    return Aegis256(derive(payload_key, manifest_hash, label + item.index.to_bytes(8, "big")))

@@ -23,7 +23,7 @@ from glasshouse.sealing.container import (
     reserve,
     seal_package,
 )
-from glasshouse.sealing.layout import HEADER_BYTES
+from glasshouse.sealing.layout import HEADER_BYTES, Header
 from glasshouse.sealing.memory import HUGE_PAGE, forbid, private_region
 
 KEY = bytes(range(1, 33))
@@ -162,3 +162,108 @@ def test_a_kernel_that_cannot_take_pages_early_only_takes_them_later(tmp_path: P
     taken = reserved(tmp_path / "p")
     assert resident(taken.region) == 0
     assert opened(taken, digest).wipe()
+
+
+def test_only_what_lies_on_the_disk_takes_memory(tmp_path: Path) -> None:
+    """A header and a hole: nothing authenticates the size of a file."""
+    header = Header(4096, 100, bytes(32), bytes(32)).pack()
+    with (tmp_path / "p").open("wb") as out:
+        out.write(header)
+        out.truncate(64 * HUGE_PAGE)
+    taken = reserved(tmp_path / "p")
+    assert len(taken.region) >= 63 * HUGE_PAGE
+    assert resident(taken.region) * mmap.PAGESIZE <= HUGE_PAGE
+    assert permissions(taken.region) == {"---p"}
+
+
+def test_it_serves_once(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    digest = seal(path, [4096] * 3)
+    whole = path.read_bytes()
+    for content in (whole, whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(content)
+        taken = reserved(path)
+        held = []  # a refusal, and with its traceback views of the region
+        try:
+            held.append(opened(taken, digest))
+        except SealError as error:
+            held.append(error)
+        before = taken.region[:]
+        with pytest.raises(SealError, match="serves once") as caught:
+            opened(taken, digest)
+        assert caught.value.codes == ("region-unavailable",)
+        assert taken.region[:] == before
+        assert any(before) == (content == whole)
+
+
+def test_memory_that_someone_else_looks_at_is_not_used(tmp_path: Path) -> None:
+    digest = seal(tmp_path / "p", [100])
+    taken = reserved(tmp_path / "p")
+    with memoryview(taken.region), pytest.raises(SealError) as caught:
+        opened(taken, digest)
+    assert caught.value.codes == ("region-unavailable",)
+    assert permissions(taken.region) == {"---p"}
+
+
+def test_a_refused_manifest_keeps_no_cipher(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    digest = seal(path, [100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:HEADER_BYTES] + bytes([whole[HEADER_BYTES] ^ 1]) + whole[HEADER_BYTES + 1 :])
+    for source in (path, reserved(path)):
+        with pytest.raises(SealError) as caught:
+            opened(source, digest)
+        assert caught.value.codes == ("manifest-authentication-failed",)
+        assert caught.value.__context__ is None  # no traceback that holds its key
+
+
+@pytest.mark.parametrize(("version", "suite"), [(1, 1), (1, 2), (2, 1), (0, 0)])
+def test_a_container_of_another_version_is_refused(tmp_path: Path, version: int, suite: int) -> None:
+    path = tmp_path / "p"
+    digest = seal(path, [100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + version.to_bytes(2, "big") + suite.to_bytes(2, "big") + whole[12:])
+    assert reserve(path) is None
+    with pytest.raises(SealError) as caught:
+        opened(path, digest)
+    assert caught.value.codes == ("container-malformed",)
+
+
+def test_a_name_that_no_file_can_have_is_an_unreadable_container() -> None:
+    assert reserve("a\0b") is None
+    with pytest.raises(SealError) as caught:
+        opened(Path("a\0b"), "0" * 64)
+    assert caught.value.codes == ("container-unreadable",)
+
+
+LOOK = """
+import sys
+from glasshouse.runtime.residue import Needle, ScannedProcess, open_self
+from glasshouse.sealing.container import open_package, reserve
+
+path, digest, text = sys.argv[1:]
+found = ScannedProcess(*open_self())
+def count():
+    needle = bytearray.fromhex(text)
+    scan = found.scan([Needle("plain", needle)])
+    return scan.counts[0], scan.bytes_read
+taken = reserve(path)
+closed, closed_bytes = count()
+package = open_package(taken, payload_key=bytes(range(1, 33)), manifest_hash=digest)
+opened, opened_bytes = count()
+print(opened - closed, opened_bytes - closed_bytes >= len(package.region) - (4 << 20))
+"""
+
+
+def test_a_scan_sees_all_of_it_once_it_is_open(tmp_path: Path) -> None:
+    mark = os.urandom(32)
+    path = tmp_path / "p"
+    data = mark + bytes(8 * HUGE_PAGE - 64) + mark
+    with path.open("wb") as out:
+        digest = seal_package(
+            out, payload_key=KEY, files={"f": data}, tensors=[], extra={}, chunk_bytes=1 << 20, threads=1
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, path, digest, mark.hex()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "True"]
