@@ -174,7 +174,7 @@ def reserve(path: str | Path, *, threads: int | None = None) -> Reserved | None:
     Taking pages costs as much as decrypting into them, and a leg has the time while the broker decides. Until
     `open_package` gets the region nothing can be read from or written to it, so a scan of this process's
     memory has nothing to look at there. The size is a guess from the file, which nothing authenticates yet: a
-    wrong one costs time, and as much memory as the file has bytes on its disk.
+    wrong one costs time, and memory up to what the file has on its disk.
     """
     try:
         mapped = map_file(path, HEADER_BYTES)

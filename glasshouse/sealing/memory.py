@@ -11,9 +11,11 @@ import contextlib
 import ctypes
 import mmap
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 HUGE_PAGE = 2 << 20
+POPULATE_SEC = 20.0  # a supervisor waits 120 s for the answer to a grant; a cold file may take longer
 _POPULATE_PART = 32 * HUGE_PAGE  # what one thread takes at a time
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23  # linux/mman.h, from Linux 5.14 on; Python has no name for it
@@ -65,10 +67,14 @@ def populate(region: mmap.mmap, size: int, threads: int) -> None:
         list(pool.map(take, range(0, size, _POPULATE_PART)))
 
 
-def populate_file(mapped: mmap.mmap, size: int) -> None:
-    """Read the first `size` bytes of a mapped file now. Kernels as for `populate`."""
+def populate_file(mapped: mmap.mmap, size: int, seconds: float = POPULATE_SEC) -> None:
+    """Read the first `size` bytes of a mapped file, begin no part of it after `seconds`. Kernels as above."""
+    end = time.monotonic() + seconds
     with contextlib.suppress(OSError):
-        mapped.madvise(_MADV_POPULATE_READ, 0, size)
+        for start in range(0, size, _POPULATE_PART):
+            if time.monotonic() >= end:
+                return
+            mapped.madvise(_MADV_POPULATE_READ, start, min(_POPULATE_PART, size - start))
 
 
 def forbid(region: mmap.mmap) -> None:

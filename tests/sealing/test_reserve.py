@@ -24,7 +24,7 @@ from glasshouse.sealing.container import (
     seal_package,
 )
 from glasshouse.sealing.layout import HEADER_BYTES, Header
-from glasshouse.sealing.memory import HUGE_PAGE, forbid, private_region
+from glasshouse.sealing.memory import HUGE_PAGE, forbid, populate_file, private_region
 
 KEY = bytes(range(1, 33))
 
@@ -267,3 +267,46 @@ def test_a_scan_sees_all_of_it_once_it_is_open(tmp_path: Path) -> None:
         [sys.executable, "-c", LOOK, path, digest, mark.hex()], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["2", "True"]
+
+
+def mapped_now(mapping: mmap.mmap, path: Path) -> int:
+    """Bytes of a mapped file that this process has in its page tables."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(f" {path}"):
+            return next(int(row.split()[1]) << 10 for row in lines if row.startswith("Rss:"))
+    raise AssertionError(f"{len(mapping)} bytes are not mapped")
+
+
+def test_a_slow_file_is_not_waited_for(tmp_path: Path) -> None:
+    """Reading all of it could outlast the supervisor's patience; what is left is read as it is decrypted."""
+    path = tmp_path / "p"
+    path.write_bytes(bytes(HUGE_PAGE))
+    mapping = map_file(path, 0)
+    populate_file(mapping, HUGE_PAGE, 0)
+    assert mapped_now(mapping, path) == 0
+    populate_file(mapping, HUGE_PAGE, 60)
+    assert mapped_now(mapping, path) == HUGE_PAGE
+
+
+FEW = """
+import resource, sys, threading
+from glasshouse.sealing.container import open_package, reserve
+
+threading.stack_size(64 << 20)
+used = next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmSize:")) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
+print(reserve(sys.argv[1], threads=1))
+package = open_package(
+    sys.argv[1], payload_key=bytes(range(1, 33)), manifest_hash=sys.argv[2], threads=1
+)
+print(len(package.tensors))
+"""
+
+
+def test_where_no_thread_can_start_nothing_is_reserved(tmp_path: Path) -> None:
+    digest = seal(tmp_path / "p", [5000])
+    done = subprocess.run(
+        [sys.executable, "-c", FEW, tmp_path / "p", digest], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["None", "1"]
