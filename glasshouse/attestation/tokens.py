@@ -50,6 +50,12 @@ _MAX_HEADER_CHARS = 1024
 _SIGNATURE_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
+# A point of small order, or one written in a second way, is no key: signatures verify under it that nobody made,
+# so they prove the possession of nothing. These are the y of the points of order 1, 2, 4 and 8.
+_PRIME = 2**255 - 19
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER = (0, 1, _PRIME - 1, _ORDER_8, _PRIME - _ORDER_8)
+
 # One strict JWS object: PyJWT's default list would accept every algorithm it knows.
 _JWS = jwt.PyJWS(algorithms=["EdDSA"])
 
@@ -71,6 +77,12 @@ def key_id(public_bytes: bytes) -> str:
 def public_bytes_of(key: Ed25519PrivateKey) -> bytes:
     """Raw public key (32 bytes) of a private key."""
     return key.public_key().public_bytes_raw()
+
+
+def is_public_key(public_bytes: bytes) -> bool:
+    """Whether 32 bytes can be an honest Ed25519 public key: canonical, and of no small order."""
+    y = int.from_bytes(public_bytes, "little") % 2**255
+    return y < _PRIME and y not in _SMALL_ORDER
 
 
 def thumbprint(public_bytes: bytes) -> str:
@@ -145,6 +157,8 @@ def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> dict
         raise AttestationError(f"{what} names another key", codes=["key-id-mismatch"])
     try:
         key = Ed25519PublicKey.from_public_bytes(public_bytes)
+        if not is_public_key(public_bytes):
+            raise ValueError("a key that signs for everybody")
         _JWS.decode(token.text, key, algorithms=["EdDSA"])
     except (jwt.PyJWTError, ValueError, UnsupportedAlgorithm) as error:
         raise AttestationError(
@@ -235,6 +249,10 @@ def verify_challenge(
     claims = verify_typed(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
     launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=claims["aud"])
     _check_nonce(claims.get("nonce"), "challenge")
+    if claims.get("cnf", {}) is None:
+        raise AttestationError(
+            "the challenge names no key", codes=["malformed-challenge"]
+        )  # not: as of before
     if claims.get("server_time") != claims["iat"]:
         raise AttestationError("challenge has two times", codes=["malformed-challenge"])
     if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp", "cnf")):

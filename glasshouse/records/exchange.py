@@ -34,8 +34,8 @@ from glasshouse.records.keys import Keyring
 from glasshouse.records.schema import Exchange
 from glasshouse.spec import Policy
 
-# Claims that signing adds to an attestation result; the rest must equal the recomputed ones.
 _BUILD = re.compile(r"glasshouse [0-9][0-9A-Za-z.+]{0,31}")
+# Claims that signing adds to an attestation result; the rest must equal the recomputed ones.
 _ENVELOPE = ("iss", "aud", "iat", "nbf", "exp", "ear.glasshouse.evidence-sha256")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import string
@@ -10,10 +11,12 @@ import sys
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glasshouse.attestation.attacks import compact
 from glasshouse.attestation.evidence import (
     EVIDENCE_TYP,
     composite_hash,
@@ -96,6 +99,32 @@ def test_the_event_key_must_be_the_signer() -> None:
     with pytest.raises(AttestationError) as caught:
         parse_evidence(make_evidence({**CLAIMS, "event_key": other}, KEY))
     assert caught.value.codes == ("key-id-mismatch",)
+
+
+P = 2**255 - 19
+ORDER_8 = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+@pytest.mark.parametrize(
+    "y", [0, 1, P - 1, int.from_bytes(ORDER_8, "little"), P - int.from_bytes(ORDER_8, "little"), P, P + 1]
+)
+def test_a_key_under_which_nobody_s_signature_verifies_proves_no_possession(y: int, sign: int) -> None:
+    """R the neutral element and S = 0 is a signature of one message in eight, or of all, under such a key."""
+    public = (y | sign << 255).to_bytes(32, "little")
+    signature = (1).to_bytes(32, "little") + bytes(32)
+    key = Ed25519PublicKey.from_public_bytes(public)
+    header = {"alg": "EdDSA", "typ": EVIDENCE_TYP, "kid": key_id(public)}
+    taken = 0
+    for number in range(100):
+        token = compact(header, {"event_key": b64u(public), "n": number}, lambda _data: signature)
+        with contextlib.suppress(InvalidSignature):
+            key.verify(signature, token.rpartition(".")[0].encode())
+            taken += 1
+        with pytest.raises(AttestationError) as caught:
+            parse_evidence(token)
+        assert caught.value.codes == ("evidence-signature-invalid",)
+    assert taken
 
 
 def test_a_claimed_key_id_does_not_help() -> None:

@@ -148,6 +148,7 @@ def test_evidence_by_another_key_than_the_one_that_asked_fails(made: Made, tmp_p
             ("ear-differs", "event-key-mismatch", "released-on-refusal"),
         ),
         ({"cnf": {}}, ("ear-differs", "event-key-mismatch", "released-on-refusal")),
+        ({"cnf": None}, ("malformed-challenge",)),
         ({}, ()),  # as brokers signed before they named the key
     ],
 )
