@@ -6,7 +6,8 @@ signs in its card, the ticket to a key that the operator makes for the request. 
 is refused by what it asks for: a package is registered once, and a launch has one ticket. Tickets for a
 package are for the operator that registered it at this start of the broker, and for nobody after the next.
 
-    /v1/card     {} -> {"card"}           the store's id and the broker's KEM key, signed by the broker
+    /v1/card     {} -> {"card"}           the store's id, the broker's KEM key and how a pod uses a ticket (the
+                                          type of the request that it signs), signed by the broker
     /v1/operate  {"request"} with action  payload   run, manifest_hash, max_grants, key -> {}
                                           ticket    reference, policy, reply_to -> {"ticket"}
                                           exchange  run, leg, launch -> {"exchange"}
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.client import post
+from glasshouse.attestation.ticket import TICKET_TYP
 from glasshouse.attestation.tokens import (
     ReadToken,
     check_name,
@@ -73,7 +75,8 @@ class Desk:
     def card(self) -> str:
         """The signed card: which opening of the store this is, and the key to seal payload keys to."""
         claims = envelope(self._key, self._broker.store.id, int(self._clock()), LIFETIME_SEC)
-        return sign_jws({**claims, "kem": b64u(kem_public_bytes(self._kem))}, self._key, CARD_TYP)
+        told = {"kem": b64u(kem_public_bytes(self._kem)), "ticket": TICKET_TYP}
+        return sign_jws({**claims, **told}, self._key, CARD_TYP)
 
     def operate(self, request: object) -> dict[str, Any]:
         """Do what a signed request asks. Raises AttestationError; `operator-unknown` for anybody else's."""
@@ -147,6 +150,13 @@ class RemoteBroker:
         # At its own time: an older card names a store that is closed and a key that is gone.
         at = read_jws(card, CARD_TYP, what="card").claims.get("iat", 0)
         claims = verify_typed(card, self.public_bytes, at, None, typ=CARD_TYP, what="card")
+        if claims.get("ticket") != TICKET_TYP:
+            # Said here: its tickets would be issued and sent, and the first launch refused without a reason.
+            raise AttestationError(
+                "the broker is of another release, whose tickets this one does not use",
+                codes=["broker-protocol-mismatch"],
+                remedy="restart `glasshouse broker` with this release, or unset GLASSHOUSE_BROKER",
+            )
         self._audience = str(claims["aud"])
         self._kem = b64u_decode(claims["kem"])
 

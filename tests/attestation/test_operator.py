@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.client import post
-from glasshouse.attestation.operator import REQUEST_TYP, Desk, RemoteBroker
+from glasshouse.attestation.operator import CARD_TYP, REQUEST_TYP, Desk, RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.attestation.tamper import STRICT, Launch, synthetic_reference
-from glasshouse.attestation.tokens import envelope, key_id, public_bytes_of, sign_jws
+from glasshouse.attestation.tokens import envelope, key_id, public_bytes_of, read_jws, sign_jws
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
 from glasshouse.errors import AttestationError
 
@@ -100,6 +100,21 @@ def test_a_broker_that_the_keyring_does_not_list_is_given_nothing(served: tuple[
     with pytest.raises(AttestationError) as error:
         RemoteBroker(served[1], OPERATOR, lambda _kid: public_bytes_of(STRANGER))
     assert error.value.codes == ("key-id-mismatch",)
+
+
+def test_a_broker_of_another_release_is_given_nothing(tmp_path: Path) -> None:
+    """Its store is opened as it is; what it does not share with this release is how a ticket is used."""
+
+    class Older(Desk):
+        def card(self) -> str:
+            claims = dict(read_jws(super().card(), CARD_TYP, what="card").claims)
+            del claims["ticket"]
+            return sign_jws(claims, BROKER, CARD_TYP)
+
+    with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
+        broker = Broker(store, BROKER)
+        with serve(broker, desk=Older(broker, BROKER, LISTED.get)) as server:
+            assert codes_of(lambda: remote(server.port)) == ("broker-protocol-mismatch",)
 
 
 def test_without_a_desk_nobody_may_ask(served: tuple[Broker, int]) -> None:
