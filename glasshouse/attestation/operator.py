@@ -6,8 +6,8 @@ signs in its card, the ticket to a key that the operator makes for the request. 
 is refused by what it asks for: a package is registered once, and a launch has one ticket. Tickets for a
 package are for the operator that registered it at this start of the broker, and for nobody after the next.
 
-    /v1/card     {} -> {"card"}           the store's id, the broker's KEM key and how a pod uses a ticket (the
-                                          type of the request that it signs), signed by the broker
+    /v1/card     {} -> {"card"}           the store's id, the broker's KEM key and the type of request that
+                                          its tickets sign, signed by the broker
     /v1/operate  {"request"} with action  payload   run, manifest_hash, max_grants, key -> {}
                                           ticket    reference, policy, reply_to -> {"ticket"}
                                           exchange  run, leg, launch -> {"exchange"}

@@ -50,8 +50,8 @@ _MAX_HEADER_CHARS = 1024
 _SIGNATURE_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
-# A point of small order, or one written in a second way, is no key: signatures verify under it that nobody made,
-# so they prove the possession of nothing. These are the y of the points of order 1, 2, 4 and 8.
+# A point of small order, or one written in a second way, is no key: signatures verify under it that nobody
+# made, so they prove the possession of nothing. These are the y of the points of order 1, 2, 4 and 8.
 _PRIME = 2**255 - 19
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = (0, 1, _PRIME - 1, _ORDER_8, _PRIME - _ORDER_8)
@@ -249,10 +249,8 @@ def verify_challenge(
     claims = verify_typed(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
     launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=claims["aud"])
     _check_nonce(claims.get("nonce"), "challenge")
-    if claims.get("cnf", {}) is None:
-        raise AttestationError(
-            "the challenge names no key", codes=["malformed-challenge"]
-        )  # not: as of before
+    if claims.get("cnf", {}) is None:  # to name nothing is not to name none, as before
+        raise AttestationError("the challenge names no key", codes=["malformed-challenge"])
     if claims.get("server_time") != claims["iat"]:
         raise AttestationError("challenge has two times", codes=["malformed-challenge"])
     if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp", "cnf")):

@@ -267,7 +267,7 @@ class Factory:
         claims = honest_claims(
             reference, spec.policy, nonce=challenge["nonce"], iat=int(self.now), kem_key=_KEM
         )
-        evidence = make_evidence({**claims, **leg.claims}, event_key)
+        evidence = leg.evidence(make_evidence({**claims, **leg.claims}, event_key))
         try:
             released = broker.attest(evidence, challenge["launch_token"])
         except AttestationError:

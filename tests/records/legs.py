@@ -110,6 +110,7 @@ class Leg:
     zeroized: Mapping[str, Any] = field(default_factory=dict)
     claims: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Callable[[str], str] = lambda token: token  # what somebody makes of it on its way
     events: EventEdit = lambda items: items
     head_every_sec: float = 1.0
     raw_removed: bool = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,36 @@ from glasshouse.attestation.tokens import (
     public_bytes_of,
     sign_jws,
 )
-from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
+from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json, sha256_hex
 from glasshouse.errors import VerificationError
+from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD
 from glasshouse.records.keys import Keyring
+from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
 from glasshouse.records.verify import verify
 
 from .conftest import Made
+from .factory import Factory
 
 
 def read(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def resign(factory: Factory, folder: Path, files: Mapping[str, bytes], **predicate: Any) -> None:
+    """Make `folder` hold `files` alone, under a fresh, valid signature over whatever they say."""
+    content = {name: data for name, data in files.items() if name != ENVELOPE}
+    statement = {
+        "run": parse_json(content[RECORD])["run"],
+        "recordSha256": sha256_hex(content[RECORD]),
+        "planSha256": sha256_hex(content[PLAN]),
+        "createdAt": 1.0,
+    } | predicate
+    digests = {name: sha256_hex(data) for name, data in content.items()}
+    content[ENVELOPE] = sign_statement(factory.operator, BUNDLE_TYPE, statement, digests)
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, data in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def failed(made: Made, folder: Path, keyring: Keyring | None = None) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.tokens import EAR_TYP, read_jws, sign_jws, thumbprint
-from glasshouse.canonical import canonical_json, parse_json, sha256_hex
+from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.rules import METHOD
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD
 from glasshouse.records.exchange import verify_exchange
 from glasshouse.records.schema import Exchange
-from glasshouse.records.signing import BUNDLE_TYPE, PLAN_TYPE, open_statement, sign_statement
+from glasshouse.records.signing import PLAN_TYPE, open_statement, sign_statement
 from glasshouse.records.verify import Verification, verify
 
 from .conftest import Made
 from .factory import Factory, edited, make_spec
-from .ruin import asked_by, failed, read
+from .ruin import asked_by, failed, read, resign
 
 RAW, PROTECTED = "legs/s000-raw/", "legs/s001-protected/"
-
-
-def resign(factory: Factory, folder: Path, files: Mapping[str, bytes], **predicate: Any) -> None:
-    """Write `files` to `folder` under a fresh, valid signature over whatever they say."""
-    content = {name: data for name, data in files.items() if name != ENVELOPE}
-    statement = {
-        "run": parse_json(content[RECORD])["run"],
-        "recordSha256": sha256_hex(content[RECORD]),
-        "planSha256": sha256_hex(content[PLAN]),
-        "createdAt": 1.0,
-    } | predicate
-    digests = {name: sha256_hex(data) for name, data in content.items()}
-    content[ENVELOPE] = sign_statement(factory.operator, BUNDLE_TYPE, statement, digests)
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, data in content.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
 
 
 Change = Callable[[dict[str, bytes]], Any]
