@@ -64,7 +64,13 @@
 
   // --- keys ------------------------------------------------------------------------------------
 
+  // Under a key of small order, or written in a second way, signatures verify that nobody made: as tokens.py.
+  const PRIME = 2n ** 255n - 19n;
+  const ORDER_8 = 0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826n;
+  const SMALL = [0n, 1n, PRIME - 1n, ORDER_8, PRIME - ORDER_8];
   const signed_by = async (raw, signature, message) => {
+    const y = BigInt(`0x${hex(raw.slice().reverse())}`) % 2n ** 255n;
+    if (y >= PRIME || SMALL.includes(y)) return false;
     const key = await crypto.subtle.importKey("raw", raw, { name: "Ed25519" }, false, ["verify"]);
     return crypto.subtle.verify({ name: "Ed25519" }, key, signature, message);
   };
@@ -114,23 +120,26 @@
 
   // --- one protected launch ----------------------------------------------------------------------
 
-  const check_exchange = async (keys, exchange, run, leg, launch) => {
+  const check_exchange = async (keys, exchange, serial, run, leg, launch) => {
     const kid = JSON.parse(text(base64url(exchange.challenge.split(".")[0]))).kid;
-    const broker = listed(keys, kid, "broker");
+    const broker = listed(keys, kid, "broker", serial);
     const challenge = await read_token(exchange.challenge, broker.raw, "gh-challenge+jwt");
     const ear = await read_token(exchange.ear, broker.raw, "gh-ear+jwt");
-    const claims = await read_token(exchange.evidence, (_, own) => base64url(own.event_key), "gh-evidence+jwt");
     const where = [run, leg, launch].join();
     if ([challenge.run, challenge.leg, challenge.launch].join() !== where) throw new Error("of another launch");
     if (ear["ear.glasshouse.evidence-sha256"] !== (await digest(utf8(exchange.evidence)))) {
       throw new Error("the broker's result is about other evidence");
     }
-    if (ear.eat_nonce !== challenge.nonce || claims.eat_nonce !== challenge.nonce) throw new Error("another nonce");
+    if (ear.eat_nonce !== challenge.nonce) throw new Error("another nonce");
+    // What was refused may be anything, signed by nobody: that the broker refused it is all there is to check.
     if (exchange.grant === null) return null;
+    const claims = await read_token(exchange.evidence, (_, own) => base64url(own.event_key), "gh-evidence+jwt");
+    if (claims.eat_nonce !== challenge.nonce) throw new Error("another nonce");
     // The broker signs whose evidence answers a challenge. Recorded ones of before it did hold no `cnf`.
-    if (challenge.cnf !== undefined) {
+    if ("cnf" in challenge) {
       const own = await sha256(utf8(canonical({ crv: "Ed25519", kty: "OKP", x: claims.event_key })));
-      if (!same(own, base64url(challenge.cnf.jkt))) throw new Error("the evidence is by another key than the one that asked");
+      const jkt = btoa(String.fromCharCode(...own)).replaceAll("+", "-").replaceAll("/", "_").replace("=", "");
+      if (canonical(challenge.cnf) !== canonical({ jkt })) throw new Error("the evidence is by another key than the one that asked");
     }
     const grant = await read_token(exchange.grant, broker.raw, "gh-grant+jwt");
     const transcript = [broker.keyid, run, leg, String(launch), exchange.challenge, exchange.launchToken,
@@ -148,47 +157,56 @@
     return string.split("\n").slice(0, -1);
   };
 
-  const check_events = async (bytes, event_key, grant) => {
-    const events = [], hashes = [];
+  // Faults of an event chain by the codes of records/chain.py, in words: a record names the same ones.
+  const note = (faults, holds, code, words) => {
+    if (!holds && !faults.has(code)) faults.set(code, words);
+    return holds;
+  };
+
+  const check_events = async (bytes, event_key, grant, complete) => {
+    const events = [], hashes = [], faults = new Map();
     let previous = await digest(utf8(grant)), clock = 0;
     for (const [number, line] of lines_of(bytes).entries()) {
       const event = parse(line, `event ${number}`);
-      const core = utf8(canonical(without(event, "sig")));
-      const message = await domain_hash("glasshouse/event/v1", [core]);
-      if (!(await signed_by(event_key, base64url(event.sig), message))) {
-        throw new Error(`the signature of event ${number} does not verify`);
-      }
-      if (event.seq !== number) throw new Error(`event ${number} says it is event ${event.seq}`);
-      if (event.prev !== previous) {
-        throw new Error(number ? `event ${number} does not link to the one before` : "the chain does not begin at the grant");
-      }
-      if (event.tMs < clock) throw new Error(`the clock runs backwards at event ${number}`);
+      const message = await domain_hash("glasshouse/event/v1", [utf8(canonical(without(event, "sig")))]);
+      const signed = await signed_by(event_key, base64url(event.sig), message);
+      // What follows hangs on a line that nobody signed.
+      if (!note(faults, signed, "event-invalid", `the signature of event ${number} does not verify`)) break;
+      note(faults, event.seq === number, "event-sequence", `event ${number} says it is event ${event.seq}`);
+      note(faults, event.prev === previous, "event-link",
+        number ? `event ${number} does not link to the one before` : "the chain does not begin at the grant");
+      note(faults, event.tMs >= clock, "event-time", `the clock runs backwards at event ${number}`);
       [previous, clock] = [await digest(utf8(line)), event.tMs];
       events.push(event);
       hashes.push(previous);
     }
     const order = events.map((event) => LETTERS[event.type] ?? "?").join("");
-    const ended = /^ruh+p*toz$/.test(order) || /^r(u(h+(p*(to?)?)?)?)?f$/.test(order);
-    const stopped = /^r(u(h+(p*(to?)?)?)?)?$/.test(order) && events.at(-1).type;
-    if (!ended && !stopped) throw new Error("the events are out of order");
-    return { events, hashes, stopped };
+    const whole = /^ruh+p*toz$/.test(order);
+    const stopped = /^r(u(h+(p*(to?)?)?)?)?$/.test(order);
+    const words = !order ? "there are no events" : stopped ? `the events stop at ${events.at(-1).type}` : "the events are out of order";
+    note(faults, order, "events-missing", words);
+    note(faults, whole || (!complete && (!order || /^r(u(h+(p*(to?)?)?)?)?f$/.test(order))), "event-order", words);
+    return { events, hashes, faults };
   };
 
-  const check_heads = async (bytes, { hashes, stopped }, operator, run, leg, launch) => {
+  const check_heads = async (bytes, hashes, operator, run, leg, launch) => {
+    const faults = new Map();
     let last = -1, time = 0;
-    const lines = lines_of(bytes);
+    const lines = bytes ? lines_of(bytes) : [];
     for (const [number, line] of lines.entries()) {
       const head = parse(line, `head ${number}`);
       const message = await domain_hash("glasshouse/head/v1", [utf8(canonical(without(head, "sig")))]);
-      if (!(await signed_by(operator.raw, base64url(head.sig), message))) {
-        throw new Error(`the operator's signature of head ${number} does not verify`);
-      }
-      if ([head.run, head.leg, head.launch].join() !== [run, leg, launch].join()) throw new Error(`head ${number} is of another leg`);
-      if (head.seq < last || head.time < time || hashes[head.seq] !== head.head) throw new Error(`head ${number} does not fit the chain`);
+      const signed = await signed_by(operator.raw, base64url(head.sig), message);
+      note(faults, signed, "head-signature", `the operator's signature of head ${number} does not verify`);
+      const here = [head.run, head.leg, head.launch].join() === [run, leg, launch].join();
+      note(faults, here, "head-other-leg", `head ${number} is of another leg`);
+      note(faults, head.time >= time, "head-time", `the clock runs backwards at head ${number}`);
+      const fits = head.seq >= last && hashes[head.seq] === head.head;
+      note(faults, fits, "head-mismatch", `head ${number} does not fit the chain`);
       [last, time] = [head.seq, head.time];
     }
-    if (last !== hashes.length - 1 && !stopped) throw new Error("the last event is not countersigned");
-    return lines.length;
+    note(faults, !hashes.length || last === hashes.length - 1, "heads-incomplete", "the last event is not countersigned");
+    return { count: lines.length, faults };
   };
 
   // --- figures -----------------------------------------------------------------------------------
@@ -225,7 +243,8 @@
     if (!complete) return null;
     const raw = files.get(`${complete.folder}result.json`);
     if (raw) return { ...JSON.parse(text(raw)), timings: complete.launch.timings };
-    const events = files.get(`${complete.folder}events.jsonl`);
+    // Events that begin at no grant are nobody's.
+    const events = complete.granted && files.get(`${complete.folder}events.jsonl`);
     const trained = events && lines_of(events).map((line) => JSON.parse(line)).find((event) => event.type === "trained");
     return trained ? { ...trained.body.result, timings: complete.launch.timings } : null;
   };
@@ -316,6 +335,27 @@
     return last === 0 && same(hash, head);
   };
 
+  // --- what the record admits ---------------------------------------------------------------------
+
+  const NAMES = /^((plan\.dsse|allocation|release|outcome|inclusion|record)\.json|legs\/s\d{3}-(raw|protected)(-l[1-9]\d{0,2})?\/((exchange|reference|launch|result)\.json|(events|heads)\.jsonl))$/;
+  const REQUIRED = ["plan.dsse.json", "record.json", "outcome.json"];
+
+  // Whether the record is excluded for this fault of this launch. Of many findings it spells out the first few.
+  const admits = (record, launch, fault) => {
+    const rule = "event-chain-broken";
+    if (!record.exclusion?.codes.includes(rule)) return false;
+    const found = record.checks.find(({ code }) => code === rule).detail.split("; ");
+    const own = found.find((item) => item.startsWith(`${launch}: `));
+    if (!own) return / and \d+ more$/.test(` ${found.at(-1)}`);
+    return own.slice(launch.length + 2).split(", ").includes(fault);
+  };
+  // What the faults of a launch come to: nothing, or words where the record tells of every one; else it fails.
+  const judged = (record, launch, faults) => {
+    const untold = [...faults].filter(([code]) => !admits(record, launch, code)).map(([, words]) => words);
+    if (untold.length) throw new Error(`${[...new Set(untold)].join("; ")}${record.exclusion ? ", and the record does not say so" : ""}`);
+    return faults.size ? { words: `${[...new Set(faults.values())].join("; ")}, as the record says: the row is excluded` } : {};
+  };
+
   // --- the story ---------------------------------------------------------------------------------
 
   const MARKS = { ok: "ok", failed: "failed", skipped: "not checked" };
@@ -365,7 +405,7 @@
     // 3. Every file against the list.
     const files = new Map();
     let altered = 0;
-    const named = subject.filter(({ name }) => /^[a-z0-9][A-Za-z0-9._-]*(\/[a-z0-9][A-Za-z0-9._-]*){0,3}$/.test(name));
+    const named = subject.filter(({ name }) => NAMES.test(name));
     for (let at = 0; at < named.length; at += 8) {
       await Promise.all(named.slice(at, at + 8).map(async ({ name, digest: told }) => {
         const bytes = await fetched(bundle + name).catch(() => null);
@@ -375,6 +415,8 @@
         say("failed", "file-digest", bytes ? `${name} is not the file that was signed` : `${name} is missing`);
       }));
     }
+    for (const name of REQUIRED.filter((name) => !named.some((file) => file.name === name))) say("failed", "file-digest", `${name} was not signed`);
+    if (named.length !== subject.length) say("failed", "file-digest", "files were signed that belong to no bundle");
     if (!altered && named.length === subject.length) say("ok", "file-digests", `${files.size} files have the hashes that were signed`);
 
     // 4. Row, plan and record belong together.
@@ -390,6 +432,8 @@
       const found = await open_envelope(files.get("plan.dsse.json"), keys, "tag:glasshouse,2026:plan/v1");
       const told = found.statement.predicate;
       if (told.run !== predicate.run || predicate.planSha256 !== (await digest(files.get("plan.dsse.json")))) throw new Error("it is another run's plan");
+      listed(keys, found.signer.keyid, "operator", told.serial);
+      if (found.signer.keyid !== opened.signer.keyid) throw new Error("plan and bundle have two signers");
       return { ...told, words: `signed by ${found.signer.label}, says it is entry ${told.serial} of the ledger` };
     });
     const record = await check("record", "", async () => {
@@ -401,48 +445,68 @@
     // 5. Each launch: exchange, event chain, countersigned heads.
     const sound = { exchange: 0, chains: 0, events: 0, headed: 0, heads: 0 };
     const launches = new Map(plan.schedule.map((slot) => [slot.index, []]));
-    for (const name of [...files.keys()].sort()) {
-      const match = /^(legs\/s(\d{3})-(raw|protected)(?:-l\d+)?\/)launch\.json$/.exec(name);
-      if (!match) continue;
-      const [, folder, slot] = match;
-      const launch = JSON.parse(text(files.get(name)));
-      launches.get(Number(slot))?.push({ folder, launch });
-      const exchange_bytes = files.get(`${folder}exchange.json`);
-      if (!exchange_bytes) continue;
-      const [exchange, leg] = [JSON.parse(text(exchange_bytes)), `s${slot}`];
+    for (const folder of [...new Set([...files.keys()].map((name) => /^legs\/[^/]+\//.exec(name)?.[0]))].filter(Boolean).sort()) {
+      const [, slot, arm, again] = /^legs\/s(\d{3})-(raw|protected)(?:-l(\d+))?/.exec(folder);
       const place = `${folder.slice(5, -1)}: `;
-      const about = [predicate.run, leg, launch.launch];
-      const key = await check("exchange", place, async () => {
-        const found = await check_exchange(keys, exchange, ...about);
-        return found ? { key: found } : { words: "refused by the broker: no key was released" };
+      const launch = await check("launch", place, async () => {
+        if (!files.has(`${folder}launch.json`)) throw new Error("launch.json is missing");
+        const found = parse(files.get(`${folder}launch.json`), "launch.json");
+        const planned = plan.schedule[Number(slot)];
+        if (planned?.arm !== arm || found.slot !== planned.index || found.arm !== arm) throw new Error("it is no slot of the plan");
+        if (again && again !== String(found.launch)) throw new Error(`it holds launch ${found.launch}`);
+        const own = planned.lifecycle ? /^(launch|exchange|reference)\.json$|\.jsonl$/ : /^(launch|result)\.json$/;
+        const stray = [...files.keys()].find((name) => name.startsWith(folder) && !own.test(name.slice(folder.length)));
+        if (stray) throw new Error(`${stray} does not belong to this kind of leg`);
+        return found;
       });
+      if (!launch) continue;
+      const found = { folder, launch, granted: false, judged: false };
+      launches.get(Number(slot)).push(found);
+      const exchange_bytes = files.get(`${folder}exchange.json`);
       const events = files.get(`${folder}events.jsonl`);
-      if (!key?.key || !events) continue;
+      const name = `s${slot}-${arm} launch ${launch.launch}`;
+      const exchange = exchange_bytes && parse(exchange_bytes, "exchange.json");
+      if (!exchange?.grant && events?.length) {
+        await check("event-chain", place, async () => judged(record, name, new Map([["events-without-grant", "there are events, and no grant"]])));
+      }
+      if (!exchange) continue;
+      const about = [predicate.run, `s${slot}`, launch.launch];
+      const key = await check("exchange", place, async () => {
+        if (!files.has(`${folder}reference.json`)) throw new Error("reference.json is missing");
+        const own = await check_exchange(keys, exchange, plan.serial, ...about);
+        return own ? { key: own } : { words: "refused by the broker: no key was released" };
+      });
+      found.granted = exchange.grant !== null && files.has(`${folder}reference.json`);
+      found.judged = !key || found.granted;
+      if (!key?.key) continue;
       sound.exchange += 1;
       const chain = await check("event-chain", place, async () => {
-        const found = await check_events(events, key.key, exchange.grant);
-        if (!found.stopped) return found;
-        // An interrupted leg's chain ends anywhere. That its row is excluded for it is what must be recorded.
-        const told = launch.status !== "complete" && record.exclusion?.codes.includes("event-chain-broken");
-        if (!told) throw new Error(`the events stop at ${found.stopped}, and the record does not say so`);
-        return { ...found, words: `the events stop at ${found.stopped}, as the record says: the leg was not completed, the row is excluded` };
+        const read = await check_events(events ?? new Uint8Array(), key.key, exchange.grant, launch.status === "complete");
+        return { ...read, ...judged(record, name, read.faults) };
       });
       if (!chain) continue;
-      sound.chains += 1;
-      sound.events += chain.events.length;
+      if (!chain.words) [sound.chains, sound.events] = [sound.chains + 1, sound.events + chain.events.length];
       const heads = await check("heads", place, async () => {
-        const count = await check_heads(files.get(`${folder}heads.jsonl`), chain, opened.signer, ...about);
-        return { count };
+        const read = await check_heads(files.get(`${folder}heads.jsonl`), chain.hashes, opened.signer, ...about);
+        return { ...read, ...judged(record, name, read.faults) };
       });
-      if (!heads) continue;
+      if (!heads || heads.words) continue;
       sound.headed += 1;
       sound.heads += heads.count;
+    }
+    for (const [index, found] of launches) {
+      found.sort((a, b) => a.launch.launch - b.launch.launch);
+      const { arm, lifecycle } = plan.schedule[index];
+      const told = record.exclusion?.codes.includes("attestation-not-verified");
+      if (lifecycle && !told && !found.at(-1)?.judged) say("failed", "exchange", `s${String(index).padStart(3, "0")}-${arm}: nothing shows that the payload was released to it, and the record does not say so`);
+      if (found.some(({ launch }, at) => launch.launch !== at + 1) || found.filter(({ launch }) => launch.status === "complete").length > 1) {
+        say("failed", "launches", `slot ${index} does not list each of its launches once`);
+      }
     }
     const of = (count) => `${count} protected launch${count === 1 ? "" : "es"}: `;
     if (sound.exchange) say("ok", "exchange", `${of(sound.exchange)}evidence, result and grant are signed and bound to each other`);
     if (sound.chains) say("ok", "event-chain", `${of(sound.chains)}${sound.events} events, each signed by the attested key and linked from the grant on`);
-    if (sound.headed) say("ok", "heads", `${of(sound.headed)}${sound.heads} heads countersigned by the operator, the last event of each leg that ended among them`);
-    for (const found of launches.values()) found.sort((a, b) => a.launch.launch - b.launch.launch);
+    if (sound.headed) say("ok", "heads", `${of(sound.headed)}${sound.heads} heads countersigned by the operator, each last event among them`);
 
     // 6. The arithmetic.
     const results = new Map([...launches].map(([index, folders]) => [index, result_of(files, folders)]));
