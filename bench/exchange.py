@@ -3,7 +3,7 @@
     python bench/exchange.py               # 300 exchanges one after another, then 300 from 8 at once
     python bench/exchange.py --count 1000 --clients 16 --json
 
-One exchange: ticket -> challenge -> evidence -> appraisal -> grant -> payload key in hand, with every
+One exchange: request -> challenge -> evidence -> appraisal -> grant -> payload key in hand, with every
 signature verified on both sides. Client, server and store are one process on one machine, so both sides'
 CPU is in it and the network is not. Keys and tickets are made before the clock starts. Beside it, in the
 same run: what one commit costs on this disk (SQLite WAL, synchronous=FULL); an exchange waits for five.

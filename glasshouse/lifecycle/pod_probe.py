@@ -67,7 +67,7 @@ def _installed(modules: list[str]) -> tuple[int, str]:
             return status, f"{name} is not installed: {_words(error)}"
     try:
         return _cipher()
-    except ImportError as error:
+    except Exception as error:  # noqa: BLE001  as above
         return 15, f"PyNaCl is not installed: {_words(error)}"
 
 

@@ -28,7 +28,7 @@ _REMEDY: Final = {
     "torch-missing": "give an interpreter, or an image, whose Python has torch",
     "torch-architecture": "give an image whose torch was built for this GPU",
     "gpu-probe-failed": "try another machine, or an image whose torch fits its driver; gpu=cpu uses none",
-    "libraries-missing": "install cryptography>=50 pyjwt pynacl>=1.6; for LoRA transformers peft accelerate",
+    "libraries-missing": "install cryptography>=50 pyjwt pynacl>=1.6.2; LoRA: transformers peft accelerate",
 }
 # Without pip in it: Debian's Python has no ensurepip, and the image's own pip can install into another. The
 # link to the parent's packages is for images whose python3 is itself in a virtual environment.
