@@ -21,6 +21,11 @@ from tests.sshd import SSHD, start_sshd
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+# A suite that a shell starts in the background is made to ignore Ctrl-C, and so is every program that it
+# starts: those that are to be interrupted then run on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def glasshouse_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
