@@ -26,6 +26,16 @@ settings.load_profile("untimed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What waits longest comes first, and the quick tests fill in beside it: a long file at the end runs alone.
+LONGEST = ("tests/site/test_verify.py", "tests/e2e/", "tests/site/", "tests/runtime/", "tests/workloads/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order by LONGEST, else as collected; `testpaths` cannot say it, since pytest 9 joins nested ones."""
+    items.sort(
+        key=lambda item: next((at for at, part in enumerate(LONGEST) if item.nodeid.startswith(part)), 9)
+    )
+
 
 @pytest.fixture(autouse=True)
 def glasshouse_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
