@@ -26,15 +26,14 @@ settings.load_profile("untimed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What waits longest comes first, and the quick tests fill in beside it: a long file at the end runs alone.
-LONGEST = ("tests/site/test_verify.py", "tests/e2e/", "tests/site/", "tests/runtime/", "tests/workloads/")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order by LONGEST, else as collected; `testpaths` cannot say it, since pytest 9 joins nested ones."""
-    items.sort(
-        key=lambda item: next((at for at, part in enumerate(LONGEST) if item.nodeid.startswith(part)), 9)
-    )
+    """Begin with the browser's files: they wait more than they compute, and at the end they run alone.
+
+    Whole runs stay among the quick tests: many at once disturb each other's measurements. `testpaths` cannot
+    say an order, since pytest 9 joins nested ones.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/site/"))
 
 
 @pytest.fixture(autouse=True)

@@ -167,6 +167,7 @@ def _interpreter(place: Path, case: str) -> str:
     return str(place)
 
 
+@pytest.mark.soak  # half a minute; the deadline itself: tests/remote/test_deadline.py
 def test_an_upload_that_outlasts_what_was_budgeted_is_ended_there(runpod: Rents, tmp_path: Path) -> None:
     # Whoever receives the package takes its time; all that the rental may last is some 19 s.
     python = _interpreter(tmp_path / "slow", "*package.sealed*) exec sleep 90")
@@ -211,6 +212,7 @@ def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) ->
     assert rents.state()["active"] == 0
 
 
+@pytest.mark.soak  # most of a minute; pods that exit at boot and between legs: tests/providers
 def test_a_container_that_exits_in_the_first_leg(runpod: Rents) -> None:
     words = [*SHORT, "provider=runpod", "duration=4"]  # the leg is still at work when its machine goes
     process = runpod.start("run", "--json", "--out", str(runpod.runs), *words)

@@ -48,7 +48,7 @@ def sealed(folder: Path, **changes: object) -> LoraModel:
     return load_model("qwen2-tiny", weights="sealed", weights_path=str(folder), **changes)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_the_model_trains_on_the_saved_weights(payload_of: MakePayload, tmp_path: Path, tied: bool) -> None:
     from safetensors.torch import load_file
 
