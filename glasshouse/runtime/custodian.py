@@ -19,10 +19,11 @@ from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import GlasshouseError, SealError
 from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
-from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, overwrite, prctl
+from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, prctl
 from glasshouse.runtime.params import Launch
 from glasshouse.sealing.container import OpenedPackage, open_package, reserve
 from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
+from glasshouse.sealing.memory import overwrite
 
 NEEDLE_BYTES = 8
 MARKER_FILE = "marker"

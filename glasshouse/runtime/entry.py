@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from glasshouse.runtime.linux import overwrite
 from glasshouse.runtime.params import read_launch
+from glasshouse.sealing.memory import overwrite
 
 
 def main(argv: list[str]) -> int:

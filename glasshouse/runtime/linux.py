@@ -15,6 +15,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from glasshouse.sealing.memory import address_of
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG = 1
@@ -199,7 +201,7 @@ def locked_memory(size: int = mmap.PAGESIZE) -> mmap.mmap | None:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(mmap.MADV_DONTDUMP)
-        if _libc.mlock(ctypes.c_void_p(_address(memory)), ctypes.c_size_t(size)) == 0:
+        if _libc.mlock(ctypes.c_void_p(address_of(memory)), ctypes.c_size_t(size)) == 0:
             return memory
     except OSError:
         pass
@@ -214,11 +216,6 @@ def key_memory() -> tuple[mmap.mmap | None, str]:
         if memory is not None:
             return memory, kind
     return None, "heap"
-
-
-def _address(memory: mmap.mmap) -> int:
-    # Its own frame: the export that addressof needs must end before the mapping can be closed.
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def is_tmpfs(path: Path) -> bool:
@@ -280,11 +277,3 @@ def read_own_memory(address: int, into: memoryview) -> int:
             ctypes.c_ulong(0),
         )
     )
-
-
-def overwrite(buffer: bytearray | memoryview | mmap.mmap) -> None:
-    """Overwrite a writable buffer with zeros in place."""
-    view = memoryview(buffer).cast("B")
-    if view.nbytes:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        ctypes.memset(address, 0, view.nbytes)

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from glasshouse.runtime.channel import Channel, ChannelClosedError
-from glasshouse.runtime.linux import overwrite, read_own_memory
+from glasshouse.runtime.linux import read_own_memory
+from glasshouse.sealing.memory import overwrite
 
 CHUNK = 1 << 20  # each needle is sought in turn: a chunk should stay in a core's cache meanwhile
 PART = 64 << 20  # what one thread searches at a time

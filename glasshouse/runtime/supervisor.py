@@ -35,12 +35,12 @@ from glasshouse.runtime.linux import (
     harden,
     hardening_state,
     landlock_abi,
-    overwrite,
     prctl,
     secret_memory,
 )
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
+from glasshouse.sealing.memory import overwrite
 
 STEP_TIMEOUT_SEC = 120.0
 MAX_NEEDLES = 64

@@ -30,7 +30,6 @@ from glasshouse.runtime.linux import (
     harden,
     hardening_state,
     is_tmpfs,
-    overwrite,
     prctl,
     private_shm,
     restrict_writes,
@@ -38,7 +37,7 @@ from glasshouse.runtime.linux import (
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.sealing.container import OpenedPackage
-from glasshouse.sealing.memory import overwrite as overwrite_and_read
+from glasshouse.sealing.memory import overwrite
 
 if TYPE_CHECKING:
     from glasshouse.runtime.custodian import Plumbing
@@ -261,7 +260,7 @@ def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
         part["bytes"] += storage.nbytes()
         if tensor.device.type == "cpu":
             memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
-            zero = overwrite_and_read(memoryview(memory))
+            zero = overwrite(memoryview(memory))
         else:
             storage.fill_(0)
             flat = tensor.detach().new_empty(0).set_(storage, 0, (storage.nbytes() // tensor.element_size(),))

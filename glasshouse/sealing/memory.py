@@ -58,7 +58,7 @@ def populate(region: mmap.mmap, size: int, threads: int) -> None:
 
     A kernel that cannot (before Linux 5.14) is no error: the pages then come later.
     """
-    base = _address(region)
+    base = address_of(region)
 
     def take(start: int) -> None:
         _libc.madvise(base + start, min(_POPULATE_PART, size - start), _MADV_POPULATE_WRITE)
@@ -88,12 +88,16 @@ def allow(region: mmap.mmap) -> None:
 
 
 def _protect(region: mmap.mmap, protection: int) -> None:
-    if _libc.mprotect(_address(region), len(region), protection) != 0:
+    if _libc.mprotect(address_of(region), len(region), protection) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
 
 
-def _address(region: mmap.mmap) -> int:
+def address_of(region: mmap.mmap) -> int:
+    """Where a writable mapping lies.
+
+    The export that this needs ends here: a mapping with one cannot be closed.
+    """
     return ctypes.addressof(ctypes.c_char.from_buffer(region))
 
 
