@@ -19,7 +19,7 @@ from glasshouse.remote.pod import Pod
 from glasshouse.runtime.machine import distributions_digest
 from glasshouse.spec import RunSpec
 
-_SCRIPT = r"""
+POD_SCRIPT = r"""
 set -eu
 field() { printf '%s=%s\n' "$1" "$2"; }
 python=$(command -v "$2") || { echo "no interpreter" >&2; exit 3; }
@@ -96,7 +96,7 @@ def observe(pod: Pod, archive: str, python: str) -> Observed:
 
     Raises RemoteError where a tool or file is missing.
     """
-    said = pod.check(["sh", "-c", _SCRIPT, "sh", archive, python], "looking at the pod", timeout=60)
+    said = pod.check(["sh", "-c", POD_SCRIPT, "sh", archive, python], "looking at the pod", timeout=60)
     fields: dict[str, str] = {}
     gpus = []
     for line in said.decode("utf-8", "replace").splitlines():
