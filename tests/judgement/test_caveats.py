@@ -58,6 +58,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("unwitnessed", {}, {"witnessed": True}),
     ("unwitnessed", {}, {"tier": "reported"}),
+    ("registered-late", {"registered_late": True}, {}),
     ("local-pod", {"provider": "local"}, {"provider": "ssh"}),
     ("no-file-barrier", {"file_barrier": "none"}, {"file_barrier": "landlock"}),
     ("swap-on", {"swap_kib": 1}, {"swap_kib": 0}),
