@@ -289,15 +289,11 @@ def pack(journey: Journey, args: argparse.Namespace, home: Path) -> int:
         (journey.place / "verify.log").write_text(done.stdout + done.stderr)
         journey.say(f"verify: exit {done.returncode}, {len(bundles)} bundles")
         code = done.returncode
-    extra = [path for path in sorted(journey.place.glob("*.log")) if path.is_file()]
-    extra += [
-        path for path in (journey.place / "look.json", journey.place / "journey-log.json") if path.is_file()
-    ]
-    command = [sys.executable, "-m", "glasshouse.publishing.journey", "pack", "--home", str(home)]
+    command = [sys.executable, "-m", "tools.journey", "pack", "--home", str(home)]
     command += ["--runs", str(journey.place / "runs"), "--out", str(args.out.resolve())]
-    if args.kit:
-        command += ["--journey", str(args.kit / "journey.json")]
-    done = subprocess.run([*command, "--extra", *map(str, extra)], cwd=ROOT, check=False)
+    for path in sorted([*journey.place.glob("*.log"), *journey.place.glob("*.json")]):
+        command += ["--extra", str(path)]
+    done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode != 0:  # what was measured is not lost for that
         shutil.make_archive(
             str(args.out.resolve()).removesuffix(".tar.gz") + "-unpacked", "gztar", journey.place / "runs"
