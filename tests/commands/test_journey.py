@@ -91,6 +91,58 @@ def test_trusted_it_is_published_and_the_journey_ends(
     assert code == 0
 
 
+def test_keys_are_trusted_for_what_came_back_and_no_further(
+    repository: tuple[Path, Path], away: Away, call: Call
+) -> None:
+    root, folder = repository
+    ring = root / "conf" / "trust" / "keyring.json"
+    early, _ = away.pack(name="early.tar.gz")
+    assert call("publish", "--from", str(early), "--trust", "one")[0] == 0
+    bounds = {"operator": 4, "broker": 4, "publisher": 4}
+    assert _bounds(ring, "one") == bounds
+    away.run()
+    path, _ = away.pack()
+    before = _files(root)
+    code, _, err = call("publish", "--from", str(path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "conf/trust does not list for so many entries the keys of journey" in err
+    assert _files(root) == before
+    assert call("publish", "--from", str(path), "--trust", "two")[0] == 0
+    assert _bounds(ring, "one") == dict.fromkeys(bounds, 6)  # the first label stays
+    for archive in (early, path):  # nor does an earlier archive take anything back
+        code, out, _ = call("publish", "--from", str(archive), "--trust", "three", "--json")
+        assert (code, json.loads(out)["written"]) == (0, [])
+    # Whoever finds the private keys later can enter nothing more that is published.
+    away.run()
+    log = root / "site" / "research" / "ledger" / away.journey.commitment[:16]
+    leaves = away.factory.ledger.leaves()
+    (log / "leaves.jsonl").write_bytes(b"".join(leaf.data + b"\n" for leaf in leaves))
+    (log / "checkpoint.txt").write_text(away.factory.ledger.checkpoint(away.factory.publisher))
+    code, _, err = call("publish", str(folder))
+    assert code == 1
+    assert "ledger-signer-retired" in err
+
+
+def test_an_archive_cannot_borrow_a_key_that_is_listed(
+    repository: tuple[Path, Path], away: Away, call: Call
+) -> None:
+    root, _ = repository
+    ring = root / "conf" / "trust" / "keyring.json"
+    entry = next(item for item in away.factory.keyring.entries if item.role == "operator")
+    document = keys.parse_keyring(ring.read_bytes())
+    ring.write_bytes(keys.listed_as(document, [entry], "retired", until=0).as_bytes())
+    before = _files(root)
+    code, _, err = call("publish", "--from", str(away.pack()[0]), "--trust", "x")
+    assert code == 1
+    assert "a key that conf/trust lists for another machine (failed=journey-keys)" in err
+    assert _files(root) == before
+
+
+def _bounds(ring: Path, label: str) -> dict[str, int | None]:
+    entries = keys.parse_keyring(ring.read_bytes()).entries
+    return {entry.role: entry.valid_until for entry in entries if entry.label.startswith(f"{label}, ")}
+
+
 def test_an_unannounced_one_says_so(repository: tuple[Path, Path], away: Away, call: Call) -> None:
     place = keys.paths.state_dir() / "ledger" / "leaves.jsonl"
     place.write_bytes(b"".join(place.read_bytes().splitlines(keepends=True)[:-1]))

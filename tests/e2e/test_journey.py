@@ -85,7 +85,10 @@ def test_from_the_kit_to_the_page(operator: Program, tmp_path: Path) -> None:
     wait_until(lambda: not (away.runs / cut / "parts").exists(), 10, "the watchdog's end")
     wait_until(lambda: cut in _ended(away), 10, "its row in the ledger")
     tool(away, *packing)
-    document = publish(operator, archive)
+    refused = operator("publish", "--from", str(archive))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "does not list for so many entries the keys" in refused.stderr
+    document = publish(operator, archive, "--trust", "a borrowed machine")
     assert len(document["rows"]) == 2
     assert document["withheld"] == []
 

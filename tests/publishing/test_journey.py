@@ -57,7 +57,12 @@ def bring(root: Path, factory: Factory, log: Log) -> Bring:
 
     def call(path: Path, **changes: Any) -> Published:
         returned = read_journey(path)
-        ring = listed_as(committed_keyring(root), returned.keyring.entries, "borrowed")
+        ring = listed_as(
+            committed_keyring(root),
+            returned.keyring.entries,
+            "borrowed",
+            until=returned.log.checkpoint.size - 1,
+        )
         values = {"root": root, "keyring": ring, "ledger": log(), "key": factory.publisher}
         return publish_journey(returned, **{**values, "known_secrets": (), **changes})
 
