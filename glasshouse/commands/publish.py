@@ -95,10 +95,7 @@ def _journey(args: argparse.Namespace, root: Path) -> int:
             remedy="publish those by a call of their own",
         )
     returned = read_journey(args.archive)
-    ring = committed_keyring(root)
-    if args.trust is not None:
-        ring = listed_as(ring, returned.keyring.entries, args.trust)
-    _require_trusted(returned, ring)
+    ring = _trusting(returned, committed_keyring(root), args.trust)
     key = publisher_key()
     try:
         done = publish_journey(returned, root=root, keyring=ring, ledger=Ledger(), key=key)
@@ -139,21 +136,37 @@ def _journey(args: argparse.Namespace, root: Path) -> int:
     return 0
 
 
-def _require_trusted(returned: Returned, ring: Keyring) -> None:
-    """Nothing of a stranger's is written: its publisher key is named, and what trusts it."""
+def _trusting(returned: Returned, ring: Keyring, label: str | None) -> Keyring:
+    """The committed keyring with the journey's keys in it, up to the archive's last entry.
+
+    A stranger's machine held the private keys, so they are trusted for what came back and no further. Without
+    a label the keys must be listed so far already; what trusts them is named, and nothing is written.
+    """
+    offered = returned.keyring.entries
+    signer, size = returned.log.signer.keyid, returned.log.checkpoint.size
     listed = {(entry.keyid, entry.role) for entry in ring.entries}
-    if all((entry.keyid, entry.role) in listed for entry in returned.keyring.entries):
-        return
-    signer, entries = returned.log.signer.keyid, returned.log.checkpoint.size
+    known = sum((entry.keyid, entry.role) in listed for entry in offered)
+    if known not in (0, len(offered)):
+        raise VerificationError(
+            "the archive offers a key that conf/trust lists for another machine", codes=["journey-keys"]
+        )
+    if label is not None:
+        return listed_as(ring, offered, label, until=size - 1)
+    if known and all(
+        entry.public in [item.public for item in ring.with_role(entry.role, index=size - 1)]
+        for entry in offered
+    ):
+        return ring
     opened = next((leaf for leaf in Ledger().leaves() if _announces(leaf, signer)), None)
-    known = (
+    announced = (
         "which this machine's ledger does not announce"
         if opened is None
         else f"which entry {opened.serial} of this machine's ledger announces"
     )
+    so_far = "for so many entries the keys" if known else "the keys"
     raise UsageError(
-        f"conf/trust does not list the keys of journey {returned.id}; its log of "
-        f"{entries} entries, with {len(returned.bundles)} bundles, is signed by {signer}, {known}",
+        f"conf/trust does not list {so_far} of journey {returned.id}; its log of {size} entries, with "
+        f"{len(returned.bundles)} bundles, is signed by {signer}, {announced}",
         field="from",
         value="not trusted",
         remedy="compare that with the kit's journey.json, then add --trust LABEL",

@@ -295,20 +295,29 @@ def local_keyring() -> Keyring:
     return parse_keyring(path.read_bytes(), local=True) if path.exists() else Keyring()
 
 
-def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str) -> Keyring:
+def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: int | None = None) -> Keyring:
     """`ring` and those of `entries` that it lacks, under a label and no longer local.
 
-    Raises UsageError for a label that is none.
+    until: the last ledger index for which they are trusted; one that is listed up to an earlier index is
+    trusted up to this one. Raises UsageError for a label that is none.
     """
     if not 0 < len(label) <= 80 or not label.isprintable():
         raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
+    entries = tuple(entries)
+    offered = {(entry.keyid, entry.role) for entry in entries}
     listed = {(entry.keyid, entry.role) for entry in ring.entries}
+    kept = [
+        replace(entry, valid_until=max(entry.valid_until, until))
+        if until is not None and entry.valid_until is not None and (entry.keyid, entry.role) in offered
+        else entry
+        for entry in ring.entries
+    ]
     added = [
-        replace(entry, label=f"{label}, {entry.role}", local=False)
+        replace(entry, label=f"{label}, {entry.role}", local=False, valid_until=until)
         for entry in entries
         if (entry.keyid, entry.role) not in listed
     ]
-    return Keyring((*ring.entries, *added))
+    return Keyring((*kept, *added))
 
 
 def _list_local(role: Role, public: bytes) -> None:
