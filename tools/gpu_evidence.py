@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESERVE_SEC = 25.0  # for verifying, packing and a run that must be ended
+RESERVE_SEC = 15.0  # for verifying and packing
 AROUND_RUN_SEC = 12.0  # looking, sealing, releasing, judging: once a run
 PAIR_SEC = 2.0
+SLACK = 1.05  # launches vary, and what is planned must end
 LEAST_BLOCKS, MOST_BLOCKS = 10, 20  # eight must remain
 LEAST_SLOT_SEC, LONG_SLOT_SEC = 1.0, 15.0  # from there on more blocks tell more than longer slots
-DISCARD_SEC = 0.5
+DISCARD_SEC = 0.3
 INTERRUPT_SEC = 40.0  # how long a run may take to record what it was when it is ended
 TRIED = "torch 2.11 and 2.13 with transformers 5.17 and 5.23"
 
@@ -136,7 +137,7 @@ def design(left: float, launch: dict[str, float]) -> tuple[int, float] | None:
 
     Ten blocks with slots as long as time allows; from LONG_SLOT_SEC on the time goes into more blocks.
     """
-    mean = sum(launch.values()) / len(launch) * 1.08 + DISCARD_SEC  # launches vary; what is planned must end
+    mean = sum(launch.values()) / len(launch) * SLACK + DISCARD_SEC
     best = None
     for blocks in range(LEAST_BLOCKS, MOST_BLOCKS + 1):
         slots = 4 * blocks + 1
@@ -200,6 +201,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", default="mlp-large", help="of the pair and the row in blocks (mlp-large)")
     parser.add_argument("--gpu", help="its name in conf/gpu (found by the driver's name), or cpu")
+    known = (
+        "seconds a launch takes beside its work, known from an earlier stay: all time goes into the blocks"
+    )
+    parser.add_argument("--launch", type=float, metavar="SEC", help=known)
     parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -222,6 +227,10 @@ def main(argv: list[str]) -> int:
 
 def measure(journey: Journey, args: argparse.Namespace) -> None:
     """Steps 1 to 4."""
+    if args.launch is not None:
+        gpu = args.gpu or gpu_name({"driver": ask("driver", journey.left)})
+        blocks_of(journey, ["provider=local", f"gpu={gpu}"], args.model, {"both": args.launch})
+        return
     # 1. Look.
     answer = subprocess.run(
         [sys.executable, "tools/gpu_look.py"], cwd=ROOT, capture_output=True, text=True, timeout=journey.left,
@@ -255,19 +264,8 @@ def measure(journey: Journey, args: argparse.Namespace) -> None:
         + ", ".join(f"{arm} {value:.2f} s" for arm, value in sorted(launch.items()))
     )
 
-    # 3. Blocks, registered before the first slot.
-    chosen = design(journey.left, launch)
-    if chosen is None:
-        need = (4 * LEAST_BLOCKS + 1) * (
-            sum(launch.values()) / 2 + DISCARD_SEC + LEAST_SLOT_SEC
-        ) + AROUND_RUN_SEC
-        journey.note("blocks", "left-out", why=f"ten blocks need {need:.0f} s, {journey.left:.0f} remain")
-        journey.say(f"blocks: left out: ten blocks need {need:.0f} s")
-    else:
-        blocks, slot = chosen
-        words = [*common, f"model={args.model}", "order=abba", f"measure.blocks={blocks}"]
-        words += [f"measure.discard_sec={DISCARD_SEC:g}", f"duration={round(2 * blocks * slot, 1):g}"]
-        journey.run("blocks", words)
+    # 3. Blocks.
+    blocks_of(journey, common[:2], args.model, launch)
 
     # 4. Models that people fine-tune, one pair each.
     for model, need in (("qwen2.5-0.5b", 75.0), ("qwen2.5-7b", 200.0)):
@@ -277,6 +275,33 @@ def measure(journey: Journey, args: argparse.Namespace) -> None:
             journey.say(f"{model}: left out: {why}")
             continue
         journey.run(model, [*common, f"model={model}", "order=protected-first", "duration=10"])
+
+
+def ask(step: str, timeout: float) -> Any:
+    """One step of gpu_look.py; {} where it fails."""
+    done = subprocess.run(
+        [sys.executable, "tools/gpu_look.py", step],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+    )
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+
+
+def blocks_of(journey: Journey, common: list[str], model: str, launch: dict[str, float]) -> None:
+    """The row in blocks, registered before its first slot, if ten of them fit."""
+    chosen = design(journey.left, launch)
+    if chosen is None:
+        mean = sum(launch.values()) / len(launch) * SLACK + DISCARD_SEC + LEAST_SLOT_SEC
+        need = (4 * LEAST_BLOCKS + 1) * mean + AROUND_RUN_SEC
+        journey.note("blocks", "left-out", why=f"ten blocks need {need:.0f} s, {journey.left:.0f} remain")
+        journey.say(f"blocks: left out: ten blocks need {need:.0f} s")
+        return
+    blocks, slot = chosen
+    words = [*common, "measure=quick", f"model={model}", "order=abba", f"measure.blocks={blocks}"]
+    words += [f"measure.discard_sec={DISCARD_SEC:g}", f"duration={round(2 * blocks * slot, 1):g}"]
+    journey.run("blocks", words)
 
 
 def pack(journey: Journey, args: argparse.Namespace, home: Path) -> int:
