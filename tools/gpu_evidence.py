@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESERVE_SEC = 15.0  # for verifying and packing
+RESERVE_SEC = 10.0  # for verifying and packing
 AROUND_RUN_SEC = 12.0  # looking, sealing, releasing, judging: once a run
 PAIR_SEC = 2.0
 SLACK = 1.05  # launches vary, and what is planned must end
@@ -132,14 +132,15 @@ def trained(path: Path) -> dict[str, Any]:
     raise ValueError("no result in the events")
 
 
-def design(left: float, launch: dict[str, float]) -> tuple[int, float] | None:
+def design(left: float, launch: dict[str, float], asked: int | None = None) -> tuple[int, float] | None:
     """(blocks, measured seconds a slot) that fit into `left` seconds; None where ten blocks do not.
 
     Ten blocks with slots as long as time allows; from LONG_SLOT_SEC on the time goes into more blocks.
+    `asked` fixes their number: with eight, the fewest that give an interval, one disturbed block takes it away.
     """
     mean = sum(launch.values()) / len(launch) * SLACK + DISCARD_SEC
     best = None
-    for blocks in range(LEAST_BLOCKS, MOST_BLOCKS + 1):
+    for blocks in range(LEAST_BLOCKS, MOST_BLOCKS + 1) if asked is None else (asked,):
         slots = 4 * blocks + 1
         slot = (left - AROUND_RUN_SEC) / slots - mean
         if slot >= (LEAST_SLOT_SEC if best is None else LONG_SLOT_SEC):
@@ -208,15 +209,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    brought = versions()
     journey = Journey(args.began, args.budget, args.place.resolve(), [])
     (journey.place / "runs").mkdir(parents=True, exist_ok=True)
     home = args.kit / "home" if args.kit else journey.place / "home"
     os.environ["GLASSHOUSE_HOME"] = str(home.resolve())
     os.environ["PYTHONUNBUFFERED"] = "1"
+    if not args.kit:  # its own keys, so that what comes of it can be packed like a journey
+        subprocess.run([sys.executable, "-m", "glasshouse", "keys", "--make"], cwd=ROOT, check=False)
     plan = read(args.kit / "journey.json") if args.kit else None
     if plan is not None:
         journey.settings += [f"seed={int(plan['seed'])}"]
-    journey.say(f"journey {plan['journey'] if plan else 'without a kit'}: {versions()}")
+    journey.say(f"journey {plan['journey'] if plan else 'without a kit'}: {brought}")
     try:
         measure(journey, args)
     except BaseException as error:  # whatever ended it, what there is comes home
@@ -229,7 +233,7 @@ def measure(journey: Journey, args: argparse.Namespace) -> None:
     """Steps 1 to 4."""
     if args.launch is not None:
         gpu = args.gpu or gpu_name({"driver": ask("driver", journey.left)})
-        blocks_of(journey, ["provider=local", f"gpu={gpu}"], args.model, {"both": args.launch})
+        blocks_of(journey, args, gpu, {"both": args.launch})
         return
     # 1. Look.
     answer = subprocess.run(
@@ -265,7 +269,7 @@ def measure(journey: Journey, args: argparse.Namespace) -> None:
     )
 
     # 3. Blocks.
-    blocks_of(journey, common[:2], args.model, launch)
+    blocks_of(journey, args, gpu, launch)
 
     # 4. Models that people fine-tune, one pair each.
     for model, need in (("qwen2.5-0.5b", 75.0), ("qwen2.5-7b", 200.0)):
@@ -289,19 +293,20 @@ def ask(step: str, timeout: float) -> Any:
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
 
 
-def blocks_of(journey: Journey, common: list[str], model: str, launch: dict[str, float]) -> None:
-    """The row in blocks, registered before its first slot, if ten of them fit."""
-    chosen = design(journey.left, launch)
+def blocks_of(journey: Journey, args: argparse.Namespace, gpu: str, launch: dict[str, float]) -> None:
+    """The row in blocks, registered before its first slot, if they fit."""
+    chosen = design(journey.left, launch, args.blocks)
     if chosen is None:
+        least = args.blocks or LEAST_BLOCKS
         mean = sum(launch.values()) / len(launch) * SLACK + DISCARD_SEC + LEAST_SLOT_SEC
-        need = (4 * LEAST_BLOCKS + 1) * mean + AROUND_RUN_SEC
-        journey.note("blocks", "left-out", why=f"ten blocks need {need:.0f} s, {journey.left:.0f} remain")
-        journey.say(f"blocks: left out: ten blocks need {need:.0f} s")
+        need = (4 * least + 1) * mean + AROUND_RUN_SEC
+        journey.note("blocks", "left-out", why=f"{least} blocks need {need:.0f} s, {journey.left:.0f} remain")
+        journey.say(f"blocks: left out: {least} blocks need {need:.0f} s")
         return
     blocks, slot = chosen
-    words = [*common, "measure=quick", f"model={model}", "order=abba", f"measure.blocks={blocks}"]
-    words += [f"measure.discard_sec={DISCARD_SEC:g}", f"duration={round(2 * blocks * slot, 1):g}"]
-    journey.run("blocks", words)
+    words = ["provider=local", f"gpu={gpu}", "measure=quick", f"model={args.model}", "order=abba"]
+    words += [f"measure.blocks={blocks}", f"measure.discard_sec={DISCARD_SEC:g}"]
+    journey.run("blocks", [*words, f"duration={round(2 * blocks * slot, 1):g}"])
 
 
 def pack(journey: Journey, args: argparse.Namespace, home: Path) -> int:
