@@ -18,7 +18,6 @@ from pathlib import Path
 
 from glasshouse.errors import UsageError
 
-WORKS_EVERYWHERE = "planning, renting, reaping, verifying, publishing and the site work here"
 _ASK_SEC = 10.0
 
 
@@ -29,7 +28,7 @@ def need_linux(what: str) -> None:
             f"{what} needs Linux",
             field="platform",
             value=sys.platform,
-            remedy=f"rent a machine (gpu=a4000) or name one of yours (provider=ssh); {WORKS_EVERYWHERE}",
+            remedy="gpu=a4000 rents a machine, provider=ssh takes one of yours; all other commands work here",
         )
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="*", help="what to run with it, after --")
     args = parser.parse_args(argv)
     try:
-        need_linux("simulated machines")
+        need_linux("a simulated machine")
     except UsageError as error:
         sys.stderr.write(f"error: {error.line()}\n")
         return error.exit_code
