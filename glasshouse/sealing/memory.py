@@ -2,7 +2,7 @@
 
 Plaintext lives in private anonymous mappings: never in a file, never shared, left out of core dumps,
 inherited by a fork (the trainer) and lost by an exec. Huge pages, because faulting in small ones costs more
-than the cipher. The pod is Linux; an operator, who opens his outputs, may have a Mac, which has neither huge
+than the cipher. The pod is Linux; an operator who opens outputs may have a Mac, which has neither huge
 pages nor a way to leave one region out of a core dump.
 """
 
