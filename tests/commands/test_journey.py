@@ -233,6 +233,25 @@ def test_the_kit_holds_what_the_journey_needs_and_no_key_of_the_operators(tmp_pa
     assert archive.is_file()
 
 
+@pytest.mark.soak
+def test_the_wheels_are_all_that_they_need(tmp_path: Path) -> None:
+    """Needs the package index, as making a kit does. Installed alone, without it, no wheel misses another."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    kit, env = tmp_path / "kit", tmp_path / "env"
+    done = tool("carry", "--python", version, "--budget", "9m", "--out", str(kit))
+    assert done.returncode == 0, done.stderr
+    wheels = sorted(map(str, (kit / "wheels").iterdir()))
+    assert all(name.endswith(".whl") for name in wheels)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(env / "bin" / "python")]
+    subprocess.run([*pip, "install", "--quiet", "--no-index", "--no-deps", *wheels], check=True)
+    checked = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    command = [env / "bin" / "python", "-m", "glasshouse", "keys", "--make"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
