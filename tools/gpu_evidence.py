@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESERVE_SEC = 10.0  # for verifying and packing
 AROUND_RUN_SEC = 12.0  # looking, sealing, releasing, judging: once a run
 PAIR_SEC = 2.0
-# On a borrowed H100 31 launches took 10.4 s beside their work in the mean and 12.8 at worst, where a pair had told
+# On a borrowed H100 31 launches took 10.4 s beside their work in the mean, 12.8 at worst; a pair had told
 # 9.2, and a row in blocks ended two slots short. What is planned must end.
 SLACK = 1.3
 LEAST_BLOCKS, MOST_BLOCKS = 10, 20  # eight must remain
