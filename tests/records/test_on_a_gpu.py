@@ -53,8 +53,8 @@ def test_device_memory_was_read_back_and_the_search_of_the_host_counts(row: tupl
             needle["class"]: needle for needle in report["needles"] if needle["where"] == "trainer/cuda"
         }
         assert set(needles) == {"trained-parameter", "optimizer-or-data"}
-        # Before the wipe host memory may hold copies of bytes taken from a device (in 15 of 18 launches here, in
-        # what copies pass through) or none; after it none.
+        # Before the wipe host memory may hold copies of bytes taken from a device (so in 15 of 18 launches),
+        # in what copies pass through, or none; after it none.
         assert {needle["after"] for needle in needles.values()} == {0}
     assert not {"residue-not-scanned", "residue-left"} & set(found.judgement.caveats)
 
