@@ -75,8 +75,8 @@ _SECRET_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _SECRET_VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
-# Random bytes by their exact sizes: an Ed25519 signature, an X-Wing ciphertext, a public key. Some spell `sk-`
-# where a word begins: about one bundle of twenty blocks in a hundred could not have been published.
+# Random bytes by their exact sizes: an Ed25519 signature, an X-Wing ciphertext, a public key. Some spell
+# `sk-` where a word begins: about one bundle of twenty blocks in a hundred could not have been published.
 _RANDOM: Final = re.compile(r"[A-Za-z0-9_\-]{86}\Z|[A-Za-z0-9_\-]{1494}\Z|[A-Za-z0-9_\-]{1622}\Z")
 _SIGNED: Final = re.compile(
     r"(\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.)[A-Za-z0-9_\-]{86}(?![A-Za-z0-9_\-])"
