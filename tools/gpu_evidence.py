@@ -223,6 +223,10 @@ def main(argv: list[str]) -> int:
     plan = read(args.kit / "journey.json") if args.kit else None
     if plan is not None:
         journey.settings += [f"seed={int(plan['seed'])}"]
+        if (behind := plan["openedAt"] - time.time()) > 0:
+            journey.say(
+                f"warning: this clock is {behind:.0f} s behind the kit's: rows will be registered-late; set it"
+            )
     journey.say(f"journey {plan['journey'] if plan else 'without a kit'}: {brought}")
     try:
         measure(journey, args)

@@ -21,6 +21,7 @@ packages=$("$env" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
 "$python" -I -c 'import sys; print("\n".join(path for path in sys.path if path.endswith("-packages")))' > "$packages/zz-machine.pth"
 pwd > "$packages/aa-glasshouse.pth"
 if [ -n "$kit" ]; then
+  chmod -R go= "$kit/home" 2>/dev/null || true  # keys that others can read are refused; some ways of copying open them
   [ -d "$kit/wheels" ] || { echo "error: no wheels there (--kit=$kit): make it with tools/gpu_carry.sh" >&2; exit 2; }
   "$python" -m pip --python "$env" install --quiet --no-index --no-deps --no-cache-dir --no-compile "$kit"/wheels/*.whl
 fi
