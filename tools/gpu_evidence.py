@@ -225,7 +225,7 @@ def main(argv: list[str]) -> int:
         journey.settings += [f"seed={int(plan['seed'])}"]
         if (behind := plan["openedAt"] - time.time()) > 0:
             journey.say(
-                f"warning: this clock is {behind:.0f} s behind the kit's: rows will be registered-late; set it"
+                f"warning: this clock is {behind:.0f} s behind the kit's, so rows come out registered-late"
             )
     journey.say(f"journey {plan['journey'] if plan else 'without a kit'}: {brought}")
     try:
