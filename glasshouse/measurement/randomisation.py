@@ -65,8 +65,8 @@ def _convolved(values: Sequence[float], observed: float, plus: int | None) -> fl
         return 1.0
     ticks = [round(value / step) for value in values]
     reach = sum(abs(tick) for tick in ticks)
-    # counts[k] is one integer of many fields: number reach + s counts the arrangements with k pluses and
-    # signed sum s. To add a tick to every sum is then one shift. No field overflows: 2^n arrangements at most.
+    # counts[k] is one integer of many fields: field reach + s counts arrangements with k pluses and sum s.
+    # To add a tick to every sum is then one shift. No field overflows: there are 2^n arrangements at most.
     size = len(values) // 8 + 1  # bytes of a field
     counts = {0: 1 << (8 * size * reach)}
     for done, tick in enumerate(ticks, start=1):
