@@ -18,7 +18,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("errors", "canonical", "paths"),
+    ("errors", "canonical", "paths", "extras", "origin"),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("remote",),

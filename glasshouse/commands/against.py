@@ -11,25 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse import config
-from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError
 from glasshouse.providers.money import cost_ceiling, rental_deadline_sec
 
 MAX_CONF_BYTES = 64 << 20
 
 
-def difference(overrides: Sequence[str], ref: str, *, sweep: bool) -> tuple[str, dict[str, Any]]:
-    """Resolve `overrides` here and at `ref`; return the difference as Markdown and as JSON values.
+def difference(overrides: Sequence[str], ref: str, *, sweep: bool, conf: Path) -> tuple[str, dict[str, Any]]:
+    """Resolve `overrides` by `conf` now and at `ref`; return the difference as Markdown and as JSON values.
 
     Cells are matched by their overrides. Raises UsageError for a revision git does not know and for
     overrides that do not resolve here; that they do not resolve at `ref` is part of the difference.
     """
-    here = conf_dir()
     with tempfile.TemporaryDirectory(prefix="glasshouse-conf-") as folder:
-        _checkout(here, ref, Path(folder))
-        now = _cells(overrides, sweep, here)
+        _checkout(conf, ref, Path(folder))
+        now = _cells(overrides, sweep, conf)
         try:
-            then, failed = _cells(overrides, sweep, Path(folder) / "conf"), None
+            then, failed = _cells(overrides, sweep, Path(folder) / conf.name), None
         except UsageError as error:
             then, failed = {}, error.line()
     cells = []

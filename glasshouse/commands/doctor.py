@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every finding."""
-    findings = list(examine(config.load(args.overrides)))
+    findings = list(examine(config.load(args.overrides, conf=args.workspace.conf)))
     good = all(item.state != "missing" for item in findings)
     if args.json:
         emit({"ok": good, "findings": [asdict(item) for item in findings]})

@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 from glasshouse.commands.terminal import emit, say, writing
-from glasshouse.conf_files import conf_dir
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.store import read_publication
 
@@ -22,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the publication, render it, write it."""
-    publication = read_publication(conf_dir().parent, overlay=False if args.committed else None)
+    publication = read_publication(args.workspace, overlay=False if args.committed else None)
     pages = render(publication)
     with writing("out", args.out):
         for name, content in pages.items():

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glasshouse.commands.terminal import emit, say
-from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.publish import publish, refresh_history
-from glasshouse.publishing.store import committed_keyring
-from glasshouse.records.keys import load_keyring, publisher_key
+from glasshouse.records.keys import committed_keyring, load_keyring, publisher_key
 from glasshouse.records.ledger import Ledger
 
 
@@ -42,13 +41,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish the runs."""
-    root = conf_dir().parent
+    workspace: Workspace = args.workspace
     if args.history:
-        return _history(args, root)
+        return _history(args, workspace)
+    if not args.local:
+        workspace.publication("publish")
     key = publisher_key()  # before the keyring is read: made on first use, it is listed there
-    ring = load_keyring() if args.local else committed_keyring(root)
+    ring = load_keyring(workspace=workspace) if args.local else committed_keyring(workspace.keyring)
     try:
-        done = publish(args.runs, root=root, keyring=ring, local=args.local, ledger=Ledger(), key=key)
+        done = publish(
+            args.runs, workspace=workspace, keyring=ring, local=args.local, ledger=Ledger(), key=key
+        )
     except VerificationError as error:
         if "signer-unknown" not in error.codes:
             raise
@@ -96,12 +99,12 @@ def _written(paths: Sequence[str]) -> str:
     return f"{len(paths)} files written: {parts} (--json lists them)"
 
 
-def _history(args: argparse.Namespace, root: Path) -> int:
+def _history(args: argparse.Namespace, workspace: Workspace) -> int:
     if args.runs:
         raise UsageError(
             "--history takes no runs", field="runs", value=len(args.runs), remedy="leave them out"
         )
-    done = refresh_history(root)
+    done = refresh_history(workspace.publication("publish --history"))
     if args.json:
         emit({"ok": True, "rows": done.rows, "written": done.written, "withheld": ()})
         return 0

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES
@@ -69,11 +70,15 @@ class Published:
 class _Home:
     """One machine at one publication: where it writes, its own ledger and key, and whom it trusts."""
 
-    root: Path
+    workspace: Workspace
     keyring: Keyring
     ledger: Ledger
     key: Ed25519PrivateKey
     local: bool
+
+    @property
+    def root(self) -> Path:
+        return self.workspace.work if self.local else self.workspace.root
 
     @property
     def artifacts(self) -> Path:
@@ -136,14 +141,14 @@ class _Home:
 def publish(
     paths: Sequence[Path],
     *,
-    root: Path,
+    workspace: Workspace,
     keyring: Keyring,
     ledger: Ledger,
     key: Ed25519PrivateKey,
     local: bool = False,
     known_secrets: Iterable[str] | None = None,
 ) -> Published:
-    """Publish run or bundle folders under `root` (the repository), and this machine's log that names them.
+    """Publish run or bundle folders in `workspace`, and this machine's log that names them.
 
     local=True writes to build/artifacts, the overlay that is labelled local and never committed;
     otherwise to site/research, where bundles may hold 2 MiB each and simulated rows are refused.
@@ -153,7 +158,7 @@ def publish(
     """
     if not paths:
         raise UsageError("nothing to publish", field="runs", value="none", remedy="give run folders")
-    home = _Home(root, keyring, ledger, key, local)
+    home = _Home(workspace, keyring, ledger, key, local)
     if not local:
         _require_publisher(home)
     # 1. Verify.
@@ -198,7 +203,7 @@ def publish(
         written += _write_bundle(home.bundles / row.id, row.files)
     for item, artifact in sorted(every.items()):
         written += _write(home.artifacts / f"{item}.json", artifact_bytes(artifact))
-    shown = tuple(os.path.relpath(path, root) for path in written)
+    shown = tuple(os.path.relpath(path, home.root) for path in written)
     retracted = {item: said.reason for item in ids if (said := every[item].retracted) is not None}
     withheld = _withheld(ledger, every.values())
     return Published(tuple(ids), shown, withheld, retracted, tuple(every[item] for item in ids))
@@ -230,7 +235,7 @@ def refresh_history(root: Path) -> Published:
 def unpublish(
     row: str,
     *,
-    root: Path,
+    workspace: Workspace,
     keyring: Keyring,
     ledger: Ledger,
     key: Ed25519PrivateKey,
@@ -247,7 +252,7 @@ def unpublish(
     """
     if not reason.strip():
         raise UsageError("a retraction needs a reason", field="reason", value="", remedy="say why")
-    home = _Home(root, keyring, ledger, key, local)
+    home = _Home(workspace, keyring, ledger, key, local)
     present = _present(home.artifacts)
     artifact = present.get(row)
     if artifact is None:
@@ -255,7 +260,7 @@ def unpublish(
             "no such published row",
             field="row",
             value=row,
-            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, root)}, without .json"
+            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, home.root)}, without .json"
             + ("" if local else "; --local for a row of this machine's own site"),
         )
     if artifact.reported is not None:
@@ -271,7 +276,7 @@ def unpublish(
     written = home.write(logs)
     for item, other in sorted(_as_stated(present, logs).items()):
         written += _write(home.artifacts / f"{item}.json", artifact_bytes(other))
-    return Published((row,), tuple(os.path.relpath(path, root) for path in written), ())
+    return Published((row,), tuple(os.path.relpath(path, home.root) for path in written), ())
 
 
 def _verified(path: Path, keyring: Keyring) -> VerifiedRow:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.commands import against
-from glasshouse.conf_files import conf_dir
+from glasshouse.paths import Workspace
 from tests.commands.kit import Call
 
 
@@ -67,7 +66,7 @@ def test_plan_draws_schedules_and_says_whether_the_cap_fits(
 def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git repository whose working tree has other prices than its last commit, and a GPU more."""
     repository = tmp_path / "repository"
-    shutil.copytree(conf_dir(), repository / "conf")
+    shutil.copytree(Workspace.find().conf, repository / "conf")
     git = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@example"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "before"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
@@ -75,7 +74,8 @@ def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (gpu / "h100.yaml").read_text(encoding="utf-8")
     (gpu / "h100.yaml").write_text(text.replace("runpod: 3.50", "runpod: 7.00"), encoding="utf-8")
     (gpu / "b200.yaml").write_text(text.replace("name: h100", "name: b200"), encoding="utf-8")
-    monkeypatch.setattr(against, "conf_dir", lambda: repository / "conf")
+    workspace = Workspace.of_source(repository)
+    monkeypatch.setattr(Workspace, "find", lambda _conf=None: workspace)
     return repository
 
 
