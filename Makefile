@@ -21,6 +21,10 @@ LEFT_OUT := sshd chromium postgres index slow soak
 unexport PYTHONDONTWRITEBYTECODE
 ALONE := not sshd and not chromium and not postgres and not index and not slow and not soak
 
+# PyTorch's own packages, a folder for each build (cpu, cu126, ...): asked first, and done without where it is out of
+# reach. The one address of its kind here, since only there is a torch for Linux without CUDA.
+export TORCH_INDEX ?= https://download.pytorch.org/whl
+export TORCH
 LOCKS := $(wildcard locks/*.txt)
 # Another TORCH than the one that is installed: install again.
 ifneq ($(TORCH),)

@@ -1,7 +1,8 @@
 """Install this project and what it needs, as locked in locks/, into a virtual environment.
 
     python3 tools/install.py ENVIRONMENT [GROUP...]   groups: the extras of pyproject.toml; `base` always
-    TORCH=VERSION|FILE.whl|URL                        another torch than the one that fits this machine
+    TORCH=VERSION|FILE.whl|URL   another torch than the one that fits this machine
+    TORCH_INDEX=URL              the folder of PyTorch's own indexes (cpu, cu126, ...); the Makefile gives it
 
 Every file but torch's CPU builds is held to a hash of locks/. Standard library only, and it starts under any
 Python 3, so that it can say what is missing. Exit codes: 2 something is missing here, 3 the index failed us.
@@ -17,7 +18,6 @@ from pathlib import Path
 
 OLDEST = (3, 11, 2)
 ROOT = Path(__file__).resolve().parents[1]
-PYTORCH_INDEX = "https://download.pytorch.org/whl"
 
 
 def main() -> int:
@@ -36,7 +36,8 @@ def main() -> int:
         return _stop(missing)
     from installation import install  # noqa: PLC0415 -- needs the Python that was just looked at
 
-    return install(Path(sys.argv[1]), sys.argv[2:], os.environ.get("TORCH", ""), PYTORCH_INDEX)
+    wanted, index = os.environ.get("TORCH", ""), os.environ.get("TORCH_INDEX", "")
+    return install(Path(sys.argv[1]), sys.argv[2:], wanted, index)
 
 
 def missing_programs() -> str:

@@ -19,7 +19,7 @@ EVERY_SEC = 5.0  # between lines where no terminal rewrites one
 LINE_CHARS = 400
 UNREACHABLE = re.compile(
     r"ConnectionError|ConnectTimeout|NameResolutionError|NetworkConnectionError|ReadTimeout|ProxyError"
-    r"|SSLError|connection (?:broken|error|timed out)|Could not fetch URL|Connection refused",
+    r"|SSLError|connection (?:broken|error|timed out)|Could not fetch URL|Connection refused|not a trusted or secure host",
     re.IGNORECASE,
 )
 REMEDIES = (
@@ -83,11 +83,12 @@ class Pip:
 
         Looks only: downloads the index's page and nothing else. Gives up after `seconds`.
         """
-        # One retry, since pip says nothing of a connection that fails without one. Its limit is for each address
-        # that a host has; ours is for the whole question.
+        # One retry: without one, pip says nothing of a connection that fails. Its limit is for each address
+        # of a host, ours is for the whole question.
         command = [str(self.python), "-m", "pip", "index", "versions",
                    "--disable-pip-version-check", "--no-input",
-                   "--retries", "1", "--timeout", str(max(1, int(seconds / 2) - 1)), *words, name]  # fmt: skip
+                   "--retries", "1",
+                   "--timeout", str(max(1, int(seconds / 2) - 1)), *words, name]  # fmt: skip
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds, check=False,

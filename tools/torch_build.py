@@ -90,7 +90,7 @@ def choose(
 
 def _found(pip: Pip, version: str, labels: Sequence[str], index: str) -> Choice | None:
     """The first of these builds that PyTorch's index has; failing all, what pip is configured to know."""
-    for label in labels:
+    for label in labels if index else []:
         there = ("--index-url", f"{index.rstrip('/')}/{label}")
         versions, answered = pip.versions("torch", there, PROBE_SEC)
         if not answered:
