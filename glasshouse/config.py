@@ -11,12 +11,13 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+from hydra import __version__ as hydra_version
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -119,7 +120,7 @@ def launch(
     cells with `expand` and `load` first: here a mistake is no longer one line.
     """
     folder = (conf or conf_dir()).resolve()
-    with initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"):
+    with _hydra_in(folder):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         config = _compose(hydra, _of_sweep(overrides), RunMode.MULTIRUN)
@@ -142,6 +143,14 @@ class _Job:
 # --- composing ------------------------------------------------------------------------------
 
 
+def _hydra_in(folder: Path) -> AbstractContextManager[None]:
+    """Hydra bound to a folder of settings. Hydra 1.3 warns without `version_base`, 1.4 warns of it."""
+    older = tuple(map(int, hydra_version.split(".")[:2])) < (1, 4)
+    if older:
+        return initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse")
+    return initialize_config_dir(str(folder), job_name="glasshouse")
+
+
 @contextmanager
 def _composing(conf: Path | None, overrides: Sequence[str]) -> Iterator[Any]:
     """Yield a Hydra bound to conf/; whatever it raises inside leaves as a UsageError."""
@@ -150,7 +159,7 @@ def _composing(conf: Path | None, overrides: Sequence[str]) -> Iterator[Any]:
     try:
         with (
             warnings.catch_warnings(),
-            initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"),
+            _hydra_in(folder),
         ):
             warnings.simplefilter("error", UserWarning)
             yield GlobalHydra.instance().hydra
@@ -334,7 +343,7 @@ def _unknown_option(error: MissingConfigException) -> UsageError:
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> UsageError:
     rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != key]
     try:
-        with initialize_config_dir(str(conf), version_base="1.3", job_name="glasshouse"):
+        with _hydra_in(conf):
             config = _compose(
                 GlobalHydra.instance().hydra, [item for item in rest if "," not in item], RunMode.RUN
             )
