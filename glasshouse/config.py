@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+from hydra import __version__ as hydra_version
 from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -167,7 +168,9 @@ def _hydra(folder: Path) -> Iterator[Hydra]:
     search.append("main", str(folder))
     search.append("schema", "structured://")
     before = get_gh_backup()
-    version.setbase("1.3")
+    # Hydra 1.3 warns where no version is named, 1.4 warns where one is.
+    older = tuple(map(int, hydra_version.split(".")[:2])) < (1, 4)
+    version.setbase("1.3" if older else version._UNSPECIFIED_)
     hydra = Hydra.create_main_hydra2(task_name="glasshouse", config_search_path=search)
     try:
         yield hydra

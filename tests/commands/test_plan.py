@@ -100,6 +100,20 @@ def test_plan_against_a_revision_without_the_choice_says_so(call: Call) -> None:
     assert "### `gpu=b200`: added" in out
 
 
+def test_plan_against_a_revision_reads_ordinary_files_only(call: Call, edited_conf: Path) -> None:
+    git = ["git", "-C", str(edited_conf), "-c", "user.name=t", "-c", "user.email=t@example"]
+    (edited_conf / "conf" / "gpu" / "elsewhere.yaml").symlink_to("/etc/passwd")
+    subprocess.run([*git, "add", "conf/gpu/elsewhere.yaml"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a link"], check=True)
+    assert call("plan", "gpu=h100", "--against", "HEAD")[0] == 0
+    subprocess.run([*git, "rm", "-q", "-r", "--cached", "conf"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "without"], check=True)
+    code, _, err = call("plan", "gpu=h100", "--against", "HEAD")
+    assert code == 2
+    assert "against=HEAD" in err
+    assert "it has no conf/" in err
+
+
 def test_settings_print_as_they_resolve(call: Call) -> None:
     code, out, _ = call("--cfg", "job", "gpu=h100", "--json")
     assert code == 0
