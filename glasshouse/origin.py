@@ -10,11 +10,12 @@ from glasshouse.paths import PACKAGE_DATA, Workspace
 
 COMMIT_FILE = "commit"
 UNKNOWN = "unknown"
+PARTS = ("glasshouse", "conf", "templates", "site")  # what makes the program; a file more there is a change
 _COMMIT = re.compile(r"[0-9a-f]{40,64}(?: with changes)?\Z")
 
 
 def commit() -> str:
-    """The commit's hash, with " with changes" where the tree held others than it; else "unknown"."""
+    """The commit's hash, followed by "with changes" where the tree holds more or else; else "unknown"."""
     workspace = Workspace.find()
     if workspace.source:
         return of_tree(workspace.root)
@@ -31,7 +32,7 @@ def of_tree(root: Path) -> str:
         if not (root / ".git").exists():
             return UNKNOWN
         name = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(root, "status", "--porcelain", "--", *PARTS)
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN
     found = f"{name} with changes" if changed else name

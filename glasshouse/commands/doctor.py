@@ -25,7 +25,7 @@ from typing import Literal
 from glasshouse import config, paths
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
-from glasshouse.providers.journal import Journal
+from glasshouse.extras import install_line, missing
 from glasshouse.providers.money import CAP_VARIABLE, parse_usd
 from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.runtime import linux
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 def examine(spec: RunSpec) -> Iterator[Finding]:
     """Yield the findings for a run of `spec` from this machine."""
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+    yield from _extras()
     yield from _trains(spec)
     yield from _hardening(spec)
     yield from _memory()
@@ -71,6 +72,17 @@ def examine(spec: RunSpec) -> Iterator[Finding]:
     if isinstance(spec.provider, SshProvider):
         yield _reaches(spec.provider)
         yield _key_file(Path(spec.provider.key).expanduser())
+
+
+def _extras() -> Iterator[Finding]:
+    """What the installation can do: without `run` no run starts, without `site` there are no pages."""
+    lacks: dict[str, Literal["missing", "limited"]] = {"run": "missing", "site": "limited"}
+    for extra, state in lacks.items():
+        names = ", ".join(missing(extra))
+        if names:
+            yield Finding(f"extra {extra}", state, f"not installed: {names}", install_line(extra))
+        else:
+            yield Finding(f"extra {extra}", "ok", "installed")
 
 
 def _trains(spec: RunSpec) -> Iterator[Finding]:
@@ -83,7 +95,7 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
                 name,
                 "missing" if local else "limited",
                 "not installed here",
-                "pip install 'glasshouse[train]'",
+                install_line("train"),
             )
         else:
             yield Finding(name, "ok", importlib.metadata.version(name))
@@ -171,6 +183,10 @@ def _store() -> Iterator[Finding]:
         + ("" if made else ", empty: a first run makes the keys"),
         "chmod 700 the keys folder under GLASSHOUSE_HOME" if loose else "",
     )
+    if missing("run", only=("sqlalchemy",)):
+        return  # said above
+    from glasshouse.providers.journal import Journal  # noqa: PLC0415  the base install has a doctor, too
+
     try:
         with Journal() as journal:
             left = journal.open_entries()

@@ -50,14 +50,18 @@ def test_the_commit_of_a_source_tree_is_gits(tmp_path: Path) -> None:
     assert origin.of_tree(tmp_path) == "unknown"
     git(tmp_path, "init", "-q")
     assert origin.of_tree(tmp_path) == "unknown"  # no commit yet
-    (tmp_path / "file").write_text("1")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "file").write_text("1")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "one")
     name = git(tmp_path, "rev-parse", "HEAD")
     assert origin.of_tree(tmp_path) == name
-    (tmp_path / "untracked").touch()
+    (tmp_path / "runs").touch()
     assert origin.of_tree(tmp_path) == name
-    (tmp_path / "file").write_text("2")
+    (tmp_path / "conf" / "file").write_text("2")
+    assert origin.of_tree(tmp_path) == f"{name} with changes"
+    (tmp_path / "conf" / "file").write_text("1")
+    (tmp_path / "conf" / "another").touch()
     assert origin.of_tree(tmp_path) == f"{name} with changes"
     # A folder inside somebody's repository says nothing about that repository.
     inside = tmp_path / "inside"
