@@ -60,24 +60,33 @@ def _convolved(values: Sequence[float], observed: float, plus: int | None) -> fl
     and above it only by arrangements within that distance. No sampling.
     plus None: free signs; otherwise exactly `plus` of them are +1.
     """
-    import numpy as np  # noqa: PLC0415 -- keeps numpy out of the command line's start
-
     step = math.fsum(abs(value) for value in values) / GRID
     if step == 0.0:
         return 1.0
     ticks = [round(value / step) for value in values]
     reach = sum(abs(tick) for tick in ticks)
-    # weight[k, reach + s]: probability, under fair coins, of k pluses and signed sum s.
-    rows = 1 if plus is None else plus + 1
-    weight = np.zeros((rows, 2 * reach + 1))
-    weight[0, reach] = 1.0
+    # rows[k] counts, exactly, the arrangements with k pluses by their signed sum s: a number whose digit
+    # `reach + s`, in base 2^width, is that count. To add a value to every sum is then to shift.
+    width = 8 * (len(ticks) // 8 + 1)  # no count exceeds 2^n
+    rows = [1 << width * reach]
     for tick in ticks:
-        up, down = np.roll(weight, tick, axis=1), np.roll(weight, -tick, axis=1)
-        if plus is not None:
-            up = np.vstack([np.zeros((1, weight.shape[1])), up[:-1]])
-        weight = 0.5 * (up + down)
-    final = weight[-1]
-    sums = np.arange(-reach, reach + 1)
+        up = [_shifted(row, width * tick) for row in rows]
+        down = [_shifted(row, -width * tick) for row in rows]
+        if plus is None:
+            rows = [up[0] + down[0]]
+        else:
+            rows = [a + b for a, b in zip([0, *up], [*down, 0], strict=True)][: plus + 1]
+    digits = rows[-1].to_bytes((2 * reach + 1) * width // 8, "little")
     rounding = math.fsum(abs(value / step - tick) for value, tick in zip(values, ticks, strict=True))
     threshold = observed / step - rounding - _TOLERANCE * GRID
-    return min(1.0, float(final[np.abs(sums) >= threshold].sum() / final.sum()))
+    hits = total = 0
+    for index in range(2 * reach + 1):
+        count = int.from_bytes(digits[index * width // 8 : (index + 1) * width // 8], "little")
+        total += count
+        if abs(index - reach) >= threshold:
+            hits += count
+    return hits / total
+
+
+def _shifted(row: int, bits: int) -> int:
+    return row << bits if bits >= 0 else row >> -bits
