@@ -23,7 +23,9 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "nacl": "PyNaCl",
         "sqlalchemy": "SQLAlchemy",
         "numpy": "NumPy",
+        "rich": "Rich",
         "cryptography.hazmat.primitives.hpke": "cryptography 50",
+        "cryptography.hazmat.primitives.asymmetric.mlkem": "cryptography 50",
     },
     "site": {"mkdocs": "MkDocs", "material": "Material for MkDocs", "jinja2": "Jinja"},
     "train": {
@@ -41,11 +43,8 @@ def missing(extra: str, *, only: tuple[str, ...] = ()) -> list[str]:
 
     They are looked for and not imported: some take seconds.
     """
-    return [
-        name
-        for module, name in EXTRAS[extra].items()
-        if (not only or module in only) and not _is_there(module)
-    ]
+    modules = {module: name for module, name in EXTRAS[extra].items() if not only or module in only}
+    return list(dict.fromkeys(name for module, name in modules.items() if not _is_there(module)))
 
 
 def require(extra: str, what: str = "this command", *, only: tuple[str, ...] = ()) -> None:
