@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: a wheel carries conf/, templates/ and site/ as data inside the package.
 
-In the source tree they stay at the top, where people look for them. Installed so, each would be a name that any
-package can own. The commit goes with them, for `glasshouse --version`.
+In the source tree they stay at the top, where people look for them. Installed so, each would be a name that
+any package can own. The commit goes with them, for `glasshouse --version`.
 """
 
 from __future__ import annotations
