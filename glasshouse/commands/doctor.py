@@ -99,8 +99,10 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
             )
         else:
             yield Finding(name, "ok", importlib.metadata.version(name))
-    gpus = _gpus()
-    if gpus:
+    gpus, fault = _gpus()
+    if fault:
+        yield Finding("gpu", "missing" if local else "limited", fault, "mend the driver (reboot), or gpu=cpu")
+    elif gpus:
         yield Finding("gpu", "ok", ", ".join(gpus))
     else:
         wants = local and spec.gpu.name not in ("auto", "cpu")
@@ -109,12 +111,19 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
         )
 
 
-def _gpus() -> list[str]:
+def _gpus() -> tuple[list[str], str]:
+    """(each GPU with its driver, what is wrong with the driver or "")."""
     if shutil.which("nvidia-smi") is None:
-        return []
+        return [], ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired:
+        return [], "nvidia-smi does not answer"
+    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    if done.returncode != 0 or any("ERR!" in line for line in said):
+        return [], said[0][:120] if said else f"nvidia-smi ends with {done.returncode}"
+    return said, ""
 
 
 def _hardening(spec: RunSpec) -> Iterator[Finding]:
