@@ -19,7 +19,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("errors", "canonical", "paths", "extras", "origin"),
+    ("errors", "canonical", "host", "paths", "extras", "origin"),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("remote",),

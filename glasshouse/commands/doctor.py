@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from glasshouse import config, paths
+from glasshouse import config, host, paths
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.extras import install_line, missing
@@ -62,11 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(spec: RunSpec) -> Iterator[Finding]:
     """Yield the findings for a run of `spec` from this machine."""
+    yield _platform(spec)
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
     yield from _extras()
     yield from _trains(spec)
-    yield from _hardening(spec)
-    yield from _memory()
+    if sys.platform == "linux":
+        yield from _hardening(spec)
+        yield from _memory()
+    yield Finding("processors", "ok", f"{os.cpu_count()} cores")
     yield from _store()
     yield from _rents(spec)
     if isinstance(spec.provider, SshProvider):
@@ -83,6 +86,17 @@ def _extras() -> Iterator[Finding]:
             yield Finding(f"extra {extra}", state, f"not installed: {names}", install_line(extra))
         else:
             yield Finding(f"extra {extra}", "ok", "installed")
+
+
+def _platform(spec: RunSpec) -> Finding:
+    try:
+        host.need_linux("provider=local")
+    except UsageError as error:
+        needed = spec.provider.kind == "local"
+        return Finding(
+            "platform", "missing" if needed else "limited", f"{sys.platform}: {error.what}", error.remedy
+        )
+    return Finding("platform", "ok", sys.platform)
 
 
 def _trains(spec: RunSpec) -> Iterator[Finding]:
@@ -171,7 +185,6 @@ def _memory() -> Iterator[Finding]:
         "none" if swap == "0" else f"{int(swap) // 1024} MiB",
         "" if swap == "0" else "swapoff -a, or read rows with it in mind: memory may reach the disk",
     )
-    yield Finding("processors", "ok", f"{os.cpu_count()} cores")
 
 
 def _read(path: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse import host
 from glasshouse.canonical import CanonicalError, parse_canonical, sha256_hex
 from glasshouse.errors import GlasshouseError
 from glasshouse.judgement.judge import Judgement, judge
@@ -207,7 +208,7 @@ def _write_folder(folder: Path, content: Mapping[str, bytes]) -> None:
             with path.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                host.sync(file.fileno())
         for path in {(temporary / name).parent for name in content} | {temporary}:
             fsync_folder(path)
         temporary.rename(folder)

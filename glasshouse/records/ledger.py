@@ -18,7 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse import paths
+from glasshouse import host, paths
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
@@ -126,7 +126,7 @@ class Ledger:
             file.seek(end)
             file.write(line + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            host.sync(file.fileno())
         fsync_folder(self._folder)
         return serial
 
