@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -138,20 +139,19 @@ class _Progress:
     def line(self, line: str) -> None:
         if line.startswith(("Collecting ", "Requirement already satisfied: ")):
             self.seen += 1
-            self._show(f"{self._so_far()}", force=False)
+            self._show("", force=False)
         elif line.startswith("Ignoring ") and self.count:
             self.count -= 1
         elif line.startswith("Installing collected packages"):
-            self._show(f"{self._so_far()}, unpacking", force=True)
+            self._show("unpacking", force=True)
         elif (big := BIG.search(line)) and _megabytes(big["size"]) >= NOTABLE_MB:
-            self._show(f"{self._so_far()}, downloading {big['file']} ({big['size']})", force=True)
+            self._show(f"downloading {big['file']} ({big['size']})", force=True)
 
-    def _so_far(self) -> str:
-        return f"{self.seen} of {self.count}" if self.count else f"{self.seen}" if self.seen else "looking"
-
-    def _show(self, text: str, *, force: bool) -> None:
-        text = f"  {self.what}: {text}"
+    def _show(self, doing: str, *, force: bool) -> None:
+        so_far = f"{self.seen} of {self.count}" if self.count else ""
+        text = f"  {self.what}: {', '.join(filter(None, (so_far, doing))) or self.seen}"
         if self.terminal:
+            text = text[: shutil.get_terminal_size().columns - 1]
             sys.stdout.write("\r" + text.ljust(self.width))
             self.width = len(text)
         elif force or time.monotonic() - self.shown > EVERY_SEC:
