@@ -70,8 +70,11 @@ def _torch(pip: Pip, choice: Choice, folder: Path) -> None:
         "".join(line.text() if isinstance(line, Entry) else f"{line}\n" for line in choice.requirements),
         encoding="utf-8",
     )
-    words = [] if choice.resolve else ["--no-deps"]
-    pip.install([*words, *choice.options, "-r", str(path)], "torch")
+    # By force, since pip takes any build of a version for the one that is asked for.
+    words = ["--no-deps", "--force-reinstall", "-r", str(path)]
+    pip.install(words, "torch", index=choice.index)
+    if choice.resolve:
+        pip.install(["-r", str(path)], "what this torch needs", index=choice.index)
 
 
 def _has_torch(pip: Pip, version: str) -> bool:

@@ -52,11 +52,12 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.check:
-            check(solver())
-        elif options.seen:
+            return check(solver())
+        if options.seen:
             note_seen(options.seen)
         else:
-            renew(solver(), options.upgrade)
+            for path, text in renew(solver(), options.upgrade).items():
+                path.write_text(text, encoding="utf-8")
     except subprocess.CalledProcessError as error:
         sys.stderr.write(error.stderr or "")
         sys.stderr.write("error: the solver failed (its lines are above): is the package index reachable?\n")
@@ -84,8 +85,8 @@ def solver() -> Path:
     return uv
 
 
-def renew(uv: Path, upgrade: str | None) -> None:
-    """Solve for everything at once, then ask of each extra what it needs of that."""
+def renew(uv: Path, upgrade: str | None = None) -> dict[Path, str]:
+    """The lists' texts: solve for everything at once, then ask of each extra what it needs of that."""
     work = ROOT / "build" / "lock"
     work.mkdir(parents=True, exist_ok=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -113,25 +114,18 @@ def renew(uv: Path, upgrade: str | None) -> None:
         lines.append(entry.marked("base" if "base" in groups else " ".join(groups)))
     ours = {entry.name for entry in everything}
     apart = [entry.marked("train") for entry in of_torch if entry.name not in ours]
-    LOCK.write_text(
-        _heading("Everything but torch and what only torch needs") + text_of(lines), encoding="utf-8"
-    )
-    CUDA.write_text(
-        _heading("torch and what only it needs, as the package index has it: for CUDA on Linux")
-        + text_of(apart),
-        encoding="utf-8",
-    )
-    _write_cpu(apart)
+    for_cuda = _heading("torch and what only it needs, as the package index has it: for CUDA on Linux")
+    return {
+        LOCK: _heading("Everything but torch and what only torch needs") + text_of(lines),
+        CUDA: for_cuda + text_of(apart),
+        CPU: _for_cpu(apart, read(CPU) if CPU.exists() else []),
+    }
 
 
-def _write_cpu(apart: list[Entry]) -> None:
+def _for_cpu(apart: list[Entry], noted: list[Entry]) -> str:
     """The CPU list: a hash of torch only for a file that was seen, and only for this version."""
     (torch,) = (entry for entry in apart if entry.name == "torch")
-    seen = [
-        entry
-        for entry in (read(CPU) if CPU.exists() else [])
-        if entry.pin_of == torch.pin_of and entry.hashes
-    ]
+    seen = [entry for entry in noted if entry.pin_of == torch.pin_of and entry.hashes]
     nothing_of_cuda = [
         entry
         for entry in apart
@@ -140,11 +134,9 @@ def _write_cpu(apart: list[Entry]) -> None:
     rest = " and ".join(f"({_unless(entry.marker)})" for entry in seen)
     unseen = Entry(torch.name, torch.version, rest, (), "train")
     text = text_of(sorted([*nothing_of_cuda, *seen, unseen], key=lambda entry: entry.name))
-    CPU.write_text(
-        _heading("torch and what only it needs, built for the CPU")
-        + "# torch without a hash: no such file was at hand; pip has its index's own hash alone.\n"
-        + text,
-        encoding="utf-8",
+    heading = _heading("torch and what only it needs, built for the CPU")
+    return (
+        heading + "# torch without a hash: no such file was at hand; pip has its index's own alone.\n" + text
     )
 
 
@@ -172,12 +164,20 @@ def note_seen(wheel: Path) -> None:
         entry for entry in read(CPU) if entry.name == "torch" and entry.hashes and entry.marker != marker
     ]
     entries.append(Entry("torch", version, marker, (f"sha256:{digest}",), "train"))
-    CPU.write_text(text_of(entries), encoding="utf-8")
-    _write_cpu(read(CUDA))
+    CPU.write_text(_for_cpu(read(CUDA), entries), encoding="utf-8")
 
 
-def check(uv: Path) -> None:
-    """Ask the index, without downloading: is there a file with a known hash for every line, everywhere?"""
+def check(uv: Path) -> int:
+    """Ask the index, without downloading: a file with a known hash for every line, everywhere?
+
+    First of all the lists must be what `make lock` would leave as it is.
+    """
+    for path, text in renew(uv).items():
+        if path.read_text(encoding="utf-8") != text:
+            sys.stderr.write(
+                f"error: not what pyproject.toml asks for (locks/{path.name}): run `make lock`\n"
+            )
+            return 1
     folder = ROOT / "build" / "uv"
     for path in (LOCK, CUDA):
         for python in PYTHONS:
@@ -192,6 +192,7 @@ def check(uv: Path) -> None:
                 found = count[1] if count else "?"
                 sys.stdout.write(f"{path.name:14}  Python {python:6}  {system:25}  {found} packages\n")
                 sys.stdout.flush()
+    return 0
 
 
 def _solve(uv: Path, words: list[str], output: Path) -> list[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ EVERY_SEC = 5.0  # between lines where no terminal rewrites one
 LINE_CHARS = 400
 UNREACHABLE = re.compile(
     r"ConnectionError|ConnectTimeout|NameResolutionError|NetworkConnectionError|ReadTimeout|ProxyError"
-    r"|SSLError|connection (?:broken|error|timed out)|Could not fetch URL|Connection refused|not a trusted or secure host",
+    r"|SSLError|connection (?:broken|error|timed out)|Could not fetch URL|Connection refused"
+    r"|not a trusted or secure host",
     re.IGNORECASE,
 )
 REMEDIES = (
@@ -57,8 +59,11 @@ class Pip:
     log: Path
     terminal: bool = field(default_factory=sys.stdout.isatty)
 
-    def install(self, words: Sequence[str], what: str, count: int | None = None) -> None:
-        """Run `pip install`, showing progress under the name `what`; raises Failed."""
+    def install(self, words: Sequence[str], what: str, count: int | None = None, index: str = "") -> None:
+        """Run `pip install`, showing progress under the name `what`; raises Failed.
+
+        `index` replaces the index that pip is configured for.
+        """
         command = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
                    "--no-compile", "--progress-bar", "off", *words]  # fmt: skip
         said: list[str] = []
@@ -67,7 +72,7 @@ class Pip:
             log.write(f"$ pip {' '.join(command[3:])}\n")
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                text=True, errors="replace", env=environment(),
+                text=True, errors="replace", env=environment(index),
             )  # fmt: skip
             assert process.stdout is not None
             for line in process.stdout:
@@ -78,8 +83,8 @@ class Pip:
         if process.wait() != 0:
             raise _failure(said)
 
-    def versions(self, name: str, words: Sequence[str], seconds: float) -> tuple[set[str], bool]:
-        """The versions of a package that pip finds with these options, and whether it could ask at all.
+    def versions(self, name: str, index: str, seconds: float) -> tuple[set[str], bool]:
+        """The versions of a package that pip finds, and whether the index could be asked at all.
 
         Looks only: downloads the index's page and nothing else. Gives up after `seconds`.
         """
@@ -88,11 +93,11 @@ class Pip:
         command = [str(self.python), "-m", "pip", "index", "versions",
                    "--disable-pip-version-check", "--no-input",
                    "--retries", "1",
-                   "--timeout", str(max(1, int(seconds / 2) - 1)), *words, name]  # fmt: skip
+                   "--timeout", str(max(1, int(seconds / 2) - 1)), name]  # fmt: skip
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds, check=False,
-                stdin=subprocess.DEVNULL, env=environment(),
+                stdin=subprocess.DEVNULL, env=environment(index),
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return set(), False
@@ -102,8 +107,11 @@ class Pip:
         return set(found[1].split(", ")) if found else set(), UNREACHABLE.search(done.stderr) is None
 
 
-def environment() -> dict[str, str]:
-    """The environment for pip: the user's own settings stay, what would hide or colour its lines does not."""
+def environment(index: str = "") -> dict[str, str]:
+    """The environment for pip: the user's own settings stay, but for what hides or colours its lines.
+
+    An index's address goes in here and not on the command line: it may hold a password.
+    """
     dropped = {
         "PIP_QUIET",
         "PIP_VERBOSE",
@@ -115,7 +123,8 @@ def environment() -> dict[str, str]:
         "PYTHONHOME",
     }
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return kept | {"NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
+    own = {"PIP_INDEX_URL": index} if index else {}
+    return kept | {"NO_COLOR": "1", "LC_ALL": "C.UTF-8"} | own
 
 
 class _Progress:
@@ -130,20 +139,19 @@ class _Progress:
     def line(self, line: str) -> None:
         if line.startswith(("Collecting ", "Requirement already satisfied: ")):
             self.seen += 1
-            self._show(f"{self._so_far()}", force=False)
+            self._show("", force=False)
         elif line.startswith("Ignoring ") and self.count:
             self.count -= 1
         elif line.startswith("Installing collected packages"):
-            self._show(f"{self._so_far()}, unpacking", force=True)
+            self._show("unpacking", force=True)
         elif (big := BIG.search(line)) and _megabytes(big["size"]) >= NOTABLE_MB:
-            self._show(f"{self._so_far()}, downloading {big['file']} ({big['size']})", force=True)
+            self._show(f"downloading {big['file']} ({big['size']})", force=True)
 
-    def _so_far(self) -> str:
-        return f"{self.seen} of {self.count}" if self.count else f"{self.seen}" if self.seen else "looking"
-
-    def _show(self, text: str, *, force: bool) -> None:
-        text = f"  {self.what}: {text}"
+    def _show(self, doing: str, *, force: bool) -> None:
+        so_far = f"{self.seen} of {self.count}" if self.count else ""
+        text = f"  {self.what}: {', '.join(filter(None, (so_far, doing))) or self.seen}"
         if self.terminal:
+            text = text[: shutil.get_terminal_size().columns - 1]
             sys.stdout.write("\r" + text.ljust(self.width))
             self.width = len(text)
         elif force or time.monotonic() - self.shown > EVERY_SEC:
@@ -172,7 +180,8 @@ def _failure(said: Sequence[str]) -> Failed:
     reason = [_short(line) for line in [*network[:1], *said[start:]] if line.strip()]
     text = "\n".join(reason)
     remedy = next(
-        (remedy for pattern, remedy in REMEDIES if pattern.search(text)), "the log has all that pip said"
+        (remedy for pattern, remedy in REMEDIES if re.search(pattern, text, re.IGNORECASE)),
+        "the log has all that pip said",
     )
     return Failed(
         reason[-25:] if len(reason) > 25 else reason, remedy, unreachable=UNREACHABLE.search(text) is not None

@@ -29,11 +29,11 @@ LARGE = "2.5 GB to download, 5.2 GB on disk"  # measured: Debian 12, Linux x86-6
 
 @dataclass(frozen=True)
 class Choice:
-    """What to install: lines for pip's requirements file, and options that say where from."""
+    """What to install: lines for pip's requirements file, and the index, if another than pip's own."""
 
     line: str  # for the person who watches
     requirements: tuple[Entry | str, ...]
-    options: tuple[str, ...] = ()
+    index: str = ""
     # What only torch needs, as locked; without a list for this build, pip takes what the build asks for.
     locked: tuple[Entry, ...] = ()
     resolve: bool = False
@@ -90,30 +90,30 @@ def choose(
 
 def _found(pip: Pip, version: str, labels: Sequence[str], index: str) -> Choice | None:
     """The first of these builds that PyTorch's index has; failing all, what pip is configured to know."""
-    for label in labels if index else []:
-        there = ("--index-url", f"{index.rstrip('/')}/{label}")
+    for label in labels if index.strip() else []:
+        there = f"{index.rstrip('/')}/{label}"
         versions, answered = pip.versions("torch", there, PROBE_SEC)
         if not answered:
             break
         if f"{version}+{label}" in versions:
             return _labelled(version, label, there, "PyTorch's index")
-    known, _ = pip.versions("torch", (), PROBE_SEC) if labels else (set(), True)
+    known, _ = pip.versions("torch", "", PROBE_SEC) if labels else (set(), True)
     for label in labels:
         if f"{version}+{label}" in known:
-            return _labelled(version, label, (), "where pip is configured to look")
+            return _labelled(version, label, "", "where pip is configured to look")
     return None
 
 
-def _labelled(version: str, label: str, options: tuple[str, ...], where: str) -> Choice:
+def _labelled(version: str, label: str, index: str, where: str) -> Choice:
     line = f"torch {version} ({label}) from {where}"
     pin = f"torch=={version}+{label}"
     if label != "cpu":
-        return Choice(line, (pin,), options, resolve=True)
+        return Choice(line, (pin,), index, resolve=True)
     if version != pinned(CPU):
-        return Choice(line, (pin,), options, locked=_rest_of(CPU))
+        return Choice(line, (pin,), index, locked=_rest_of(CPU))
     known = [entry for entry in _torch_of(CPU) if entry.hashes and _applies(entry.marker)]
     lines = [Entry("torch", f"{version}+{label}", "", entry.hashes) for entry in known] or [pin]
-    return Choice(line, tuple(lines), options, locked=_rest_of(CPU))
+    return Choice(line, tuple(lines), index, locked=_rest_of(CPU))
 
 
 def _from_index(url: str) -> Choice:
@@ -122,7 +122,7 @@ def _from_index(url: str) -> Choice:
     return Choice(
         f"torch from {_public(url)}",
         (f"torch=={pinned(CPU)}",),
-        ("--index-url", url),
+        url,
         _rest_of(CPU),
         resolve=True,
     )
@@ -131,7 +131,7 @@ def _from_index(url: str) -> Choice:
 def _from_file(wheel: Path) -> Choice:
     if not wheel.is_file() or not wheel.name.startswith("torch-"):
         raise _mistake(str(wheel))
-    return Choice(f"torch from {wheel.name}", (str(wheel.resolve()),), (), _rest_of(CPU), resolve=True)
+    return Choice(f"torch from {wheel.name}", (str(wheel.resolve()),), "", _rest_of(CPU), resolve=True)
 
 
 def _warn(cuda: tuple[int, int] | None, say: Callable[[str], None]) -> None:

@@ -121,7 +121,12 @@ LORA_MODEL = specs.LoraModel(
 
 
 @pytest.mark.parametrize(
-    ("model", "names"), [(None, RUNTIME), (LORA_MODEL, RUNTIME + LORA)], ids=["mlp", "lora"]
+    ("model", "names"),
+    [
+        pytest.param(None, RUNTIME, id="mlp"),
+        # Offers the versions that are installed here: the extra `train`.
+        pytest.param(LORA_MODEL, RUNTIME + LORA, id="lora", marks=pytest.mark.train),
+    ],
 )
 def test_a_rented_image_gets_the_pinned_libraries_beside_its_torch(
     pod: Pod, index: Path, plain: Image, model: specs.Model | None, names: tuple[str, ...]
