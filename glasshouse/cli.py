@@ -44,6 +44,7 @@ COMMANDS = {
 }
 # What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.
 NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
+COMPOSES = {"run", "plan", "doctor", "reap"}  # what reads settings
 INTERRUPTED = 130
 
 
@@ -132,9 +133,11 @@ def _dispatch(words: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument(
-        "--conf", type=Path, metavar="DIR", help="settings from this folder, like conf/ of the repository"
-    )
+    parser.set_defaults(conf=None)
+    if name in COMPOSES:
+        parser.add_argument(
+            "--conf", type=Path, metavar="DIR", help="settings from this folder, like conf/ of the repository"
+        )
     module.arguments(parser)
     # Intermixed, since overrides and options come in any order: plan gpu=h100 --json duration=60
     args = parser.parse_intermixed_args(words)
@@ -144,13 +147,14 @@ def _dispatch(words: list[str]) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    conf = Workspace.find().conf
+    workspace = Workspace.find()
+    conf, shown = workspace.conf, "conf/" if workspace.source else f"{workspace.conf}/"
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     lines = []
     for group in GROUPS:
         names = options(group, conf)
         if group == "experiment":
-            names = [f"{len(names)} files in conf/experiment, each opening with the command that runs it"]
+            names = [f"{len(names)} files in {shown}{group}, each opening with the command that runs it"]
         lines.append(f"  {group:<{width}}  {', '.join(names)}")
     groups = "\n".join(lines)
     return f"""\
@@ -162,7 +166,7 @@ Train on rented GPUs under an attested lifecycle, and measure what the protectio
 commands (each with --json):
 {commands}
 
-config groups (NAME=VALUE; conf/ holds what each one is):
+config groups (NAME=VALUE; {shown} holds what each one is, --conf DIR takes another):
 {groups}
 
 settings, for example: duration=60 order=protected-first repeat=0,1,2 measure.blocks=12 spend.max_usd=20

@@ -33,6 +33,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "transformers": "Transformers",
         "peft": "PEFT",
         "safetensors": "safetensors",
+        "numpy": "NumPy",
     },
     "postgres": {"psycopg": "psycopg"},
 }
@@ -76,18 +77,16 @@ def lacking(error: ModuleNotFoundError) -> UsageError | None:
 def install_line(extra: str) -> str:
     """A command to copy that adds the extra to this installation, from where this came (PEP 610)."""
     wanted = f"{DISTRIBUTION}[{extra}]"
+    workspace = Workspace.find()
+    if workspace.source:
+        return f"pip install -e {shlex.quote(f'{workspace.root}[{extra}]')}"
     origin = _origin()
-    url, folder = origin.get("url"), origin.get("dir_info")
-    if Workspace.find().source or isinstance(folder, dict):
-        path = str(Workspace.find().root) if Workspace.find().source else str(url).removeprefix("file://")
-        editable = "-e " if Workspace.find().source else ""
-        return f"pip install {editable}{shlex.quote(f'{path}[{extra}]')}"
-    if isinstance(url, str):
-        version_control = origin.get("vcs_info")
-        if isinstance(version_control, dict):
-            url = f"{version_control.get('vcs')}+{url}@{version_control.get('commit_id')}"
-        return f"pip install {shlex.quote(f'{wanted} @ {url}')}"
-    return f"pip install {shlex.quote(wanted)}"
+    url, repository = origin.get("url"), origin.get("vcs_info")
+    if not isinstance(url, str):
+        return f"pip install {shlex.quote(wanted)}"
+    if isinstance(repository, dict):
+        url = f"{repository.get('vcs')}+{url}@{repository.get('commit_id')}"
+    return f"pip install {shlex.quote(f'{wanted} @ {url}')}"
 
 
 def _origin() -> dict[str, Any]:
