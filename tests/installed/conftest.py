@@ -43,13 +43,20 @@ class Installed:
 
     def run(self, *words: str, cwd: Path, timeout: int = 60) -> subprocess.CompletedProcess[str]:
         """Run `glasshouse WORDS` in `cwd`, as somebody would who knows nothing of the source tree."""
+        return self._run([self.folder / "bin" / "glasshouse", *words], cwd, timeout)
+
+    def python(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run its Python."""
+        return self._run([self.folder / "bin" / "python", *words], cwd, 60)
+
+    def _run(self, command: list[str | Path], cwd: Path, timeout: int) -> subprocess.CompletedProcess[str]:
         environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PYTHON", "GLASSHOUSE", "VIRTUAL"))
         }
         return subprocess.run(
-            [self.folder / "bin" / "glasshouse", *words],
+            command,
             cwd=cwd,
             env={**environment, "GLASSHOUSE_HOME": str(self.home)},
             capture_output=True,

@@ -94,6 +94,13 @@ def test_a_command_that_needs_an_extra_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_simulated_providers_name_theirs(base: Installed, tmp_path: Path) -> None:
+    done = base.python("-m", "glasshouse.providers.fakes", "--", "true", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: a simulated machine needs Fabric, ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "command"),
     [
@@ -177,7 +184,7 @@ def seen(made: Installed, cwd: Path, theirs: Path) -> dict[str, object]:
     said: dict[str, object] = {}
     for line in [*words, ["verify", str(BUNDLE)], ["verify", str(theirs)]]:
         done = made.run(*line, cwd=cwd)
-        said[" ".join(line)] = (done.returncode, done.stdout, done.stderr)
+        said[" ".join(line)] = (done.returncode, done.stdout.replace(str(made.packages), "..."), done.stderr)
     done = made.run("pages", "--out", str(made.home / "pages"), cwd=cwd)
     assert done.returncode == 0, done.stderr
     for path in sorted((made.home / "pages").rglob("*")):
