@@ -25,6 +25,7 @@ from glasshouse.publishing.store import OVERLAY, read_publication
 
 _ANCHOR = re.compile(r' id="([^"]+)"')
 ROWS = "rows/"
+OVERLAY_CHOICE = "overlay"  # in `extra`: what `glasshouse pages --site` asks for
 
 
 class RowPage(Page):
@@ -43,7 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     own = Workspace.find()
     workspace = own if root == own.root else Workspace.of_source(root)
     try:
-        publication = read_publication(workspace)
+        publication = read_publication(workspace, overlay=config.extra.get(OVERLAY_CHOICE))
     except GlasshouseError as error:
         raise PluginError(f"error: {error}") from error
     for path, content in render(publication).items():

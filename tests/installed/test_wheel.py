@@ -246,6 +246,14 @@ def test_a_run_is_made_verified_and_shown_where_somebody_works(full: Installed, 
     assert done.returncode == 0, done.stderr
     assert "local, verified" in (tmp_path / "pages" / "rows" / f"{row}.md").read_text(encoding="utf-8")
     assert (tmp_path / "pages" / "rows" / f"{ROW}.md").is_file()
+    done = full.run("pages", "--site", "site", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "local, verified" in (tmp_path / "site" / "rows" / row / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site" / "research" / "bundles" / row / "record.json").is_file()
+    done = full.run("pages", "--site", "other", "--committed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "other" / "rows" / row).exists()
+    assert (tmp_path / "other" / "method" / "index.html").is_file()
     assert not (tmp_path / "theirs").exists()
     # Where the program lies, nothing was written.
     written = {path.name for path in (full.packages / "glasshouse" / "_data").iterdir()}
