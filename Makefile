@@ -4,36 +4,46 @@
 # make test-all   the rest too: OpenSSH, Chromium, PostgreSQL, installed from Debian's packages where missing
 # make lint       ruff and mypy
 # make soak       the long tests, which test-all leaves out
+# make lock       renew locks/ after a change of pyproject.toml; UPGRADE=all or UPGRADE=NAME takes newer versions
+# TORCH=VERSION, TORCH=FILE.whl or TORCH=URL of an index: another torch than the one that fits this machine
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := tools/install.py $(VENV)
 # pip compiles on one core; this does on all. Some packages ship files that are not for this Python: no matter.
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # A file's tests share servers and runs, so files are spread, not tests; four, since many of them wait.
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
-LEFT_OUT := sshd chromium postgres slow soak
+LEFT_OUT := sshd chromium postgres index slow soak
 # Tests start Python some hundred times: where this is set, each start would compile our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
-ALONE := not sshd and not chromium and not postgres and not slow and not soak
+ALONE := not sshd and not chromium and not postgres and not index and not slow and not soak
 
-.PHONY: demo demo-cloud test test-all lint collect services soak site constraints clean
+# PyTorch's own packages, a folder for each build (cpu, cu126, ...): asked first, and done without where it is out of
+# reach. The one address of its kind here, since only there is a torch for Linux without CUDA.
+export TORCH_INDEX ?= https://download.pytorch.org/whl
+export TORCH
+LOCKS := $(wildcard locks/*.txt)
+# Another TORCH than the one that is installed: install again.
+ifneq ($(TORCH),)
+ifneq ($(TORCH),$(shell cat $(VENV)/.torch 2>/dev/null))
+.PHONY: $(VENV)/.base
+endif
+endif
 
-$(VENV)/.base: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old (PYTHON=$(PYTHON)): give Python 3.11 or later, make PYTHON=python3.12" >&2; exit 2; }
-	@echo "installing into $(VENV) (a minute or two; the training extra is the large part)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) 'setuptools>=77' wheel
-	@# The exact version by name first: in some places an open range resolves to gigabytes more.
-	@$(PIP) "$$(grep -i '^torch==' constraints.txt)"
-	@$(PIP) --no-build-isolation -e '.[train]'
+.PHONY: demo demo-cloud test test-all lint collect services soak site lock clean
+
+$(VENV)/.base: pyproject.toml $(LOCKS)
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) (PYTHON=$(PYTHON)): on Debian, apt install python3 python3-venv" >&2; exit 2; }
+	@$(PYTHON) $(INSTALL) run site train
 	@$(COMPILE)
+	@printf '%s\n' "$$TORCH" > $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	@$(PIP) --no-build-isolation -e '.[train,dev]'
+	@$(PYTHON) $(INSTALL) dev
 	@$(COMPILE)
 	@touch $@
 
@@ -77,10 +87,8 @@ site: $(VENV)/.base
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "built build/site/index.html"
 
-constraints:
-	@{ echo '# Exact versions of everything that `make` installs; made by `make constraints` after a deliberate upgrade.'; \
-	   $(BIN)/python -m pip list --format=freeze | grep -v -i '^glasshouse\|^pip=\|^setuptools=\|^wheel='; } > constraints.tmp
-	@mv constraints.tmp constraints.txt
+lock:
+	@$(PYTHON) tools/lock.py $(if $(UPGRADE),--upgrade $(filter-out all,$(UPGRADE)))
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

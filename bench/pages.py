@@ -17,6 +17,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from glasshouse.canonical import canonical_json
+from glasshouse.paths import Workspace
 from glasshouse.publishing import store
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
 from glasshouse.publishing.ledger import check_log
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def many(count: int) -> Publication:
-    base = read_publication(ROOT, overlay=False)
+    base = read_publication(Workspace.of_source(ROOT), overlay=False)
     rows = [
         base.artifacts[index % len(base.artifacts)].model_copy(update={"id": f"bench-{index:06d}"})
         for index in range(count)
@@ -57,7 +58,7 @@ def entered(rows: list[Artifact]) -> PublishedLogs:
 
 def main() -> None:
     current: dict[str, Publication] = {}
-    store.read_publication = lambda _root: current["publication"]
+    store.read_publication = lambda _workspace: current["publication"]
     for count in [int(text) for text in sys.argv[1:]] or [1000]:
         publication = many(count)
         # MkDocs loads the hook once a process; it finds this reader.

@@ -17,11 +17,13 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from glasshouse import __version__
+from glasshouse import extras
 from glasshouse.conf_files import GROUPS, options
 from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.paths import Workspace
 
 COMMANDS = {
     "run": "one run, as without a command; `run --json` prints its record",
@@ -40,6 +42,9 @@ COMMANDS = {
     "unpublish": "retract a published row; its page stays, with the reason",
     "pages": "write the site's generated pages to a folder",
 }
+# What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.
+NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
+COMPOSES = {"run", "plan", "doctor", "reap"}  # what reads settings
 INTERRUPTED = 130
 
 
@@ -70,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last line of defence: a person gets a line, never a traceback
         if os.environ.get("GLASSHOUSE_DEBUG") == "1":
             raise
+        if isinstance(error, ModuleNotFoundError) and (known := extras.lacking(error)) is not None:
+            return _fail(known.line(), known.exit_code, words)
         if isinstance(error, BrokenPipeError) and _reader_left():
             return 1
         what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -101,8 +108,9 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(_help())
         return 0
     if first == "--version":
-        sys.stdout.write(f"glasshouse {__version__}\n")
-        return 0
+        from glasshouse.commands import version  # noqa: PLC0415  it loads all that defines a format
+
+        return version.show(words[1:])
     name = "run"
     if first in COMMANDS:
         name, words = first, words[1:]
@@ -115,6 +123,8 @@ def _dispatch(words: list[str]) -> int:
             value=first,
             remedy=f"{hint}choose one of {', '.join(COMMANDS)}",
         )
+    if name in NEEDS:
+        extras.require(NEEDS[name])
     module = importlib.import_module(f"glasshouse.commands.{name}")
     parser = Parser(
         prog=f"glasshouse {name}",
@@ -123,20 +133,28 @@ def _dispatch(words: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.set_defaults(conf=None)
+    if name in COMPOSES:
+        parser.add_argument(
+            "--conf", type=Path, metavar="DIR", help="settings from this folder, like conf/ of the repository"
+        )
     module.arguments(parser)
     # Intermixed, since overrides and options come in any order: plan gpu=h100 --json duration=60
     args = parser.parse_intermixed_args(words)
+    args.workspace = Workspace.find(args.conf)  # the one place where it is found for a command
     return int(module.run(args))
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
+    workspace = Workspace.find()
+    conf, shown = workspace.conf, "conf/" if workspace.source else f"{workspace.conf}/"
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     lines = []
     for group in GROUPS:
-        names = options(group)
+        names = options(group, conf)
         if group == "experiment":
-            names = [f"{len(names)} files in conf/experiment, each opening with the command that runs it"]
+            names = [f"{len(names)} files in {shown}{group}, each opening with the command that runs it"]
         lines.append(f"  {group:<{width}}  {', '.join(names)}")
     groups = "\n".join(lines)
     return f"""\
@@ -148,7 +166,7 @@ Train on rented GPUs under an attested lifecycle, and measure what the protectio
 commands (each with --json):
 {commands}
 
-config groups (NAME=VALUE; conf/ holds what each one is):
+config groups (NAME=VALUE; {shown} holds what each one is, --conf DIR takes another):
 {groups}
 
 settings, for example: duration=60 order=protected-first repeat=0,1,2 measure.blocks=12 spend.max_usd=20

@@ -17,21 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
-from hydra import initialize_config_dir
+from hydra import __version__ as hydra_version
+from hydra import version
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from glasshouse.conf_files import GROUPS, conf_dir
+from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
+from glasshouse.extras import install_line
+from glasshouse.paths import Workspace
 from glasshouse.spec import RunSpec
 from glasshouse.spec_errors import choose, from_pydantic, show
 
@@ -53,7 +58,7 @@ NO_EFFECT = ("hydra.run", "hydra.output_subdir", "hydra.verbose", "hydra.job_log
 
 
 def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
-    """Compose conf/ with `overrides` into one validated RunSpec.
+    """Compose conf/ with `overrides` into one validated RunSpec. conf: None takes the program's own.
 
     Raises UsageError. Files that the spec names (SSH key, known hosts, a custom workload) must exist.
     """
@@ -118,10 +123,7 @@ def launch(
     `job` must be picklable; it gets a cell's spec and overrides and returns its exit code. Compose the
     cells with `expand` and `load` first: here a mistake is no longer one line.
     """
-    folder = (conf or conf_dir()).resolve()
-    with initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
+    with _hydra(_folder(conf)) as hydra:
         config = _compose(hydra, _of_sweep(overrides), RunMode.MULTIRUN)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         sweeper = Plugins.instance().instantiate_sweeper(
@@ -145,19 +147,47 @@ class _Job:
 @contextmanager
 def _composing(conf: Path | None, overrides: Sequence[str]) -> Iterator[Any]:
     """Yield a Hydra bound to conf/; whatever it raises inside leaves as a UsageError."""
-    folder = (conf or conf_dir()).resolve()
+    folder = _folder(conf)
     _check_words(overrides)
     try:
-        with (
-            warnings.catch_warnings(),
-            initialize_config_dir(str(folder), version_base="1.3", job_name="glasshouse"),
-        ):
+        with warnings.catch_warnings(), _hydra(folder) as hydra:
             warnings.simplefilter("error", UserWarning)
-            yield GlobalHydra.instance().hydra
+            yield hydra
     except UsageError:
         raise
     except COMPOSE_ERRORS as error:
         raise _from_hydra(error, overrides, folder) from error
+
+
+@contextmanager
+def _hydra(folder: Path) -> Iterator[Hydra]:
+    """Start Hydra on conf/ and its own settings; what an installed plugin adds to its search is left out."""
+    Plugins.instance()  # brings the readers of files and packages, and launchers
+    search = ConfigSearchPathImpl()
+    search.append("hydra", "pkg://hydra.conf")
+    search.append("main", str(folder))
+    search.append("schema", "structured://")
+    before = get_gh_backup()
+    # Hydra 1.3 warns where no version is named, 1.4 warns where one is.
+    older = tuple(map(int, hydra_version.split(".")[:2])) < (1, 4)
+    version.setbase("1.3" if older else version._UNSPECIFIED_)
+    hydra = Hydra.create_main_hydra2(task_name="glasshouse", config_search_path=search)
+    try:
+        yield hydra
+    finally:
+        restore_gh_from_backup(before)
+
+
+def _folder(conf: Path | None) -> Path:
+    folder = (conf or Workspace.find().conf).resolve()
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(
+            "no config.yaml there",
+            field="conf",
+            value=folder,
+            remedy="give --conf DIR, a folder like conf/ of the repository",
+        )
+    return folder
 
 
 def _compose(hydra: Any, overrides: Sequence[str], mode: RunMode) -> DictConfig:
@@ -327,17 +357,15 @@ def _unknown_option(error: MissingConfigException) -> UsageError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     remedy = choose(name, sorted(error.options or ()))
     if group == "hydra/launcher":
-        remedy += "; the extra `sweep` brings more"
+        remedy += f"; more with {install_line('sweep')}"
     return UsageError(f"unknown {group}", field=group, value=show(name), remedy=remedy)
 
 
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> UsageError:
     rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != key]
     try:
-        with initialize_config_dir(str(conf), version_base="1.3", job_name="glasshouse"):
-            config = _compose(
-                GlobalHydra.instance().hydra, [item for item in rest if "," not in item], RunMode.RUN
-            )
+        with _hydra(conf) as hydra:
+            config = _compose(hydra, [item for item in rest if "," not in item], RunMode.RUN)
         values = OmegaConf.to_container(config, resolve=False)
     except COMPOSE_ERRORS:
         values = {}

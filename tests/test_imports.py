@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("errors", "canonical", "host", "paths"),
+    ("errors", "canonical", "host", "paths", "extras", "origin"),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("remote",),
@@ -183,7 +184,7 @@ def test_an_import_for_type_checkers_is_none() -> None:
         ({"asyncssh"}, ("remote/", "providers/")),
         ({"hydra", "omegaconf", "hydra_plugins"}, ("config.py", "cli.py")),
         (HEAVY, ("workloads/",)),
-        ({"mkdocs"}, ("publishing/hook.py",)),
+        ({"mkdocs"}, ("publishing/hook.py", "publishing/build.py")),
     ],
 )
 def test_a_library_stays_where_it_belongs(libraries: set[str], allowed: tuple[str, ...]) -> None:
@@ -191,6 +192,38 @@ def test_a_library_stays_where_it_belongs(libraries: set[str], allowed: tuple[st
         str(item) for item in every_import() if item.top in libraries and not item.file.startswith(allowed)
     ]
     assert strays == []
+
+
+def reached_from(*modules: str) -> set[str]:
+    """The files that are run when `modules` are imported, nothing of which waits inside a function."""
+    top: dict[str, set[str]] = {}
+    for path in sources():
+        name = path.relative_to(ROOT).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        kept = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found = imports_of(ast.unparse(ast.Module(body=list(kept), type_ignores=[])), name)
+        top[name] = {item.name for item in found}
+    files, ahead = set[str](), [f"glasshouse.{module}" for module in modules]
+    while ahead:
+        parts = ahead.pop().split(".")[1:]
+        for length in range(len(parts) + 1):
+            stem = "/".join(parts[:length])
+            for name in (f"{stem}.py", f"{stem}/__init__.py".lstrip("/")):
+                if name in top and name not in files:
+                    files.add(name)
+                    ahead += [item for item in top[name] if item.startswith("glasshouse.")]
+    return files
+
+
+def test_what_verifies_needs_no_library_that_has_ml_kem_or_hpke() -> None:
+    """A cryptography of 2021 verifies; newer modules are imported where a key is made or a grant opened."""
+    files = reached_from(
+        "commands.verify", "commands.show", "commands.ledger", "commands.keys", "commands.publish"
+    )
+    assert {"records/verify.py", "attestation/appraise.py", "publishing/check.py"} <= files
+    newer = [item for item in every_import() if re.search(r"\.(mlkem|hpke)\b", item.name)]
+    assert {item.file for item in newer} == {"sealing/grant.py"}
+    assert "sealing/grant.py" not in files
 
 
 @pytest.mark.parametrize("file", PURE)

@@ -39,6 +39,7 @@ PROGRAMS = {
     "commands/doctor.py": "nvidia-smi, where there is one",
     "host.py": "ps, sysctl: macOS' own",
     "lifecycle/watchdog.py": "this program",
+    "origin.py": "git",
     "providers/fakes/__main__.py": "the command that it was given",
     "providers/fakes/container.py": "stands for a rented machine",
     "providers/pod_server.py": "stands for a pod",

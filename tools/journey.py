@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.journey import Journey, budget_seconds, open_journey, pack_journey
-from glasshouse.publishing.store import committed_keyring
-from glasshouse.records.keys import public_bytes, publisher_key
+from glasshouse.records.keys import committed_keyring, public_bytes, publisher_key
 from glasshouse.records.ledger import Ledger, log_key
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +177,10 @@ def _tell(out: Path, journey: Journey, wheels: Sequence[Path]) -> None:
     _say(f"journey {journey.id}: {journey.budget_sec} s, seed {journey.seed}")
     _say(f"announced as entry {journey.open_serial} of log {journey.opened_in}")
     _say(f"publisher key of the journey: {journey.commitment}")
-    listed = {log_key(entry.public) for entry in committed_keyring(ROOT).with_role("publisher")}
+    listed = {
+        log_key(entry.public)
+        for entry in committed_keyring(Workspace.of_source(ROOT).keyring).with_role("publisher")
+    }
     if journey.opened_in not in listed:
         _say("note: conf/trust does not list this machine's keys yet: glasshouse keys --trust LABEL")
     if _changed():

@@ -4,6 +4,8 @@
 set -euo pipefail
 
 missing=()
+# Debian keeps venv and ensurepip apart from its python3, which tools/pythons.sh uses.
+[ ! -x /usr/bin/python3 ] || /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 command -v /usr/sbin/sshd >/dev/null || missing+=(openssh-server)
 command -v chromium >/dev/null || missing+=(chromium)
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)

@@ -38,6 +38,7 @@ from glasshouse.attestation.database import (
 )
 from glasshouse.canonical import length_prefixed
 from glasshouse.errors import AttestationError, UsageError
+from glasshouse.extras import install_line
 
 
 class Store:
@@ -307,7 +308,7 @@ def open_store(url: str, kek: bytes) -> Store:
         raise _no_store("no such kind of database", shown) from error
     except ImportError as error:
         remedy = (
-            "install the postgres extra, pip install -e '.[postgres]'"
+            f"install it with {install_line('postgres')}"
             if error.name == "psycopg"
             else f"install {error.name}"
         )

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glasshouse import config
-from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError
 from glasshouse.providers.money import cost_ceiling, rental_deadline_sec
 
 MAX_CONF_BYTES = 64 << 20
+# A line of `git ls-tree -l`: ordinary files only.
+_FILE = re.compile(r"100(?:644|755) blob (?P<object>[0-9a-f]{40,64}) +(?P<size>\d+)\t(?P<path>[^\0]+)")
 
 
-def difference(overrides: Sequence[str], ref: str, *, sweep: bool) -> tuple[str, dict[str, Any]]:
-    """Resolve `overrides` here and at `ref`; return the difference as Markdown and as JSON values.
+def difference(overrides: Sequence[str], ref: str, *, sweep: bool, conf: Path) -> tuple[str, dict[str, Any]]:
+    """Resolve `overrides` by `conf` now and at `ref`; return the difference as Markdown and as JSON values.
 
     Cells are matched by their overrides. Raises UsageError for a revision git does not know and for
     overrides that do not resolve here; that they do not resolve at `ref` is part of the difference.
     """
-    here = conf_dir()
     with tempfile.TemporaryDirectory(prefix="glasshouse-conf-") as folder:
-        _checkout(here, ref, Path(folder))
-        now = _cells(overrides, sweep, here)
+        _checkout(conf, ref, Path(folder))
+        now = _cells(overrides, sweep, conf)
         try:
-            then, failed = _cells(overrides, sweep, Path(folder) / "conf"), None
+            then, failed = _cells(overrides, sweep, Path(folder) / conf.name), None
         except UsageError as error:
             then, failed = {}, error.line()
     cells = []
@@ -49,21 +49,44 @@ def difference(overrides: Sequence[str], ref: str, *, sweep: bool) -> tuple[str,
 
 
 def _checkout(conf: Path, ref: str, folder: Path) -> None:
-    """Unpack conf/ at `ref` into `folder`, without touching the working tree."""
-    command = ["git", "-C", str(conf.parent), "archive", "--format=tar", f"{ref}^{{commit}}", "--", conf.name]
+    """Write the files of conf/ at `ref` into `folder`, without touching the working tree."""
     if ref.startswith("-"):
         raise UsageError(
             "not a git revision", field="against", value=ref, remedy="give a branch, tag or commit"
         )
+    listing = _git(conf.parent, ref, ["ls-tree", "-r", "-z", "-l", f"{ref}^{{commit}}", "--", conf.name])
+    files = [_FILE.fullmatch(line) for line in listing.decode("utf-8", "replace").split("\0") if line]
+    plain = [(found["path"], found["object"], int(found["size"])) for found in files if found]
+    wrong = ""
+    if not plain:
+        wrong = f"it has no {conf.name}/"
+    elif sum(size for _, _, size in plain) > MAX_CONF_BYTES:
+        wrong = f"its {conf.name}/ is too large"
+    elif any(".." in Path(path).parts for path, _, _ in plain):
+        wrong = f"its {conf.name}/ names files outside"
+    if wrong:
+        raise UsageError("git cannot read conf/ there", field="against", value=ref, remedy=wrong)
+    names = "".join(f"{name}\n" for _, name, _ in plain)
+    contents = io.BytesIO(_git(conf.parent, ref, ["cat-file", "--batch"], names.encode()))
+    for path, _, size in plain:
+        contents.readline()  # "<object> blob <size>"
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(contents.read(size))
+        contents.read(1)  # the newline after each
+
+
+def _git(folder: Path, ref: str, words: Sequence[str], sent: bytes = b"") -> bytes:
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], input=sent, capture_output=True, check=False, timeout=60
+        )
     except FileNotFoundError as error:
         raise UsageError("git is not installed", field="against", value=ref, remedy="install git") from error
-    if done.returncode != 0 or len(done.stdout) > MAX_CONF_BYTES:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["conf/ is too large"]
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["look at the repository"]
         raise UsageError("git cannot read conf/ there", field="against", value=ref, remedy=lines[-1])
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+    return done.stdout
 
 
 def _cells(overrides: Sequence[str], sweep: bool, conf: Path) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from typing import Literal
 from glasshouse import config, host, paths
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
-from glasshouse.providers.journal import Journal
+from glasshouse.extras import install_line, missing
 from glasshouse.providers.money import CAP_VARIABLE, parse_usd
 from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.runtime import linux
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every finding."""
-    findings = list(examine(config.load(args.overrides)))
+    findings = list(examine(config.load(args.overrides, conf=args.workspace.conf)))
     good = all(item.state != "missing" for item in findings)
     if args.json:
         emit({"ok": good, "findings": [asdict(item) for item in findings]})
@@ -64,6 +64,7 @@ def examine(spec: RunSpec) -> Iterator[Finding]:
     """Yield the findings for a run of `spec` from this machine."""
     yield _platform(spec)
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+    yield from _extras()
     yield from _trains(spec)
     if sys.platform == "linux":
         yield from _hardening(spec)
@@ -76,13 +77,24 @@ def examine(spec: RunSpec) -> Iterator[Finding]:
         yield _key_file(Path(spec.provider.key).expanduser())
 
 
+def _extras() -> Iterator[Finding]:
+    """What the installation can do: without `run` no run starts, without `site` there are no pages."""
+    lacks: dict[str, Literal["missing", "limited"]] = {"run": "missing", "site": "limited"}
+    for extra, state in lacks.items():
+        names = ", ".join(missing(extra))
+        if names:
+            yield Finding(f"extra {extra}", state, f"not installed: {names}", install_line(extra))
+        else:
+            yield Finding(f"extra {extra}", "ok", "installed")
+
+
 def _platform(spec: RunSpec) -> Finding:
     try:
         host.need_linux("provider=local")
     except UsageError as error:
-        missing = spec.provider.kind == "local"
+        needed = spec.provider.kind == "local"
         return Finding(
-            "platform", "missing" if missing else "limited", f"{sys.platform}: {error.what}", error.remedy
+            "platform", "missing" if needed else "limited", f"{sys.platform}: {error.what}", error.remedy
         )
     return Finding("platform", "ok", sys.platform)
 
@@ -97,7 +109,7 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
                 name,
                 "missing" if local else "limited",
                 "not installed here",
-                "pip install 'glasshouse[train]'",
+                install_line("train"),
             )
         else:
             yield Finding(name, "ok", importlib.metadata.version(name))
@@ -193,6 +205,10 @@ def _store() -> Iterator[Finding]:
         + ("" if made else ", empty: a first run makes the keys"),
         "chmod 700 the keys folder under GLASSHOUSE_HOME" if loose else "",
     )
+    if missing("run", only=("sqlalchemy",)):
+        return  # said above
+    from glasshouse.providers.journal import Journal  # noqa: PLC0415  the base install has a doctor, too
+
     try:
         with Journal() as journal:
             left = journal.open_entries()

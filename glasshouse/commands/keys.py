@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from glasshouse import paths
 from glasshouse.canonical import canonical_json
 from glasshouse.commands.terminal import emit, say, table
-from glasshouse.conf_files import conf_dir
+from glasshouse.paths import Workspace
 from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
 
@@ -42,16 +43,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the keyring."""
+    workspace: Workspace = args.workspace
     if args.rotate:
-        _rotate(args.rotate)
+        _rotate(args.rotate, workspace)
+    publication = workspace.publication("keys --trust") if args.trust else None
     if args.make or args.trust:
         keys.operator_key()
         keys.broker_key()
         keys.publisher_key()
         keys.owner_key()
-    if args.trust:
-        _trust(args.trust)
-    ring = keys.load_keyring()
+    if publication is not None:
+        _trust(args.trust, workspace.keyring)
+    ring = keys.load_keyring(workspace=workspace)
     if args.json:
         emit({"keys": [entry.as_json() for entry in ring.entries]})
         return 0
@@ -73,20 +76,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trust(label: str) -> None:
+def _trust(label: str, path: Path) -> None:
     """Add this machine's public keys to the committed keyring; keys that stand there stay as they are."""
-    path = conf_dir() / "trust" / "keyring.json"
-    ring = keys.parse_keyring(path.read_bytes()) if path.exists() else keys.Keyring()
+    ring = keys.committed_keyring(path)
     ring = keys.listed_as(ring, keys.local_keyring().entries, label)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     keys.atomic_write(path, ring.as_bytes())
 
 
-def _rotate(role: keys.Role) -> None:
+def _rotate(role: keys.Role, workspace: Workspace) -> None:
     """Rotate a key here, and in the committed keyring where that lists it."""
+    path = workspace.keyring
+    ring = keys.committed_keyring(path)
+    own = {entry.keyid for entry in keys.local_keyring().with_role(role)}
+    if any(entry.keyid in own for entry in ring.with_role(role)):
+        workspace.publication(f"keys --rotate {role}")  # others must learn of it: nothing is rotated without
     retired, added = keys.rotate(role, len(Ledger().leaves()))
-    path = conf_dir() / "trust" / "keyring.json"
-    ring = keys.parse_keyring(path.read_bytes()) if path.exists() else keys.Keyring()
     entries: list[keys.KeyEntry] = []
     for entry in ring.entries:
         if (entry.keyid, entry.role) == (retired.keyid, role):

@@ -102,7 +102,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UsageError(
             "check compares two checkpoints", field="command", value="ledger check", remedy="give OLD NEW"
         )
-    ring = keys.load_keyring(args.keys)
+    ring = keys.load_keyring(args.keys, workspace=args.workspace)
     old, new = (_checkpoint(path, ring) for path in args.checkpoints)
     if old.origin != new.origin:
         raise UsageError(

@@ -18,7 +18,9 @@ from typing import Any
 from glasshouse import config
 from glasshouse.commands.against import difference
 from glasshouse.commands.terminal import emit, say, table
+from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.paths import Workspace
 from glasshouse.providers.money import cap_usd, cost_ceiling, rental_deadline_sec
 from glasshouse.spec import RunSpec
 
@@ -47,18 +49,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan, or with --against the difference."""
     if args.against:
-        text, document = difference(args.overrides, args.against, sweep=args.multirun)
+        text, document = difference(args.overrides, args.against, sweep=args.multirun, conf=_reviewed(args))
         if args.json:
             emit(document)
         else:
             say(text)
         return 0
-    cells = plan(args.overrides, sweep=args.multirun)
+    cells = plan(args.overrides, sweep=args.multirun, conf=args.workspace.conf)
     if args.json:
         emit(as_json(cells))
     else:
         _print(cells)
     return 0
+
+
+def _reviewed(args: argparse.Namespace) -> Path:
+    """Return the conf/ that git knows. Raises UsageError for settings that came in a wheel."""
+    workspace: Workspace = args.workspace
+    if not workspace.source and args.conf is None:
+        raise UsageError(
+            "the settings of an installed program have no history",
+            field="against",
+            value=args.against,
+            remedy="give --conf DIR, conf/ in a clone of the repository",
+        )
+    return workspace.conf
 
 
 def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None) -> list[Cell]:

@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glasshouse.commands.terminal import emit, say
-from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.journey import Returned, read_journey
 from glasshouse.publishing.publish import Published, publish, publish_journey, refresh_history
-from glasshouse.publishing.store import committed_keyring
-from glasshouse.records.keys import Keyring, listed_as, load_keyring, publisher_key
+from glasshouse.records.keys import Keyring, committed_keyring, listed_as, load_keyring, publisher_key
 from glasshouse.records.ledger import Leaf, Ledger
 
 
@@ -55,11 +54,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish the runs."""
-    root = conf_dir().parent
+    workspace: Workspace = args.workspace
     if args.history:
-        return _history(args, root)
+        return _history(args, workspace)
     if args.archive is not None:
-        return _journey(args, root)
+        return _journey(args, workspace)
     if args.trust is not None:
         raise UsageError(
             "--trust is for an archive",
@@ -67,10 +66,14 @@ def run(args: argparse.Namespace) -> int:
             value=args.trust[:80],
             remedy="give --from ARCHIVE with it",
         )
+    if not args.local:
+        workspace.publication("publish")
     key = publisher_key()  # before the keyring is read: made on first use, it is listed there
-    ring = load_keyring() if args.local else committed_keyring(root)
+    ring = load_keyring(workspace=workspace) if args.local else committed_keyring(workspace.keyring)
     try:
-        done = publish(args.runs, root=root, keyring=ring, local=args.local, ledger=Ledger(), key=key)
+        done = publish(
+            args.runs, workspace=workspace, keyring=ring, local=args.local, ledger=Ledger(), key=key
+        )
     except VerificationError as error:
         if "signer-unknown" not in error.codes:
             raise
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _journey(args: argparse.Namespace, root: Path) -> int:
+def _journey(args: argparse.Namespace, workspace: Workspace) -> int:
     """Publish what a journey brought back."""
     if args.runs:
         raise UsageError(
@@ -94,11 +97,12 @@ def _journey(args: argparse.Namespace, root: Path) -> int:
             value=len(args.runs),
             remedy="publish those by a call of their own",
         )
+    workspace.publication("publish --from")
     returned = read_journey(args.archive)
-    ring = _trusting(returned, committed_keyring(root), args.trust)
+    ring = _trusting(returned, committed_keyring(workspace.keyring), args.trust)
     key = publisher_key()
     try:
-        done = publish_journey(returned, root=root, keyring=ring, ledger=Ledger(), key=key)
+        done = publish_journey(returned, workspace=workspace, keyring=ring, ledger=Ledger(), key=key)
     except VerificationError as error:
         if "signer-unknown" not in error.codes:
             raise
@@ -218,12 +222,12 @@ def _written(paths: Sequence[str]) -> str:
     return f"{len(paths)} files written: {parts} (--json lists them)"
 
 
-def _history(args: argparse.Namespace, root: Path) -> int:
+def _history(args: argparse.Namespace, workspace: Workspace) -> int:
     if args.runs:
         raise UsageError(
             "--history takes no runs", field="runs", value=len(args.runs), remedy="leave them out"
         )
-    done = refresh_history(root)
+    done = refresh_history(workspace.publication("publish --history"))
     if args.json:
         emit({"ok": True, "rows": done.rows, "written": done.written, "withheld": ()})
         return 0

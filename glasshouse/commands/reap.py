@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
         guard(args.watch, screen)
         return 0
     if args.stray is not None:
-        return _end(args.stray, json=args.json)
+        return _end(args.stray, conf=args.workspace.conf, json=args.json)
     found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
-    unknown = strays.find(_paid())
+    unknown = strays.find(_paid(args.workspace.conf))
     code = max((_code(item) for item in found), default=0)
     if any(stray.id is None for stray in unknown):
         code = max(code, ProviderError.exit_code)
@@ -77,15 +77,15 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _paid() -> list[CloudProvider]:
+def _paid(conf: Path) -> list[CloudProvider]:
     """Settings of every paid provider whose key is in the environment."""
     kinds = [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
-    found = [config.load([f"provider={kind}", "gpu=a4000"]).provider for kind in kinds]
+    found = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in kinds]
     return [provider for provider in found if isinstance(provider, CloudProvider)]
 
 
-def _end(name: str, *, json: bool) -> int:
-    ended = strays.end(_paid(), name)
+def _end(name: str, *, conf: Path, json: bool) -> int:
+    ended = strays.end(_paid(conf), name)
     good = ended.proof == "zero"
     if json:
         emit({"ok": good, "strays": [asdict(ended)]})

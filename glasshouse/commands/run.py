@@ -20,10 +20,9 @@ from glasshouse import config
 from glasshouse.commands.records import RUNS
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError
-from glasshouse.lifecycle.resume import unfinished
-from glasshouse.providers.budget import reserved
-from glasshouse.run import run_sweep
-from glasshouse.spec import RunSpec
+from glasshouse.extras import require
+from glasshouse.paths import Workspace
+from glasshouse.spec import LocalProvider, LoraModel, RunSpec
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +39,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the cell or the cells; the exit code is the highest of theirs."""
     overrides: list[str] = args.overrides
+    workspace: Workspace = args.workspace
+    conf = workspace.conf
     if args.cfg:
-        return _print_settings(overrides, as_json=args.json)
-    if not args.multirun and not config.wants_sweep(overrides):
-        cells = [(overrides, config.load(overrides))]
+        return _print_settings(overrides, conf, as_json=args.json)
+    require("run", "a run")
+    # Only now: to print settings, and to be told what is missing, the base install is enough.
+    from glasshouse.lifecycle.resume import unfinished  # noqa: PLC0415
+    from glasshouse.providers.budget import reserved  # noqa: PLC0415
+    from glasshouse.run import run_sweep  # noqa: PLC0415
+
+    if not args.multirun and not config.wants_sweep(overrides, conf=conf):
+        cells = [(overrides, config.load(overrides, conf=conf))]
+        _require_training(cells[0][1])
         with reserved([cells[0][1]]) as key:
             return run_sweep(cells, out=args.out, as_json=args.json, reservation=key)
     # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
-    cells = [(cell, config.load(cell)) for cell in config.expand(overrides)]
+    cells = [(cell, config.load(cell, conf=conf)) for cell in config.expand(overrides, conf=conf)]
+    for _, spec in cells:
+        _require_training(spec)
     if len(cells) == 1:
         sys.stderr.write("-m, but no setting has several values (NAME=A,B): a sweep of one cell\n")
-    launcher = config.launcher(overrides)
+    launcher = config.launcher(overrides, conf=conf)
     left, skipped = (cells, []) if args.again else unfinished(cells, args.out)
     specs = [spec for _, spec in left]
     if launcher == config.BASIC:
@@ -64,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             remedy="drop --json, or use hydra/launcher=basic",
         )
     with reserved(specs) as key:
-        return max(config.launch(overrides, _RunCell(args.out.resolve(), args.again, key)))
+        return max(config.launch(overrides, _RunCell(args.out.resolve(), args.again, key), conf=conf))
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,23 @@ class _RunCell:
     reservation: str | None
 
     def __call__(self, spec: RunSpec, overrides: list[str]) -> int:
+        from glasshouse.lifecycle.resume import unfinished  # noqa: PLC0415  as above
+        from glasshouse.run import run_sweep  # noqa: PLC0415
+
         cells = [(overrides, spec)]
         left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
         return run_sweep(left, out=self.out, skipped=skipped, reservation=self.reservation)
 
 
-def _print_settings(overrides: list[str], *, as_json: bool) -> int:
-    values = config.load(overrides).model_dump(mode="json")
+def _require_training(spec: RunSpec) -> None:
+    """Refuse a run that this very Python would have to train, and cannot."""
+    if isinstance(spec.provider, LocalProvider) and spec.provider.python is None:
+        lora = ("transformers", "peft", "safetensors") if isinstance(spec.model, LoraModel) else ()
+        require("train", "a run on this machine", only=("torch", *lora))
+
+
+def _print_settings(overrides: list[str], conf: Path, *, as_json: bool) -> int:
+    values = config.load(overrides, conf=conf).model_dump(mode="json")
     if as_json:
         emit(values)
     else:

@@ -20,7 +20,6 @@ from glasshouse import __version__
 from glasshouse.attestation.tamper import run_suite
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.commands.terminal import emit, require_writable, say, table
-from glasshouse.conf_files import conf_dir
 from glasshouse.publishing.store import TAMPER
 from glasshouse.records import keys
 from glasshouse.records.signing import sign_statement
@@ -38,12 +37,13 @@ def run(args: argparse.Namespace) -> int:
     """Play the suite."""
     if args.out is not None:
         require_writable("out", args.out)
+    publication = args.workspace.publication("tamper --publish") if args.publish else None
     report = run_suite()
     if args.out is not None:
         keys.atomic_write(args.out, signed(report))
-    if args.publish:
+    if publication is not None:
         published = {"ranOn": time.strftime("%Y-%m-%d", time.gmtime()), "version": __version__} | report
-        keys.atomic_write(conf_dir().parent / TAMPER, (json.dumps(published, indent=2) + "\n").encode())
+        keys.atomic_write(publication / TAMPER, (json.dumps(published, indent=2) + "\n").encode())
     if args.json:
         emit(report)
     else:

@@ -11,10 +11,9 @@ import argparse
 import time
 
 from glasshouse.commands.terminal import emit, say
-from glasshouse.conf_files import conf_dir
+from glasshouse.paths import Workspace
 from glasshouse.publishing.publish import unpublish
-from glasshouse.publishing.store import committed_keyring
-from glasshouse.records.keys import load_keyring, publisher_key
+from glasshouse.records.keys import committed_keyring, load_keyring, publisher_key
 from glasshouse.records.ledger import Ledger
 
 
@@ -28,11 +27,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retract the row, dated today (UTC)."""
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    root = conf_dir().parent
+    workspace: Workspace = args.workspace
+    if not args.local:
+        workspace.publication("unpublish")
     done = unpublish(
         args.row,
-        root=root,
-        keyring=load_keyring() if args.local else committed_keyring(root),
+        workspace=workspace,
+        keyring=load_keyring(workspace=workspace) if args.local else committed_keyring(workspace.keyring),
         ledger=Ledger(),
         key=publisher_key(),
         reason=args.reason,

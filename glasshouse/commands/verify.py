@@ -22,7 +22,7 @@ from typing import Any
 
 from glasshouse.commands.download import fetch_row, is_url
 from glasshouse.commands.terminal import emit, say, table
-from glasshouse.errors import GlasshouseError
+from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.publishing.check import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
 from glasshouse.records.verify import verify
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify each path; exit code 1 when one fails, 2 or 3 when one cannot be read."""
-    ring = load_keyring(args.keys)
+    ring = _ring(args)
     results, code = [], 0
     for path in args.paths:
         try:
@@ -65,6 +65,18 @@ def run(args: argparse.Namespace) -> int:
         say(f"{item['path']}\n{table(['', 'check', 'detail'], rows)}")
         say(_verdict(item) + "\n")
     return code
+
+
+def _ring(args: argparse.Namespace) -> Keyring:
+    ring = load_keyring(args.keys, workspace=args.workspace)
+    if args.keys is None and not ring.entries:
+        raise UsageError(
+            "no keyring: there is no key here whose signature could be believed",
+            field="keys",
+            value="none",
+            remedy="give --keys FILE, such as conf/trust/keyring.json of the repository, if you trust that",
+        )
+    return ring
 
 
 def _verified(path: str, ring: Keyring) -> dict[str, Any]:

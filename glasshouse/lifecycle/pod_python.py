@@ -2,7 +2,7 @@
 
 Images of GPU providers bring torch for their GPUs and none of our libraries. On a rented machine, which is
 destroyed afterwards, those go into a virtual environment in the pod folder that sees the image's torch, at
-exactly the versions that run here. On anybody's own machine nothing is installed.
+exactly the versions that are installed here. On anybody's own machine nothing is installed.
 
 The probe (pod_probe.py) asks in the order in which nothing is done in vain: what no installation can mend
 (Python, torch, the GPU) comes before our libraries. Each fault has a reason code of its own.
@@ -10,12 +10,14 @@ The probe (pod_probe.py) asks in the order in which nothing is done in vain: wha
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from glasshouse.errors import RemoteError
 from glasshouse.lifecycle import pod_probe
+from glasshouse.paths import DISTRIBUTION
 from glasshouse.remote.pod import Pod, Result
 from glasshouse.spec import RunSpec
 
@@ -62,7 +64,7 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
         return python
     if said[0] != "libraries-missing" or not spec.paid:
         raise _unusable(*said, python)
-    wanted = [f"{name}=={metadata.version(name)}" for name in (*RUNTIME, *(LORA if lora else ()))]
+    wanted = [_pinned(name) for name in (*RUNTIME, *(LORA if lora else ()))]
     place = f"{root}/python"
     done = pod.run(["sh", "-c", _INSTALL, "sh", python, place, _LINK, *wanted], timeout=INSTALL_SEC)
     if done.exit != 0:
@@ -77,6 +79,20 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
         code, detail = said
         raise _unusable("install-failed" if code == "libraries-missing" else code, detail, python)
     return f"{place}/bin/python"
+
+
+def _pinned(name: str) -> str:
+    """The version that is installed here; for what only trains, and may not be here, the range we ask for."""
+    try:
+        return f"{name}=={metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        pass
+    try:
+        asked = metadata.requires(DISTRIBUTION) or ()
+    except metadata.PackageNotFoundError:
+        asked = ()
+    ranges = [line.partition(";")[0].strip() for line in asked]
+    return next((item for item in ranges if re.match(rf"{re.escape(name)}\b(?!-)", item)), name)
 
 
 def _probed(pod: Pod, python: str, words: list[str]) -> tuple[str, str] | None:

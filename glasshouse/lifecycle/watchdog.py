@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from glasshouse.paths import Workspace
+
 DONE = b"d"
 _SLICE_SEC = 20.0  # of a wait: it is not known whether a wait counts the time that this machine sleeps
 
@@ -31,8 +33,10 @@ class Watchdog:
         try:
             with log.open("wb") as out:
                 # Its own session: neither Ctrl-C nor a closed terminal reaches it.
+                # -P: a module of the current folder's is none of ours, whatever its name.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "glasshouse", "reap", "--watch", str(folder.resolve())],
+                    [sys.executable, "-P", "-m", "glasshouse", "reap", "--watch", str(folder.resolve())],
+                    env=_environment(),
                     stdin=read_end,
                     stdout=out,
                     stderr=out,
@@ -55,6 +59,15 @@ class Watchdog:
         if kind is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=30)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, and a source tree that may have been found by the current folder alone."""
+    workspace = Workspace.find()
+    if not workspace.source:
+        return dict(os.environ)
+    places = [str(workspace.root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
 
 
 def wait_for_end(seconds: float = math.inf) -> Literal["done", "died", "overdue"]:

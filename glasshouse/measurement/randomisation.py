@@ -10,7 +10,7 @@ remaining arrangement is uniform over those with the same number of pluses.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 ENUMERATION_LIMIT = 20  # 20 choose 10 = 184,756 arrangements; 2^20 / 2 sign flips
@@ -57,27 +57,36 @@ def _convolved(values: Sequence[float], observed: float, plus: int | None) -> fl
 
     Values are rounded to steps of (sum of absolute values) / GRID, and the observed sum is lowered by the
     sum of all roundings, the most that they can move any sum: the result is never below the exact p,
-    and above it only by arrangements within that distance. No sampling.
+    and above it only by arrangements within that distance. No sampling, and counted in whole numbers.
     plus None: free signs; otherwise exactly `plus` of them are +1.
     """
-    import numpy as np  # noqa: PLC0415 -- keeps numpy out of the command line's start
-
     step = math.fsum(abs(value) for value in values) / GRID
     if step == 0.0:
         return 1.0
     ticks = [round(value / step) for value in values]
     reach = sum(abs(tick) for tick in ticks)
-    # weight[k, reach + s]: probability, under fair coins, of k pluses and signed sum s.
-    rows = 1 if plus is None else plus + 1
-    weight = np.zeros((rows, 2 * reach + 1))
-    weight[0, reach] = 1.0
-    for tick in ticks:
-        up, down = np.roll(weight, tick, axis=1), np.roll(weight, -tick, axis=1)
-        if plus is not None:
-            up = np.vstack([np.zeros((1, weight.shape[1])), up[:-1]])
-        weight = 0.5 * (up + down)
-    final = weight[-1]
-    sums = np.arange(-reach, reach + 1)
+    # counts[k] is one integer of many fields: field reach + s counts arrangements with k pluses and sum s.
+    # To add a tick to every sum is then one shift. No field overflows: there are 2^n arrangements at most.
+    size = len(values) // 8 + 1  # bytes of a field
+    counts = {0: 1 << (8 * size * reach)}
+    for done, tick in enumerate(ticks, start=1):
+        up, down = _shifted(counts, 8 * size * tick), _shifted(counts, -8 * size * tick)
+        if plus is None:
+            counts = {0: up[0] + down[0]}
+            continue
+        # Of k only what can still end at `plus`.
+        needed = range(max(0, plus - (len(ticks) - done)), min(plus, done) + 1)
+        counts = {k: up.get(k - 1, 0) + down.get(k, 0) for k in needed}
+    fields = counts[plus or 0].to_bytes(size * (2 * reach + 1), "little")
     rounding = math.fsum(abs(value / step - tick) for value, tick in zip(values, ticks, strict=True))
     threshold = observed / step - rounding - _TOLERANCE * GRID
-    return min(1.0, float(final[np.abs(sums) >= threshold].sum() / final.sum()))
+    hits = sum(
+        int.from_bytes(fields[size * (reach + s) : size * (reach + s + 1)], "little")
+        for s in range(-reach, reach + 1)
+        if abs(s) >= threshold
+    )
+    return hits / (2 ** len(values) if plus is None else math.comb(len(values), plus))
+
+
+def _shifted(counts: Mapping[int, int], bits: int) -> dict[int, int]:
+    return {k: value << bits if bits >= 0 else value >> -bits for k, value in counts.items()}

@@ -17,6 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from glasshouse.errors import GlasshouseError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.csp import with_policy
 from glasshouse.publishing.frame import TEMPLATE, Frames
 from glasshouse.publishing.pages import framed_tables, render
@@ -24,6 +25,7 @@ from glasshouse.publishing.store import OVERLAY, read_publication
 
 _ANCHOR = re.compile(r' id="([^"]+)"')
 ROWS = "rows/"
+OVERLAY_CHOICE = "overlay"  # in `extra`: what `glasshouse pages --site` asks for
 
 
 class RowPage(Page):
@@ -39,8 +41,10 @@ class RowPage(Page):
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Check the publication and add its pages; a failed check stops the build."""
     root = Path(config.config_file_path).parent
+    own = Workspace.find()
+    workspace = own if root == own.root else Workspace.of_source(root)
     try:
-        publication = read_publication(root)
+        publication = read_publication(workspace, overlay=config.extra.get(OVERLAY_CHOICE))
     except GlasshouseError as error:
         raise PluginError(f"error: {error}") from error
     for path, content in render(publication).items():
@@ -49,10 +53,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             RowPage(None, file, config)  # it becomes the file's page
         files.append(file)
     for item in sorted(publication.local):
-        source = root / OVERLAY / f"{item}.json"
+        source = workspace.work / OVERLAY / f"{item}.json"
         files.append(File.generated(config, f"research/artifacts/{item}.json", abs_src_path=str(source)))
         for name in publication.bundles.get(item, ()):
-            source = root / OVERLAY / "bundles" / item / name
+            source = workspace.work / OVERLAY / "bundles" / item / name
             path = f"research/bundles/{item}/{name}"
             files.append(File.generated(config, path, abs_src_path=str(source)))
     return files

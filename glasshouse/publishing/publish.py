@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.journey import Returned
@@ -47,7 +48,6 @@ from glasshouse.publishing.store import (
     ARTIFACTS,
     BUNDLES,
     HISTORY,
-    KEYRING,
     LEDGER,
     OVERLAY,
     OVERLAY_LEDGER,
@@ -84,12 +84,16 @@ class _Home:
     carried: a journey's log, which is published beside this machine's own.
     """
 
-    root: Path
+    workspace: Workspace
     keyring: Keyring
     ledger: Ledger
     key: Ed25519PrivateKey
     local: bool
     carried: PublishedLog | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.workspace.work if self.local else self.workspace.root
 
     @property
     def artifacts(self) -> Path:
@@ -154,14 +158,14 @@ class _Home:
 def publish(
     paths: Sequence[Path],
     *,
-    root: Path,
+    workspace: Workspace,
     keyring: Keyring,
     ledger: Ledger,
     key: Ed25519PrivateKey,
     local: bool = False,
     known_secrets: Iterable[str] | None = None,
 ) -> Published:
-    """Publish run or bundle folders under `root` (the repository), and this machine's log that names them.
+    """Publish run or bundle folders in `workspace`, and this machine's log that names them.
 
     local=True writes to build/artifacts, the overlay that is labelled local and never committed;
     otherwise to site/research, where bundles may hold 2 MiB each and simulated rows are refused.
@@ -171,7 +175,7 @@ def publish(
     """
     if not paths:
         raise UsageError("nothing to publish", field="runs", value="none", remedy="give run folders")
-    home = _Home(root, keyring, ledger, key, local)
+    home = _Home(workspace, keyring, ledger, key, local)
     if not local:
         _require_publisher(home)
     rows = [_verified(path, keyring) for path in paths]
@@ -183,7 +187,7 @@ def publish(
 def publish_journey(
     returned: Returned,
     *,
-    root: Path,
+    workspace: Workspace,
     keyring: Keyring,
     ledger: Ledger,
     key: Ed25519PrivateKey,
@@ -194,7 +198,7 @@ def publish_journey(
     keyring: the committed one with the journey's keys in it, which is written to conf/trust with the rows.
     Rows of a journey that no published log announced carry `registered-late`. Raises as `publish` does.
     """
-    home = _Home(root, keyring, ledger, key, local=False, carried=returned.log)
+    home = _Home(workspace, keyring, ledger, key, local=False, carried=returned.log)
     _require_publisher(home)
     if returned.log.key == log_key(public_bytes(key)):
         raise VerificationError("the archive's log is this machine's own", codes=["journey-keys"])
@@ -235,7 +239,7 @@ def _put(
     ending: Mapping[str, Any] | None = None,
 ) -> Published:
     """Steps 2 to 5, of verified rows. ending: body of the leaf that ends a journey."""
-    root, local, ids = home.root, home.local, [row.id for row in rows]
+    local, ids = home.local, [row.id for row in rows]
     # 2. Extend the ledger.
     logs = home.read()
     # 3. Build; rows already there may gain or lose caveats by a control that comes in.
@@ -272,13 +276,13 @@ def _put(
     own = logs.of(log_key(public_bytes(home.key)))
     require_clean({} if own is None else {f"ledger/{LEAVES}": own.data}, known=known_secrets)
     # 5. Write.
-    written = [] if home.carried is None else _write(root / KEYRING, home.keyring.as_bytes())
+    written = [] if home.carried is None else _write(home.workspace.keyring, home.keyring.as_bytes())
     written += home.write(logs)
     for row in rows:
         written += _write_bundle(home.bundles / row.id, row.files)
     for item, artifact in sorted(every.items()):
         written += _write(home.artifacts / f"{item}.json", artifact_bytes(artifact))
-    shown = tuple(os.path.relpath(path, root) for path in written)
+    shown = tuple(os.path.relpath(path, home.root) for path in written)
     retracted = {item: said.reason for item in ids if (said := every[item].retracted) is not None}
     withheld = _withheld(home, every.values())
     return Published(tuple(ids), shown, withheld, retracted, tuple(every[item] for item in ids))
@@ -310,7 +314,7 @@ def refresh_history(root: Path) -> Published:
 def unpublish(
     row: str,
     *,
-    root: Path,
+    workspace: Workspace,
     keyring: Keyring,
     ledger: Ledger,
     key: Ed25519PrivateKey,
@@ -327,7 +331,7 @@ def unpublish(
     """
     if not reason.strip():
         raise UsageError("a retraction needs a reason", field="reason", value="", remedy="say why")
-    home = _Home(root, keyring, ledger, key, local)
+    home = _Home(workspace, keyring, ledger, key, local)
     present = _present(home.artifacts)
     artifact = present.get(row)
     if artifact is None:
@@ -335,7 +339,7 @@ def unpublish(
             "no such published row",
             field="row",
             value=row,
-            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, root)}, without .json"
+            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, home.root)}, without .json"
             + ("" if local else "; --local for a row of this machine's own site"),
         )
     if artifact.reported is not None:
@@ -351,7 +355,7 @@ def unpublish(
     written = home.write(logs)
     for item, other in sorted(_as_stated(present, logs).items()):
         written += _write(home.artifacts / f"{item}.json", artifact_bytes(other))
-    return Published((row,), tuple(os.path.relpath(path, root) for path in written), ())
+    return Published((row,), tuple(os.path.relpath(path, home.root) for path in written), ())
 
 
 def _verified(path: Path, keyring: Keyring) -> VerifiedRow:

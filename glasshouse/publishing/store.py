@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.errors import GlasshouseError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
 from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
@@ -29,7 +30,7 @@ from glasshouse.publishing.signed import (
     with_registration_caveat,
 )
 from glasshouse.publishing.tamper import read_tamper
-from glasshouse.records.keys import Keyring, parse_keyring
+from glasshouse.records.keys import Keyring, committed_keyring
 from glasshouse.records.verify import verify
 
 ARTIFACTS = Path("site/research/artifacts")
@@ -37,7 +38,6 @@ BUNDLES = Path("site/research/bundles")
 LEDGER = Path("site/research/ledger")
 TAMPER = Path("site/research/tamper-report.json")
 HISTORY = Path("conf/history")
-KEYRING = Path("conf/trust/keyring.json")
 TEMPLATES = Path("templates/pages")
 OVERLAY = Path("build/artifacts")
 OVERLAY_LEDGER = OVERLAY / "ledger"
@@ -60,15 +60,16 @@ class Publication:
     local_logs: PublishedLogs = field(default_factory=PublishedLogs)
 
 
-def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
-    """Read the publication under `root`. Raises VerificationError listing everything that is wrong.
+def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Publication:
+    """Read the publication of a workspace. Raises VerificationError listing everything that is wrong.
 
     overlay=None reads build/artifacts when it is there, unless GLASSHOUSE_SITE_LOCAL=0.
     """
     if overlay is None:
         overlay = os.environ.get(OVERLAY_SWITCH, "1") != "0"
     failures: list[str] = []
-    keyring = committed_keyring(root)
+    root, work = workspace.root, workspace.work
+    keyring = committed_keyring(workspace.keyring)
     committed = _read_artifacts(root / ARTIFACTS, failures)
     failures += _reported_failures(root, committed)
     unread: list[str] = []
@@ -77,14 +78,14 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
     failures += unread
     if not unread:  # a log that does not hold has been named; what the others lack follows
         failures += inclusion_failures(logs, committed)
-    local = _read_artifacts(root / OVERLAY, failures) if overlay else {}
-    local_keyring = overlay_keyring(root) if overlay else Keyring()
-    local_logs = _local_logs(root, local, local_keyring, failures) if overlay else PublishedLogs()
+    local = _read_artifacts(work / OVERLAY, failures) if overlay else {}
+    local_keyring = overlay_keyring(work) if overlay else Keyring()
+    local_logs = _local_logs(work, local, local_keyring, failures) if overlay else PublishedLogs()
     failures += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
     failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
     bundles = {
         item: _bundle_files(base / item)
-        for base, items in ((root / BUNDLES, committed), (root / OVERLAY / "bundles", local))
+        for base, items in ((root / BUNDLES, committed), (work / OVERLAY / "bundles", local))
         for item in items
         if (base / item).is_dir()
     }
@@ -112,18 +113,17 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
 
 
 def _local_logs(
-    root: Path, local: Mapping[str, Artifact], keyring: Keyring, failures: list[str]
+    work: Path, local: Mapping[str, Artifact], keyring: Keyring, failures: list[str]
 ) -> PublishedLogs:
     """The overlay's logs, one for each machine that published here; a row's log may be elsewhere."""
-    logs = read_logs(root / OVERLAY_LEDGER, keyring, failures, beside={KEYS})
+    logs = read_logs(work / OVERLAY_LEDGER, keyring, failures, beside={KEYS})
     failures += inclusion_failures(logs, {item: row for item, row in local.items() if item in logs.rows})
     return logs
 
 
-def overlay_keyring(root: Path) -> Keyring:
+def overlay_keyring(work: Path) -> Keyring:
     """The keys of the machines whose rows are in the overlay; they vouch for nothing else."""
-    path = root / OVERLAY_LEDGER / KEYS
-    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
+    return committed_keyring(work / OVERLAY_LEDGER / KEYS)
 
 
 def read_templates(root: Path) -> dict[str, str]:
@@ -184,12 +184,6 @@ def _signed_failures(
     present = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
     failures += [f"bundle-without-row:{item}" for item in sorted(present - committed.keys())]
     return failures
-
-
-def committed_keyring(root: Path) -> Keyring:
-    """The keyring that the publication carries; a machine's own keys never vouch for committed rows."""
-    path = root / KEYRING
-    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
 
 
 def _bundle_files(folder: Path) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Keys at rest and the keyring: who may sign what, from which ledger index to which.
 
 Private keys live under `paths.keys_dir()`, mode 0600, made on first use. Public keys that a
-verifier trusts come from a keyring file, never from the bundle: conf/trust/keyring.json is the
-committed one, keys_dir()/keyring.json holds this machine's own keys, shown as `local`.
+verifier trusts come from a keyring file, never from the bundle: conf/trust/keyring.json of the
+workspace is the committed one, keys_dir()/keyring.json holds this machine's own keys, shown as `local`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from glasshouse import host, paths
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, parse_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.paths import Workspace
 
 if TYPE_CHECKING:
     from glasshouse.sealing.grant import KemKey
 
 Role = Literal["operator", "broker", "publisher", "witness"]
 ROLES: tuple[str, ...] = get_args(Role)
-COMMITTED_KEYRING = Path(__file__).resolve().parents[2] / "conf" / "trust" / "keyring.json"
 MAX_KEY_FILE = 64 << 10
 
 
@@ -273,8 +273,11 @@ def _entry(item: Any, local: bool) -> KeyEntry:
     return KeyEntry(item["keyid"], item["role"], public, item["label"], *bounds, local=local or item["local"])
 
 
-def load_keyring(path: Path | None = None) -> Keyring:
-    """Load the keyring at `path`, or by default the committed one plus this machine's own keys."""
+def load_keyring(path: Path | None = None, *, workspace: Workspace | None = None) -> Keyring:
+    """Load the keyring at `path`, or by default the committed one plus this machine's own keys.
+
+    workspace: whose committed keyring; None takes the one that belongs to this program.
+    """
     if path is not None:
         remedy = "give a file that `glasshouse keys --json` printed"
         try:
@@ -285,8 +288,12 @@ def load_keyring(path: Path | None = None) -> Keyring:
             ) from error
         except VerificationError as error:
             raise UsageError("not a keyring file", field="keys", value=path, remedy=remedy) from error
-    committed = parse_keyring(COMMITTED_KEYRING.read_bytes()) if COMMITTED_KEYRING.exists() else Keyring()
-    return committed + local_keyring()
+    return committed_keyring((workspace or Workspace.find()).keyring) + local_keyring()
+
+
+def committed_keyring(path: Path) -> Keyring:
+    """The keyring that comes with the program or the publication; empty where the file is not there."""
+    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
 
 
 def local_keyring() -> Keyring:

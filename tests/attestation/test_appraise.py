@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glasshouse.attestation.appraise import (
@@ -17,7 +18,7 @@ from glasshouse.attestation.appraise import (
     policy_id,
     refusal,
 )
-from glasshouse.attestation.claims import CLAIMS, SELF_REPORTED, claim_sources
+from glasshouse.attestation.claims import CLAIMS, SELF_REPORTED, claim_sources, is_kem_key
 from glasshouse.attestation.evidence import composite_hash
 from glasshouse.attestation.stage import STRICT, honest_claims, synthetic_reference
 from glasshouse.attestation.tokens import thumbprint
@@ -292,6 +293,29 @@ def test_a_kem_key_that_cannot_be_wrapped_to_is_refused_before_any_key_is_opened
     with pytest.raises(SealError):
         wrap_key(b"\x01" * 32, kem_key, b"info")
     assert _appraise(_seal({**_honest(), "kem_key": b64u(kem_key)})).codes == ("kem-key-invalid",)
+
+
+@given(place=st.integers(0, 767), coefficient=st.integers(0, 4095), seed=st.binary(min_size=32, max_size=32))
+@example(place=0, coefficient=3328, seed=bytes(32))
+@example(place=767, coefficient=3329, seed=bytes(32))
+def test_the_check_of_an_encapsulation_key_is_the_librarys(place: int, coefficient: int, seed: bytes) -> None:
+    packed = bytearray(KEM[:1152])
+    at = 3 * (place // 2)
+    pair = int.from_bytes(packed[at : at + 3], "little")
+    pair = pair & ~(0xFFF << 12 * (place % 2)) | coefficient << 12 * (place % 2)
+    packed[at : at + 3] = pair.to_bytes(3, "little")
+    raw = bytes(packed) + seed
+    try:
+        MLKEM768PublicKey.from_public_bytes(raw)
+        accepted = True
+    except ValueError:
+        accepted = False
+    assert is_kem_key(b64u(raw + KEM[1184:])) is accepted is (coefficient < 3329)
+
+
+@pytest.mark.parametrize("size", [0, 1184, 1215, 1217, 2432])
+def test_a_kem_key_of_another_length_is_none(size: int) -> None:
+    assert not is_kem_key(b64u((KEM * 2)[:size]))
 
 
 @pytest.mark.parametrize("policy", [STRICT, STANDARD])

@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from glasshouse import cli, paths
 from glasshouse.canonical import canonical_json
-from glasshouse.commands import keys as keys_command
-from glasshouse.commands import publish, unpublish
+from glasshouse.paths import Workspace
 from glasshouse.records import keys
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.layout import TensorSpec
@@ -110,7 +109,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
     shutil.copytree(factory.folder / "ledger", paths.state_dir() / "ledger")
     pem = factory.publisher.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     keys.atomic_write(paths.keys_dir() / "publisher.ed25519.pem", pem, mode=0o600)
-    # The program works on the checkout that it lies in, which here is not to be written to.
-    for module in (publish, unpublish, keys_command):
-        monkeypatch.setattr(module, "conf_dir", lambda: root / "conf")
+    # The program works on the source tree that it lies in, which here is not to be written to.
+    workspace = Workspace.of_source(root)
+    monkeypatch.setattr(Workspace, "find", lambda _conf=None: workspace)
     return root, bundle.parent

@@ -22,11 +22,10 @@ from tests.commands.kit import ROOT, Call
 
 
 def test_the_tamper_report_is_published_with_its_day_and_version(
-    repository: tuple[Path, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+    repository: tuple[Path, Path], call: Call
 ) -> None:
     root, _ = repository
     (root / "site" / "research").mkdir(parents=True)
-    monkeypatch.setattr(tamper, "conf_dir", lambda: root / "conf")
     assert call("tamper", "--publish", "--json")[0] == 0
     failures: list[str] = []
     report = read_tamper(root / "site" / "research" / "tamper-report.json", failures)

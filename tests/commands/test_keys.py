@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from glasshouse import paths
-from glasshouse.conf_files import conf_dir
+from glasshouse.paths import Workspace
 from glasshouse.records import keys, ledger
 from tests.commands.kit import ROOT, Call, python
 
@@ -45,7 +45,7 @@ def test_ledger_check_passes_growth_and_catches_a_removed_leaf(call: Call, elsew
 
 
 def test_keys_are_made_once_and_list_only_public_halves(call: Call) -> None:
-    assert "no keys yet" in call("keys")[1] or (conf_dir() / "trust" / "keyring.json").exists()
+    assert "no keys yet" in call("keys")[1] or Workspace.find().keyring.exists()
     first = call("keys", "--make", "--json")[1]
     assert first == call("keys", "--make", "--json")[1]
     own = [entry for entry in json.loads(first)["keys"] if entry["local"]]
@@ -61,6 +61,7 @@ def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(elsewhere: P
     # In a checkout of its own: what it writes there is committed with it.
     for name in ("glasshouse", "conf"):
         shutil.copytree(ROOT / name, elsewhere / name, ignore=shutil.ignore_patterns("__pycache__", "trust"))
+    shutil.copy(ROOT / "pyproject.toml", elsewhere)
 
     def run(*words: str) -> str:
         done = python("-m", "glasshouse", *words, cwd=elsewhere)

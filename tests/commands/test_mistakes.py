@@ -77,7 +77,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(
     code, out, err = call("broker", "--store", "postgresql+psycopg://me@127.0.0.1:1/x")
     assert (code, out) == (2, "")
     assert "driver is not installed (store=postgresql+psycopg://me@127.0.0.1:1/x)" in err
-    assert "'.[postgres]'" in err
+    assert f"pip install -e '{ROOT}[postgres]'" in err
 
 
 @pytest.mark.parametrize("words", [["keys"], ["duration=2"]])

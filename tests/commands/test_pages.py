@@ -8,6 +8,15 @@ from pathlib import Path
 from tests.commands.kit import Call
 
 
+def test_a_folder_that_holds_something_is_not_emptied_for_a_site(call: Call, elsewhere: Path) -> None:
+    (elsewhere / "thesis").mkdir()
+    (elsewhere / "thesis" / "chapter.md").write_text("1")
+    code, out, err = call("pages", "--site", "thesis")
+    assert (code, out) == (2, "")
+    assert "error: not an empty folder (site=thesis): give a new one" in err
+    assert (elsewhere / "thesis" / "chapter.md").read_text() == "1"
+
+
 def test_pages_writes_what_the_site_is_made_of(call: Call, elsewhere: Path) -> None:
     code, out, _ = call("pages", "--out", "pages", "--committed", "--json")
     assert code == 0

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.commands import against
-from glasshouse.conf_files import conf_dir
+from glasshouse.paths import Workspace
 from tests.commands.kit import Call
 
 
@@ -67,7 +66,7 @@ def test_plan_draws_schedules_and_says_whether_the_cap_fits(
 def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git repository whose working tree has other prices than its last commit, and a GPU more."""
     repository = tmp_path / "repository"
-    shutil.copytree(conf_dir(), repository / "conf")
+    shutil.copytree(Workspace.find().conf, repository / "conf")
     git = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@example"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "before"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
@@ -75,7 +74,8 @@ def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (gpu / "h100.yaml").read_text(encoding="utf-8")
     (gpu / "h100.yaml").write_text(text.replace("runpod: 3.50", "runpod: 7.00"), encoding="utf-8")
     (gpu / "b200.yaml").write_text(text.replace("name: h100", "name: b200"), encoding="utf-8")
-    monkeypatch.setattr(against, "conf_dir", lambda: repository / "conf")
+    workspace = Workspace.of_source(repository)
+    monkeypatch.setattr(Workspace, "find", lambda _conf=None: workspace)
     return repository
 
 
@@ -98,6 +98,20 @@ def test_plan_against_a_revision_without_the_choice_says_so(call: Call) -> None:
     assert code == 0
     assert "There the overrides do not resolve: `unknown gpu (gpu=b200)" in out
     assert "### `gpu=b200`: added" in out
+
+
+def test_plan_against_a_revision_reads_ordinary_files_only(call: Call, edited_conf: Path) -> None:
+    git = ["git", "-C", str(edited_conf), "-c", "user.name=t", "-c", "user.email=t@example"]
+    (edited_conf / "conf" / "gpu" / "elsewhere.yaml").symlink_to("/etc/passwd")
+    subprocess.run([*git, "add", "conf/gpu/elsewhere.yaml"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a link"], check=True)
+    assert call("plan", "gpu=h100", "--against", "HEAD")[0] == 0
+    subprocess.run([*git, "rm", "-q", "-r", "--cached", "conf"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "without"], check=True)
+    code, _, err = call("plan", "gpu=h100", "--against", "HEAD")
+    assert code == 2
+    assert "against=HEAD" in err
+    assert "it has no conf/" in err
 
 
 def test_settings_print_as_they_resolve(call: Call) -> None:

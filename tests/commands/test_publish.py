@@ -10,9 +10,8 @@ import pytest
 
 from glasshouse import paths
 from glasshouse.commands import publish
-from glasshouse.conf_files import conf_dir
 from glasshouse.records import keys
-from tests.commands.kit import Call, served
+from tests.commands.kit import ROOT, Call, served
 
 
 def test_publishing_verifies_and_a_published_row_verifies_again(
@@ -30,7 +29,8 @@ def test_publishing_verifies_and_a_published_row_verifies_again(
     assert code == 0
     assert [(item["ok"], item["status"]) for item in json.loads(out)["runs"]] == [(True, "verified")] * 2
     # By another keyring the same row has no known signer.
-    assert call("verify", str(artifact))[0] == 1
+    others = str(ROOT / "conf" / "trust" / "keyring.json")
+    assert call("verify", str(artifact), "--keys", others)[0] == 1
     with served(root / "site") as address:
         url = f"{address}/research/artifacts/{row}.json"
         code, out, _ = call("verify", url, "--keys", ring, "--json")
@@ -113,7 +113,7 @@ def test_publishing_names_the_runs_it_withholds(
 
 def test_the_history_is_imported_again(repository: tuple[Path, Path], call: Call) -> None:
     root, folder = repository
-    shutil.copytree(conf_dir() / "history", root / "conf" / "history")
+    shutil.copytree(ROOT / "conf" / "history", root / "conf" / "history")
     code, out, _ = call("publish", "--history", "--json")
     assert code == 0
     document = json.loads(out)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from glasshouse import run as story
 from glasshouse.commands import run
-from tests.commands.kit import Call
+from tests.commands.kit import ROOT, Call
 
 
 def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +23,7 @@ def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pyte
         seen.append((cells, out, as_json))
         return 1
 
-    monkeypatch.setattr(run, "run_sweep", record)
+    monkeypatch.setattr(story, "run_sweep", record)
     assert call("-m", "order=raw-first,protected-first", "repeat=0,1")[0] == 1
     ((cells, out, as_json),) = seen
     assert cells[0][0] == ["order=raw-first", "repeat=0"]
@@ -39,20 +40,20 @@ def test_other_launchers_run_each_cell(call: Call, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launched: list[Any] = []
 
-    def launch(overrides: list[str], job: Any) -> list[int]:
-        launched.append((overrides, job.out))
+    def launch(overrides: list[str], job: Any, *, conf: Path) -> list[int]:
+        launched.append((overrides, job.out, conf))
         return [0, 4, 1]
 
     monkeypatch.setattr(run.config, "launch", launch)
     words = ["repeat=0,1", "hydra/launcher=joblib"]
     assert call("-m", *words)[0] == 4
-    assert launched == [(words, elsewhere / "runs")]
+    assert launched == [(words, elsewhere / "runs", ROOT / "conf")]
     code, _, err = call("-m", "--json", *words)
     assert code == 2
     assert "hydra/launcher=joblib" in err
 
 
 def test_a_sweep_over_nothing_says_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "run_sweep", lambda *_, **__: 0)
+    monkeypatch.setattr(story, "run_sweep", lambda *_, **__: 0)
     assert "a sweep of one cell" in call("-m", "repeat=1")[2]
     assert "one cell" not in call("-m", "repeat=1,2")[2]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from glasshouse import config
-from glasshouse.conf_files import conf_dir
+from glasshouse.paths import Workspace
 from glasshouse.spec import RunSpec
 
-CONF = conf_dir()
+CONF = Workspace.find().conf
 SSH = ["provider=ssh", "provider.host=box", "provider.user=me"]
 
 

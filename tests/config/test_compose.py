@@ -10,7 +10,7 @@ from glasshouse import config
 from glasshouse.conf_files import options
 from glasshouse.errors import UsageError
 from glasshouse.spec import CloudProvider, RunSpec
-from tests.config.kit import SSH, compose, resolved
+from tests.config.kit import CONF, SSH, compose, resolved
 
 
 def test_the_readmes_sweep_is_two_cells() -> None:
@@ -26,7 +26,7 @@ def test_the_readmes_sweep_is_two_cells() -> None:
         (["duration=5"], 1),
         (["order=raw-first,protected-first", "repeat=range(0,3)"], 6),
         (["seed=choice(1,2,3)"], 3),
-        (["policy=glob(*)"], len(options("policy"))),
+        (["policy=glob(*)"], len(options("policy", CONF))),
         (["model.learning_rate=0.1,0.2", "hydra/launcher=joblib"], 2),
     ],
 )

@@ -23,7 +23,7 @@ NEEDS = {  # settings that have no default
     "model=custom": ["model.entry=train.py:Workload"],
 }
 RENTABLE = ("h100", "h200", "pro6000", "a4000", "rtx4090", "rtx3090")
-EVERY = [f"{group}={name}" for group in GROUPS for name in options(group)]
+EVERY = [f"{group}={name}" for group in GROUPS for name in options(group, CONF)]
 
 
 # --- every file ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ ROWS = [(kind, row) for kind in ("rows", "smoke", "excluded") for row in PUBLISH
 
 def test_each_published_row_has_an_experiment_and_nothing_poses_as_one() -> None:
     published = {row["id"] for _, row in ROWS}
-    dated = {name for name in options("experiment") if re.match(r"\d{4}-", name)}
+    dated = {name for name in options("experiment", CONF) if re.match(r"\d{4}-", name)}
     assert dated == published
 
 
@@ -46,7 +46,7 @@ def test_an_experiment_is_the_row_it_is_named_for(kind: str, row: dict[str, Any]
         assert row["model"] == "mlp"
 
 
-@pytest.mark.parametrize("name", [name for name in options("experiment") if name != "none"])
+@pytest.mark.parametrize("name", [name for name in options("experiment", CONF) if name != "none"])
 def test_an_experiment_states_a_cost_that_its_plan_bounds(name: str) -> None:
     text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").replace("\n# ", " ")
     swept = "sweeper:" in text

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from tests.conftest import Sshd
@@ -86,7 +87,8 @@ def test_an_unknown_host_key_is_refused_before_anything_is_left(
 
 def test_an_unreachable_host_is_exit_3(program: Program, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    key.chmod(0o600)
     done = program(
         "run", "--out", str(program.runs), *PACED, "provider=ssh", "provider.host=127.0.0.1",
         "provider.port=1", "provider.user=nobody", f"provider.key={key}",

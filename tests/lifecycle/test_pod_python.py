@@ -19,7 +19,7 @@ import pytest
 from glasshouse import spec as specs
 from glasshouse.errors import RemoteError
 from glasshouse.judgement.reasons import FAILURE_TEXTS
-from glasshouse.lifecycle.pod_python import LORA, RUNTIME, prepare_python
+from glasshouse.lifecycle.pod_python import LORA, RUNTIME, _pinned, prepare_python
 from glasshouse.remote.pod import Pod
 from tests.providers.cloud_kit import make_spec as rented_spec
 
@@ -121,7 +121,12 @@ LORA_MODEL = specs.LoraModel(
 
 
 @pytest.mark.parametrize(
-    ("model", "names"), [(None, RUNTIME), (LORA_MODEL, RUNTIME + LORA)], ids=["mlp", "lora"]
+    ("model", "names"),
+    [
+        pytest.param(None, RUNTIME, id="mlp"),
+        # Offers the versions that are installed here: the extra `train`.
+        pytest.param(LORA_MODEL, RUNTIME + LORA, id="lora", marks=pytest.mark.train),
+    ],
 )
 def test_a_rented_image_gets_the_pinned_libraries_beside_its_torch(
     pod: Pod, index: Path, plain: Image, model: specs.Model | None, names: tuple[str, ...]
@@ -245,3 +250,23 @@ def test_an_interpreter_that_is_none_of_use(pod: Pod, tmp_path: Path, old: bool)
     code, line = _code(lambda: prepare_python(pod, str(python), pod.endpoint.workdir, rented()))
     assert code == "python-unusable"
     assert ("SyntaxError" if old else "not found") in line
+
+
+def test_what_only_trains_is_asked_for_as_a_range_where_it_is_not_installed_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody who rents from a laptop with the extra `run` has no transformers there."""
+    there = metadata.version
+
+    def version(name: str) -> str:
+        if name in LORA:
+            raise metadata.PackageNotFoundError(name)
+        return there(name)
+
+    train = ["transformers>=5.17,<6; extra == 'train'", "peft<1,>=0.21.2 ; extra == 'train'"]
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda _name: ["hydra-core>=1.3.8", *train])
+    assert [_pinned(name) for name in LORA] == [
+        "transformers>=5.17,<6", "peft<1,>=0.21.2", "safetensors", "accelerate",
+    ]  # fmt: skip
+    assert _pinned("pyjwt") == f"pyjwt=={there('pyjwt')}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.publish import Published, publish, unpublish
@@ -68,8 +69,9 @@ def put(root: Path, factory: Factory, log: Log) -> Callable[..., Published]:
     """`publish` into the test's publication, with the factory's keys and this test's ledger."""
 
     def call(*folders: Path, **changes: Any) -> Published:
-        values = {"keyring": factory.keyring, "ledger": log(), "key": factory.publisher}
-        return publish(folders, root=root, **{**values, "known_secrets": (), **changes})
+        values: dict[str, Any] = {"keyring": factory.keyring, "ledger": log(), "key": factory.publisher}
+        values |= {"workspace": Workspace.of_source(root), "known_secrets": ()}
+        return publish(folders, **{**values, **changes})
 
     return call
 
@@ -80,7 +82,7 @@ def withdraw(root: Path, factory: Factory, log: Log) -> Callable[..., Published]
 
     def call(row: str, **changes: Any) -> Published:
         values = {"keyring": factory.keyring, "ledger": log(), "key": factory.publisher}
-        return unpublish(row, root=root, **{**values, **changes})
+        return unpublish(row, workspace=Workspace.of_source(root), **{**values, **changes})
 
     return call
 
@@ -153,12 +155,14 @@ class Machine:
         return self.root / LEDGER / self.key
 
     def publish(self, *folders: Path, **changes: Any) -> Published:
-        values: dict[str, Any] = {"root": self.root, "keyring": self.keyring, "ledger": self.ledger}
+        workspace = Workspace.of_source(self.root)
+        values: dict[str, Any] = {"workspace": workspace, "keyring": self.keyring, "ledger": self.ledger}
         values |= {"key": self.factory.publisher, "known_secrets": ()}
         return publish(folders or (self.folder,), **{**values, **changes})
 
     def retract(self, row: str, reason: str, **changes: Any) -> Published:
-        values: dict[str, Any] = {"root": self.root, "keyring": self.keyring, "ledger": self.ledger}
+        workspace = Workspace.of_source(self.root)
+        values: dict[str, Any] = {"workspace": workspace, "keyring": self.keyring, "ledger": self.ledger}
         values |= {"key": self.factory.publisher, "reason": reason, "day": "2026-11-21"}
         return unpublish(row, **{**values, **changes})
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.headline import headlines
+from glasshouse.paths import Workspace
 from glasshouse.publishing import archive
 from glasshouse.publishing.artifact import artifact_bytes
 from glasshouse.publishing.check import check_artifact
@@ -22,8 +23,8 @@ from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published, publish_journey
 from glasshouse.publishing.signed import candidates
-from glasshouse.publishing.store import ARTIFACTS, KEYRING, committed_keyring, read_publication
-from glasshouse.records.keys import listed_as, public_bytes
+from glasshouse.publishing.store import ARTIFACTS, read_publication
+from glasshouse.records.keys import committed_keyring, listed_as, public_bytes
 from glasshouse.records.ledger import Ledger, log_key, open_journeys, sign_checkpoint
 from tests.publishing.conftest import Log
 from tests.publishing.journeys import Away, leave
@@ -58,12 +59,17 @@ def bring(root: Path, factory: Factory, log: Log) -> Bring:
     def call(path: Path, **changes: Any) -> Published:
         returned = read_journey(path)
         ring = listed_as(
-            committed_keyring(root),
+            committed_keyring(Workspace.of_source(root).keyring),
             returned.keyring.entries,
             "borrowed",
             until=returned.log.checkpoint.size - 1,
         )
-        values = {"root": root, "keyring": ring, "ledger": log(), "key": factory.publisher}
+        values = {
+            "workspace": Workspace.of_source(root),
+            "keyring": ring,
+            "ledger": log(),
+            "key": factory.publisher,
+        }
         return publish_journey(returned, **{**values, "known_secrets": (), **changes})
 
     return call
@@ -90,7 +96,7 @@ def test_what_comes_back_is_published_and_ends_the_journey(
     assert done.ending is not None
     assert done.ending.body["journey"] == away.journey.id
     assert open_journeys(log().leaves()) == ()
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     (artifact,) = [item for item in publication.artifacts if item.id == row]
     assert "registered-late" not in artifact.caveats
     theirs = publication.logs.of(away.journey.commitment[:16])
@@ -100,7 +106,9 @@ def test_what_comes_back_is_published_and_ends_the_journey(
     ours = publication.logs.of(operator_log)
     assert ours is not None
     assert ours.leaves[-1].body["root"] == theirs.checkpoint.root.hex()
-    entry = check_artifact(root / ARTIFACTS / f"{row}.json", committed_keyring(root))
+    entry = check_artifact(
+        root / ARTIFACTS / f"{row}.json", committed_keyring(Workspace.of_source(root).keyring)
+    )
     assert entry["ok"], entry
     page = render(publication)["ledger.md"].decode()
     assert away.journey.id in page
@@ -113,7 +121,7 @@ def test_the_same_archive_again_writes_nothing(root: Path, log: Log, go: Leave, 
     away.run()
     path, _ = away.pack()
     first = bring(path)
-    assert any(str(KEYRING) == name for name in first.written)
+    assert "conf/trust/keyring.json" in first.written
     before, entries = _files(root), len(log().leaves())
     assert bring(path).written == ()
     assert (_files(root), len(log().leaves())) == (before, entries)
@@ -131,7 +139,7 @@ def test_later_archives_go_on_where_the_first_ended(root: Path, log: Log, go: Le
     before = _files(root)
     assert bring(early).written == ()
     assert _files(root) == before
-    read_publication(root)
+    read_publication(Workspace.of_source(root))
 
 
 def test_another_past_of_the_same_journey_is_refused(root: Path, go: Leave, bring: Bring) -> None:
@@ -178,7 +186,7 @@ def test_a_row_without_its_bundle_is_listed_as_left_out(root: Path, go: Leave, b
 
 
 def _late_row(root: Path, row: str) -> Any:
-    return next(item for item in read_publication(root).artifacts if item.id == row)
+    return next(item for item in read_publication(Workspace.of_source(root)).artifacts if item.id == row)
 
 
 def test_without_a_leaf_in_the_operators_ledger_rows_are_registered_late(
@@ -193,19 +201,22 @@ def test_without_a_leaf_in_the_operators_ledger_rows_are_registered_late(
     assert "registered-late" in artifact.caveats
     assert "registered-late" in _late_row(root, aside).caveats
     path = root / ARTIFACTS / f"{row}.json"
-    assert check_artifact(path, committed_keyring(root))["ok"]
+    assert check_artifact(path, committed_keyring(Workspace.of_source(root).keyring))["ok"]
     on_gpu = artifact.model_copy(update={"gpu_model": "H100", "provider": "ssh"})
     (headline,) = headlines(candidates([on_gpu]))
     assert headline.rows == ()
     assert "registered-late" in dict(headline.barred)[row]
-    assert "announced in no log here" in render(read_publication(root))["ledger.md"].decode()
+    assert (
+        "announced in no log here"
+        in render(read_publication(Workspace.of_source(root)))["ledger.md"].decode()
+    )
     # Nobody can take the caveat off, or find a bundle's record changed by it.
     kept = tuple(code for code in artifact.caveats if code != "registered-late")
     path.write_bytes(artifact_bytes(artifact.model_copy(update={"caveats": kept})))
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"signed-row-edited:{row}",)
-    entry = check_artifact(path, committed_keyring(root))
+    entry = check_artifact(path, committed_keyring(Workspace.of_source(root).keyring))
     assert [item["code"] for item in entry["checks"] if not item["ok"]] == ["artifact-recomputed"]
 
 
@@ -517,14 +528,14 @@ def test_an_open_journey_is_shown(
     log()
     away = go()
     put(pair[0])
-    page = render(read_publication(root))["ledger.md"].decode()
+    page = render(read_publication(Workspace.of_source(root)))["ledger.md"].decode()
     assert "open: a kit left, nothing came back" in page
     assert away.journey.id in page
     assert "<dt>Journeys away</dt><dd>1</dd>" in page
 
 
 def _log_of(root: Path, away: Away) -> PublishedLog:
-    log = read_publication(root).logs.of(away.journey.commitment[:16])
+    log = read_publication(Workspace.of_source(root)).logs.of(away.journey.commitment[:16])
     assert log is not None
     return log
 

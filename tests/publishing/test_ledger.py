@@ -11,6 +11,7 @@ import pytest
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.ledger import check_inclusion, check_log
 from glasshouse.publishing.pages import render
@@ -32,7 +33,7 @@ REPORTED = "2026-05-16-runpod-h100-mlp-30m-protected-first"
 
 def codes_of(root: Path) -> tuple[str, ...]:
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     return caught.value.codes
 
 
@@ -63,7 +64,7 @@ def test_the_ledger_is_published_with_the_row_and_holds_it(
     assert (log_folder(root) / "leaves.jsonl").read_bytes() == b"".join(
         leaf.data + b"\n" for leaf in log().leaves()
     )
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     pages = render(publication)
     inclusion = pages[f"research/inclusion/{row.id}.json"]
     artifact = next(item for item in publication.artifacts if item.id == row.id)
@@ -104,7 +105,7 @@ def test_open_plans_and_withheld_runs_are_named_on_the_page(
     waiting, _ = factory.parts(make_spec())
     _, withheld = make_run()
     put(pair[0])
-    page = render(read_publication(root))["ledger.md"].decode()
+    page = render(read_publication(Workspace.of_source(root)))["ledger.md"].decode()
     line = next(text for text in page.splitlines() if waiting in text)
     assert "open: no row yet" in line
     line = next(text for text in page.splitlines() if withheld.id in text)
@@ -235,7 +236,7 @@ def test_a_row_of_another_ledger_is_not_published(root: Path, pair: Bundle, put:
     assert not (root / LEDGER).exists()
     # Locally it is shown, and said to be of another ledger.
     put(pair[0], ledger=Ledger(tmp_path / "empty"), local=True)
-    page = render(read_publication(root))[f"rows/{pair[1].id}.md"].decode()
+    page = render(read_publication(Workspace.of_source(root)))[f"rows/{pair[1].id}.md"].decode()
     assert "it was entered in another one" in page
 
 
@@ -254,7 +255,7 @@ def test_a_co_signature_is_shown_and_kept_while_nothing_is_added(
     path = log_folder(root) / "checkpoint.txt"
     path.write_text(cosign(path.read_text(), "witness.example/w1", factory.witness, 1_790_000_000))
     assert put(pair[0]).written == ()
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     assert publication.logs.logs[0].witnesses == ("witness.example/w1",)
     assert "witness.example/w1" in render(publication)["ledger.md"].decode()
 
@@ -262,7 +263,7 @@ def test_a_co_signature_is_shown_and_kept_while_nothing_is_added(
 def test_the_local_ledger_is_shown_apart(root: Path, pair: Bundle, factory: Factory, put: Put) -> None:
     put(pair[0], local=True)
     assert not (root / LEDGER).exists()
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     assert publication.logs.logs == ()
     pages = render(publication)
     assert "No log has been published yet" in pages["ledger.md"].decode()
@@ -286,7 +287,7 @@ def test_an_inclusion_file_with_one_part_changed_fails(
     root: Path, pair: Bundle, factory: Factory, put: Put, part: str
 ) -> None:
     put(pair[0])
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     artifact = next(item for item in publication.artifacts if item.id == pair[1].id)
     found = json.loads(render(publication)[f"research/inclusion/{pair[1].id}.json"])
     if part == "checkpoint":
@@ -323,4 +324,4 @@ def test_history_is_imported_again_and_the_second_time_writes_nothing(root: Path
     (folder / "no-longer-there.json").write_bytes(canonical_json(stray))
     assert len(refresh_history(root).written) == 3
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    read_publication(root)
+    read_publication(Workspace.of_source(root))

@@ -13,6 +13,7 @@ import pytest
 
 from glasshouse.canonical import parse_json
 from glasshouse.errors import VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, artifact_sha256, parse_artifact
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.ledger import check_inclusion, check_log
@@ -63,7 +64,7 @@ def test_two_machines_publish_one_after_the_other_and_leave_each_others_log_alon
     assert one.publish().written == two.publish().written == ()
     assert tree(root) == before
 
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     pages = render(publication)
     ledger = pages["ledger.md"].decode()
     sums = re.findall(r"<b>(\d+)</b> planned.*?<b>(\d+)</b> ended.*?<b>(\d+)</b> open", ledger)
@@ -99,7 +100,7 @@ def test_a_lost_machines_log_stays_and_another_machine_retracts_its_row(
         f"site/research/ledger/{other.key}/checkpoint.txt",
     }
     assert tree(lost.log) == kept
-    pages = render(read_publication(root))
+    pages = render(read_publication(Workspace.of_source(root)))
     line = next(text for text in pages["ledger.md"].decode().splitlines() if waiting in text)
     assert "open: no row yet" in line
     page = pages[f"rows/{lost.row}.md"].decode()
@@ -114,7 +115,7 @@ def test_a_lost_machines_log_stays_and_another_machine_retracts_its_row(
     assert tree(root) == before
     # Without the entry in the other log, the artifact claims a retraction that nobody entered.
     shutil.rmtree(other.log)
-    codes = codes_of(lambda: read_publication(root))
+    codes = codes_of(lambda: read_publication(Workspace.of_source(root)))
     assert f"ledger-retraction-differs:{lost.row}" in codes
 
 
@@ -127,15 +128,16 @@ def test_of_two_retractions_on_two_branches_the_newest_counts(
     branch = tmp_path / "branch"
     shutil.copytree(root / "site", branch / "site")
     shutil.copytree(root / "conf", branch / "conf")
-    two.retract(one.row, "the later reason", root=branch)
+    two.retract(one.row, "the later reason", workspace=Workspace.of_source(branch))
     one.retract(one.row, "the earlier reason")
     shutil.copytree(branch / LEDGER / two.key, two.log, dirs_exist_ok=True)  # merged: no file in conflict
-    assert codes_of(lambda: read_publication(root)) == (f"ledger-retraction-differs:{one.row}",)
+    codes = codes_of(lambda: read_publication(Workspace.of_source(root)))
+    assert codes == (f"ledger-retraction-differs:{one.row}",)
     assert one.publish().written == (f"site/research/artifacts/{one.row}.json",)
     retracted = artifact_of(root, one.row).retracted
     assert retracted is not None
     assert retracted.reason == "the later reason"
-    read_publication(root)
+    read_publication(Workspace.of_source(root))
 
 
 def test_one_ledger_is_not_published_under_two_keys(root: Path, machines: Machines) -> None:
@@ -151,7 +153,7 @@ def test_one_ledger_is_not_published_under_two_keys(root: Path, machines: Machin
     (two.log / "leaves.jsonl").write_bytes((one.log / "leaves.jsonl").read_bytes())
     leaves = parse_leaves((one.log / "leaves.jsonl").read_bytes())
     (two.log / "checkpoint.txt").write_text(sign_checkpoint(leaves, two.factory.publisher))
-    assert codes_of(lambda: read_publication(root)) == codes
+    assert codes_of(lambda: read_publication(Workspace.of_source(root))) == codes
     path = root / "site/research/artifacts" / f"{one.row}.json"
     checks = {check["code"]: check for check in check_artifact(path, one.keyring)["checks"]}
     assert not checks["ledger-inclusion"]["ok"]
@@ -177,7 +179,8 @@ def test_a_log_whose_signer_is_not_listed_stops_build_and_publication(root: Path
     entries = one.keyring.entries
     listed = Keyring(tuple(entry for entry in entries if log_key(entry.public) != two.key))
     list_keys(root, listed)
-    assert codes_of(lambda: read_publication(root)) == (f"ledger-signer-unknown:{two.key}",)
+    codes = codes_of(lambda: read_publication(Workspace.of_source(root)))
+    assert codes == (f"ledger-signer-unknown:{two.key}",)
     before, count = tree(root), len(one.ledger.leaves())
     again = one.run()
     assert codes_of(lambda: one.publish(again, keyring=listed)) == (f"ledger-signer-unknown:{two.key}",)
@@ -207,14 +210,14 @@ def test_a_retired_key_extends_its_log_no_further(root: Path, machines: Machines
         )
     )
     list_keys(root, retired)
-    read_publication(root)
+    read_publication(Workspace.of_source(root))
     before = tree(root)
     assert codes_of(lambda: one.retract(one.row, "x", keyring=retired)) == ("ledger-signer-retired",)
     assert len(one.ledger.leaves()) == last + 1
     assert tree(root) == before
     two.publish(keyring=retired)
     two.retract(one.row, "the key was stolen", keyring=retired)
-    read_publication(root)
+    read_publication(Workspace.of_source(root))
 
 
 def _stray_file(one: Machine, two: Machine) -> str:
@@ -258,7 +261,7 @@ def test_nothing_but_whole_logs_may_lie_in_the_ledgers_folder(
     one, two = machines
     one.publish()
     code = put_there(one, two)
-    assert codes_of(lambda: read_publication(root)) == (code,)
+    assert codes_of(lambda: read_publication(Workspace.of_source(root))) == (code,)
     before = tree(root)
     with pytest.raises(VerificationError, match="restore site/research/ledger") as caught:
         two.publish()
@@ -276,13 +279,13 @@ def test_a_lost_state_folder_is_refused_and_a_new_key_begins_a_new_log(
     assert caught.value.codes == ("ledger-shrunk",)
     assert "\n" not in str(caught.value)
     two.publish()  # its key is the new one, its ledger has another past
-    read_publication(root)
+    read_publication(Workspace.of_source(root))
 
 
 def test_a_listed_publisher_without_a_log_is_named(root: Path, machines: Machines) -> None:
     one, two = machines
     one.publish()
-    page = render(read_publication(root))["ledger.md"].decode()
+    page = render(read_publication(Workspace.of_source(root)))["ledger.md"].decode()
     assert f"without a published log: test publisher 2 ({two.key})." in page
     assert "logs together" not in page
 
@@ -301,7 +304,7 @@ def test_two_homes_share_the_local_overlay(root: Path, machines: Machines) -> No
     assert one.publish(keyring=own[0], local=True).written == ()
     assert two.publish(keyring=own[1], local=True).written == ()
     assert tree(root) == before
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     assert [log.key for log in publication.local_logs.logs] == sorted([one.key, two.key])
     pages = render(publication)
     assert len(json.loads(pages["research/local-ledger/keyring.json"])["keys"]) == 8

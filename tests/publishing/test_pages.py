@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from glasshouse.paths import Workspace
 from glasshouse.publishing import charts, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.csp import inline_hashes, policy, with_policy
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 @functools.cache
 def committed() -> Publication:
     """The committed publication: reading it verifies every bundle."""
-    return read_publication(ROOT, overlay=False)
+    return read_publication(Workspace.of_source(ROOT), overlay=False)
 
 
 def publication_of(rows: Iterable[Artifact], **changes: object) -> Publication:

@@ -10,6 +10,7 @@ import pytest
 
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import parse_artifact
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.pages import render
@@ -42,7 +43,7 @@ def test_publishing_writes_artifact_and_bundle_and_the_second_time_nothing(
     }
     again = put(folder)
     assert again.written == ()
-    publication = read_publication(root)
+    publication = read_publication(Workspace.of_source(root))
     assert row.id in {artifact.id for artifact in publication.artifacts}
     assert f"rows/{row.id}.md" in render(publication)
 
@@ -54,12 +55,12 @@ def test_local_rows_go_to_the_overlay_and_count_in_no_published_total(
     put(folder, local=True)
     assert (root / "build/artifacts" / f"{row.id}.json").exists()
     assert not (root / "site/research/bundles").exists()
-    pages = render(read_publication(root))
+    pages = render(read_publication(Workspace.of_source(root)))
     assert b"not part of the publication" in pages[f"rows/{row.id}.md"]
     assert row.id not in pages["downloads/rows.json"].decode()
     assert b"<b>0</b> attempted" in pages["exclusions.md"]
     monkeypatch.setenv("GLASSHOUSE_SITE_LOCAL", "0")
-    assert f"rows/{row.id}.md" not in render(read_publication(root))
+    assert f"rows/{row.id}.md" not in render(read_publication(Workspace.of_source(root)))
 
 
 def test_a_simulated_run_is_shown_locally_and_never_published(
@@ -83,13 +84,13 @@ def test_a_simulated_run_is_shown_locally_and_never_published(
     # Carried into the publication by hand, it stops the build.
     shutil.copy(path, root / "site/research/artifacts" / path.name)
     with pytest.raises(VerificationError):
-        read_publication(root, overlay=False)
+        read_publication(Workspace.of_source(root), overlay=False)
 
 
 def test_attempted_is_verified_plus_excluded(root: Path, pair: Bundle, make_run: Any, put: Put) -> None:
     failed, _ = make_run({0: Leg(status="failed", code="leg-crashed")})
     put(pair[0], failed)
-    page = render(read_publication(root))["exclusions.md"].decode()
+    page = render(read_publication(Workspace.of_source(root)))["exclusions.md"].decode()
     assert "<b>2</b> attempted" in page
     assert page.count("<b>1</b>") == 2
 
@@ -159,7 +160,7 @@ def test_any_edit_of_a_committed_signed_artifact_stops_the_build(
     path = root / "site/research/artifacts" / f"{row.id}.json"
     path.write_bytes(canonical_json(json.loads(path.read_bytes()) | edit))
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"signed-row-edited:{row.id}",)
     assert not check_artifact(path, factory.keyring)["ok"]
 
@@ -169,11 +170,11 @@ def test_a_signed_row_needs_its_bundle_and_a_committed_key(root: Path, pair: Bun
     put(folder)
     (root / "conf/trust/keyring.json").write_bytes(b'{"keys":[]}')
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert f"signer-unknown:{row.id}" in caught.value.codes
     shutil.rmtree(root / "site/research/bundles" / row.id)
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert f"bundle-missing:{row.id}" in caught.value.codes
 
 
@@ -182,7 +183,7 @@ def test_a_bundle_whose_row_was_removed_stops_the_build(root: Path, pair: Bundle
     put(folder)
     (root / "site/research/artifacts" / f"{row.id}.json").unlink()
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"bundle-without-row:{row.id}",)
 
 
@@ -192,16 +193,16 @@ def test_edits_and_removals_of_reported_rows_stop_the_build(root: Path) -> None:
     original = path.read_bytes()
     path.write_bytes(original.replace(b'"overheadPct":2.58', b'"overheadPct":0.58'))
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"reported-row-edited:{path.stem}",)
     assert not check_artifact(path, read_keyring())["ok"]
     path.unlink()
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"reported-row-missing:{path.stem}",)
     (folder / "invented.json").write_bytes(original)
     with pytest.raises(VerificationError) as caught:
-        read_publication(root)
+        read_publication(Workspace.of_source(root))
     assert "id-is-not-file-name:invented.json" in caught.value.codes
 
 
@@ -223,7 +224,7 @@ def test_a_retracted_row_keeps_its_page_and_says_why(
         f"site/research/ledger/{log.name}/leaves.jsonl",
         f"site/research/ledger/{log.name}/checkpoint.txt",
     }
-    pages = render(read_publication(root))
+    pages = render(read_publication(Workspace.of_source(root)))
     assert b"Retracted on 2026-11-21.</strong> the machine was shared" in pages[f"rows/{row.id}.md"]
     ledger = pages["exclusions.md"].decode()
     assert "<b>1</b> attempted" in ledger

@@ -13,6 +13,7 @@ import pytest
 from glasshouse import paths
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
+from glasshouse.paths import Workspace
 from glasshouse.records import keys
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, parse_keyring, public_bytes
 from glasshouse.sealing.grant import kem_public_bytes
@@ -130,7 +131,7 @@ def test_processes_that_start_together_agree_on_one_key() -> None:
 
 
 def test_the_committed_keyring_parses() -> None:
-    assert parse_keyring(keys.COMMITTED_KEYRING.read_bytes()).entries is not None
+    assert parse_keyring(Workspace.find().keyring.read_bytes()).entries is not None
 
 
 def test_load_keyring_joins_committed_and_local_or_takes_one_file(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def wait_for(condition: object, seconds: float = 10.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.sshd  # for its ssh-keygen
 def test_the_fingerprint_is_the_one_ssh_keygen_prints(endpoint: Endpoint, pod: Pod, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     lines.write_text("\n".join(endpoint.known_hosts or ()) + "\n")
@@ -160,6 +161,7 @@ def test_the_operators_ssh_config_and_agent_play_no_part(
     assert not (tmp_path / "proxied").exists()
 
 
+@pytest.mark.sshd  # for its ssh-keygen
 def test_pinned_lines_finds_plain_and_hashed_names(tmp_path: Path) -> None:
     public = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
     path = tmp_path / "known_hosts"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import parse_json
+from glasshouse.paths import Workspace
 from glasshouse.publishing.publish import publish
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory, Leg, make_spec
@@ -104,8 +105,8 @@ def publish_rows(base: Path) -> Made:
         folders.setdefault(home, []).append(folder)
     for home, made_there in folders.items():
         publish(
-            made_there, root=root, keyring=home.keyring, ledger=home.ledger, key=home.publisher,
-            local=True, known_secrets=(),
+            made_there, workspace=Workspace.of_source(root), keyring=home.keyring, ledger=home.ledger,
+            key=home.publisher, local=True, known_secrets=(),
         )  # fmt: skip
     return build(root), ids, (factory, other)
 

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from glasshouse.errors import UsageError
+from glasshouse.extras import require
 from glasshouse.host import need_linux
 from glasshouse.providers.fakes.faults import FaultPlan
-from glasshouse.providers.fakes.runpod import serve_runpod
-from glasshouse.providers.fakes.vastai import serve_vastai
 
 # What a sweep must survive; each is followed by a row, and by zero machines left.
 RANDOM_KINDS: Final = (
@@ -46,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         need_linux("a simulated machine")
+        require("run", "a simulated machine")
     except UsageError as error:
         sys.stderr.write(f"error: {error.line()}\n")
         return error.exit_code
+
+    from glasshouse.providers.fakes.runpod import serve_runpod  # noqa: PLC0415  the base install lacks their SSH
+    from glasshouse.providers.fakes.vastai import serve_vastai  # noqa: PLC0415
 
     def plan(number: int) -> FaultPlan:
         return FaultPlan(seed=args.seed + number, rate=args.faults, kinds=RANDOM_KINDS)

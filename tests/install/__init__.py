@@ -1,0 +1,1 @@
+"""Installing: the lists of versions, the build of torch, and what is said when something fails."""

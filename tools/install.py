@@ -1,0 +1,65 @@
+"""Install this project and what it needs, as locked in locks/, into a virtual environment.
+
+    python3 tools/install.py ENVIRONMENT [GROUP...]   groups: the extras of pyproject.toml; `base` always
+    TORCH=VERSION|FILE.whl|URL   another torch than the one that fits this machine
+    TORCH_INDEX=URL              the folder of PyTorch's own indexes (cpu, cu126, ...); the Makefile gives it
+
+Every file but torch's CPU builds is held to a hash of locks/. Standard library only, and it starts under any
+Python 3, so that it can say what is missing. Exit codes: 2 something is missing here, 3 the index failed us.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+OLDEST = (3, 11, 2)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    """Check what must be here, then install; the lines that say why something failed are shown."""
+    if sys.version_info < OLDEST:
+        return _stop(
+            "Python "
+            + sys.version.split()[0]
+            + " is too old (PYTHON="
+            + sys.executable
+            + "): give 3.11.2 or later,"
+            " make PYTHON=python3.12"
+        )
+    missing = missing_programs()
+    if missing:
+        return _stop(missing)
+    from installation import install  # noqa: PLC0415 -- needs the Python that was just looked at
+
+    wanted, index = os.environ.get("TORCH", ""), os.environ.get("TORCH_INDEX", "")
+    return install(Path(sys.argv[1]), sys.argv[2:], wanted, index)
+
+
+def missing_programs() -> str:
+    """One line on what this machine lacks, with Debian's command; empty when nothing is missing."""
+    packages, lacks = [], []
+    check = "import ensurepip, venv"
+    if subprocess.run([sys.executable, "-c", check], check=False, capture_output=True).returncode != 0:
+        packages.append("python3-venv")
+        lacks.append("venv with ensurepip for " + sys.executable)
+    for program in ("git", "make"):
+        if shutil.which(program) is None:
+            packages.append(program)
+            lacks.append(program)
+    if not packages:
+        return ""
+    return "missing " + " and ".join(lacks) + ": on Debian, apt install " + " ".join(packages)
+
+
+def _stop(line: str) -> int:
+    sys.stderr.write("error: " + line + "\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
