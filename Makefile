@@ -47,18 +47,23 @@ $(VENV)/.dev: $(VENV)/.base
 	@$(COMPILE)
 	@touch $@
 
-demo: $(VENV)/.base
+demo: linux $(VENV)/.base
 	@$(BIN)/python tools/demo.py
 
-demo-cloud: $(VENV)/.base
+demo-cloud: linux $(VENV)/.base
 	@$(BIN)/python -m glasshouse.providers.fakes -- $(BIN)/python tools/demo.py --cloud
 
-test: $(VENV)/.dev
+test: linux $(VENV)/.dev
 	@code=0; $(PYTEST) -m '$(ALONE)' || code=$$?; \
 	echo "left out: tests marked $(LEFT_OUT); make test-all runs all but soak"; exit $$code
 
+# On another system nothing is installed first: what works there does so without these.
+.PHONY: linux
+linux:
+	@sh tools/needs_linux.sh 'make $(MAKECMDGOALS)'
+
 # Debian's packages come while pip installs, and tests are compiled while mypy thinks: none waits for the other.
-test-all:
+test-all: linux
 	@$(MAKE) --no-print-directory -j3 services lint collect
 	@code=0; $(PYTEST) -m 'not soak' || code=$$?; \
 	echo "left out: tests marked soak; make soak runs them"; exit $$code
@@ -75,7 +80,7 @@ collect: $(VENV)/.dev
 services:
 	@$(SERVICES)
 
-soak: $(VENV)/.dev services
+soak: linux $(VENV)/.dev services
 	@$(PYTEST) -m soak
 
 site: $(VENV)/.base

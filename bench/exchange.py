@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from glasshouse.attestation.tamper import Launch, Stage
+from glasshouse.attestation.stage import Launch, Stage
 
 
 def main() -> int:

@@ -80,7 +80,7 @@ def _reader_left() -> bool:
     """Whether stdout has no reader any more (`| head`); a broken pipe may also be another one."""
     # Asked of the pipe itself: after a failed write there may be nothing left to flush.
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(sys.stdout.fileno(), select.POLLOUT)  # macOS tells nothing to whoever asks for nothing
     if not any(happened & (select.POLLERR | select.POLLHUP) for _, happened in poll.poll(0)):
         return False
     # Point it elsewhere, or Python complains again at exit.

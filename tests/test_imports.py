@@ -18,7 +18,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("errors", "canonical", "paths"),
+    ("errors", "canonical", "host", "paths"),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("remote",),
@@ -213,8 +213,8 @@ def test_the_pods_archive_needs_only_itself_and_three_packages() -> None:
         for item in imports_of((ROOT / name).read_text(encoding="utf-8"), name):
             own = item.name in archived or item.name.rpartition(".")[0] in archived
             if not (own or item.top in sys.stdlib_module_names | {"cryptography", "jwt", "nacl"}):
-                strays.append(str(item))
-    assert strays == []
+                strays.append(f"{name} {item.top}")
+    assert strays == ["runtime/gpus.py pynvml"]  # used where it is there; test_telemetry.py does without
 
 
 def test_the_archive_is_the_whole_runtime() -> None:

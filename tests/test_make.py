@@ -11,6 +11,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.parametrize("target", ["demo", "demo-cloud", "test", "test-all", "soak"])
+def test_what_needs_linux_ends_at_once_on_a_mac(target: str, tmp_path: Path) -> None:
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    (tmp_path / "uname").chmod(0o755)
+    # In a folder of its own: had it begun to install, something would lie there.
+    for name in ("Makefile", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["make", target], cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    said = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert said[0].startswith(f"error: make {target} needs Linux (platform=Darwin): planning, renting, ")
+    assert [line.startswith("make: *** [Makefile:") for line in said[1:]] == [True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "tools", "uname"]
+
+
 @pytest.mark.parametrize(("tests", "exit_code"), [("true", 0), ("false", 2)])
 @pytest.mark.parametrize(
     ("target", "left_out"),

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.client import check_challenge, check_release
 from glasshouse.attestation.evidence import EAT_PROFILE, EVIDENCE_TYP, composite_hash
-from glasshouse.attestation.tamper import Attack, Launch, Stage, with_launch_token
+from glasshouse.attestation.stage import Attack, Launch, Stage, with_launch_token
 from glasshouse.attestation.ticket import TICKET_TYP
 from glasshouse.attestation.tokens import (
     LAUNCH_TYP,

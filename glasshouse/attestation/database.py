@@ -131,7 +131,7 @@ def open_engine(url: str) -> Engine:
         # The driver's own BEGIN is deferred: two readers that both turn writer then fail with SQLITE_BUSY.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "secure_delete=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

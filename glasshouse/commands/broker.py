@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 
-from glasshouse import paths
+from glasshouse import host, paths
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import Desk
 from glasshouse.attestation.server import serve
@@ -86,7 +86,7 @@ def _kek() -> bytes:
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(KEK_BYTES))
             file.flush()
-            os.fsync(file.fileno())
+            host.sync(file.fileno())
     except FileExistsError:
         pass
     if path.stat().st_mode & 0o077:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from glasshouse import config, paths
+from glasshouse import config, host, paths
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.providers.journal import Journal
@@ -62,15 +62,29 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(spec: RunSpec) -> Iterator[Finding]:
     """Yield the findings for a run of `spec` from this machine."""
+    yield _platform(spec)
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
     yield from _trains(spec)
-    yield from _hardening(spec)
-    yield from _memory()
+    if sys.platform == "linux":
+        yield from _hardening(spec)
+        yield from _memory()
+    yield Finding("processors", "ok", f"{os.cpu_count()} cores")
     yield from _store()
     yield from _rents(spec)
     if isinstance(spec.provider, SshProvider):
         yield _reaches(spec.provider)
         yield _key_file(Path(spec.provider.key).expanduser())
+
+
+def _platform(spec: RunSpec) -> Finding:
+    try:
+        host.need_linux("provider=local")
+    except UsageError as error:
+        missing = spec.provider.kind == "local"
+        return Finding(
+            "platform", "missing" if missing else "limited", f"{sys.platform}: {error.what}", error.remedy
+        )
+    return Finding("platform", "ok", sys.platform)
 
 
 def _trains(spec: RunSpec) -> Iterator[Finding]:
@@ -87,8 +101,10 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
             )
         else:
             yield Finding(name, "ok", importlib.metadata.version(name))
-    gpus = _gpus()
-    if gpus:
+    gpus, fault = _gpus()
+    if fault:
+        yield Finding("gpu", "missing" if local else "limited", fault, "mend the driver (reboot), or gpu=cpu")
+    elif gpus:
         yield Finding("gpu", "ok", ", ".join(gpus))
     else:
         wants = local and spec.gpu.name not in ("auto", "cpu")
@@ -97,12 +113,19 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
         )
 
 
-def _gpus() -> list[str]:
+def _gpus() -> tuple[list[str], str]:
+    """(each GPU with its driver, what is wrong with the driver or "")."""
     if shutil.which("nvidia-smi") is None:
-        return []
+        return [], ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired:
+        return [], "nvidia-smi does not answer"
+    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    if done.returncode != 0 or any("ERR!" in line for line in said):
+        return [], said[0][:120] if said else f"nvidia-smi ends with {done.returncode}"
+    return said, ""
 
 
 def _hardening(spec: RunSpec) -> Iterator[Finding]:
@@ -150,7 +173,6 @@ def _memory() -> Iterator[Finding]:
         "none" if swap == "0" else f"{int(swap) // 1024} MiB",
         "" if swap == "0" else "swapoff -a, or read rows with it in mind: memory may reach the disk",
     )
-    yield Finding("processors", "ok", f"{os.cpu_count()} cores")
 
 
 def _read(path: str) -> str:

@@ -25,7 +25,6 @@ from glasshouse import paths
 from glasshouse.canonical import canonical_json
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.conf_files import conf_dir
-from glasshouse.errors import UsageError
 from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
 
@@ -76,19 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _trust(label: str) -> None:
     """Add this machine's public keys to the committed keyring; keys that stand there stay as they are."""
-    if not 0 < len(label) <= 80 or not label.isprintable():
-        raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
     path = conf_dir() / "trust" / "keyring.json"
     ring = keys.parse_keyring(path.read_bytes()) if path.exists() else keys.Keyring()
-    listed = {(entry.keyid, entry.role) for entry in ring.entries}
-    added = [
-        replace(entry, label=f"{label}, {entry.role}", local=False)
-        for entry in keys.local_keyring().entries
-        if (entry.keyid, entry.role) not in listed
-    ]
+    ring = keys.listed_as(ring, keys.local_keyring().entries, label)
     path.parent.mkdir(exist_ok=True)
-    document = {"keys": [entry.as_json() for entry in (*ring.entries, *added)]}
-    keys.atomic_write(path, canonical_json(document))
+    keys.atomic_write(path, ring.as_bytes())
 
 
 def _rotate(role: keys.Role) -> None:

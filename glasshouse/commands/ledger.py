@@ -58,23 +58,42 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(leaves: Sequence[ledger.Leaf], *, as_json: bool) -> None:
     waiting = {leaf.serial for leaf in ledger.open_plans(leaves)}
+    away = {leaf.serial for leaf in ledger.open_journeys(leaves)}
     if as_json:
-        emit({"leaves": [dict(leaf.body) for leaf in leaves], "openPlans": sorted(waiting)})
+        emit(
+            {
+                "leaves": [dict(leaf.body) for leaf in leaves],
+                "openPlans": sorted(waiting),
+                "openJourneys": sorted(away),
+            }
+        )
         return
     rows = [
-        [leaf.serial, leaf.kind, _when(leaf.body), leaf.body.get("run", ""), _state(leaf, waiting)]
+        [leaf.serial, leaf.kind, _when(leaf.body), _named(leaf.body), _state(leaf, waiting | away)]
         for leaf in leaves
     ]
-    say(table(["serial", "kind", "time (UTC)", "run", "state"], rows) if rows else "the ledger is empty")
+    say(
+        table(["serial", "kind", "time (UTC)", "run or journey", "state"], rows)
+        if rows
+        else "the ledger is empty"
+    )
 
 
 def _when(body: Any) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(body.get("time", 0))))
 
 
+def _named(body: Any) -> str:
+    return str(body.get("run") or body.get("journey") or "")
+
+
 def _state(leaf: ledger.Leaf, waiting: set[int]) -> str:
     if leaf.kind == "plan":
         return "open: no row yet" if leaf.serial in waiting else "resolved"
+    if leaf.kind == "journey":
+        return "open: nothing came back yet" if leaf.serial in waiting else "came back"
+    if leaf.kind == "journey-end":
+        return f"ends entry {leaf.body.get('openSerial')}, with a log of {leaf.body.get('size')} entries"
     return str(leaf.body.get("status", ""))
 
 

@@ -2,6 +2,8 @@
 
   glasshouse publish runs/20260101-120000-abcdef runs/20260101-123000-bcdefg
   glasshouse publish --local runs/*/                  into build/artifacts, shown as local, never committed
+  glasshouse publish --from gpu.tar.gz                what a journey to a borrowed machine brought back
+  glasshouse publish --from gpu.tar.gz --trust LABEL  and list the journey's keys in conf/trust
   glasshouse publish --history                        import conf/history again: the reported rows
 
 One bundle that does not verify, or one finding of the secret scan, and nothing is published. What is
@@ -22,10 +24,11 @@ from glasshouse.commands.terminal import emit, say
 from glasshouse.conf_files import conf_dir
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing.artifact import Artifact
-from glasshouse.publishing.publish import publish, refresh_history
+from glasshouse.publishing.journey import Returned, read_journey
+from glasshouse.publishing.publish import Published, publish, publish_journey, refresh_history
 from glasshouse.publishing.store import committed_keyring
-from glasshouse.records.keys import load_keyring, publisher_key
-from glasshouse.records.ledger import Ledger
+from glasshouse.records.keys import Keyring, listed_as, load_keyring, publisher_key
+from glasshouse.records.ledger import Leaf, Ledger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +41,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--history", action="store_true", help="import the reported rows in conf/history again, nothing else"
     )
+    where.add_argument(
+        "--from",
+        dest="archive",
+        type=Path,
+        metavar="ARCHIVE",
+        help="an archive that a journey brought back: verified first; its keys must be trusted",
+    )
+    parser.add_argument(
+        "--trust", metavar="LABEL", help="with --from: list the journey's keys in conf/trust under this label"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +58,15 @@ def run(args: argparse.Namespace) -> int:
     root = conf_dir().parent
     if args.history:
         return _history(args, root)
+    if args.archive is not None:
+        return _journey(args, root)
+    if args.trust is not None:
+        raise UsageError(
+            "--trust is for an archive",
+            field="trust",
+            value=args.trust[:80],
+            remedy="give --from ARCHIVE with it",
+        )
     key = publisher_key()  # before the keyring is read: made on first use, it is listed there
     ring = load_keyring() if args.local else committed_keyring(root)
     try:
@@ -57,24 +79,122 @@ def run(args: argparse.Namespace) -> int:
             remedy = "publish it where it was made, or have its signer listed in conf/trust"
         raise VerificationError(error.what, codes=error.codes, remedy=remedy) from error
     if args.json:
+        emit(_document(done))
+        return 0
+    _say(done, local=args.local)
+    return 0
+
+
+def _journey(args: argparse.Namespace, root: Path) -> int:
+    """Publish what a journey brought back."""
+    if args.runs:
+        raise UsageError(
+            "--from takes no runs",
+            field="runs",
+            value=len(args.runs),
+            remedy="publish those by a call of their own",
+        )
+    returned = read_journey(args.archive)
+    ring = _trusting(returned, committed_keyring(root), args.trust)
+    key = publisher_key()
+    try:
+        done = publish_journey(returned, root=root, keyring=ring, ledger=Ledger(), key=key)
+    except VerificationError as error:
+        if "signer-unknown" not in error.codes:
+            raise
+        remedy = "`glasshouse keys --trust LABEL` lists this machine's, whose log is published with it"
+        raise VerificationError(error.what, codes=error.codes, remedy=remedy) from error
+    if args.json:
         emit(
-            {
-                "ok": True,
-                "rows": done.rows,
-                "written": done.written,
-                "withheld": done.withheld,
-                "retracted": dict(done.retracted),
+            _document(done)
+            | {
+                "journey": returned.id,
+                "publisher": returned.log.signer.keyid,
+                "opening": None if done.opening is None else done.opening.serial,
+                "ending": None if done.ending is None else done.ending.serial,
+                "extra": returned.extra,
+                "leftOut": dict(returned.left_out),
             }
         )
         return 0
+    log = returned.log
+    said = log.journey
+    say(f"journey {returned.id}: {log.checkpoint.size} entries signed by publisher key {log.signer.keyid}")
+    if done.opening is None:
+        say("no published log announced it before its first plan: its rows carry registered-late")
+    elif said is not None:
+        say(f"announced as entry {done.opening.serial} of log {said.body['openedIn']}, before its first plan")
+    for entry in returned.keyring.entries:
+        say(f"  {entry.role:<9}  {entry.keyid}  trusted as {ring.find(entry.keyid, entry.role).label}")
+    _say(done, local=False)
+    if done.ending is not None:
+        say(f"ended as entry {done.ending.serial} of this machine's ledger")
+    if returned.extra:
+        say(f"not published: {len(returned.extra)} further files; tar -xzf {args.archive} shows them")
+    for name, why in returned.left_out:
+        say(f"left out when it was packed: {name}: {why}")
+    return 0
+
+
+def _trusting(returned: Returned, ring: Keyring, label: str | None) -> Keyring:
+    """The committed keyring with the journey's keys in it, up to the archive's last entry.
+
+    A stranger's machine held the private keys, so they are trusted for what came back and no further. Without
+    a label the keys must be listed so far already; what trusts them is named, and nothing is written.
+    """
+    offered = returned.keyring.entries
+    signer, size = returned.log.signer.keyid, returned.log.checkpoint.size
+    listed = {(entry.keyid, entry.role) for entry in ring.entries}
+    known = sum((entry.keyid, entry.role) in listed for entry in offered)
+    if known not in (0, len(offered)):
+        raise VerificationError(
+            "the archive offers a key that conf/trust lists for another machine", codes=["journey-keys"]
+        )
+    if label is not None:
+        return listed_as(ring, offered, label, until=size - 1)
+    if known and all(
+        entry.public in [item.public for item in ring.with_role(entry.role, index=size - 1)]
+        for entry in offered
+    ):
+        return ring
+    opened = next((leaf for leaf in Ledger().leaves() if _announces(leaf, signer)), None)
+    announced = (
+        "which this machine's ledger does not announce"
+        if opened is None
+        else f"which entry {opened.serial} of this machine's ledger announces"
+    )
+    so_far = "for so many entries the keys" if known else "the keys"
+    raise UsageError(
+        f"conf/trust does not list {so_far} of journey {returned.id}; its log of {size} entries, with "
+        f"{len(returned.bundles)} bundles, is signed by {signer}, {announced}",
+        field="from",
+        value="not trusted",
+        remedy="compare that with the kit's journey.json, then add --trust LABEL",
+    )
+
+
+def _announces(leaf: Leaf, signer: str) -> bool:
+    return leaf.kind == "journey" and leaf.body["commitment"] == signer
+
+
+def _document(done: Published) -> dict[str, object]:
+    return {
+        "ok": True,
+        "rows": done.rows,
+        "written": done.written,
+        "withheld": done.withheld,
+        "retracted": dict(done.retracted),
+    }
+
+
+def _say(done: Published, *, local: bool) -> None:
     for artifact in done.artifacts:
-        say(_line(artifact, local=args.local))
+        say(_line(artifact, local=local))
     say(_written(done.written) if done.written else "nothing to write: it is all there already")
     if done.withheld:
         say(f"withheld: {len(done.withheld)} registered runs are not published")
         for name in done.withheld:
             say(f"  {name}")
-    return 0
 
 
 def _line(artifact: Artifact, *, local: bool) -> str:
@@ -91,7 +211,9 @@ def _written(paths: Sequence[str]) -> str:
     """How many files, and where; which ones, --json says."""
     bundled = sum("/bundles/" in path for path in paths)
     ledger = sum("/ledger/" in path for path in paths)
-    kinds = (("artifacts", len(paths) - bundled - ledger), ("bundles", bundled), ("the ledger", ledger))
+    trust = sum(path.startswith("conf/trust/") for path in paths)
+    rows = len(paths) - bundled - ledger - trust
+    kinds = (("artifacts", rows), ("bundles", bundled), ("the ledger", ledger), ("conf/trust", trust))
     parts = ", ".join(f"{count} in {kind}" for kind, count in kinds if count)
     return f"{len(paths)} files written: {parts} (--json lists them)"
 

@@ -25,6 +25,7 @@ class Observed:
     measured_sec: measured seconds of the shorter arm. samples: independent differences behind the
     overhead. host_bound: far below what the GPU's arithmetic or memory allows (measurement/roofline.py).
     control_failed, controlled: whether controls of the same kind of run failed, or stand beside it.
+    registered_late: on a journey that no log announced; known where logs are published, not in a record.
     """
 
     tier: Literal["signed", "reported", "simulated"]
@@ -54,6 +55,7 @@ class Observed:
     file_barrier: str | None = None
     swap_kib: int | None = None
     bit_identical: bool = False
+    registered_late: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ def with_controls(codes: tuple[str, ...], *, passed: bool, failed: bool) -> tupl
         kept.add("control-failed")
     if failed or not passed:
         kept.add("no-control")
+    return tuple(item.code for item in CAVEATS if item.code in kept)
+
+
+def with_registration(codes: tuple[str, ...], *, late: bool) -> tuple[str, ...]:
+    """Caveats of a published row, once it is known whether its journey was announced before it began."""
+    kept = {*codes, "registered-late"} if late else set(codes) - {"registered-late"}
     return tuple(item.code for item in CAVEATS if item.code in kept)
 
 
@@ -267,6 +275,14 @@ CAVEATS: tuple[Caveat, ...] = (
         "row was not changed afterwards, not that it is true, nor that the operator shows everyone the "
         "same ledger.",
         lambda seen: seen.tier == "signed" and not seen.witnessed,
+    ),
+    Caveat(
+        "registered-late",
+        "Not announced beforehand",
+        "The row was measured on a borrowed machine, under keys made for that journey. No published ledger "
+        "announced the journey before its first plan was entered, so several may have been made and the most "
+        "pleasing one brought home. A row like this is never in a headline.",
+        lambda seen: seen.registered_late,
     ),
     Caveat(
         "local-pod",

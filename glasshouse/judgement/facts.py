@@ -69,19 +69,25 @@ class LegResult:
 
 @dataclass(frozen=True)
 class Needle:
-    """One class of bytes searched for in one process: hits while live, hits after the wipe."""
+    """One class of bytes searched for in one process: hits while live, hits after the wipe.
+
+    on_device: taken from a device's memory, which no search of a process reaches. Host memory is searched
+    for it, and need not have held it.
+    """
 
     name: str
     positive_control: int
     after: int
+    on_device: bool = False
 
 
 @dataclass(frozen=True)
 class Zeroization:
     """What the runtime reported when it wiped: signed by the event key, last event of the chain.
 
-    unwiped names buffer classes whose read-back was not all zero; exits are those of trainer and
-    custodian as their supervisor reaped them, None where it did not.
+    unwiped names buffer classes whose read-back was not all zero; device_cache is what became of device
+    memory that was freed before (released, kept, none); exits are those of trainer and custodian as their
+    supervisor reaped them, None where it did not.
     """
 
     unwiped: tuple[str, ...]
@@ -91,6 +97,7 @@ class Zeroization:
     trainer_exit: int | None
     custodian_exit: int | None
     tmpfs_removed: bool
+    device_cache: str | None = None
 
 
 @dataclass(frozen=True)

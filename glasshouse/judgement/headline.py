@@ -30,6 +30,7 @@ BARRED_BY = (
     "order-confounded",
     "single-sample",
     "local-pod",
+    "registered-late",
 )
 
 

@@ -29,6 +29,7 @@ FAILURE_TEXTS: dict[str, str] = {
     "torch-missing": "The machine's Python had no torch that works.",
     "torch-architecture": "The machine's torch has no kernels for its GPU.",
     "gpu-probe-failed": "The machine's GPU could not be used as it is.",
+    "cuda-unavailable": "The machine has an NVIDIA GPU, and its driver did not open CUDA for the leg.",
     "libraries-missing": "The machine, which is not rented, lacked libraries that the legs need.",
     "install-failed": "The pinned libraries could not be installed on the machine.",
     "runtime-altered": "The runtime archive on the machine was not the one sent.",

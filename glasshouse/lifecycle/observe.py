@@ -19,7 +19,7 @@ from glasshouse.remote.pod import Pod
 from glasshouse.runtime.machine import distributions_digest
 from glasshouse.spec import RunSpec
 
-_SCRIPT = r"""
+POD_SCRIPT = r"""
 set -eu
 field() { printf '%s=%s\n' "$1" "$2"; }
 python=$(command -v "$2") || { echo "no interpreter" >&2; exit 3; }
@@ -34,8 +34,10 @@ field uptime "$(cut -d' ' -f1 /proc/uptime)"
 field kernel "$(uname -r)"
 field cpus "$(getconf _NPROCESSORS_ONLN)"
 if command -v nvidia-smi >/dev/null 2>&1; then
-  nvidia-smi --query-gpu=name,uuid,pci.bus_id,driver_version --format=csv,noheader |
-    while IFS= read -r line; do field gpu "$line"; done
+  if said=$(timeout 30 nvidia-smi --query-gpu=name,uuid,pci.bus_id,driver_version --format=csv,noheader 2>&1)
+  then printf '%s\n' "$said" | while IFS= read -r line; do field gpu "$line"; done
+  else field fault "exit $?: $(printf '%s' "$said" | head -n 1 | cut -c1-200)"
+  fi
 fi
 """
 # What runtime/machine.py reads for the evidence, here by a process of our own on the same machine.
@@ -54,7 +56,10 @@ _LINE = re.compile(r"([a-z]+)=(.{0,400})\Z")
 
 @dataclass(frozen=True)
 class Observed:
-    """The pod as the controller saw it. Digests are hex; `gpus` holds (name, uuid, bus id, driver)."""
+    """The pod as the controller saw it. Digests are hex; `gpus` holds (name, uuid, bus id, driver).
+
+    gpu_fault: what the driver's tool said where it failed (exit 124: it hung), "" otherwise.
+    """
 
     archive_sha256: str
     interpreter_sha256: str
@@ -68,6 +73,7 @@ class Observed:
     kernel: str
     cpu_count: int
     gpus: tuple[tuple[str, str, str, str], ...]
+    gpu_fault: str = ""
 
     def machine(self, allocation: str) -> dict[str, Any]:
         """The machine dict that is compared with what the legs report."""
@@ -90,7 +96,7 @@ def observe(pod: Pod, archive: str, python: str) -> Observed:
 
     Raises RemoteError where a tool or file is missing.
     """
-    said = pod.check(["sh", "-c", _SCRIPT, "sh", archive, python], "looking at the pod", timeout=60)
+    said = pod.check(["sh", "-c", POD_SCRIPT, "sh", archive, python], "looking at the pod", timeout=60)
     fields: dict[str, str] = {}
     gpus = []
     for line in said.decode("utf-8", "replace").splitlines():
@@ -120,17 +126,28 @@ def observe(pod: Pod, archive: str, python: str) -> Observed:
             kernel=fields["kernel"],
             cpu_count=int(fields["cpus"]),
             gpus=tuple(gpus),
+            gpu_fault=fields.get("fault", ""),
         )
     except (KeyError, ValueError) as error:
         raise RemoteError("the pod's description is incomplete", field="missing", value=error) from error
 
 
 def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
-    """Return the GPU's name; raise LegError where it is not exactly the one asked for.
+    """Return the GPU's name; raise LegError where it is not exactly the one asked for, or is sick.
 
-    Names are compared whole, since MIG slices share prefixes.
+    Names are compared whole, since MIG slices share prefixes. Codes: gpu-not-as-asked, gpu-probe-failed.
     """
     found = [gpu[0] for gpu in observed.gpus]
+    lines = [", ".join(gpu) for gpu in observed.gpus]
+    fault = observed.gpu_fault or next((line for line in lines if "ERR!" in line), "")
+    if fault and spec.gpu.name != "cpu":
+        # A hanging tool, "Driver/library version mismatch", a card that fell off the bus: CUDA will not open
+        # either, so nothing is sealed.
+        raise LegError(
+            f"the machine's NVIDIA driver does not answer as it should ({fault})",
+            code="gpu-probe-failed",
+            remedy="reboot the machine or take another; gpu=cpu leaves its GPUs alone",
+        )
     if spec.gpu.name in ("auto", "cpu"):
         return found[0] if found and spec.gpu.name == "auto" else None
     names = spec.gpu.provider_names

@@ -25,7 +25,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTable
 
-from glasshouse import paths
+from glasshouse import host, paths
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import UsageError
 from glasshouse.providers.base import Proof
@@ -60,7 +60,7 @@ class Entry:
     """One allocation that was intended. `allocation_id` None: the create call's outcome is not known.
 
     `detail` is what `intend` was given: what another process needs to open the same provider again.
-    `controller` names the process that wrote it: host, boot, pid and start time.
+    `controller` names the process that wrote it: host, boot, pid and start time (glasshouse.host).
     """
 
     name: str
@@ -85,7 +85,7 @@ class Entry:
     @property
     def controller_here(self) -> bool:
         """Whether that machine is this one, so that its processes can be seen."""
-        return self.controller_host == socket.gethostname()
+        return _here(self.controller)
 
 
 class Journal:
@@ -121,7 +121,7 @@ class Journal:
             "run": run,
             "provider": provider,
             "detail": canonical_json(dict(detail)).decode("utf-8"),
-            "controller": _controller(str(os.getpid())),
+            "controller": _controller(),
             "intended_at": time.time(),
         }
         with self._transaction() as connection:
@@ -150,7 +150,7 @@ class Journal:
         seen from here, counts no more.
         """
         key = secrets.token_hex(16)
-        row = {"id": key, "controller": _controller(str(os.getpid())), "usd": usd, "until": until}
+        row = {"id": key, "controller": _controller(), "usd": usd, "until": until}
         left, living = 0.0, set()
         with self._transaction() as connection:
             if self.shared:
@@ -264,15 +264,23 @@ def _ceiling(entry: Entry) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def _controller() -> str:
+    """Name this process: host:boot:pid:start time."""
+    return f"{socket.gethostname()}:{host.identity(os.getpid())}"
+
+
+def _here(controller: str) -> bool:
+    name, _, process = controller.partition(":")
+    return name == socket.gethostname() or host.of_this_boot(process)
+
+
 def _alive(controller: str) -> bool:
-    return controller == _controller(controller.rsplit(":", 2)[1])
+    return _here(controller) and host.lives(controller.partition(":")[2])
 
 
 def _counts(controller: str, until: float) -> bool:
     """Whether a reservation still holds: its process lives, or is on another host and in its time."""
-    if controller.split(":", 1)[0] == socket.gethostname():
-        return _alive(controller)
-    return until > time.time()
+    return _alive(controller) if _here(controller) else until > time.time()
 
 
 def _scheme(url: str) -> str:
@@ -282,8 +290,8 @@ def _scheme(url: str) -> str:
 
 def _durable(connection: Any, _record: object) -> None:
     # synchronous=FULL: in WAL mode the default of some builds (NORMAL) may lose the last commits at a power
-    # cut.
-    for pragma in ("busy_timeout=30000", "synchronous=FULL"):
+    # cut. fullfsync: what FULL means on macOS, whose fsync ends in the drive's cache; nothing elsewhere.
+    for pragma in ("busy_timeout=30000", "synchronous=FULL", "fullfsync=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
     # Entering WAL mode ignores the busy time-out, so processes that open a fresh file together try again.
     deadline = time.monotonic() + 30.0
@@ -295,13 +303,3 @@ def _durable(connection: Any, _record: object) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-
-
-def _controller(pid: str) -> str:
-    """Name process `pid` so that no later process can be taken for it: host:boot:pid:start time."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    try:
-        start = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode("ascii")
-        return f"{socket.gethostname()}:{boot.read_text(encoding='ascii').strip()}:{pid}:{start}"
-    except (OSError, IndexError):
-        return f"{socket.gethostname()}::{pid}:"

@@ -15,6 +15,7 @@ from typing import Self
 
 from glasshouse import paths, spec
 from glasshouse.errors import ProviderError, UsageError
+from glasshouse.host import need_linux
 from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof, unrented
 from glasshouse.providers.pod_server import USER, PodServer
 from glasshouse.providers.proofs import proof_from_sweep, unknown
@@ -40,7 +41,8 @@ class LocalProvider:
         self._servers: dict[str, PodServer] = {}
 
     def check(self, spec: spec.RunSpec) -> None:  # noqa: ARG002  the same for every run
-        """Look for the interpreter. Raises UsageError."""
+        """Refuse what is no Linux; look for the interpreter. Raises UsageError."""
+        need_linux("provider=local")
         self._python()
 
     def known_ids(self, name: str) -> tuple[str, ...]:  # noqa: ARG002  the name says it all here

@@ -19,7 +19,7 @@ from glasshouse.remote import sweep_script
 from glasshouse.remote.connection import load_key, pinned_lines
 from glasshouse.remote.pod import Pod, Timeouts
 
-_PROBE = "import sys; print(*sys.version_info[:2])"
+_PROBE = "import sys; print(sys.platform, *sys.version_info[:2])"
 
 
 class SshProvider:
@@ -48,7 +48,7 @@ class SshProvider:
         spec: spec.RunSpec,  # noqa: ARG002  the host is what it is
         progress: Progress,
     ) -> Allocation:
-        """Check key file, known_hosts, reachability and interpreter; make the pod folder.
+        """Check key file, known_hosts, reachability, system and interpreter; make the pod folder.
 
         Raises UsageError for what is wrong on this side, RemoteError for the other.
         """
@@ -60,7 +60,7 @@ class SshProvider:
         )
         with Pod(endpoint, timeouts=timeouts) as pod:
             self._pinned = pod.known_hosts
-            _check_python(pod)
+            _check_host(pod)
             folder = f"{endpoint.workdir}/{name}"
             self._reached = True
             pod.check(["mkdir", "-p", "-m", "700", "--", folder], "making the pod folder")
@@ -74,7 +74,10 @@ class SshProvider:
         """Run the sweeper there; a host that cannot be asked proves nothing, unless nothing was put there."""
         if self._reached is False:
             return ReleaseProof(
-                "zero", 0, "nothing was put on the host: it was not reached", folder_removed=True
+                "zero",
+                0,
+                "nothing was put on the host: it was not reached, or no leg can run there",
+                folder_removed=True,
             )
         try:
             endpoint = self._endpoint()
@@ -119,15 +122,23 @@ class SshProvider:
         return dataclasses.replace(endpoint, known_hosts=pinned_lines(path, endpoint.known_hosts_name))
 
 
-def _check_python(pod: Pod) -> None:
+def _check_host(pod: Pod) -> None:
+    """Refuse another system than Linux, and a Python that is too old. Raises RemoteError."""
     result = pod.run([pod.endpoint.python, "-I", "-S", "-c", _PROBE])
-    words = result.stdout.split()
-    if result.exit != 0 or len(words) != 2 or not all(word.isdigit() for word in words):
+    platform, *words = result.stdout.decode("utf-8", "replace").split() or [""]
+    if result.exit != 0 or len(words) != 2 or not all(word.isdecimal() for word in words):
         raise RemoteError(
             "the host has no such interpreter",
             field="provider.python",
             value=pod.endpoint.python,
             remedy="give the path of Python 3.11 or later there",
+        )
+    if platform != "linux":
+        raise RemoteError(
+            "the host is not Linux, which legs need",
+            field="platform",
+            value=platform[:40],
+            remedy="name a Linux machine by provider.host, or rent one (gpu=a4000)",
         )
     version = (int(words[0]), int(words[1]))
     if version < (3, 11):

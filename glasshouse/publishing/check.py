@@ -26,8 +26,12 @@ from glasshouse.publishing.artifact import (
 )
 from glasshouse.publishing.history import recompute
 from glasshouse.publishing.ledger import check_inclusion
-from glasshouse.publishing.logs import KEYS, read_logs, statement_failures
-from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.logs import KEYS, PublishedLogs, read_logs, statement_failures
+from glasshouse.publishing.signed import (
+    artifact_from_verified,
+    with_control_caveats,
+    with_registration_caveat,
+)
 from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import verify
 
@@ -98,7 +102,9 @@ def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | Non
     signer = None if result.signer is None else result.signer.name
     checks = list(result.checks)
     if result.row is not None:
-        alone = artifact_from_verified(result.row)
+        alone = with_registration_caveat(
+            artifact_from_verified(result.row), late=_late(artifact, here, keyring)
+        )
         controls, found = _controls(artifact, alone, here, keyring)
         checks += found
         expected = with_control_caveats(alone, controls)
@@ -119,6 +125,19 @@ def _follows(artifact: Artifact, expected: Artifact) -> bool:
     return artifact_bytes(expected.model_copy(update=stated)) == artifact_bytes(artifact)
 
 
+def _late(artifact: Artifact, here: Path, keyring: Keyring) -> bool:
+    """Whether the row's journey was not announced: what the logs beside it say, else what it owns up to."""
+    folder = _ledger_folder(here)
+    logs = PublishedLogs() if folder is None else read_logs(folder, keyring, [], beside={KEYS})
+    if artifact.id not in logs.rows:
+        return "registered-late" in artifact.caveats
+    return logs.late(artifact.id)
+
+
+def _ledger_folder(here: Path) -> Path | None:
+    return next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
+
+
 def _controls(
     artifact: Artifact, alone: Artifact, here: Path, keyring: Keyring
 ) -> tuple[list[Artifact], list[Check]]:
@@ -135,7 +154,7 @@ def _controls(
     good: list[Artifact] = []
     checks = []
     for name in dict.fromkeys((*artifact.controls, *of_its_kind)):
-        fault = _control_fault(neighbours.get(name), _bundle(here, name), keyring)
+        fault = _control_fault(name, neighbours.get(name), here, keyring)
         if not fault:
             good.append(neighbours[name])
         elif name in artifact.controls:
@@ -145,20 +164,22 @@ def _controls(
     return good, checks
 
 
-def _control_fault(control: Artifact | None, bundle: Path | None, keyring: Keyring) -> str:
+def _control_fault(name: str, control: Artifact | None, here: Path, keyring: Keyring) -> str:
+    bundle = _bundle(here, name)
     if control is None or bundle is None:
         return f"its {'artifact' if control is None else 'bundle'} is not beside the row"
     row = verify(bundle, keyring).row
     if row is None:
         return "its bundle does not verify"
-    return "" if _follows(control, artifact_from_verified(row)) else "it does not follow from its bundle"
+    alone = with_registration_caveat(artifact_from_verified(row), late=_late(control, here, keyring))
+    return "" if _follows(control, alone) else "it does not follow from its bundle"
 
 
 def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
     """Check the row's place in the ledger: by its inclusion file, else by the logs beside it."""
     here = path.resolve().parent
     inclusion = here.parent / "inclusion" / f"{artifact.id}.json"
-    folder = next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
+    folder = _ledger_folder(here)
     failures: list[str] = []
     said: list[str] = []
     try:

@@ -21,12 +21,25 @@ from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, Code, Day, Hex32, Id, Public, Text, artifact_sha256
 from glasshouse.records import merkle
 from glasshouse.records.keys import KeyEntry, Keyring
-from glasshouse.records.ledger import Leaf, check_leaves, hashes, log_key, log_name, open_plans, parse_leaves
+from glasshouse.records.ledger import (
+    Leaf,
+    check_leaves,
+    hashes,
+    log_key,
+    log_name,
+    open_journeys,
+    open_plans,
+    parse_leaves,
+)
 from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
 
 LEAVES = "leaves.jsonl"
 CHECKPOINT = "checkpoint.txt"
 
+JourneyId = Annotated[str, Field(pattern=r"^20\d{6}-[a-z2-7]{6}$")]
+LogKey = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Seed = Annotated[int, Field(ge=0, le=2**53 - 1)]
+BudgetSec = Annotated[int, Field(ge=1, le=86_400)]
 RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
 Serial = Annotated[int, Field(ge=0)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
@@ -91,9 +104,50 @@ class KeyLeaf(_Leaf):
     state: Literal["added", "retired"]
 
 
+class JourneyLeaf(_Leaf):
+    """A kit is about to leave for a machine without a network; what is planned there has its own log."""
+
+    kind: Literal["journey"]
+    journey: JourneyId
+    seed: Seed
+    budget_sec: BudgetSec
+    commitment: Hex32 = Field(description="id of the publisher key that will sign the journey's log")
+
+
+class JourneyLogLeaf(_Leaf):
+    """This log is a journey's: the first leaf, entered before the kit left, names where it was opened."""
+
+    kind: Literal["journey-log"]
+    journey: JourneyId
+    seed: Seed
+    budget_sec: BudgetSec
+    opened_in: LogKey
+    open_serial: Serial
+
+
+class JourneyEndLeaf(_Leaf):
+    """A journey came back, with a log of this size and root."""
+
+    kind: Literal["journey-end"]
+    journey: JourneyId
+    open_serial: Serial
+    size: Serial
+    root: Hex32
+    checkpoint_sha256: Hex32
+
+
 _ANY: TypeAdapter[Any] = TypeAdapter(
     Annotated[
-        PlanLeaf | RowLeaf | ReportedLeaf | RetractLeaf | SupersedeLeaf | KeyLeaf, Field(discriminator="kind")
+        PlanLeaf
+        | RowLeaf
+        | ReportedLeaf
+        | RetractLeaf
+        | SupersedeLeaf
+        | KeyLeaf
+        | JourneyLeaf
+        | JourneyLogLeaf
+        | JourneyEndLeaf,
+        Field(discriminator="kind"),
     ]
 )
 
@@ -149,6 +203,17 @@ class PublishedLog:
         """Plans that no row resolves."""
         return open_plans(self.leaves)
 
+    @property
+    def journey(self) -> Leaf | None:
+        """The leaf that makes this log a journey's, None where it is a machine's own."""
+        first = self.leaves[0] if self.leaves else None
+        return first if first is not None and first.kind == "journey-log" else None
+
+    @cached_property
+    def open_journeys(self) -> tuple[Leaf, ...]:
+        """Journeys opened here of which nothing came back."""
+        return open_journeys(self.leaves)
+
     def withheld(self, shown: Container[str]) -> tuple[Leaf, ...]:
         """Rows that were entered and are not among those shown."""
         return tuple(leaf for row, leaf in self.rows.items() if row not in shown)
@@ -187,11 +252,13 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
     """Check leaves and checkpoint against each other and the keyring.
 
     Raises VerificationError: ledger-malformed, ledger-field, ledger-plan-twice, ledger-row-without-plan,
-    ledger-size, ledger-shrunk, ledger-rewritten, and those of open_checkpoint.
+    ledger-journey, ledger-size, ledger-shrunk, ledger-rewritten, and those of open_checkpoint.
     """
     # 1. Only public fields, serials without gaps.
     leaves = parse_leaves(data)
     codes = [f"ledger-field:{leaf.serial}:{name}" for leaf in leaves for name in _not_public(leaf)]
+    if codes:
+        raise VerificationError("the log is not one that may be published", codes=codes)
     # 2. Every row resolves one plan of its own run, which stands before it.
     plans = {leaf.serial: leaf.body["run"] for leaf in leaves if leaf.kind == "plan"}
     if len(set(plans.values())) != len(plans):
@@ -204,9 +271,19 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
             if not own or serial in resolved:
                 codes.append(f"ledger-row-without-plan:{leaf.serial}")
             resolved.add(serial)
+    # 3. A journey's log says so from the start; an end names an earlier opening of the same journey.
+    opened = {leaf.serial: leaf.body.get("journey") for leaf in leaves if leaf.kind == "journey"}
+    for leaf in leaves:
+        if leaf.kind == "journey-end":
+            serial = leaf.body.get("openSerial")
+            good = serial in opened and opened[serial] == leaf.body.get("journey") and serial < leaf.serial
+        else:
+            good = leaf.kind != "journey-log" or leaf.serial == 0
+        if not good:
+            codes.append(f"ledger-journey:{leaf.serial}")
     if codes:
         raise VerificationError("the log is not one that may be published", codes=codes)
-    # 3. The checkpoint signs exactly these leaves.
+    # 4. The checkpoint signs exactly these leaves.
     checkpoint, signer, witnesses = open_checkpoint(note, keyring)
     check_leaves(leaves, checkpoint)
     if len(leaves) != checkpoint.size:

@@ -74,6 +74,33 @@ class PublishedLogs:
         """Plans of all logs that no row resolves."""
         return tuple(leaf for log in self.logs for leaf in log.open_plans)
 
+    @property
+    def open_journeys(self) -> tuple[Leaf, ...]:
+        """Journeys of all logs of which nothing came back."""
+        return tuple(leaf for log in self.logs for leaf in log.open_journeys)
+
+    def opening(self, log: PublishedLog) -> Leaf | None:
+        """The leaf that opened a journey's log: in the log it names, of the same journey, key and budget.
+
+        None where there is none, or where it is not older than the first plan.
+        """
+        said = log.journey
+        home = None if said is None else self.of(str(said.body["openedIn"]))
+        if said is None or home is None or home is log or said.body["openSerial"] >= len(home.leaves):
+            return None
+        leaf = home.leaves[int(said.body["openSerial"])]
+        same = all(leaf.body.get(name) == said.body[name] for name in ("journey", "seed", "budgetSec"))
+        if leaf.kind != "journey" or not same or leaf.body["commitment"] != log.signer.keyid:
+            return None
+        if any(plan.body["time"] <= leaf.body["time"] for plan in log.plans):
+            return None
+        return leaf
+
+    def late(self, row: str) -> bool:
+        """Whether a row stands in a journey's log that nothing announced before the first plan."""
+        log = self.rows.get(row)
+        return log is not None and log.journey is not None and self.opening(log) is None
+
     def withheld(self, shown: Collection[str]) -> tuple[Leaf, ...]:
         """Rows of all logs that are not among those shown."""
         return tuple(leaf for log in self.logs for leaf in log.withheld(shown))
@@ -230,6 +257,24 @@ def extended(
             codes=after.faults,
             remedy="publish a ledger under one key: the publisher key that lay beside it when it was begun",
         )
+    return after
+
+
+def joined(before: PublishedLogs, log: PublishedLog) -> PublishedLogs:
+    """The logs with a journey's among them; what was published of it before must stand in it, in place.
+
+    One that is shorter than what was published, and agrees with it, changes nothing. Raises
+    VerificationError: ledger-rewritten, ledger-run-twice, ledger-row-twice.
+    """
+    known = before.of(log.key)
+    if known is not None:
+        shorter, longer = sorted((known, log), key=lambda item: item.checkpoint.size)
+        check_leaves(longer.leaves, shorter.checkpoint)
+        if longer is known or known.checkpoint.size == log.checkpoint.size:
+            return before  # with the co-signatures that its note may have gained
+    after = before.replaced(log)
+    if after.faults:
+        raise VerificationError("runs of the journey are published in another log", codes=after.faults)
     return after
 
 

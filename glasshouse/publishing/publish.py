@@ -6,6 +6,7 @@
     4. search artifacts, bundles and log for secrets; one finding publishes nothing
     5. write what changed: own log and bundles first, artifacts last, each by rename
 
+What a journey brought back is published the same way, with its log beside this machine's (journey.py).
 The same call again writes nothing, and no call touches another machine's log. What was registered in
 this machine's ledger and is neither published nor among the given runs is listed as withheld.
 """
@@ -15,37 +16,45 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.canonical import canonical_json
+from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import read_history
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES
+from glasshouse.publishing.journey import Returned
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
 from glasshouse.publishing.logs import (
     KEYS,
     PublishedLogs,
     extended,
     inclusion_failures,
+    joined,
     read_logs,
     unentered,
 )
 from glasshouse.publishing.secrets import require_clean
-from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.signed import (
+    artifact_from_verified,
+    with_control_caveats,
+    with_registration_caveat,
+)
 from glasshouse.publishing.store import (
     ARTIFACTS,
     BUNDLES,
     HISTORY,
+    KEYRING,
     LEDGER,
     OVERLAY,
     OVERLAY_LEDGER,
     overlay_keyring,
 )
 from glasshouse.records.keys import Keyring, atomic_write, public_bytes
-from glasshouse.records.ledger import Ledger, log_key
+from glasshouse.records.ledger import Leaf, Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
 
 MAX_BUNDLE_BYTES = 2 << 20  # a block design of 81 slots took 1.06 MB
@@ -56,6 +65,7 @@ class Published:
     """What a publication did: row ids, paths written relative to the root, runs withheld.
 
     retracted: those of the rows that stand retracted, with the reason. artifacts: the rows' own.
+    opening, ending: of a journey, the leaves of this machine's log that opened and ended it, if any.
     """
 
     rows: tuple[str, ...]
@@ -63,17 +73,23 @@ class Published:
     withheld: tuple[str, ...]
     retracted: Mapping[str, str] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
+    opening: Leaf | None = None
+    ending: Leaf | None = None
 
 
 @dataclass(frozen=True)
 class _Home:
-    """One machine at one publication: where it writes, its own ledger and key, and whom it trusts."""
+    """One machine at one publication: where it writes, its own ledger and key, and whom it trusts.
+
+    carried: a journey's log, which is published beside this machine's own.
+    """
 
     root: Path
     keyring: Keyring
     ledger: Ledger
     key: Ed25519PrivateKey
     local: bool
+    carried: PublishedLog | None = None
 
     @property
     def artifacts(self) -> Path:
@@ -103,9 +119,11 @@ class _Home:
                 remedy=f"restore {os.path.relpath(self.logs, self.root)}"
                 + (" or remove it" if self.local else " from the last commit that builds"),
             )
+        if self.carried is not None:
+            before = joined(before, self.carried)
         return extended(before, self.ledger.leaves(), self.key, self.trusted)
 
-    def enter(self, kind: str, body: Mapping[str, str]) -> None:
+    def enter(self, kind: str, body: Mapping[str, Any]) -> None:
         """Enter a statement in this machine's ledger, unless its key is retired: none could be published."""
         valid = self.trusted.with_role("publisher", index=len(self.ledger.leaves()))
         if all(entry.public != public_bytes(self.key) for entry in valid):
@@ -116,12 +134,12 @@ class _Home:
         self.ledger.append(kind, body)
 
     def write(self, logs: PublishedLogs) -> list[Path]:
-        """Write this machine's own log; others stay byte for byte."""
+        """Write this machine's own log and the journey's; others stay byte for byte."""
         written: list[Path] = []
-        own = logs.of(log_key(public_bytes(self.key)))
-        if own is not None:
-            written += _write(self.logs / own.key / LEAVES, own.data)
-            written += _write(self.logs / own.key / CHECKPOINT, own.note.encode("utf-8"))
+        keys = [log_key(public_bytes(self.key)), *([] if self.carried is None else [self.carried.key])]
+        for log in filter(None, map(logs.of, keys)):
+            written += _write(self.logs / log.key / LEAVES, log.data)
+            written += _write(self.logs / log.key / CHECKPOINT, log.note.encode("utf-8"))
         if self.local:
             entries = sorted((entry.as_json() for entry in self.trusted.entries), key=canonical_json)
             written += _write(self.logs / KEYS, canonical_json({"keys": entries}))
@@ -156,11 +174,68 @@ def publish(
     home = _Home(root, keyring, ledger, key, local)
     if not local:
         _require_publisher(home)
-    # 1. Verify.
     rows = [_verified(path, keyring) for path in paths]
-    ids = [row.id for row in rows]
-    if len(set(ids)) != len(ids):
-        raise UsageError("a run was given twice", field="runs", value=len(ids))
+    if len({row.id for row in rows}) != len(rows):
+        raise UsageError("a run was given twice", field="runs", value=len(rows))
+    return _put(home, rows, known_secrets)
+
+
+def publish_journey(
+    returned: Returned,
+    *,
+    root: Path,
+    keyring: Keyring,
+    ledger: Ledger,
+    key: Ed25519PrivateKey,
+    known_secrets: Iterable[str] | None = None,
+) -> Published:
+    """Publish what a journey brought back, and end it in this machine's ledger where that opened it.
+
+    keyring: the committed one with the journey's keys in it, which is written to conf/trust with the rows.
+    Rows of a journey that no published log announced carry `registered-late`. Raises as `publish` does.
+    """
+    home = _Home(root, keyring, ledger, key, local=False, carried=returned.log)
+    _require_publisher(home)
+    if returned.log.key == log_key(public_bytes(key)):
+        raise VerificationError("the archive's log is this machine's own", codes=["journey-keys"])
+    rows = returned.rows(keyring)
+    logs = home.read()
+    opening = logs.opening(returned.log)
+    own = None if opening is None else logs.of(log_key(public_bytes(key)))
+    body = None if own is None else _ending(returned, logs, own)
+    done = _put(home, rows, known_secrets, ending=body)
+    ends = [leaf for leaf in ledger.leaves() if leaf.kind == "journey-end"]
+    ended = next((leaf for leaf in reversed(ends) if leaf.body["journey"] == returned.id), None)
+    return replace(done, opening=opening, ending=ended)
+
+
+def _ending(returned: Returned, logs: PublishedLogs, own: PublishedLog) -> dict[str, Any] | None:
+    """The leaf that ends a journey in this machine's log; None where it opened none, or has said so."""
+    said = returned.log.journey
+    log = logs.of(returned.log.key)
+    if said is None or log is None or said.body["openedIn"] != own.key:
+        return None
+    body = {
+        "journey": said.body["journey"],
+        "openSerial": said.body["openSerial"],
+        "size": log.checkpoint.size,
+        "root": log.checkpoint.root.hex(),
+        "checkpointSha256": sha256_hex(log.note.encode("utf-8")),
+    }
+    ends = [leaf.body for leaf in own.leaves if leaf.kind == "journey-end"]
+    known = any(all(end[name] == body[name] for name in ("journey", "size", "root")) for end in ends)
+    return None if known else body
+
+
+def _put(
+    home: _Home,
+    rows: Sequence[VerifiedRow],
+    known_secrets: Iterable[str] | None,
+    *,
+    ending: Mapping[str, Any] | None = None,
+) -> Published:
+    """Steps 2 to 5, of verified rows. ending: body of the leaf that ends a journey."""
+    root, local, ids = home.root, home.local, [row.id for row in rows]
     # 2. Extend the ledger.
     logs = home.read()
     # 3. Build; rows already there may gain or lose caveats by a control that comes in.
@@ -184,23 +259,28 @@ def publish(
     failures = home.failures(logs, every)
     if failures:
         raise VerificationError("not every row stands in the ledger as it is published", codes=failures)
+    if home.carried is not None:
+        require_clean({f"journey/{LEAVES}": home.carried.data}, known=known_secrets)
     # Reported rows are entered too, so that none can change unseen.
     missing = [] if local else unentered(logs, every)
     for body in missing:
         home.enter("reported", body)
-    if missing:
+    if ending is not None:
+        home.enter("journey-end", ending)
+    if missing or ending is not None:
         logs = home.read()
-    own = logs.of(log_key(public_bytes(key)))
+    own = logs.of(log_key(public_bytes(home.key)))
     require_clean({} if own is None else {f"ledger/{LEAVES}": own.data}, known=known_secrets)
     # 5. Write.
-    written = home.write(logs)
+    written = [] if home.carried is None else _write(root / KEYRING, home.keyring.as_bytes())
+    written += home.write(logs)
     for row in rows:
         written += _write_bundle(home.bundles / row.id, row.files)
     for item, artifact in sorted(every.items()):
         written += _write(home.artifacts / f"{item}.json", artifact_bytes(artifact))
     shown = tuple(os.path.relpath(path, root) for path in written)
     retracted = {item: said.reason for item in ids if (said := every[item].retracted) is not None}
-    withheld = _withheld(ledger, every.values())
+    withheld = _withheld(home, every.values())
     return Published(tuple(ids), shown, withheld, retracted, tuple(every[item] for item in ids))
 
 
@@ -304,6 +384,7 @@ def _not_replaced(artifact: Artifact, present: Mapping[str, Artifact]) -> Artifa
 def _as_stated(rows: Mapping[str, Artifact], logs: PublishedLogs) -> dict[str, Artifact]:
     """The rows with what the logs state of each since, and with the caveats that controls leave or add."""
     stated = {item: row if row.reported is not None else _said(row, logs) for item, row in rows.items()}
+    stated = {item: with_registration_caveat(row, late=logs.late(item)) for item, row in stated.items()}
     beside = tuple(stated.values())
     return {item: with_control_caveats(row, beside) for item, row in stated.items()}
 
@@ -364,7 +445,8 @@ def _require_publisher(home: _Home) -> None:
         raise VerificationError("conf/trust does not list this publisher", codes=["signer-unknown"])
 
 
-def _withheld(ledger: Ledger, published: Iterable[Artifact]) -> tuple[str, ...]:
+def _withheld(home: _Home, published: Iterable[Artifact]) -> tuple[str, ...]:
     shown = {artifact.run for artifact in published}
-    runs = [str(leaf.body["run"]) for leaf in ledger.leaves() if leaf.kind == "plan"]
+    leaves = [*home.ledger.leaves(), *(() if home.carried is None else home.carried.leaves)]
+    runs = [str(leaf.body["run"]) for leaf in leaves if leaf.kind == "plan"]
     return tuple(run for run in runs if run not in shown)

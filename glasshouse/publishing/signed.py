@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from glasshouse.judgement.caveats import with_controls
+from glasshouse.judgement.caveats import with_controls, with_registration
 from glasshouse.judgement.facts import LegResult, RunFacts
 from glasshouse.judgement.headline import Candidate
 from glasshouse.judgement.rules import Check as Judged
@@ -129,12 +129,20 @@ def control_kind(row: Artifact) -> tuple[object, ...]:
     )
 
 
+def with_registration_caveat(row: Artifact, *, late: bool) -> Artifact:
+    """The row with or without `registered-late`: which of the two the published logs say (logs.py: late)."""
+    if row.evidence_tier != "signed":
+        return row
+    return row.model_copy(update={"caveats": with_registration(row.caveats, late=late)})
+
+
 def with_control_caveats(row: Artifact, published: Sequence[Artifact]) -> Artifact:
     """The row with its published controls named, and the caveats that they leave or add.
 
     A control counts when it is signed, verified, not retracted and of the same kind (control_kind).
     Both an A/A and a delay control must have passed to lift `no-control`; one that failed downgrades
-    the row, whatever others say, so that no control can be repeated until it passes.
+    the row, whatever others say, so that no control can be repeated until it passes. For the same reason
+    one that was registered late does not pass.
     """
     if row.evidence_tier != "signed" or row.control != "none" or row.overhead_pct is None:
         return row
@@ -148,7 +156,11 @@ def with_control_caveats(row: Artifact, published: Sequence[Artifact]) -> Artifa
         and other.retracted is None
         and control_kind(other) == kind
     ]
-    passed = {other.control for other in beside if other.control_outcome == "passed"} == {"aa", "delay"}
+    passed = {
+        other.control
+        for other in beside
+        if other.control_outcome == "passed" and "registered-late" not in other.caveats
+    } == {"aa", "delay"}
     failed = any(other.control_outcome == "failed" for other in beside)
     return row.model_copy(
         update={

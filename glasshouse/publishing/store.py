@@ -23,7 +23,11 @@ from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
 from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
-from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.signed import (
+    artifact_from_verified,
+    with_control_caveats,
+    with_registration_caveat,
+)
 from glasshouse.publishing.tamper import read_tamper
 from glasshouse.records.keys import Keyring, parse_keyring
 from glasshouse.records.verify import verify
@@ -67,10 +71,11 @@ def read_publication(root: Path, *, overlay: bool | None = None) -> Publication:
     keyring = committed_keyring(root)
     committed = _read_artifacts(root / ARTIFACTS, failures)
     failures += _reported_failures(root, committed)
-    failures += _signed_failures(root / BUNDLES, committed, keyring)
-    before = len(failures)
-    logs = read_logs(root / LEDGER, keyring, failures)
-    if len(failures) == before:  # a log that does not hold has been named; what the others lack follows
+    unread: list[str] = []
+    logs = read_logs(root / LEDGER, keyring, unread)
+    failures += _signed_failures(root / BUNDLES, committed, keyring, logs)
+    failures += unread
+    if not unread:  # a log that does not hold has been named; what the others lack follows
         failures += inclusion_failures(logs, committed)
     local = _read_artifacts(root / OVERLAY, failures) if overlay else {}
     local_keyring = overlay_keyring(root) if overlay else Keyring()
@@ -154,8 +159,10 @@ def _reported_failures(root: Path, committed: Mapping[str, Artifact]) -> list[st
     return failures
 
 
-def _signed_failures(folder: Path, committed: Mapping[str, Artifact], keyring: Keyring) -> list[str]:
-    """Signed rows are a function of their bundles and of the controls beside them."""
+def _signed_failures(
+    folder: Path, committed: Mapping[str, Artifact], keyring: Keyring, logs: PublishedLogs
+) -> list[str]:
+    """Signed rows are a function of their bundles, of the logs and of the controls beside them."""
     failures: list[str] = []
     for item, artifact in committed.items():
         if artifact.evidence_tier != "signed":
@@ -169,7 +176,8 @@ def _signed_failures(folder: Path, committed: Mapping[str, Artifact], keyring: K
             codes = error.codes if isinstance(error, VerificationError) else ("bundle-unreadable",)
             failures += [f"{code}:{item}" for code in codes]
             continue
-        expected = with_control_caveats(artifact_from_verified(row), tuple(committed.values()))
+        alone = with_registration_caveat(artifact_from_verified(row), late=logs.late(item))
+        expected = with_control_caveats(alone, tuple(committed.values()))
         stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
         if artifact_bytes(expected.model_copy(update=stated)) != artifact_bytes(artifact):
             failures.append(f"signed-row-edited:{item}")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse import host
 from glasshouse.canonical import CanonicalError, parse_canonical, sha256_hex
 from glasshouse.errors import GlasshouseError
 from glasshouse.judgement.judge import Judgement, judge
@@ -71,10 +72,35 @@ def read_bundle(folder: Path) -> Found:
             continue
         total += len(data)
         files[name] = data
-        if not _is_canonical(name, data):
-            faults.append(("file-not-canonical", f"{name} is not in canonical form"))
+    return Found(files, (*faults, *_content_faults(files)))
+
+
+def bundle_of(files: Mapping[str, bytes]) -> Found:
+    """A bundle whose files are in memory already, held to the same rules as a folder."""
+    faults = [
+        ("file-unlisted", f"{_shown(name)} does not belong to a bundle")
+        for name in files
+        if NAME.match(name) is None
+    ]
+    listed = {name: data for name, data in files.items() if NAME.match(name) is not None}
+    if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BUNDLE_BYTES:
+        faults.append(("bundle-too-large", "too many files or bytes"))
+    faults += [
+        ("file-unreadable", f"{name}: larger than {MAX_FILE_BYTES} bytes")
+        for name, data in listed.items()
+        if len(data) > MAX_FILE_BYTES
+    ]
+    return Found(listed, (*faults, *_content_faults(listed)))
+
+
+def _content_faults(files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    faults = [
+        ("file-not-canonical", f"{name} is not in canonical form")
+        for name, data in files.items()
+        if not _is_canonical(name, data)
+    ]
     faults += [("file-missing", f"{name} is missing") for name in (*REQUIRED, ENVELOPE) if name not in files]
-    return Found(files, tuple(faults))
+    return faults
 
 
 def _walk(folder: Path, faults: list[tuple[str, str]]) -> list[tuple[str, Path]]:
@@ -182,7 +208,7 @@ def _write_folder(folder: Path, content: Mapping[str, bytes]) -> None:
             with path.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                host.sync(file.fileno())
         for path in {(temporary / name).parent for name in content} | {temporary}:
             fsync_folder(path)
         temporary.rename(folder)

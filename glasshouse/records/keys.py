@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from glasshouse import paths
+from glasshouse import host, paths
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, parse_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 
@@ -230,6 +230,10 @@ class Keyring:
                     found.append(entry)
         return tuple(found)
 
+    def as_bytes(self) -> bytes:
+        """The keyring file."""
+        return canonical_json({"keys": [entry.as_json() for entry in self.entries]})
+
     def __add__(self, other: Keyring) -> Keyring:
         return Keyring(self.entries + tuple(e for e in other.entries if e not in self.entries))
 
@@ -291,6 +295,31 @@ def local_keyring() -> Keyring:
     return parse_keyring(path.read_bytes(), local=True) if path.exists() else Keyring()
 
 
+def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: int | None = None) -> Keyring:
+    """`ring` and those of `entries` that it lacks, under a label and no longer local.
+
+    until: the last ledger index for which they are trusted; one that is listed up to an earlier index is
+    trusted up to this one. Raises UsageError for a label that is none.
+    """
+    if not 0 < len(label) <= 80 or not label.isprintable():
+        raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
+    entries = tuple(entries)
+    offered = {(entry.keyid, entry.role) for entry in entries}
+    listed = {(entry.keyid, entry.role) for entry in ring.entries}
+    kept = [
+        replace(entry, valid_until=max(entry.valid_until, until))
+        if until is not None and entry.valid_until is not None and (entry.keyid, entry.role) in offered
+        else entry
+        for entry in ring.entries
+    ]
+    added = [
+        replace(entry, label=f"{label}, {entry.role}", local=False, valid_until=until)
+        for entry in entries
+        if (entry.keyid, entry.role) not in listed
+    ]
+    return Keyring((*kept, *added))
+
+
 def _list_local(role: Role, public: bytes) -> None:
     entry = KeyEntry(keyid(public), role, public, f"{role} of this machine", local=True)
 
@@ -325,7 +354,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            host.sync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -336,6 +365,6 @@ def fsync_folder(path: Path) -> None:
     """Make renames inside a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        host.sync(descriptor)
     finally:
         os.close(descriptor)

@@ -18,14 +18,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse import paths
+from glasshouse import host, paths
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
 from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
 from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint, sign_note
 
-KINDS = ("plan", "row", "supersede", "retract", "key", "reported")
+KINDS = ("plan", "row", "supersede", "retract", "key", "reported", "journey", "journey-log", "journey-end")
 MAX_LEAF_BYTES = 16 << 10
 
 
@@ -100,7 +100,7 @@ class Ledger:
             return self._append(leaves, "row", body, self._clock())
 
     def append(self, kind: str, body: Mapping[str, Any]) -> int:
-        """Enter another statement: supersede, retract, key, or a row that others reported."""
+        """Enter another statement, of any kind but plan and row."""
         if kind not in KINDS or kind in ("plan", "row"):
             raise UsageError("no such ledger statement", field="kind", value=kind)
         with self._locked():
@@ -126,7 +126,7 @@ class Ledger:
             file.seek(end)
             file.write(line + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            host.sync(file.fileno())
         fsync_folder(self._folder)
         return serial
 
@@ -166,6 +166,12 @@ def open_plans(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
     """Plans among `leaves` that no row resolves."""
     resolved = {leaf.body["planSerial"] for leaf in leaves if leaf.kind == "row"}
     return tuple(leaf for leaf in leaves if leaf.kind == "plan" and leaf.serial not in resolved)
+
+
+def open_journeys(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
+    """Journeys that one log's `leaves` opened and none of them ended: a kit left, nothing came back."""
+    ended = {leaf.body["openSerial"] for leaf in leaves if leaf.kind == "journey-end"}
+    return tuple(leaf for leaf in leaves if leaf.kind == "journey" and leaf.serial not in ended)
 
 
 def hashes(leaves: Sequence[Leaf]) -> list[bytes]:

@@ -241,15 +241,17 @@ class Ended(Signed):
 
 
 class BufferReport(Signed):
-    """Registered buffers of one kind after the wipe."""
+    """Registered buffers of one kind after the wipe; of the device's, what became of memory freed before."""
 
     read_back_zero: bool
+    cache: Annotated[str, Field(max_length=200)] | None = None
 
 
 class NeedleReport(Signed):
-    """One class of needle: hits while live, hits after the wipe."""
+    """One class of needle: hits while live, hits after the wipe; where: process, and place of the bytes."""
 
     class_: Annotated[Words, Field(alias="class")]
+    where: Annotated[str, Field(max_length=200)] = ""
     positive_control: Count
     after: Count
 

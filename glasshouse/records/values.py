@@ -61,12 +61,16 @@ def read_zeroization(data: bytes) -> Zeroization | None:
         return None  # what is not named was not read back, and an empty list is no wipe
     return Zeroization(
         unwiped=tuple(name for name, part in sorted(found.buffers.items()) if not part.read_back_zero),
-        needles=tuple(Needle(item.class_, item.positive_control, item.after) for item in found.needles),
+        needles=tuple(
+            Needle(item.class_, item.positive_control, item.after, item.where.startswith("trainer/cuda"))
+            for item in found.needles
+        ),
         residue_scanned=found.residue == "scanned",
         unscanned_regions=found.unscanned_regions,
         trainer_exit=found.trainer_exit,
         custodian_exit=found.custodian_exit,
         tmpfs_removed=found.tmpfs_removed,
+        device_cache=found.buffers["device"].cache,
     )
 
 

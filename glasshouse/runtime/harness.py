@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.errors import LegError
-from glasshouse.runtime import machine
+from glasshouse.runtime import gpus, machine
 from glasshouse.runtime.ranks import build as build_ranks
 
 CURVE_POINTS = 100
@@ -108,7 +108,10 @@ class Workload:
 
         `build` is a built-in's function build(config, tensors, device); any other name is a class
         of the user's, called with (params, files, device), files holding only the user's own data.
+        Raises LegError: cuda-unavailable where there is a GPU that cannot be used, workload-not-callable,
+        workload-lacks-...
         """
+        gpus.require_cuda(device)  # in each rank by itself: CUDA that was opened does not survive a fork
         module = import_workload(self.files[SOURCE_FILE])
         config = parse_json(bytes(self.files[CONFIG_FILE]))
         session: Session

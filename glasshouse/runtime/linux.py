@@ -128,11 +128,15 @@ def landlock_abi() -> int:
         return 0
 
 
+OWN_THREADS = Path("/proc/self/task")
+_kept: list[int] = []  # descriptors that live as long as the process
+
+
 def restrict_writes(folders: Iterable[Path], devices: Iterable[Path]) -> bool:
     """Let this process and its children change only what lies beneath `folders`.
 
-    `devices` may be opened for writing but nothing is made or removed there. Returns False
-    where the kernel has no Landlock; raises OSError when it has and refuses. Cannot be undone.
+    `devices` (files, or OWN_THREADS) may be opened for writing but nothing is made or removed there. Returns
+    False where the kernel has no Landlock; raises OSError when it has and refuses. Cannot be undone.
 
     From ABI 6 on it can also no longer signal a process outside, nor connect to an abstract socket
     there; and no Landlocked process can trace or read the memory of one outside, capable or not.
@@ -153,6 +157,9 @@ def restrict_writes(folders: Iterable[Path], devices: Iterable[Path]) -> bool:
             _allow(ruleset, path, rights)
         for path in devices:
             _allow(ruleset, path, rights & (_FS_WRITE_FILE | _FS_TRUNCATE))
+            if path == OWN_THREADS:
+                # A rule holds for one inode, and procfs makes a new one once nobody holds the old.
+                _kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         _syscall(_SYS_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
@@ -249,10 +256,16 @@ def private_shm(folder: Path) -> bool:
     return int(_libc.mount(os.fsencode(folder), os.fsencode(SHM), None, ctypes.c_ulong(_MS_BIND), None)) == 0
 
 
-def gpu_devices() -> list[Path]:
-    """Device nodes a CUDA process opens for writing, and /dev/null."""
-    nodes = [Path("/dev/null"), *Path("/dev").glob("nvidia*"), *Path("/dev/nvidia-caps").glob("*")]
-    return [node for node in nodes if stat.S_ISCHR(node.stat().st_mode)]
+def gpu_devices(dev: Path = Path("/dev")) -> list[Path]:
+    """What a CUDA process opens for writing: device nodes, /dev/null, and where there are any, OWN_THREADS.
+
+    From driver 570 on cuInit names its threads through /proc/self/task/*/comm, and where it may not, CUDA
+    fails with error 304 (seen on an H100 with 580.159). Beneath it a process reaches what is its own and no
+    file that lasts. A rank that is forked after the restriction has another folder there, and no CUDA.
+    """
+    nodes = [Path("/dev/null"), *dev.glob("nvidia*"), *(dev / "nvidia-caps").glob("*")]
+    devices = [node for node in nodes if stat.S_ISCHR(node.stat().st_mode)]
+    return [*devices, OWN_THREADS] if len(devices) > 1 else devices
 
 
 class _Vector(ctypes.Structure):

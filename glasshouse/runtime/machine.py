@@ -1,18 +1,14 @@
 """What this machine is: identity for the same-machine proof, claims for evidence, load for telemetry.
 
-Both arms record it at the edges of every slot; measurement compares. NVML is reached through
-`nvidia-smi`, which every GPU image has, so nothing more must be installed on the pod.
+Both arms record it at the edges of every slot; measurement compares. What the GPUs say is in gpus.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import platform
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,33 +19,7 @@ from typing import Any
 
 from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import domain_hash, sha256_hex
-
-_GPU_FIELDS = (
-    "name",
-    "uuid",
-    "pci.bus_id",
-    "driver_version",
-    "clocks.sm",
-    "clocks.mem",
-    "temperature.gpu",
-    "power.draw",
-    "clocks_throttle_reasons.active",
-    "ecc.errors.uncorrected.volatile.total",
-    "utilization.gpu",
-    "memory.used",
-    "memory.total",
-)
-
-# What a GPU's samples hold, by the tool's name for it.
-_WATCHED = {
-    "clocks.sm": "smMhz",
-    "clocks.mem": "memMhz",
-    "temperature.gpu": "tempC",
-    "power.draw": "powerW",
-    "clocks_throttle_reasons.active": "throttle",
-    "utilization.gpu": "utilPct",
-}
-GPU_FIRST_LINE_SEC = 5.0  # a driver without persistence takes seconds to open
+from glasshouse.runtime import gpus
 
 
 def _read(path: str) -> str:
@@ -108,45 +78,9 @@ def swap_total_kib() -> int:
     return 0
 
 
-def query_gpus() -> list[dict[str, str]]:
-    """One dict a GPU from nvidia-smi; empty where there is none or it does not answer in 10 s."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        reply = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = []
-    for line in reply.stdout.splitlines():
-        values = [value.strip() for value in line.split(",")]
-        if len(values) == len(_GPU_FIELDS):
-            rows.append(dict(zip(_GPU_FIELDS, values, strict=True)))
-    return rows
-
-
-def other_gpu_processes(on_gpu: bool) -> int:
-    """Number of compute processes on the GPUs apart from this one; on_gpu: whether this one computes there.
-
-    In a container the driver may number processes as the host does, so ours is one of those listed
-    rather than a pid to look for; it may also list nothing at all, which counts as nobody.
-    """
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    command = [tool, "--query-compute-apps=pid", "--format=csv,noheader,nounits"]
-    try:
-        reply = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    pids = {line.strip() for line in reply.stdout.splitlines() if line.strip().isdigit()}
-    return max(0, len(pids) - on_gpu)
-
-
 def identity(allocation: str) -> dict[str, Any]:
     """The machine as the same-machine proof needs it; measurement/telemetry.py compares two of them."""
-    gpus = query_gpus()
+    found = gpus.query_gpus()
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -159,11 +93,11 @@ def identity(allocation: str) -> dict[str, Any]:
         "bootId": boot_id(),
         "hostnameDigest": sha256_hex(socket.gethostname().encode()),
         "allocation": allocation,
-        "gpuNames": [gpu["name"] for gpu in gpus],
-        "gpuUuids": [gpu["uuid"] for gpu in gpus],
-        "pciBusIds": [gpu["pci.bus_id"] for gpu in gpus],
-        "driver": gpus[0]["driver_version"] if gpus else "",
-        "eccUncorrected": [gpu["ecc.errors.uncorrected.volatile.total"] for gpu in gpus],
+        "gpuNames": [gpu["name"] for gpu in found],
+        "gpuUuids": [gpu["uuid"] for gpu in found],
+        "pciBusIds": [gpu["pci.bus_id"] for gpu in found],
+        "driver": found[0]["driver_version"] if found else "",
+        "eccUncorrected": [gpu["ecc.errors.uncorrected.volatile.total"] for gpu in found],
         "uptimeSec": float((_read("/proc/uptime") or "0").split()[0]),
         "cpuModel": cpu,
         "cpuCount": len(os.sched_getaffinity(0)),
@@ -174,54 +108,14 @@ def identity(allocation: str) -> dict[str, Any]:
 
 def gpu_claim() -> dict[str, Any]:
     """GPU identity as a claim: names, UUIDs, driver; empty without a GPU. Self-reported."""
-    gpus = query_gpus()
-    if not gpus:
+    found = gpus.query_gpus()
+    if not found:
         return {}
     return {
-        "names": [gpu["name"] for gpu in gpus],
-        "uuids": [gpu["uuid"] for gpu in gpus],
-        "driver": gpus[0]["driver_version"],
+        "names": [gpu["name"] for gpu in found],
+        "uuids": [gpu["uuid"] for gpu in found],
+        "driver": found[0]["driver_version"],
     }
-
-
-class GpuWatch:
-    """One nvidia-smi that prints every GPU's state again and again for as long as it lives.
-
-    A call for each sample would start a process and open the driver each time, in the middle of what is
-    measured; this one is started before the clock and stopped after it.
-    """
-
-    def __init__(self, tool: str, interval: float) -> None:
-        self._process = subprocess.Popen(
-            [tool, f"--query-gpu=index,{','.join(_WATCHED)}", "--format=csv,noheader,nounits",
-             f"--loop-ms={round(1000 * interval)}"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        self._latest: dict[int, dict[str, str]] = {}
-        self._first = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="gpu-watch", daemon=True)
-        self._thread.start()
-        self._first.wait(GPU_FIRST_LINE_SEC)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            index, *values = (value.strip() for value in line.split(","))
-            if index.isdigit() and len(values) == len(_WATCHED):
-                self._latest[int(index)] = dict(zip(_WATCHED.values(), values, strict=True))
-                self._first.set()
-
-    def state(self) -> list[dict[str, str]]:
-        """The latest line of each GPU; empty where the tool said nothing."""
-        return [self._latest[index] for index in sorted(self._latest)]
-
-    def close(self) -> None:
-        """End the tool."""
-        self._process.kill()
-        self._process.wait()
-        self._thread.join(timeout=5)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
 
 
 class Telemetry:
@@ -239,16 +133,14 @@ class Telemetry:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
         self._started = time.monotonic()
-        self._watch: GpuWatch | None = None
+        self._watch: gpus.GpuWatch | None = None
         self._others = 0
         self.samples: list[dict[str, Any]] = []
 
     def __enter__(self) -> Telemetry:
-        tool = shutil.which("nvidia-smi")
-        if tool is not None:
-            self._others = other_gpu_processes(self._on_gpu)
-            with contextlib.suppress(OSError):
-                self._watch = GpuWatch(tool, self._interval)
+        self._watch = gpus.watch_gpus()
+        if self._watch is not None:
+            self._others = gpus.other_gpu_processes(self._on_gpu)
         self._started = time.monotonic()
         self._thread.start()
         return self
@@ -258,8 +150,7 @@ class Telemetry:
         self._thread.join(timeout=15)
         if self._watch is not None:
             edge = {"t": round(time.monotonic() - self._started, 3), "gpu": self._watch.state()}
-            self._watch.close()
-            edge["otherProcesses"] = max(self._others, other_gpu_processes(self._on_gpu))
+            edge["otherProcesses"] = max(self._others, gpus.other_gpu_processes(self._on_gpu))
             self.samples.append(edge)
 
     def _loop(self) -> None:

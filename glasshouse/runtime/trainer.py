@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 NEEDLES_PER_CLASS = 3
 NEEDLE_BYTES = 24
+WINDOW_ELEMENTS = 1 << 14
 CACHE_VARIABLES = (
     "TMPDIR",
     "HOME",
@@ -218,12 +219,25 @@ def _samples(tensors: list[Any]) -> list[tuple[str, bytearray]]:
     for tensor in ranked:
         if len(found) == NEEDLES_PER_CLASS:
             break
-        view, host = harness.tensor_bytes(tensor)
+        part = _window(tensor)
+        view, host = harness.tensor_bytes(part)
         sample = _sample(view)
-        harness.wipe_copy(tensor, host)
+        harness.wipe_copy(part, host)
         if sample is not None:
             found.append((tensor.device.type, sample))
     return found
+
+
+def _window(tensor: Any) -> Any:
+    """A tensor on the host as it is; of one on a device, a stretch at a random place.
+
+    So a sample brings no copy of the whole into host memory.
+    """
+    flat = tensor.detach()
+    if flat.device.type == "cpu" or not flat.is_contiguous() or flat.numel() <= WINDOW_ELEMENTS:
+        return flat
+    start = secrets.randbelow(flat.numel() - WINDOW_ELEMENTS + 1)
+    return flat.view(-1)[start : start + WINDOW_ELEMENTS]
 
 
 def _sample(view: memoryview) -> bytearray | None:
@@ -268,6 +282,7 @@ def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
         if not zero:
             part["readBackZero"] = False
     release_math_buffers()
+    overwrite_staging()
     report["device"]["cache"] = release_device_cache()
     return report
 
@@ -283,20 +298,47 @@ def release_math_buffers() -> None:
             ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD).mkl_serv_free_buffers()
 
 
+STAGING_BYTES = 64 << 20  # more than a driver stages copies through
+
+
+def overwrite_staging() -> None:
+    """Send zeros to each CUDA device and back: host memory that is not pinned is copied through the driver's
+    own pinned buffers, where the last pieces of weights and data would stay.
+    """
+    torch = _cuda_in_use()
+    if torch is None:
+        return
+    with contextlib.suppress(RuntimeError):  # no memory left, a device in error: the search tells what stayed
+        for index in range(torch.cuda.device_count()):
+            zeros = torch.zeros(STAGING_BYTES, dtype=torch.uint8, device=f"cuda:{index}")
+            zeros.copy_(zeros.cpu())
+            torch.cuda.synchronize(index)
+
+
 def release_device_cache() -> str:
     """Hand the device memory that torch keeps for reuse back to the driver: "released".
 
     Activations and gradients that were freed lie there as they were, and nothing of ours reaches them to
-    overwrite them. "kept": the driver refused. "none": torch is not there, or opened no CUDA device.
+    overwrite them. cuBLAS' workspaces, which torch keeps apart, hold parts of products. "kept": the driver
+    refused. "none": torch is not there, or opened no CUDA device.
     """
-    torch = sys.modules.get("torch")  # never imported here: a workload may do without
-    if torch is None or not torch.cuda.is_initialized():
+    torch = _cuda_in_use()
+    if torch is None:
         return "none"
     try:
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # what torch's own tests call
+        if clear is not None:
+            clear()
         torch.cuda.empty_cache()
     except RuntimeError:
         return "kept"
     return "released"
+
+
+def _cuda_in_use() -> Any:
+    """torch, where the workload imported it and opened a CUDA device; else None."""
+    torch = sys.modules.get("torch")  # never imported here: a workload may do without
+    return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _place(tensor: Any) -> tuple[str, int]:

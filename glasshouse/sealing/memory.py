@@ -2,7 +2,8 @@
 
 Plaintext lives in private anonymous mappings: never in a file, never shared, left out of core dumps,
 inherited by a fork (the trainer) and lost by an exec. Huge pages, because faulting in small ones costs more
-than the cipher.
+than the cipher. The pod is Linux; an operator who opens outputs may have a Mac, which has neither huge
+pages nor a way to leave one region out of a core dump.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import ctypes
 import mmap
 import os
+import resource
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,38 +46,43 @@ def private_region(size: int) -> mmap.mmap:
     # MAP_PRIVATE on purpose: mmap.mmap(-1, n) alone is MAP_SHARED, and a forked trainer would train in our
     # pages.
     region = mmap.mmap(-1, region_bytes(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTDUMP):
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel built without huge pages: slower, not less safe
+            region.madvise(mmap.MADV_HUGEPAGE)
         try:
-            region.madvise(advice)
-        except OSError:  # a kernel built without huge pages: slower, not less safe
-            if advice == mmap.MADV_DONTDUMP:
-                region.close()
-                raise
+            region.madvise(mmap.MADV_DONTDUMP)
+        except OSError:
+            region.close()
+            raise
+    else:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     return region
 
 
 def populate(region: mmap.mmap, size: int, threads: int) -> None:
     """Take the pages of a region's first `size` bytes now, in threads, instead of at first touch.
 
-    A kernel that cannot (before Linux 5.14) is no error: the pages then come later.
+    A kernel that cannot (before Linux 5.14, or no Linux) is no error: the pages then come later.
     """
     base = address_of(region)
 
     def take(start: int) -> None:
         _libc.madvise(base + start, min(_POPULATE_PART, size - start), _MADV_POPULATE_WRITE)
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(take, range(0, size, _POPULATE_PART)))
+    if sys.platform == "linux":  # elsewhere the number may mean something else
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(take, range(0, size, _POPULATE_PART)))
 
 
 def populate_file(mapped: mmap.mmap, size: int, seconds: float = POPULATE_SEC) -> None:
     """Read the first `size` bytes of a mapped file, begin no part of it after `seconds`. Kernels as above."""
-    end = time.monotonic() + seconds
-    with contextlib.suppress(OSError):
-        for start in range(0, size, _POPULATE_PART):
-            if time.monotonic() >= end:
-                return
-            mapped.madvise(_MADV_POPULATE_READ, start, min(_POPULATE_PART, size - start))
+    if sys.platform == "linux":
+        end = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            for start in range(0, size, _POPULATE_PART):
+                if time.monotonic() >= end:
+                    return
+                mapped.madvise(_MADV_POPULATE_READ, start, min(_POPULATE_PART, size - start))
 
 
 def forbid(region: mmap.mmap) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -168,7 +169,11 @@ def write_all(out: Sink, data: bytes | bytearray) -> None:
 
 def thread_count(threads: int | None) -> int:
     """How many threads to use, 1 to 16."""
-    return max(1, min(threads or len(os.sched_getaffinity(0)), MAX_THREADS))
+    if sys.platform == "linux":
+        mine = len(os.sched_getaffinity(0))
+    else:
+        mine = os.cpu_count() or 1
+    return max(1, min(threads or mine, MAX_THREADS))
 
 
 def digest_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.attestation.tamper import Stage
+from glasshouse.attestation.stage import Stage
 
 
 @pytest.fixture

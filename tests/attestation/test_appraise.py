@@ -19,7 +19,7 @@ from glasshouse.attestation.appraise import (
 )
 from glasshouse.attestation.claims import CLAIMS, SELF_REPORTED, claim_sources
 from glasshouse.attestation.evidence import composite_hash
-from glasshouse.attestation.tamper import STRICT, honest_claims, synthetic_reference
+from glasshouse.attestation.stage import STRICT, honest_claims, synthetic_reference
 from glasshouse.attestation.tokens import thumbprint
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import SealError

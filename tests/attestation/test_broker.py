@@ -11,7 +11,7 @@ import pytest
 from glasshouse.attestation import broker as broker_module
 from glasshouse.attestation.attacks import ticket_key
 from glasshouse.attestation.client import submit_evidence
-from glasshouse.attestation.tamper import STRICT, Launch, Stage, synthetic_reference
+from glasshouse.attestation.stage import STRICT, Launch, Stage, synthetic_reference
 from glasshouse.attestation.ticket import sign_request, ticket_hash
 from glasshouse.attestation.tokens import (
     ear_status,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from glasshouse.attestation import client
 from glasshouse.attestation.client import fetch_challenge, submit_evidence
-from glasshouse.attestation.tamper import Stage
+from glasshouse.attestation.stage import Stage
 from glasshouse.errors import AttestationError
 
 PUBLIC = bytes(range(32))

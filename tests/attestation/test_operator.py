@@ -19,8 +19,8 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.client import post
 from glasshouse.attestation.operator import CARD_TYP, REQUEST_TYP, Desk, RemoteBroker
 from glasshouse.attestation.server import serve
+from glasshouse.attestation.stage import STRICT, Launch, synthetic_reference
 from glasshouse.attestation.store import Store
-from glasshouse.attestation.tamper import STRICT, Launch, synthetic_reference
 from glasshouse.attestation.tokens import envelope, key_id, public_bytes_of, read_jws, sign_jws
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
 from glasshouse.errors import AttestationError

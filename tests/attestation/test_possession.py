@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.appraise import appraise
 from glasshouse.attestation.client import post
-from glasshouse.attestation.tamper import STRICT, Launch, Stage
+from glasshouse.attestation.stage import STRICT, Launch, Stage
 from glasshouse.attestation.tokens import public_bytes_of, thumbprint, verify_challenge, verify_launch
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import AttestationError, SealError

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.server import serve
+from glasshouse.attestation.stage import STRICT, Launch, synthetic_reference
 from glasshouse.attestation.store import Store
-from glasshouse.attestation.tamper import STRICT, Launch, synthetic_reference
 from glasshouse.errors import AttestationError
 from tests.postgres import postgres
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glasshouse.attestation.server import MAX_BODY_BYTES, serve
-from glasshouse.attestation.tamper import Stage
+from glasshouse.attestation.stage import Stage
 
 
 def _raw(port: int, data: bytes, timeout: float = 10) -> bytes:

@@ -13,7 +13,7 @@ from joserfc import jws as other_jws
 from joserfc.jwk import OKPKey
 
 from glasshouse.attestation.attacks import compact, ticket_key
-from glasshouse.attestation.tamper import Launch, Stage
+from glasshouse.attestation.stage import Launch, Stage
 from glasshouse.attestation.ticket import TICKET_TYP, Request, read_request, sign_request, ticket_hash
 from glasshouse.attestation.tokens import key_id, public_bytes_of, sign_jws
 from glasshouse.canonical import b64u, b64u_decode, canonical_json

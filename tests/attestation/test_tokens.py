@@ -20,7 +20,7 @@ from glasshouse.attestation.attacks import compact
 from glasshouse.attestation.broker import Broker, launch_claims
 from glasshouse.attestation.evidence import EVIDENCE_TYP, make_evidence
 from glasshouse.attestation.operator import CARD_TYP, REQUEST_TYP
-from glasshouse.attestation.tamper import STRICT, Stage, synthetic_reference
+from glasshouse.attestation.stage import STRICT, Stage, synthetic_reference
 from glasshouse.attestation.ticket import TICKET_TYP, sign_request
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
 from glasshouse.errors import AttestationError

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+from glasshouse.commands import doctor
 from tests.commands.kit import CANARY, Call
 
 
@@ -25,6 +27,22 @@ def test_doctor_names_a_remedy_and_never_a_secret(call: Call, monkeypatch: pytes
     assert all(item["remedy"] for item in document["findings"] if item["state"] != "ok")
     assert {"python", "landlock", "memfd_secret", "huge pages", "swap", "state store"} <= set(found)
     assert CANARY not in call("doctor", "gpu=a4000")[1]
+
+
+def test_doctor_says_what_a_mac_lacks_and_asks_its_kernel_nothing_of_linux(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delattr(doctor, "linux")  # the numbers of its calls are other calls on a Mac
+    monkeypatch.setenv("RUNPOD_API_KEY", CANARY)
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", "12.50")
+    for words, state, exit_code in ((["gpu=cpu"], "missing", 1), (["gpu=a4000"], "limited", 0)):
+        code, out, _ = call("doctor", *words, "--json")
+        found = {item["what"]: item for item in json.loads(out)["findings"]}
+        assert (code, found["platform"]["state"]) == (exit_code, state)
+        assert found["platform"]["detail"] == "darwin: provider=local needs Linux"
+        assert "gpu=a4000 rents a machine" in found["platform"]["remedy"]
+        assert not {"landlock", "memfd_secret", "huge pages", "swap"} & set(found)
 
 
 def test_doctor_fails_where_the_run_could_not_start(call: Call, elsewhere: Path) -> None:

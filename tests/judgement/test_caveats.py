@@ -58,6 +58,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("unwitnessed", {}, {"witnessed": True}),
     ("unwitnessed", {}, {"tier": "reported"}),
+    ("registered-late", {"registered_late": True}, {}),
     ("local-pod", {"provider": "local"}, {"provider": "ssh"}),
     ("no-file-barrier", {"file_barrier": "none"}, {"file_barrier": "landlock"}),
     ("swap-on", {"swap_kib": 1}, {"swap_kib": 0}),
@@ -157,6 +158,25 @@ def test_a_search_without_its_positive_control_is_no_search() -> None:
     assert scanned(Needle("key", 2, 0), Needle("key", 0, 0))
     assert not scanned(Needle("key", 2, 0), Needle("marker", 0, 0))
     assert not scanned()
+
+
+def test_bytes_of_a_device_need_not_have_been_in_host_memory() -> None:
+    """On a GPU the search covers the host; the device is read back, and what it freed is given back."""
+    key, parameter = Needle("key", 2, 0), Needle("trained-parameter", 0, 0, on_device=True)
+
+    def of_device(*needles: Needle, **report: Any) -> set[str]:
+        found = with_lifecycle(facts(), 1, zeroization=zeroization(needles=needles, **report))
+        return {"residue-not-scanned", "residue-left"} & set(of(found))
+
+    assert of_device(key, parameter, device_cache="released") == set()
+    assert of_device(key, parameter, device_cache="kept") == {"residue-not-scanned"}
+    assert of_device(key, parameter) == {"residue-not-scanned"}
+    assert of_device(parameter, device_cache="released") == {"residue-not-scanned"}  # the search saw nothing
+    assert of_device(key, replace(parameter, after=1), device_cache="released") == {"residue-left"}
+    # Nor does a device excuse what the host should have shown.
+    assert of_device(key, parameter, Needle("marker", 0, 0), device_cache="released") == {
+        "residue-not-scanned"
+    }
 
 
 def test_controls_lift_or_downgrade() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from glasshouse import spec as specs
 from glasshouse.errors import LegError
-from glasshouse.lifecycle.observe import Observed, check_gpu
+from glasshouse.lifecycle.observe import POD_SCRIPT, Observed, check_gpu
 
 H100 = "NVIDIA H100 80GB HBM3"
 NAMES = {"runpod": H100, "vastai": "H100 SXM", "driver": H100}
@@ -54,3 +57,49 @@ def test_another_or_too_few_are_refused_by_name(
     with pytest.raises(LegError, match="asked for h100, found") as caught:
         check_gpu(make_spec(gpu=gpu), observed(*found))
     assert caught.value.code == "gpu-not-as-asked"
+
+
+FAULT = "exit 18: Failed to initialize NVML: Driver/library version mismatch"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seen"),
+    [
+        ("h100", replace(observed(), gpu_fault=FAULT)),
+        ("auto", replace(observed(), gpu_fault=FAULT)),
+        ("h100", observed(H100, "ERR!")),
+    ],
+    ids=["named", "any", "a field in error"],
+)
+def test_a_sick_driver_ends_the_run_before_anything_is_sealed(
+    make_spec: Callable[..., specs.RunSpec], gpu: str, seen: Observed
+) -> None:
+    spec = make_spec(gpu=specs.Gpu(name=gpu, provider_names=NAMES if gpu == "h100" else {}))
+    with pytest.raises(LegError, match=r"mismatch|ERR!") as caught:
+        check_gpu(spec, seen)
+    assert caught.value.code == "gpu-probe-failed"
+    assert check_gpu(make_spec(gpu=specs.Gpu(name="cpu")), seen) is None
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"),
+    [
+        (
+            f'echo "{H100}, GPU-1, 00000000:00:06.0, 580.159.04"',
+            [f"gpu={H100}, GPU-1, 00000000:00:06.0, 580.159.04"],
+        ),
+        ('echo "Failed to initialize NVML: Driver/library version mismatch"; exit 18', [f"fault={FAULT}"]),
+        ('echo "NVIDIA-SMI has failed" >&2; echo more; exit 9', ["fault=exit 9: NVIDIA-SMI has failed"]),
+    ],
+    ids=["well", "mismatch", "no driver"],
+)
+def test_what_the_drivers_tool_says_is_told(tmp_path: Path, tool: str, said: list[str]) -> None:
+    """The controller's own script, run as it runs on a pod, beside a stand-in for nvidia-smi."""
+    path = tmp_path / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{tool}\n")
+    path.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", POD_SCRIPT, "sh", "/dev/null", sys.executable],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if line.startswith(("gpu=", "fault="))] == said

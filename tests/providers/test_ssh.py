@@ -112,6 +112,21 @@ def test_a_host_that_cannot_be_asked_proves_nothing(server: PodServer, make_spec
     assert "cannot reach" in proof.detail
 
 
+def test_a_host_that_is_not_linux_is_refused_before_anything_is_put_there(
+    server: PodServer, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    python = tmp_path / "mac-python"
+    python.write_text('#!/bin/sh\ncase "$*" in *sys.platform*) echo darwin 3 13;; *) exit 9;; esac\n')
+    python.chmod(0o755)
+    name = new_name()
+    with SshProvider(embedded(server, python=str(python))) as provider:
+        with pytest.raises(RemoteError, match="the host is not Linux") as caught:
+            provider.allocate(name, make_spec(), silent)
+        assert (caught.value.field, caught.value.value, caught.value.exit_code) == ("platform", "darwin", 3)
+        assert not (server.home / name).exists()
+        assert provider.release(name).proof == "zero"
+
+
 def test_an_interpreter_that_vanished_proves_nothing(server: PodServer) -> None:
     with SshProvider(embedded(server, python="/nowhere/python3")) as provider:
         assert provider.release(new_name()).proof == "unknown"

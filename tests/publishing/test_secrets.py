@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glasshouse.canonical import canonical_json
+from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.secrets import environment_secrets, require_clean, scan_file
@@ -110,3 +110,27 @@ def test_numbers_that_look_alike_are_not_taken_for_addresses() -> None:
         "n": 3.5,
     }
     assert scan_file("x.json", canonical_json(harmless)) == ()
+
+
+@pytest.mark.parametrize("prefix", ["sk-", "hf_", "-sk-", "rpa_"])
+def test_what_is_random_may_spell_a_tokens_beginning(prefix: str) -> None:
+    """A signature is any 86 characters; one in some hundred thousand begins as a provider's token does."""
+    header, claims = b64u(b'{"alg":"EdDSA"}'), b64u(b'{"leg":"s001"}')
+    signature = f"{prefix}{'A1b2' * 22}"[:86]
+    line = canonical_json({"head": "ab" * 32, "sig": signature}) + b"\n"
+    assert scan_file("legs/s001-protected/heads.jsonl", line) == ()
+    for size in (1494, 1622):
+        assert scan_file("result.json", canonical_json({"enc": f"{prefix}{'A1b2' * 410}"[:size]})) == ()
+    exchange = canonical_json({"ear": f"{header}.{claims}.{signature}"})
+    assert scan_file("legs/s001-protected/exchange.json", exchange) == ()
+
+
+@pytest.mark.parametrize("size", [19, 40, 51, 85, 87, 164])
+def test_a_token_of_another_length_is_found_also_behind_a_signed_one(size: int) -> None:
+    token = f"sk-{'A1b2' * 50}"[:size]
+    header, claims = b64u(b'{"alg":"EdDSA"}'), b64u(b'{"leg":"s001"}')
+    (found,) = scan_file("heads.jsonl", canonical_json({"sig": token}) + b"\n")
+    assert found.code == "api-token"
+    for text in (f"{header}.{claims}.{'A' * 86} {token}", f"{header}.{claims}.{token}"):
+        codes = {item.code for item in scan_file("legs/a/exchange.json", canonical_json({"ear": text}))}
+        assert "api-token" in codes

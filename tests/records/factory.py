@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.evidence import make_evidence
+from glasshouse.attestation.stage import honest_claims
 from glasshouse.attestation.store import Store
-from glasshouse.attestation.tamper import honest_claims
 from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import verify_challenge
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex

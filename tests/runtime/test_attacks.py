@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.server import serve
-from glasshouse.attestation.tamper import honest_claims
+from glasshouse.attestation.stage import honest_claims
 from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import verify_challenge
 from glasshouse.canonical import b64u_decode

@@ -20,12 +20,13 @@ from glasshouse.runtime.trainer import wipe_tensors
 class Cuda:
     calls = 0
     def is_initialized(self): return {opened}
+    def device_count(self): return 0
     def empty_cache(self):
         self.calls += 1
         if {refuses}: raise RuntimeError("CUDA error: unspecified launch failure")
 
 cuda = Cuda()
-if {there}: sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+if {there}: sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, _C=None)
 print(wipe_tensors([])["device"]["cache"], cuda.calls, "torch" in sys.modules)
 """
 

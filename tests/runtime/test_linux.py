@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from glasshouse.runtime import linux
+from glasshouse.sealing.memory import overwrite
 
 needs_landlock = pytest.mark.skipif(linux.landlock_abi() == 0, reason="the kernel has no Landlock")
 
@@ -240,11 +242,11 @@ def test_own_memory_is_read_and_a_bad_address_is_no_crash() -> None:
     assert linux.read_own_memory(0, memoryview(into)) == -1
 
 
-def test_overwrite_reaches_every_byte() -> None:
+def test_overwrite_reaches_every_byte_and_says_what_it_read_back() -> None:
     data = bytearray(os.urandom(100_003))
-    linux.overwrite(data)
+    assert overwrite(data) is True
     assert not any(data)
-    linux.overwrite(bytearray())
+    assert overwrite(bytearray()) is True
 
 
 def test_tmpfs_is_told_from_disk(tmp_path: Path) -> None:
@@ -256,5 +258,45 @@ def test_tmpfs_is_told_from_disk(tmp_path: Path) -> None:
             assert linux.is_tmpfs(Path(place) / "not" / "there") == (kind == "tmpfs"), place
 
 
-def test_devices_are_devices() -> None:
+def test_devices_are_devices(tmp_path: Path) -> None:
     assert Path("/dev/null") in linux.gpu_devices()
+    assert linux.OWN_THREADS not in linux.gpu_devices(tmp_path)
+    for name in ("nvidia0", "nvidiactl"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    (tmp_path / "nvidia-caps").mkdir()  # a folder and a plain file are no devices
+    (tmp_path / "nvidia.txt").touch()
+    assert linux.gpu_devices(tmp_path) == [
+        Path("/dev/null"), *sorted(tmp_path.glob("nvidia[0c]*")), linux.OWN_THREADS
+    ]  # fmt: skip
+
+
+@needs_landlock
+@pytest.mark.parametrize("allowed", [True, False], ids=["with a GPU", "without"])
+def test_threads_are_named_where_cuda_needs_it_and_nothing_else_of_proc_is_written(
+    tmp_path: Path, allowed: bool
+) -> None:
+    """cuInit of driver 580 writes /proc/self/task/TID/comm and ends with error 304 where it may not."""
+
+    def work() -> Any:
+        linux.restrict_writes([tmp_path], [linux.OWN_THREADS] if allowed else [])
+        linux.harden()
+        found: dict[str, str] = {}
+
+        def name_itself() -> None:
+            task = Path(f"/proc/self/task/{threading.get_native_id()}")
+            found["comm"] = refusal(lambda: (task / "comm").write_text("cuda-like"))
+            found["name"] = (task / "comm").read_text().strip()
+
+        thread = threading.Thread(target=name_itself)
+        thread.start()
+        thread.join()
+        found["own-oom-score"] = refusal(lambda: Path("/proc/self/oom_score_adj").write_text("1"))
+        found["sysctl"] = refusal(lambda: Path("/proc/sys/kernel/core_pattern").write_text("core"))
+        found["parent"] = refusal(lambda: Path(f"/proc/{os.getppid()}/comm").write_text("x"))
+        found["out-by-root"] = refusal(lambda: Path(f"/proc/self/task/{os.getpid()}/root/x").write_text("x"))
+        return found
+
+    found = in_child(work)
+    name = found.pop("name")
+    assert (found.pop("comm"), name == "cuda-like") == (("", True) if allowed else ("EACCES", False))
+    assert set(found.values()) <= {"EACCES", "EPERM", "EROFS"}, found

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from glasshouse.runtime import linux, residue
 from glasshouse.runtime.channel import Channel, channel_pair
 from glasshouse.runtime.residue import CHUNK, Needle, Scannable, ScannedProcess, ServingProcess, _Search
+from glasshouse.sealing.memory import overwrite
 
 SIZE = 2 * CHUNK + 8192
 
@@ -51,9 +52,9 @@ def _subject(channel: Channel, hand_over: bool) -> None:
             continue
         if kind == "put":
             memory[body["at"] : body["at"] + len(raw)] = raw
-            linux.overwrite(raw)
+            overwrite(raw)
         elif kind == "wipe":
-            linux.overwrite(memory)
+            overwrite(memory)
         elif kind == "shut":
             # Mapped for reading, and read by nobody: the file ends before its mapping.
             descriptor = os.memfd_create("short")

@@ -1,26 +1,48 @@
-"""What the pod samples of itself: the processor's load the GPU's through a stand-in for its tool."""
+"""What the pod samples of itself: the processor's load, and the GPU's through a stand-in for its tool."""
 
 from __future__ import annotations
 
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from glasshouse.measurement.telemetry import disturbed
-from glasshouse.runtime import machine
+from glasshouse.runtime import gpus, machine
 
-# Speaks as nvidia-smi does, of two GPUs; counts its own starts, since each costs time on a real machine.
+# Speaks as nvidia-smi does, of two GPUs; counts its own starts, since each costs time on a real machine. A
+# query that names a refused field fails as a whole, as the tool does it.
 TOOL = """#!/bin/sh
 echo "$@" >> "$0.calls"
-case "$*" in
-  *--query-compute-apps*) printf '%s\\n' {apps} ;;
-  *--loop-ms=*) while :; do
-      echo "0, 1980, 2619, 41, 300.5, 0x0000000000000004, 99"
-      echo "1, 1200, 2619, [N/A], 300.5, {throttle}, 99"
-      sleep 0.05
-    done ;;
+case "$*" in *'{refuses}'*)
+  echo "Field \\"{refuses}\\" is not a valid field to query." ; exit 2 ;;
 esac
+case "$*" in
+  *--query-compute-apps*) printf '%s\\n' {apps} ; exit ;;
+esac
+for gpu in 0 1; do
+  line=
+  for field in $(echo "$1" | sed 's/--query-gpu=//; s/,/ /g'); do
+    case $field.$gpu in
+      name.*) value="NVIDIA H100 80GB HBM3" ;;
+      uuid.*) value=GPU-$gpu ;;
+      pci.bus_id.*) value=00000000:0$gpu:00.0 ;;
+      driver_version.*) value=580.159.04 ;;
+      ecc*) value=0 ;;
+      clocks.sm.0) value=1980 ;; clocks.sm.1) value=1200 ;;
+      clocks.mem.*) value=2619 ;;
+      temperature.gpu.0) value=41 ;; temperature.gpu.1) value="[N/A]" ;;
+      power.draw.*) value=300.5 ;;
+      clocks_throttle_reasons.active.0) value=0x0000000000000004 ;;
+      clocks_throttle_reasons.active.1) value={throttle} ;;
+      utilization.gpu.*) value=99 ;;
+    esac
+    line="$line, $value"
+  done
+  echo "$line" | sed 's/^, //'
+done
 """
 
 
@@ -28,9 +50,11 @@ esac
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Put a stand-in for nvidia-smi on the path; call it with what it should say."""
 
-    def make(apps: str = "", throttle: str = "0x0000000000000000") -> Path:
+    def make(
+        apps: str = "", throttle: str = "0x0000000000000000", refuses: str = "no field", text: str = TOOL
+    ) -> Path:
         path = tmp_path / "nvidia-smi"
-        path.write_text(TOOL.format(apps=apps, throttle=throttle))
+        path.write_text(text.format(apps=apps, throttle=throttle, refuses=refuses))
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
         return path
@@ -61,15 +85,76 @@ def test_our_own_work_is_not_counted_as_others(monkeypatch: pytest.MonkeyPatch) 
     assert telemetry.samples[-1]["cpuSec"] - telemetry.samples[0]["cpuSec"] > 0.2
 
 
-def test_one_process_watches_every_gpu_for_the_whole_slot(tool) -> None:
+def test_every_sample_asks_every_gpu_once(tool) -> None:
     path = tool(apps="4711")
     samples = watch()
     assert [gpu["smMhz"] for gpu in samples[0]["gpu"]] == ["1980", "1200"]
+    assert samples[0]["gpu"][1]["tempC"] == "[N/A]"
     assert samples[-1]["otherProcesses"] == 0  # the one listed is ours, under the host's number
     assert disturbed(samples) == []
     calls = Path(f"{path}.calls").read_text().splitlines()
-    assert sum("--loop-ms" in call for call in calls) == 1
-    assert len(calls) == 3  # the edges ask who else computes; nothing is asked in between
+    assert sum("clocks.sm" in call for call in calls) == len(samples) + 1  # and once before the clock starts
+    assert sum("compute-apps" in call for call in calls) == 2  # at the edges
+
+
+def test_a_refused_field_costs_that_field_and_no_other(tool) -> None:
+    path = tool(refuses="power.draw")
+    samples = watch()
+    assert samples[0]["gpu"][0] == {
+        "smMhz": "1980", "memMhz": "2619", "tempC": "41", "powerW": "[N/A]", "throttle": "0x0000000000000004",
+        "utilPct": "99",
+    }  # fmt: skip
+    calls = Path(f"{path}.calls").read_text().splitlines()
+    assert sum("power.draw" in call for call in calls) == 2  # with the others, alone, and never again
+    tool(refuses="ecc.errors")
+    assert [gpu["uuid"] for gpu in gpus.query_gpus()] == ["GPU-0", "GPU-1"]
+    assert {gpu["ecc.errors.uncorrected.volatile.total"] for gpu in gpus.query_gpus()} == {"[N/A]"}
+    tool(refuses="uuid")  # whose identity is not told is no GPU that a proof can name
+    assert gpus.query_gpus() == []
+
+
+def test_a_tool_that_hangs_is_asked_once(tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tool(text='#!/bin/sh\necho x >> "$0.calls"\nexec sleep 60\n')
+    monkeypatch.setattr(gpus, "TIMEOUT_SEC", 0.3)
+    asked = gpus.nvidia_smi()
+    assert asked is not None
+    assert asked.query(gpus.IDENTITY_FIELDS) == []
+    assert asked.query(gpus.IDENTITY_FIELDS) == []
+    assert Path(f"{path}.calls").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("refuses", ["", "nvmlDeviceGetPowerUsage"])
+def test_nvml_says_what_the_tool_says(tool, monkeypatch: pytest.MonkeyPatch, refuses: str) -> None:
+    """A stand-in for nvidia-ml-py, with the values that an H100 gave (driver 580.159.04), or one refused."""
+
+    class NVMLError(Exception):
+        pass
+
+    def refusing(name: str, value: object) -> object:
+        def call(*_: object) -> object:
+            if name == refuses:
+                raise NVMLError
+            return value
+
+        return call
+
+    said = {
+        "nvmlInit": None, "nvmlDeviceGetCount": 1, "nvmlDeviceGetHandleByIndex": "gpu",
+        "nvmlDeviceGetClockInfo": 1980, "nvmlDeviceGetTemperature": 56, "nvmlDeviceGetPowerUsage": 678590,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": 4,
+        "nvmlDeviceGetUtilizationRates": types.SimpleNamespace(gpu=100, memory=40),
+    }  # fmt: skip
+    module = types.SimpleNamespace(
+        NVMLError=NVMLError, NVML_CLOCK_SM=1, NVML_CLOCK_MEM=2, NVML_TEMPERATURE_GPU=0,
+        **{name: refusing(name, value) for name, value in said.items()},
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    path = tool()
+    assert watch()[0]["gpu"] == [
+        {"smMhz": "1980", "memMhz": "1980", "tempC": "56", "powerW": "[N/A]" if refuses else "678.59",
+         "throttle": "0x0000000000000004", "utilPct": "100"}
+    ]  # fmt: skip
+    assert all("compute-apps" in call for call in Path(f"{path}.calls").read_text().splitlines())
 
 
 def test_a_neighbour_and_throttled_clocks_disturb_a_slot(tool) -> None:
@@ -84,12 +169,8 @@ def test_a_leg_on_the_processor_counts_everyone_on_the_gpu(tool) -> None:
     assert watch(on_gpu=False)[-1]["otherProcesses"] == 1
 
 
-def test_a_tool_that_ends_at_once_leaves_samples_without_gpu(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "nvidia-smi"
-    path.write_text("#!/bin/sh\nexit 9\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(machine, "GPU_FIRST_LINE_SEC", 0.2)
+def test_a_tool_that_fails_leaves_samples_without_gpu(tool) -> None:
+    tool(text="#!/bin/sh\nexit 9\n")
     samples = watch()
     assert all(sample.get("gpu", []) == [] for sample in samples)
     assert {"throttled", "clock-drop", "other-gpu-process"}.isdisjoint(disturbed(samples))

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from glasshouse.errors import UsageError
+from glasshouse.host import need_linux
 from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.runpod import serve_runpod
 from glasshouse.providers.fakes.vastai import serve_vastai
@@ -42,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the environment as one JSON object")
     parser.add_argument("command", nargs="*", help="what to run with it, after --")
     args = parser.parse_args(argv)
+    try:
+        need_linux("a simulated machine")
+    except UsageError as error:
+        sys.stderr.write(f"error: {error.line()}\n")
+        return error.exit_code
 
     def plan(number: int) -> FaultPlan:
         return FaultPlan(seed=args.seed + number, rate=args.faults, kinds=RANDOM_KINDS)

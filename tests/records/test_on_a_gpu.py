@@ -1,0 +1,87 @@
+"""What an H100 taught: the evidence that came back from it, as it is committed, read by today's code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.measurement.telemetry import disturbed
+from glasshouse.publishing.store import committed_keyring
+from glasshouse.records.verify import VerifiedRow, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+H100 = "2026-11-27-local-h100-"
+BUNDLES = sorted((ROOT / "site/research/bundles").glob(f"{H100}*"))
+
+
+def events(bundle: Path, kind: str) -> list[dict[str, Any]]:
+    """Bodies of the events of one type, of every protected launch."""
+    lines = [
+        json.loads(line)
+        for path in sorted(bundle.glob("legs/*/events.jsonl"))
+        for line in path.read_text("utf-8").splitlines()
+    ]
+    return [line["body"] for line in lines if line["type"] == kind]
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name.removeprefix(H100))
+def row(request: pytest.FixtureRequest) -> tuple[Path, VerifiedRow]:
+    return request.param, verify(request.param, committed_keyring(ROOT)).require()
+
+
+def test_every_launch_trained_on_the_gpu_that_was_asked_for(row: tuple[Path, VerifiedRow]) -> None:
+    _, found = row
+    results = [result for _, result in found.facts.all_results]
+    assert results
+    assert {result.device for result in results} == {"cuda"}
+    assert {tuple(result.start["gpuNames"]) for result in results} == {("NVIDIA H100 80GB HBM3",)}
+    assert all(check.ok for check in found.judgement.checks if check.code == "gpu-not-as-asked")
+
+
+def test_device_memory_was_read_back_and_the_search_of_the_host_counts(row: tuple[Path, VerifiedRow]) -> None:
+    bundle, found = row
+    reports = events(bundle, "zeroized")
+    assert reports
+    for report in reports:
+        device = report["buffers"]["device"]
+        assert (device["readBackZero"], device["cache"]) == (True, "released")
+        assert device["bytes"] > 900 << 20  # weights, optimizer and data were there, not on the host
+        needles = {
+            needle["class"]: needle for needle in report["needles"] if needle["where"] == "trainer/cuda"
+        }
+        assert set(needles) == {"trained-parameter", "optimizer-or-data"}
+        # Before the wipe host memory may hold copies of bytes taken from a device (so in 15 of 18 launches),
+        # in what copies pass through, or none; after it none.
+        assert {needle["after"] for needle in needles.values()} == {0}
+    assert not {"residue-not-scanned", "residue-left"} & set(found.judgement.caveats)
+
+
+def test_telemetry_of_a_real_driver_reads(row: tuple[Path, VerifiedRow]) -> None:
+    bundle, _ = row
+    results = [body["result"] for body in events(bundle, "trained")]
+    results += [
+        json.loads(path.read_text())
+        for path in bundle.glob("legs/*/result.json")
+        if "raw" in path.parent.name
+    ]
+    assert results
+    for result in results:
+        samples = [sample for sample in result["telemetry"] if sample.get("gpu")]
+        assert samples
+        for sample in samples:
+            (gpu,) = sample["gpu"]
+            assert 300 <= float(gpu["smMhz"]) <= 1980
+            assert 50 <= float(gpu["powerW"]) <= 750
+        # At full load the software power cap is always on (0x4); it is no disturbance.
+        assert disturbed(samples, [result["machineStart"], result["machineEnd"]]) == []
+
+
+def test_a_row_that_ran_out_of_time_is_excluded_though_its_blocks_would_give_a_figure() -> None:
+    (bundle,) = [path for path in BUNDLES if "abba" in path.name]
+    found = verify(bundle, committed_keyring(ROOT))
+    row = found.require()
+    assert (found.ok, found.status, found.overhead_pct) == (True, "excluded", None)
+    assert "interrupted" in {check.code for check in row.judgement.exclusion}
