@@ -32,7 +32,7 @@ def main() -> int:
     missing = missing_programs()
     if missing:
         return _stop(missing)
-    from installation import install  # noqa: PLC0415 -- needs the Python that was just looked at
+    from installation import install
 
     wanted, index = os.environ.get("TORCH", ""), os.environ.get("TORCH_INDEX", "")
     return install(Path(sys.argv[1]), sys.argv[2:], wanted, index)
