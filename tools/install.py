@@ -8,16 +8,14 @@ Every file but torch's CPU builds is held to a hash of locks/. Standard library 
 Python 3, so that it can say what is missing. Exit codes: 2 something is missing here, 3 the index failed us.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+# Nothing in this file is newer than Python 3.6.
 OLDEST = (3, 11, 2)
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -34,7 +32,7 @@ def main() -> int:
     missing = missing_programs()
     if missing:
         return _stop(missing)
-    from installation import install  # noqa: PLC0415 -- needs the Python that was just looked at
+    from installation import install
 
     wanted, index = os.environ.get("TORCH", ""), os.environ.get("TORCH_INDEX", "")
     return install(Path(sys.argv[1]), sys.argv[2:], wanted, index)

@@ -28,7 +28,7 @@ def install(environment: Path, groups: Sequence[str], wanted: str, index: str) -
                 2, f"no such group (group={group}): give any of {' '.join(sorted(known - {'build'}))}"
             )
     python = environment / "bin" / "python"
-    if not python.exists():
+    if not python.exists() or not any(environment.glob("lib/*/site-packages/pip")):
         done = subprocess.run(
             [sys.executable, "-m", "venv", str(environment)], capture_output=True, text=True, check=False
         )

@@ -20,14 +20,14 @@ version() { "$1" -c 'import sys; print("%d.%02d.%02d" % sys.version_info[:3])' 2
 newest() {
   local found
   for found in /usr/bin/python3.?? /usr/local/bin/python3.?? "${HOME:-/root}"/.pyenv/versions/*/bin/python3.?? /opt/*/bin/python3.??; do
-    [ -x "$found" ] && echo "$(version "$found") $found"
+    if [ -x "$found" ]; then echo "$(version "$found") $found"; fi
   done | awk '$1 >= "3.11.02" && $1 < "3.15"' | sort | tail -n 1 | cut -d ' ' -f 2
 }
 
 try() { # try PYTHON WORDS...: the environment, grown in two steps, and what runs in it
   local python=$1 place=$folder/$(version "$1") bundle
   echo "== $python: $("$python" --version)"
-  "${plain[@]}" -u TORCH "$python" tools/install.py "$place"
+  "${plain[@]}" "$python" tools/install.py "$place"
   echo "  base: $(du -sm --exclude=pip --exclude='pip-*' "$place" | cut -f 1) MB beside pip"
   "$place/bin/glasshouse" --help >/dev/null
   "$place/bin/glasshouse" plan -m gpu=h100,pro6000 duration=1800 >/dev/null

@@ -24,7 +24,7 @@ PROBE_SEC = 8.0
 OWN_CUDA = (13, 0)
 # Other CUDA releases for which PyTorch has had an index of its own, newest first.
 OLDER_CUDA = ((12, 9), (12, 8), (12, 6), (12, 4), (12, 1), (11, 8))
-LARGE = "2.5 GB to download, 5.2 GB on disk"  # measured: Debian 12, Linux x86-64
+LARGE = "2.7 GB to download, 5.2 GB on disk"  # measured: Debian 12, Linux x86-64
 
 
 @dataclass(frozen=True)
