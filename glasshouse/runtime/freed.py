@@ -107,10 +107,6 @@ def wipe() -> None:
             stretches.update(_drain_heap(mapped))
         _clear_stack(mapped)
 
-    worker()
-    _drain_objects(mapped)
-    _in_openmp_threads(worker)
-    _in_new_threads(max(2 * _count_arenas(), KEPT_STACKS), newcomer)
     with contextlib.suppress(AttributeError):
         _c.malloc_trim(0)  # what was mapped meanwhile
 
