@@ -29,7 +29,6 @@ import os
 import sys
 import sysconfig
 import threading
-from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -97,16 +96,21 @@ def wipe() -> None:
         with turn:
             if threading.get_native_id() not in threads:
                 threads.add(threading.get_native_id())
-                stretches.update(_drain_heap(mapped))
+                stretches.add(_stretch_of_arena())
+                _drain_heap(mapped)
                 _clear_stack(mapped)
 
     def newcomer() -> None:
-        block = _c.malloc(2 * THREAD_CACHED)  # too large to come from anywhere but the thread's arena
-        _c.free(block)
-        if block is not None and block >> _STRETCH not in stretches:
-            stretches.update(_drain_heap(mapped))
+        stretch = _stretch_of_arena()
+        if stretch not in stretches:
+            stretches.add(stretch)
+            _drain_heap(mapped)
         _clear_stack(mapped)
 
+    worker()
+    _drain_objects(mapped)
+    _in_openmp_threads(worker)
+    _in_new_threads(max(2 * _count_arenas(), KEPT_STACKS), newcomer)
     with contextlib.suppress(AttributeError):
         _c.malloc_trim(0)  # what was mapped meanwhile
 
@@ -114,18 +118,19 @@ def wipe() -> None:
 def leave_traces(size: int) -> list[bytearray]:
     """Put random bytes into blocks of the heap, free the blocks, return samples of what still lies there.
 
-    They are what a search must find until `wipe`: its positive control for freed memory. Each is the last
-    `size` bytes of a block. An allocator that takes freed memory away at once leaves no trace, and no sample.
+    They are what a search must find until `wipe`: its positive control for freed memory. Each is `size` bytes
+    from near the end of a block. An allocator that unmaps freed memory at once leaves no trace to sample.
     """
     blocks = [(block, length) for length in TRACE_SIZES if (block := _c.malloc(length)) is not None]
     # Kept for good: at the end of the heap, what is freed may go back to the system.
-    _c.malloc(2 * THREAD_CACHED)
+    _c.malloc(max(TRACE_SIZES))
     samples = []
     with Path("/dev/urandom").open("rb", buffering=0) as source:
         for block, length in blocks:
             view = memoryview((ctypes.c_char * length).from_address(block)).cast("B")
             source.readinto(view)
-            samples.append((block + length - size, bytearray(view[-size:])))
+            start = length - 2 * size  # allocators write into what is free, at either end of it
+            samples.append((block + start, bytearray(view[start : start + size])))
     for block, _ in blocks:
         _c.free(block)
     found = []
@@ -172,36 +177,48 @@ def drain(
     *,
     usable: Take | None = None,
     spare: int = 0,
-) -> array[int]:
+) -> None:
     """Take every block that is free, of `sizes` from large to small, overwrite it, give all back.
 
     `usable` says how long a block really is; without it, as long as was asked for. A size is exhausted when
-    the system had to give more than `spare` bytes for it. Returns the addresses of what had been free.
+    the system had to give more than `spare` bytes for it.
     """
-    held, fresh = array("Q"), array("Q")
+    # Each block holds the address of the one before. A list would lie in the very memory that is being taken,
+    # and what is set aside for it to grow would stay as it is.
+    held = fresh = 0
     for size in sizes:
         given = 0
         while given <= spare and (block := take(size)) is not None:
             if mapped.start(block, size) is None:
-                fresh.append(block)
+                ctypes.c_size_t.from_address(block).value, fresh = fresh, block
                 given += size
             else:
-                held.append(block)
                 _clear(block, size if usable is None else usable(block) or size)
-        for block in fresh:
+                ctypes.c_size_t.from_address(block).value, held = held, block
+        while fresh:
+            block, fresh = fresh, ctypes.c_size_t.from_address(fresh).value
             give(block)
-        del fresh[:]
-    for block in held:
+    while held:
+        link = ctypes.c_size_t.from_address(held)
+        block, held, link.value = held, link.value, 0
         give(block)
-    return held
 
 
-def _drain_heap(mapped: Mapped) -> set[int]:
-    """Overwrite what malloc has for this thread; return the stretches of memory in which it had something."""
+def _stretch_of_arena() -> int:
+    """One of the stretches of memory in which this thread's arena lies."""
+    block = (
+        _c.malloc(2 * THREAD_CACHED) or 0
+    )  # what a thread keeps for itself may come from any arena: not this
+    _c.free(block)
+    return int(block) >> _STRETCH
+
+
+def _drain_heap(mapped: Mapped) -> None:
+    """Overwrite what malloc has for this thread."""
     usable = getattr(_c, "malloc_usable_size", None)
     if usable is not None:
         usable.argtypes, usable.restype = [ctypes.c_void_p], ctypes.c_size_t
-    return {block >> _STRETCH for block in drain(_c.malloc, _c.free, HEAP_SIZES, mapped, usable=usable)}
+    drain(_c.malloc, _c.free, HEAP_SIZES, mapped, usable=usable)
 
 
 def _drain_objects(mapped: Mapped) -> None:
@@ -261,9 +278,7 @@ def _in_openmp_threads(work: Callable[[], None]) -> None:
     # What the library depends on is searched, too, whatever its name. Intel's OpenMP has GNU's functions.
     parallel = getattr(_torch_library(), "GOMP_parallel", None)
     if parallel is not None:
-        body = _Body(lambda _: work())
-        threads = min(sum(1 for _ in Path("/proc/self/task").iterdir()), MAX_THREADS)  # no fewer than workers
-        parallel(body, None, ctypes.c_uint(threads), ctypes.c_uint(0))
+        parallel(_Body(lambda _: work()), None, 0, 0)  # in as many threads as the products had
 
 
 def _in_new_threads(count: int, work: Callable[[], None]) -> None:
