@@ -48,7 +48,7 @@ THRESHOLD = 128 << 10
 KEPT_STACKS = 20
 MAX_THREADS = 1024
 # What `leave_traces` frees: less than a page, and less than what malloc maps by itself and unmaps when freed.
-TRACE_SIZES = (3 << 10, 30 << 10, 120 << 10)
+TRACE_SIZES = 2 * (3 << 10, 30 << 10, 120 << 10)
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_TEST, _M_ARENA_MAX = -1, -3, -7, -8
@@ -115,33 +115,29 @@ def wipe() -> None:
         _c.malloc_trim(0)  # what was mapped meanwhile
 
 
-def leave_traces(size: int) -> list[bytearray]:
-    """Put random bytes into blocks of the heap, free the blocks, return samples of what still lies there.
+def leave_traces(size: int) -> bytearray | None:
+    """Put the same `size` random bytes into blocks of the heap, free the blocks, return the bytes.
 
-    They are what a search must find until `wipe`: its positive control for freed memory. Each is `size` bytes
-    from near the end of a block. An allocator that unmaps freed memory at once leaves no trace to sample.
+    A search must find them until `wipe`: its positive control for freed memory. There are several, since what
+    is allocated meanwhile may land on one. None: the allocator unmaps what is freed, and left no trace.
     """
+    sample = bytearray(size)
+    with Path("/dev/urandom").open("rb", buffering=0) as source:
+        source.readinto(sample)
     blocks = [(block, length) for length in TRACE_SIZES if (block := _c.malloc(length)) is not None]
     # Kept for good: at the end of the heap, what is freed may go back to the system.
     _c.malloc(max(TRACE_SIZES))
-    samples = []
-    with Path("/dev/urandom").open("rb", buffering=0) as source:
-        for block, length in blocks:
-            view = memoryview((ctypes.c_char * length).from_address(block)).cast("B")
-            source.readinto(view)
-            start = length - 2 * size  # allocators write into what is free, at either end of it
-            samples.append((block + start, bytearray(view[start : start + size])))
+    places = [block + length - 2 * size for block, length in blocks]  # allocators write at either end
+    for place in places:
+        ctypes.memmove(place, (ctypes.c_char * size).from_buffer(sample), size)
     for block, _ in blocks:
         _c.free(block)
-    found = []
-    for address, sample in samples:
+    left = 0
+    for place in places:
         there = bytearray(size)
-        if read_own_memory(address, memoryview(there)) == size and there == sample:
-            found.append(sample)
-        else:
-            overwrite(sample)
+        left += read_own_memory(place, memoryview(there)) == size and there == sample
         overwrite(there)
-    return found
+    return sample if left else None
 
 
 class Mapped:

@@ -184,9 +184,9 @@ def _zeroize(
         for where, sample in _samples(tensors):
             channel.send("needle", {"class": klass, "where": where}, raw=sample)
             overwrite(sample)
-    for sample in freed.leave_traces(NEEDLE_BYTES):
-        channel.send("needle", {"class": "freed-memory", "where": "heap"}, raw=sample)
-        overwrite(sample)
+    if traces := freed.leave_traces(NEEDLE_BYTES):
+        channel.send("needle", {"class": "freed-memory", "where": "heap"}, raw=traces)
+        overwrite(traces)
     channel.send("needles-done")
     _await(channel, "wipe")
     others = session.end_ranks() if isinstance(session, RankedSession) else None
