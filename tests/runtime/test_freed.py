@@ -143,6 +143,30 @@ def test_what_was_freed_is_found_until_the_wipe_and_not_after(place: str) -> Non
         assert scanned.scan(needles).counts == [0] * len(needles)
 
 
+@pytest.mark.train
+def test_a_worker_of_openmp_overwrites_what_it_keeps_for_itself() -> None:
+    pytest.importorskip("torch")
+    statement = """
+import torch
+torch.set_num_threads(2)
+torch.randn(512, 512) @ torch.randn(512, 512)
+
+def body(_):
+    if threading.get_native_id() != os.getpid():
+        leave(600)
+        on_the_stack()
+
+library = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD)
+library.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, 2, 0)
+"""
+    with process(statement) as (scanned, needles, order):
+        live = scanned.scan(needles).counts
+        assert len(live) == 2
+        assert min(live) >= 1
+        order(b"w")
+        assert scanned.scan(needles).counts == [0, 0]
+
+
 def test_what_is_in_use_stays_as_it_is() -> None:
     statement = """
 block = libc.malloc(3000); fill(block, 3000); kept.append(block)
