@@ -73,9 +73,13 @@ def on_the_stack():
     ctypes.memset(ctypes.addressof(large), 0, 4096)
 
 def objects():
-    made = [bytearray(size) for size in (200, 400, 500)]
-    for one in made:
-        fill(ctypes.addressof(ctypes.c_char.from_buffer(one)), len(one))
+    for size in (200, 400, 500):
+        made = [bytearray(size) for _ in range(100)]
+        fill(ctypes.addressof(ctypes.c_char.from_buffer(made[0])), size)
+        # The others after it: what was freed last is used again first.
+        made.reverse()
+        while made:
+            made.pop()
 
 {statement}
 os.write(2, b"f")
