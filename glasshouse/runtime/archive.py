@@ -28,6 +28,7 @@ MODULES = (
     "runtime/disclosure.py",
     "runtime/entry.py",
     "runtime/events.py",
+    "runtime/freed.py",
     "runtime/gpus.py",
     "runtime/harness.py",
     "runtime/leg.py",

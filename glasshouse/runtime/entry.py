@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from glasshouse.runtime import freed
 from glasshouse.runtime.params import read_launch
 from glasshouse.sealing.memory import overwrite
 
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 3 or argv[1] != "launch":
         print("usage: ARCHIVE launch LEG_DIR < parameters", file=sys.stderr)  # noqa: T201 -- a program's usage line
         return 2
+    freed.keep_arenas_within_reach()  # in both arms, before either has a thread
     try:
         launch = read_launch(sys.stdin.fileno())
     except (KeyError, TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasshouse.canonical import b64u_decode
 from glasshouse.errors import LegError
-from glasshouse.runtime import harness, residue, sealer
+from glasshouse.runtime import freed, harness, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import (
     PR_SET_PDEATHSIG,
@@ -185,6 +185,9 @@ def _zeroize(
         for where, sample in _samples(tensors):
             channel.send("needle", {"class": klass, "where": where}, raw=sample)
             overwrite(sample)
+    if traces := freed.leave_traces(NEEDLE_BYTES):
+        channel.send("needle", {"class": "freed-memory", "where": "heap"}, raw=traces)
+        overwrite(traces)
     channel.send("needles-done")
     _await(channel, "wipe")
     others = session.end_ranks() if isinstance(session, RankedSession) else None
@@ -281,21 +284,10 @@ def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
             zero = int(flat.count_nonzero()) == 0
         if not zero:
             part["readBackZero"] = False
-    release_math_buffers()
     overwrite_staging()
+    freed.wipe()
     report["device"]["cache"] = release_device_cache()
     return report
-
-
-def release_math_buffers() -> None:
-    """Unmap the buffers into which MKL packs operands of matrix products: rows of the last batch lie there.
-
-    The library keeps them for each thread and offers nothing to overwrite them. Without MKL, nothing is done;
-    what another library keeps, the scan finds.
-    """
-    if "torch" in sys.modules:  # never imported here: a workload may do without
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD).mkl_serv_free_buffers()
 
 
 STAGING_BYTES = 64 << 20  # more than a driver stages copies through

@@ -63,6 +63,7 @@ def test_zeroization_is_shown_by_a_scan_with_positive_controls(finished: Finishe
         ("package-marker", "trainer"),
         ("trained-parameter", "trainer/cpu"),
         ("optimizer-or-data", "trainer/cpu"),
+        ("freed-memory", "trainer/heap"),
     ]:
         assert found[key]["positiveControl"] >= 1, key
         assert found[key]["after"] == 0, key

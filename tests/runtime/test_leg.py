@@ -56,6 +56,7 @@ def test_zeroized_says_what_was_done(ended: tuple[Rig, Launched]) -> None:
     live = {
         ("payload-key-prefix", "custodian"), ("kem-seed-prefix", "custodian"), ("package-marker", "trainer"),
         ("trained-parameter", "trainer/cpu"), ("optimizer-or-data", "trainer/cpu"),
+        ("freed-memory", "trainer/heap"),
     }  # fmt: skip
     assert {key for key, needle in found.items() if needle["positiveControl"]} == live
     assert set(found) - live == {("payload-key-prefix", "trainer"), ("kem-seed-prefix", "trainer")}

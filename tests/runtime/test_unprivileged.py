@@ -130,6 +130,7 @@ def test_both_memories_are_scanned_all_the_same(made: Rig, training: Launched) -
         ("package-marker", "trainer"),
         ("trained-parameter", "trainer/cpu"),
         ("optimizer-or-data", "trainer/cpu"),
+        ("freed-memory", "trainer/heap"),
     ]:
         assert found[key]["positiveControl"] >= 1, key
         assert found[key]["after"] == 0, key
