@@ -11,7 +11,6 @@ import os
 import signal
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,7 @@ NEEDLE_BYTES = 8
 MARKER_FILE = "marker"
 
 
-@dataclass(frozen=True)
-class Plumbing:
-    """Descriptors the custodian inherits for the trainer it will fork."""
-
-    trainer: Channel  # trainer's end
-    log: int  # write end: the trainer's stdout and stderr
-    outputs: int  # write end: sealed outputs
-    scratch: str  # per-run tmpfs folder
-    supervisor: int  # its pid: whoever else is the parent is not
-
-
-def main(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
+def main(channel: Channel, launch: Launch, plumbing: trainer.Plumbing) -> None:
     """Run the custodian to its exit; never returns."""
     code = 1
     try:
@@ -73,7 +61,7 @@ def _failed(channel: Channel, code: str) -> None:
         channel.send("failed", {"code": code})
 
 
-def _serve(channel: Channel, launch: Launch, plumbing: Plumbing) -> None:
+def _serve(channel: Channel, launch: Launch, plumbing: trainer.Plumbing) -> None:
     kem_key = generate_kem_key()
     channel.send("kem-key", {"public": b64u(kem_public_bytes(kem_key))})
     reserved = reserve(launch.package)  # while the broker decides

@@ -3,17 +3,7 @@
 Imports the workload from memory, builds a session, warms up, times one stretch between device
 synchronisations, and reports. Nothing here knows whether it runs protected or raw.
 
-A workload is a module with `build(config, tensors, device) -> session`; a session has
-
-    unit: str                       what is counted: "epochs", "steps"
-    steps_per_unit: int             optimiser steps in one unit
-    info: dict                      rows, tokens, FLOPs a unit; parameter counts
-    run_unit() -> None              do one unit; may return before the device has finished
-    synchronize() -> None           wait for the device
-    loss() -> float                 the latest loss (synchronises)
-    trainable() -> dict[str, Tensor]   what is trained, in a fixed order
-    buffers() -> list[Tensor]       everything that holds data, weights or their descendants
-    given() -> dict[str, Tensor]    optional: what else both arms must begin with, such as the token stream
+What a workload is, session.py says.
 """
 
 from __future__ import annotations
@@ -26,14 +16,15 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine
 from glasshouse.runtime.ranks import build as build_ranks
+from glasshouse.runtime.session import SESSION_PARTS, Report, Session, Stretch
 
 CURVE_POINTS = 100
 PROGRESS_SEC = 2.0
@@ -42,46 +33,6 @@ DELAY_CHUNK_SEC = 0.1
 SOURCE_FILE = "workload.py"
 CONFIG_FILE = "config.json"
 DATA_PREFIX = "data."
-
-SESSION_PARTS = (
-    "unit", "steps_per_unit", "info", "run_unit", "synchronize", "loss", "trainable", "buffers",
-)  # fmt: skip
-
-Report = Callable[[str, dict[str, Any]], None]
-
-
-class Session(Protocol):
-    """What a workload builds; see the module's docstring."""
-
-    unit: str
-    steps_per_unit: int
-    info: dict[str, Any]
-
-    def run_unit(self) -> None: ...  # noqa: D102 -- described above, once
-    def synchronize(self) -> None: ...  # noqa: D102
-    def loss(self) -> float: ...  # noqa: D102
-    def trainable(self) -> dict[str, Any]: ...  # noqa: D102
-    def buffers(self) -> list[Any]: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """What to measure: warm-up seconds, then `measured_sec` seconds or `steps` optimiser steps."""
-
-    warmup_sec: float
-    measured_sec: float | None
-    steps: int | None
-    delay_pct: float = 0.0
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Stretch:
-        """Read a slot's timing from launch parameters."""
-        return cls(
-            warmup_sec=float(value["warmup_sec"]),
-            measured_sec=None if value["measured_sec"] is None else float(value["measured_sec"]),
-            steps=None if value["steps"] is None else int(value["steps"]),
-            delay_pct=float(value.get("delay_pct", 0.0)),
-        )
 
 
 def import_workload(source: bytes | memoryview) -> types.ModuleType:

@@ -14,8 +14,8 @@ from typing import Any
 
 from glasshouse.attestation.ticket import TICKET_BYTES
 from glasshouse.canonical import b64u_decode, parse_json
-from glasshouse.runtime.harness import Stretch
 from glasshouse.runtime.ranks import MAX_RANKS
+from glasshouse.runtime.session import Stretch
 from glasshouse.sealing.memory import overwrite
 
 MAX_PARAMS_BYTES = 64 << 10

@@ -15,22 +15,20 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasshouse.errors import LegError
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
-
-if TYPE_CHECKING:
-    from glasshouse.runtime.harness import Session
+from glasshouse.runtime.session import Report, Session
+from glasshouse.runtime.wipe import wipe_tensors
 
 MAX_RANKS = 16
 BUILD_TIMEOUT_SEC = 600.0
 END_TIMEOUT_SEC = 60.0
-CACHE = ("none", "released", "kept")  # trainer.release_device_cache
+CACHE = ("none", "released", "kept")  # wipe.release_device_cache
 
-Build = Callable[[], "Session"]
-Report = Callable[[str, dict[str, Any]], None]
+Build = Callable[[], Session]
 
 
 class RankedSession:
@@ -133,8 +131,6 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
 
 
 def _wipe(session: Session) -> dict[str, Any]:
-    from glasshouse.runtime.trainer import wipe_tensors  # noqa: PLC0415 -- it imports the harness, which imports this
-
     parts = wipe_tensors([*session.trainable().values(), *session.buffers()])
     return {
         "count": sum(part["count"] for part in parts.values()),

@@ -40,6 +40,7 @@ from glasshouse.runtime.linux import (
 )
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
+from glasshouse.runtime.trainer import Plumbing
 from glasshouse.sealing.memory import overwrite
 
 STEP_TIMEOUT_SEC = 120.0
@@ -96,7 +97,7 @@ def _lifecycle(leg: Leg) -> None:
             os.close(descriptor)
         custodian_channel.close()
         trainer_channel.close()
-        plumbing = custodian.Plumbing(trainer_end, log_write, out_write, str(leg.scratch), supervisor)
+        plumbing = Plumbing(trainer_end, log_write, out_write, str(leg.scratch), supervisor)
         custodian.main(custodian_end, launch, plumbing)
     leg.children.add(pid)
     custodian_end.close()

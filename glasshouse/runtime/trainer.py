@@ -7,7 +7,6 @@ Landlock; train; fork the sealer for the outputs; give needles; wipe; wait to be
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
@@ -15,8 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasshouse.canonical import b64u_decode
 from glasshouse.errors import LegError
@@ -36,11 +36,10 @@ from glasshouse.runtime.linux import (
 )
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.ranks import RankedSession
+from glasshouse.runtime.session import Session
+from glasshouse.runtime.wipe import place_of, wipe_tensors
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import overwrite
-
-if TYPE_CHECKING:
-    from glasshouse.runtime.custodian import Plumbing
 
 NEEDLES_PER_CLASS = 3
 NEEDLE_BYTES = 24
@@ -56,6 +55,17 @@ CACHE_VARIABLES = (
     "CUDA_CACHE_PATH",
     "MPLCONFIGDIR",
 )
+
+
+@dataclass(frozen=True)
+class Plumbing:
+    """What a trainer inherits through the custodian that forks it."""
+
+    trainer: Channel  # trainer's end
+    log: int  # write end: the trainer's stdout and stderr
+    outputs: int  # write end: sealed outputs
+    scratch: str  # per-run tmpfs folder
+    supervisor: int  # its pid: whoever else is the parent is not
 
 
 def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
@@ -173,14 +183,12 @@ def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: C
     _zeroize(session, outputs, package, channel)
 
 
-def _zeroize(
-    session: harness.Session, outputs: Mapping[str, Any], package: OpenedPackage, channel: Channel
-) -> None:
+def _zeroize(session: Session, outputs: Mapping[str, Any], package: OpenedPackage, channel: Channel) -> None:
     # Needles are sampled now, from what is live: initial weights are long gone.
     buffers = session.buffers()
     trained = list(outputs.values())
-    known = {_place(tensor) for tensor in trained}
-    rest = [tensor for tensor in buffers if _place(tensor) not in known]
+    known = {place_of(tensor) for tensor in trained}
+    rest = [tensor for tensor in buffers if place_of(tensor) not in known]
     for klass, tensors in (("trained-parameter", trained), ("optimizer-or-data", rest)):
         for where, sample in _samples(tensors):
             channel.send("needle", {"class": klass, "where": where}, raw=sample)
@@ -254,85 +262,3 @@ def _sample(view: memoryview) -> bytearray | None:
             return sample
         overwrite(sample)
     return None
-
-
-def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
-    """Overwrite tensors with zeros and read them back: {"host": {...}, "device": {...}}.
-
-    What is overwritten is the whole storage behind a tensor, once: a view shows only part of it.
-    device["cache"] is what became of device memory that was freed before: see release_device_cache.
-    """
-    report: dict[str, Any] = {
-        place: {"count": 0, "bytes": 0, "readBackZero": True} for place in ("host", "device")
-    }
-    seen = set()
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        where = _place(tensor)
-        if where in seen or storage.nbytes() == 0:
-            continue
-        seen.add(where)
-        part = report["host" if tensor.device.type == "cpu" else "device"]
-        part["count"] += 1
-        part["bytes"] += storage.nbytes()
-        if tensor.device.type == "cpu":
-            memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
-            zero = overwrite(memoryview(memory))
-        else:
-            storage.fill_(0)
-            flat = tensor.detach().new_empty(0).set_(storage, 0, (storage.nbytes() // tensor.element_size(),))
-            zero = int(flat.count_nonzero()) == 0
-        if not zero:
-            part["readBackZero"] = False
-    overwrite_staging()
-    freed.wipe()
-    report["device"]["cache"] = release_device_cache()
-    return report
-
-
-STAGING_BYTES = 64 << 20  # more than a driver stages copies through
-
-
-def overwrite_staging() -> None:
-    """Send zeros to each CUDA device and back: host memory that is not pinned is copied through the driver's
-    own pinned buffers, where the last pieces of weights and data would stay.
-    """
-    torch = _cuda_in_use()
-    if torch is None:
-        return
-    with contextlib.suppress(RuntimeError):  # no memory left, a device in error: the search tells what stayed
-        for index in range(torch.cuda.device_count()):
-            zeros = torch.zeros(STAGING_BYTES, dtype=torch.uint8, device=f"cuda:{index}")
-            zeros.copy_(zeros.cpu())
-            torch.cuda.synchronize(index)
-
-
-def release_device_cache() -> str:
-    """Hand the device memory that torch keeps for reuse back to the driver: "released".
-
-    Activations and gradients that were freed lie there as they were, and nothing of ours reaches them to
-    overwrite them. cuBLAS' workspaces, which torch keeps apart, hold parts of products. "kept": the driver
-    refused. "none": torch is not there, or opened no CUDA device.
-    """
-    torch = _cuda_in_use()
-    if torch is None:
-        return "none"
-    try:
-        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # what torch's own tests call
-        if clear is not None:
-            clear()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return "kept"
-    return "released"
-
-
-def _cuda_in_use() -> Any:
-    """torch, where the workload imported it and opened a CUDA device; else None."""
-    torch = sys.modules.get("torch")  # never imported here: a workload may do without
-    return torch if torch is not None and torch.cuda.is_initialized() else None
-
-
-def _place(tensor: Any) -> tuple[str, int]:
-    """Where a tensor's storage lies: two tensors of one place share their bytes."""
-    return str(tensor.device), int(tensor.untyped_storage().data_ptr())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 
 from glasshouse.errors import UsageError
-from glasshouse.runtime.harness import SESSION_PARTS
+from glasshouse.runtime.session import SESSION_PARTS
 from glasshouse.spec import CustomModel
 
 _METHODS = tuple(part for part in SESSION_PARTS if part not in ("unit", "steps_per_unit", "info"))

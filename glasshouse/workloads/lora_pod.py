@@ -20,7 +20,7 @@ from glasshouse.runtime import ranks
 
 
 def build(config, tensors, device):
-    """Return a session; see glasshouse/runtime/harness.py for what a session is."""
+    """Return a session; see glasshouse/runtime/session.py for what a session is."""
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return LoraSession(config, tensors, torch.device(device))

@@ -20,7 +20,7 @@ setattr(_method, "__dynamo_disable", _method)
 
 
 def build(config, tensors, device):
-    """Return a session; see glasshouse/runtime/harness.py for what a session is."""
+    """Return a session; see glasshouse/runtime/session.py for what a session is."""
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return MlpSession(config, tensors, torch.device(device))

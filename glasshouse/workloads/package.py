@@ -32,7 +32,7 @@ Tensors = Callable[[], Iterator[tuple[TensorSpec, memoryview]]]
 class Payload:
     """Everything a workload needs on the pod.
 
-    `builder` is the name in the source that makes a session (runtime/harness.py). `tensors` yields
+    `builder` is the name in the source that makes a session (runtime/session.py). `tensors` yields
     (spec, bytes) anew at each call, so that large weights need not be held.
     """
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.runtime.trainer import release_device_cache, wipe_tensors
+from glasshouse.runtime.wipe import release_device_cache, wipe_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Torch as the workload left it, in a fresh process: `stand` is what stands under its name.
 FRESH = """
 import sys, types
-from glasshouse.runtime.trainer import wipe_tensors
+from glasshouse.runtime.wipe import wipe_tensors
 
 class Cuda:
     calls = 0

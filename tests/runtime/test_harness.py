@@ -12,7 +12,8 @@ import pytest
 
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
-from glasshouse.runtime.harness import CURVE_POINTS, Stretch, Workload
+from glasshouse.runtime.harness import CURVE_POINTS, Workload
+from glasshouse.runtime.session import SESSION_PARTS, Stretch
 from tests.runtime.rig import TINY
 
 SLEEP = 0.01
@@ -154,7 +155,7 @@ class Workload(Tiny):
     assert run(source, steps=1, params=b'{"a":1}')[1]["units"] == 1
 
 
-@pytest.mark.parametrize("part", harness.SESSION_PARTS)
+@pytest.mark.parametrize("part", SESSION_PARTS)
 def test_a_session_that_lacks_a_part_is_named(part: str) -> None:
     source = f"""
 class Less:
@@ -247,7 +248,7 @@ def test_the_tensor_digest_covers_name_type_shape_bytes_and_salt(tensors: dict) 
 @pytest.mark.train
 def test_wiping_reaches_whole_storages_once_and_reads_them_back() -> None:
     torch = pytest.importorskip("torch")
-    from glasshouse.runtime.trainer import wipe_tensors
+    from glasshouse.runtime.wipe import wipe_tensors
 
     leaf = torch.randn(64, 64, requires_grad=True)
     base = torch.randn(100)

@@ -149,6 +149,38 @@ def test_root_finds_the_data_in_the_trainer_but_no_key_anywhere() -> None:
         assert all(found[1:] == [0, 0, 0, 0] for found in counts.values())
 
 
+COPIES = """
+import threading
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        for _ in range(8):  # with the runtime's own, as many as settle how many arenas there may be
+            done = threading.Event()
+            threading.Thread(target=self.copy, args=(done,), daemon=True).start()
+            done.wait()
+
+    def copy(self, done):
+        first, last = libc.malloc(6000), libc.malloc(6000)
+        ctypes.memmove(first + 1000, self.state.data_ptr(), 4096)
+        libc.free(first)
+        done.set()
+        threading.Event().wait()
+"""
+
+
+def test_what_threads_of_the_workload_freed_is_found_before_the_wipe_and_not_after() -> None:
+    with rig(COPIES) as made:
+        leg = made.launch()
+        assert leg.wait()["status"] == "complete"
+        found = {needle["class"]: needle for needle in leg.event("zeroized")["needles"]}
+        assert found["optimizer-or-data"]["positiveControl"] == 9
+        assert all(needle["after"] == 0 for needle in found.values())
+
+
 WORKERS = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset

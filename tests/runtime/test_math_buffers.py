@@ -45,7 +45,7 @@ if asked is not None and os.uname().machine == "x86_64":
 # the buffers are the other one's, from an arena of its own.
 CHILD = """
 import ctypes, os, torch
-from glasshouse.runtime.trainer import wipe_tensors
+from glasshouse.runtime.wipe import wipe_tensors
 weight = torch.randn(512, 256, requires_grad=True)
 kept = [weight.detach()]
 for threads, height, dtype in ((1, 256, "float32"), (2, 1024, "float32"), (2, 512, "bfloat16")):

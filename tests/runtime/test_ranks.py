@@ -20,6 +20,7 @@ COMMON = """
 import json, os, sys
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
+from glasshouse.runtime.session import Stretch
 from glasshouse.workloads.package import prepare
 from tests.workloads.conftest import in_memory, load_model
 
@@ -27,7 +28,7 @@ said = []
 def run(payload, ranks, steps=6):
     return harness.run(
         harness.Workload(payload.files, in_memory(payload), payload.builder),
-        stretch=harness.Stretch(0.0, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
+        stretch=Stretch(0.0, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
         report=lambda kind, body: said.append((kind, body)), ranks=ranks,
     )
 

@@ -9,6 +9,7 @@ import pytest
 
 from glasshouse.errors import LegError, UsageError
 from glasshouse.runtime import harness
+from glasshouse.runtime.session import SESSION_PARTS
 from glasshouse.workloads.package import Payload
 from tests.workloads.conftest import custom, digests, session_of
 
@@ -220,5 +221,5 @@ def test_the_class_on_the_how_to_page_is_whole_and_learns(payload_of: MakePayloa
 
 def test_the_how_to_page_names_every_part_of_a_session() -> None:
     page = (ROOT / "site" / "custom-workload.md").read_text()
-    for part in harness.SESSION_PARTS:
+    for part in SESSION_PARTS:
         assert f"| `{part}` |" in page or f"| `{part}()` |" in page, part

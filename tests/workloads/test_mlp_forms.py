@@ -79,7 +79,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(payload_of: MakePayl
 
 
 def test_what_is_wiped_holds_weights_data_gradients_and_moments(payload_of: MakePayload) -> None:
-    from glasshouse.runtime.trainer import wipe_tensors
+    from glasshouse.runtime.wipe import wipe_tensors
 
     session = train(payload_of(load_model("mlp", **SMALL)), 2)
     held = session.buffers()
