@@ -39,10 +39,14 @@ class GlasshouseError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """Return the console line, without the leading `error: `."""
+        """Return the console line, without the leading `error: `.
+
+        Control characters are replaced: some of what is quoted comes from a pod or a site.
+        """
         where = f" ({self.field}={self.value})" if self.field is not None else ""
         tail = f": {self.remedy}" if self.remedy else ""
-        return " ".join(f"{self.what}{where}{tail}".split())
+        line = " ".join(f"{self.what}{where}{tail}".split())
+        return "".join(char if char.isprintable() else "\ufffd" for char in line)
 
 
 class UsageError(GlasshouseError):

@@ -139,18 +139,20 @@ def _scanned(facts: RunFacts) -> bool:
     """Whether after every wipe memory was searched, for nothing that was not also found while live.
 
     Bytes taken from a device need not have been in host memory, so no search could find them live. There it
-    rests on the read-back of what was overwritten, and on the driver having taken freed memory back.
+    rests on the read-back of what was overwritten, and on the driver having taken freed memory back. That
+    holds of a leg that trained on a GPU; of any other, what is said of a device counts like the rest.
     """
-    for _, _, life in facts.lifecycles:
+    for _, launch, life in facts.lifecycles:
         report = life.zeroization
         if report is None:
             continue
-        on_host = {needle.name for needle in report.needles if not needle.on_device}
-        live = {needle.name for needle in report.needles if needle.positive_control > 0}
-        device = any(needle.on_device for needle in report.needles)
-        if not report.residue_scanned or not live or not on_host <= live:
+        result = launch.result
+        on_gpu = result is not None and result.device == "cuda" and bool(result.start.get("gpuUuids"))
+        sought = [needle for needle in report.needles if not (on_gpu and needle.on_device)]
+        live = {needle.name for needle in sought if needle.positive_control > 0}
+        if not report.residue_scanned or not live or live != {needle.name for needle in sought}:
             return False
-        if device and report.device_cache != "released":
+        if on_gpu and report.device_cache != "released":
             return False
     return True
 

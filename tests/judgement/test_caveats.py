@@ -164,19 +164,26 @@ def test_bytes_of_a_device_need_not_have_been_in_host_memory() -> None:
     """On a GPU the search covers the host; the device is read back, and what it freed is given back."""
     key, parameter = Needle("key", 2, 0), Needle("trained-parameter", 0, 0, on_device=True)
 
-    def of_device(*needles: Needle, **report: Any) -> set[str]:
-        found = with_lifecycle(facts(), 1, zeroization=zeroization(needles=needles, **report))
+    def of_leg(run: RunFacts, *needles: Needle, **report: Any) -> set[str]:
+        found = with_lifecycle(run, 1, zeroization=zeroization(needles=needles, **report))
         return {"residue-not-scanned", "residue-left"} & set(of(found))
+
+    def of_device(*needles: Needle, **report: Any) -> set[str]:
+        return of_leg(on_gpu(facts()), *needles, **report)
 
     assert of_device(key, parameter, device_cache="released") == set()
     assert of_device(key, parameter, device_cache="kept") == {"residue-not-scanned"}
     assert of_device(key, parameter) == {"residue-not-scanned"}
+    assert of_device(key, device_cache="kept") == {"residue-not-scanned"}  # with or without a sample of it
     assert of_device(parameter, device_cache="released") == {"residue-not-scanned"}  # the search saw nothing
     assert of_device(key, replace(parameter, after=1), device_cache="released") == {"residue-left"}
-    # Nor does a device excuse what the host should have shown.
-    assert of_device(key, parameter, Needle("marker", 0, 0), device_cache="released") == {
-        "residue-not-scanned"
-    }
+    # Nor does a device excuse what the host should have shown, under any name,
+    marker = Needle("marker", 0, 0)
+    assert of_device(key, parameter, marker, device_cache="released") == {"residue-not-scanned"}
+    namesake = Needle("marker", 1, 0, on_device=True)
+    assert of_device(key, namesake, marker, device_cache="released") == {"residue-not-scanned"}
+    # and a leg on the processor has no device to speak of.
+    assert of_leg(facts(), key, parameter, device_cache="released") == {"residue-not-scanned"}
 
 
 def test_controls_lift_or_downgrade() -> None:

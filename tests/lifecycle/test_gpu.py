@@ -103,3 +103,13 @@ def test_what_the_drivers_tool_says_is_told(tmp_path: Path, tool: str, said: lis
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert [line for line in done.stdout.splitlines() if line.startswith(("gpu=", "fault="))] == said
+
+
+def test_what_a_pod_says_of_its_driver_moves_no_terminal(make_spec: Callable[..., specs.RunSpec]) -> None:
+    with pytest.raises(LegError) as caught:
+        check_gpu(
+            make_spec(gpu=specs.Gpu(name="auto")),
+            replace(observed(), gpu_fault="exit 9: \x1b[2J\x1b]0;owned\x07verified"),
+        )
+    assert caught.value.line().isprintable()
+    assert str(caught.value).isprintable()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from glasshouse.measurement.telemetry import disturbed
+from glasshouse.paths import Workspace
 from glasshouse.publishing.store import committed_keyring
 from glasshouse.records.verify import VerifiedRow, verify
 
@@ -29,7 +30,9 @@ def events(bundle: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name.removeprefix(H100))
 def row(request: pytest.FixtureRequest) -> tuple[Path, VerifiedRow]:
-    return request.param, verify(request.param, committed_keyring(ROOT)).require()
+    return request.param, verify(
+        request.param, committed_keyring(Workspace.of_source(ROOT).keyring)
+    ).require()
 
 
 def test_every_launch_trained_on_the_gpu_that_was_asked_for(row: tuple[Path, VerifiedRow]) -> None:
@@ -81,7 +84,7 @@ def test_telemetry_of_a_real_driver_reads(row: tuple[Path, VerifiedRow]) -> None
 
 def test_a_row_that_ran_out_of_time_is_excluded_though_its_blocks_would_give_a_figure() -> None:
     (bundle,) = [path for path in BUNDLES if "abba" in path.name]
-    found = verify(bundle, committed_keyring(ROOT))
+    found = verify(bundle, committed_keyring(Workspace.of_source(ROOT).keyring))
     row = found.require()
     assert (found.ok, found.status, found.overhead_pct) == (True, "excluded", None)
     assert "interrupted" in {check.code for check in row.judgement.exclusion}
