@@ -167,9 +167,8 @@ def other_nonce(_stage: Stage, mine: Launch, _control: Launch) -> None:
 
 def other_evidence(stage: Stage, mine: Launch, _control: Launch) -> None:
     """Evidence of another pod, honest there, signed for our challenge."""
-    nonce = mine.fetch().nonce  # first: evidence from a second before our challenge would be stale as well
-    other = stage.launch()
-    mine.submit(mine.sign({**other.claims(), "eat_nonce": nonce}))
+    nonce = mine.fetch().nonce  # first: evidence from before our challenge would be stale
+    mine.submit(mine.sign({**stage.launch().claims(), "eat_nonce": nonce}))
 
 
 def late_evidence(stage: Stage, mine: Launch, _control: Launch) -> None:

@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import sysconfig
+import types
 
 from linux_only import GLIBC_ONLY, LINUX_ONLY, PATHS
 
@@ -42,6 +43,17 @@ def _watch(event: str, arguments: tuple) -> None:
         _touched(f"dlsym {arguments[1]}")
         raise AttributeError(f"dlsym(RTLD_DEFAULT, {arguments[1]}): symbol not found")
 
+
+try:
+    importlib.import_module("ctypes.macholib.dyld")
+except ImportError:  # Debian leaves it out of its Python: nothing is what it would find here
+
+    def _dyld_find(name: str) -> str:
+        raise ValueError(f"dylib {name} could not be found")
+
+    _dyld = types.ModuleType("ctypes.macholib.dyld")
+    _dyld.dyld_find = _dyld_find
+    sys.modules |= {"ctypes.macholib": types.ModuleType("ctypes.macholib"), _dyld.__name__: _dyld}
 
 sysconfig.get_config_vars()  # read once, from a file with this system's name
 sys.platform = "darwin"
