@@ -63,14 +63,14 @@ def in_a_thread(work, ends):
     thread.join() if ends else done.wait()
 
 class Large(ctypes.Structure):
-    _fields_ = [("text", ctypes.c_char * 4096)]
+    _fields_ = [("text", ctypes.c_char * 65536)]
 
 def on_the_stack():
-    # An argument passed by value is copied there, and lies below what is in use after the call.
+    # An argument passed by value is copied there, its beginning far below what is in use after the call.
     large = Large()
     fill(ctypes.addressof(large), 4096)
     libc.getpid(large)
-    ctypes.memset(ctypes.addressof(large), 0, 4096)
+    ctypes.memset(ctypes.addressof(large), 0, 65536)
 
 def objects():
     for size in (200, 400, 500):
