@@ -8,10 +8,12 @@ tests/test_portable.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,22 @@ def sync(descriptor: int) -> None:
             fcntl.fcntl(descriptor, full)
             return
     os.fsync(descriptor)
+
+
+def read_regular(path: Path, limit: int, *, follow: bool = False) -> bytes:
+    """Read a regular file of at most `limit` bytes. Raises OSError for anything else, links among it.
+
+    follow: take what a link leads to, for a path that the user gave.
+    """
+    # Opened without blocking on a pipe, then judged by the open file.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    return data
 
 
 def identity(pid: int) -> str:

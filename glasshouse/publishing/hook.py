@@ -21,7 +21,7 @@ from glasshouse.paths import Workspace
 from glasshouse.publishing.csp import with_policy
 from glasshouse.publishing.frame import TEMPLATE, Frames
 from glasshouse.publishing.pages import framed_tables, render
-from glasshouse.publishing.store import OVERLAY, read_publication
+from glasshouse.publishing.store import OVERLAY, OVERLAY_BUNDLES, read_publication
 
 _ANCHOR = re.compile(r' id="([^"]+)"')
 ROWS = "rows/"
@@ -56,7 +56,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         source = workspace.work / OVERLAY / f"{item}.json"
         files.append(File.generated(config, f"research/artifacts/{item}.json", abs_src_path=str(source)))
         for name in publication.bundles.get(item, ()):
-            source = workspace.work / OVERLAY / "bundles" / item / name
+            source = workspace.work / OVERLAY_BUNDLES / item / name
             path = f"research/bundles/{item}/{name}"
             files.append(File.generated(config, path, abs_src_path=str(source)))
     return files

@@ -35,6 +35,7 @@ from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
 
 LEAVES = "leaves.jsonl"
 CHECKPOINT = "checkpoint.txt"
+_OF_A_JOURNEY = frozenset({"journey-log", "key", "plan", "row"})
 
 JourneyId = Annotated[str, Field(pattern=r"^20\d{6}-[a-z2-7]{6}$")]
 LogKey = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -271,7 +272,9 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
             if not own or serial in resolved:
                 codes.append(f"ledger-row-without-plan:{leaf.serial}")
             resolved.add(serial)
-    # 3. A journey's log says so from the start; an end names an earlier opening of the same journey.
+    # 3. A journey's log says so from the start, and speaks of its own runs and keys alone: whoever owns the
+    # machine can sign it, and must not retract another's row. An end names an opening of the same journey.
+    away = bool(leaves) and leaves[0].kind == "journey-log"
     opened = {leaf.serial: leaf.body.get("journey") for leaf in leaves if leaf.kind == "journey"}
     for leaf in leaves:
         if leaf.kind == "journey-end":
@@ -279,7 +282,7 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
             good = serial in opened and opened[serial] == leaf.body.get("journey") and serial < leaf.serial
         else:
             good = leaf.kind != "journey-log" or leaf.serial == 0
-        if not good:
+        if not good or (away and not _of_a_journey(leaf)):
             codes.append(f"ledger-journey:{leaf.serial}")
     if codes:
         raise VerificationError("the log is not one that may be published", codes=codes)
@@ -289,6 +292,11 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
     if len(leaves) != checkpoint.size:
         raise VerificationError("the checkpoint does not cover every leaf", codes=["ledger-size"])
     return PublishedLog(leaves, note, checkpoint, signer, witnesses)
+
+
+def _of_a_journey(leaf: Leaf) -> bool:
+    """Whether a journey's log may hold the leaf."""
+    return leaf.kind in _OF_A_JOURNEY and (leaf.kind != "key" or leaf.body["state"] == "added")
 
 
 def _not_public(leaf: Leaf) -> list[str]:

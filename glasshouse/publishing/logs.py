@@ -19,12 +19,15 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse import host
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, PublishedLog, check_log
 from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Leaf, check_leaves, log_key, sign_checkpoint
+from glasshouse.records.note import MAX_NOTE_BYTES
 
+MAX_LEAVES_BYTES = 128 << 20
 KEYS = "keyring.json"  # beside local logs: the keys of the machines that keep them
 
 _FOLDER = re.compile(r"[0-9a-f]{16}\Z")
@@ -178,7 +181,9 @@ def _read_log(folder: Path, keyring: Keyring, failures: list[str]) -> PublishedL
     stray = sorted({path.name for path in folder.iterdir()} - {LEAVES, CHECKPOINT})
     failures += [f"ledger-stray:{folder.name}/{name}" for name in stray]
     try:
-        log = check_log((folder / LEAVES).read_bytes(), (folder / CHECKPOINT).read_text("utf-8"), keyring)
+        leaves = host.read_regular(folder / LEAVES, MAX_LEAVES_BYTES)
+        note = host.read_regular(folder / CHECKPOINT, MAX_NOTE_BYTES).decode("utf-8")
+        log = check_log(leaves, note, keyring)
     except VerificationError as error:
         failures += [f"{code}:{folder.name}" for code in error.codes]
         return None

@@ -13,6 +13,7 @@ this machine's ledger and is neither published nor among the given runs is liste
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +23,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse import host
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
-from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes, parse_artifact
+from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.journey import Returned
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
@@ -50,9 +52,14 @@ from glasshouse.publishing.store import (
     HISTORY,
     LEDGER,
     OVERLAY,
+    OVERLAY_BUNDLES,
     OVERLAY_LEDGER,
+    OVERLAY_REFUSED,
+    overlay_faults,
     overlay_keyring,
+    read_artifact,
 )
+from glasshouse.records.bundle import read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, public_bytes
 from glasshouse.records.ledger import Leaf, Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
@@ -101,7 +108,7 @@ class _Home:
 
     @property
     def bundles(self) -> Path:
-        return self.root / (OVERLAY / "bundles" if self.local else BUNDLES)
+        return self.root / (OVERLAY_BUNDLES if self.local else BUNDLES)
 
     @property
     def logs(self) -> Path:
@@ -114,7 +121,9 @@ class _Home:
 
     def read(self) -> PublishedLogs:
         """All logs as they are to be published next: this machine's own extended, after a check of all."""
-        failures: list[str] = []
+        failures = overlay_faults(self.root) if self.local else []
+        if failures:
+            raise VerificationError(OVERLAY_REFUSED, codes=failures, remedy=f"remove {OVERLAY}")
         before = read_logs(self.logs, self.trusted, failures, beside={KEYS} if self.local else ())
         if failures:
             raise VerificationError(
@@ -368,7 +377,7 @@ def _verified(path: Path, keyring: Keyring) -> VerifiedRow:
 
 def _present(folder: Path) -> dict[str, Artifact]:
     paths = sorted(folder.glob("*.json"))
-    return {path.stem: parse_artifact(path.read_bytes(), name=path.name) for path in paths}
+    return {path.stem: read_artifact(path) for path in paths}
 
 
 def _not_replaced(artifact: Artifact, present: Mapping[str, Artifact]) -> Artifact:
@@ -418,11 +427,10 @@ def _require_small(row: VerifiedRow, *, local: bool) -> None:
 
 def _write_bundle(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     """Write a bundle folder whole: beside its place, then renamed into it."""
-    same = folder.is_dir() and {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    } == dict(files)
-    if same:
-        return []
+    if folder.is_dir():
+        found = read_bundle(folder)
+        if not found.faults and dict(found.files) == dict(files):
+            return []
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     for name, data in files.items():
@@ -436,8 +444,9 @@ def _write_bundle(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
 
 
 def _write(path: Path, data: bytes) -> list[Path]:
-    if path.exists() and path.read_bytes() == data:
-        return []
+    with contextlib.suppress(OSError):  # not there, or something else, which the new file replaces
+        if host.read_regular(path, len(data)) == data:
+            return []
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, data)
     return [path]

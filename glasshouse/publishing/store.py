@@ -7,6 +7,9 @@
     conf/history/                       published figures and our remarks, from which reported rows follow
     build/artifacts/                    local rows (git-ignored): an overlay, labelled local
 
+The overlay of an installed program lies in the current folder, which may be a stranger's: no link in it is
+followed, only regular files of bounded size are read, and of a bundle only what belongs to one is shown.
+
 A committed artifact is never taken at its word: a reported one must equal, byte for byte, what the
 importer makes of the figures; a signed one must equal what its bundle verifies to, and stand in the ledger.
 """
@@ -19,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glasshouse import host
 from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.paths import Workspace
-from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
+from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
 from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
 from glasshouse.publishing.signed import (
@@ -30,7 +34,8 @@ from glasshouse.publishing.signed import (
     with_registration_caveat,
 )
 from glasshouse.publishing.tamper import read_tamper
-from glasshouse.records.keys import Keyring, committed_keyring
+from glasshouse.records.bundle import read_bundle
+from glasshouse.records.keys import MAX_KEYRING_BYTES, Keyring, committed_keyring, parse_keyring
 from glasshouse.records.verify import verify
 
 ARTIFACTS = Path("site/research/artifacts")
@@ -40,7 +45,9 @@ TAMPER = Path("site/research/tamper-report.json")
 HISTORY = Path("conf/history")
 TEMPLATES = Path("templates/pages")
 OVERLAY = Path("build/artifacts")
+OVERLAY_BUNDLES = OVERLAY / "bundles"
 OVERLAY_LEDGER = OVERLAY / "ledger"
+OVERLAY_REFUSED = "the local rows in build/artifacts do not check out"
 OVERLAY_SWITCH = "GLASSHOUSE_SITE_LOCAL"  # "0" leaves the overlay out even when it is there
 
 
@@ -78,16 +85,20 @@ def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Pu
     failures += unread
     if not unread:  # a log that does not hold has been named; what the others lack follows
         failures += inclusion_failures(logs, committed)
-    local = _read_artifacts(work / OVERLAY, failures) if overlay else {}
+    strange = overlay_faults(work) if overlay else []
+    overlay = overlay and not strange
+    local = _read_artifacts(work / OVERLAY, strange) if overlay else {}
     local_keyring = overlay_keyring(work) if overlay else Keyring()
-    local_logs = _local_logs(work, local, local_keyring, failures) if overlay else PublishedLogs()
-    failures += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
+    local_logs = _local_logs(work, local, local_keyring, strange) if overlay else PublishedLogs()
+    strange += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
+    local_bundles = _local_bundles(work / OVERLAY_BUNDLES, local, strange)
+    if strange and not failures:
+        remedy = f"remove {OVERLAY}, or leave it out: --committed, or {OVERLAY_SWITCH}=0"
+        raise VerificationError(OVERLAY_REFUSED, codes=strange, remedy=remedy)
+    failures += strange
     failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
     bundles = {
-        item: _bundle_files(base / item)
-        for base, items in ((root / BUNDLES, committed), (work / OVERLAY / "bundles", local))
-        for item in items
-        if (base / item).is_dir()
+        item: _bundle_files(root / BUNDLES / item) for item in committed if (root / BUNDLES / item).is_dir()
     }
     every = {**committed, **local}
     for item, artifact in every.items():
@@ -101,7 +112,7 @@ def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Pu
     return Publication(
         artifacts=tuple(every[item] for item in sorted(every)),
         local=frozenset(local),
-        bundles=bundles,
+        bundles={**bundles, **local_bundles},
         remarks=read_remarks(root / HISTORY),
         templates=read_templates(root),
         tamper=tamper,
@@ -123,7 +134,38 @@ def _local_logs(
 
 def overlay_keyring(work: Path) -> Keyring:
     """The keys of the machines whose rows are in the overlay; they vouch for nothing else."""
-    return committed_keyring(work / OVERLAY_LEDGER / KEYS)
+    path = work / OVERLAY_LEDGER / KEYS
+    try:
+        return parse_keyring(host.read_regular(path, MAX_KEYRING_BYTES))
+    except FileNotFoundError:
+        return Keyring()
+    except OSError as error:
+        raise VerificationError(f"{path}: {error.strerror}", codes=["keyring-unreadable"]) from error
+
+
+def overlay_faults(work: Path) -> list[str]:
+    """The overlay's folders that are no folders but links or files: `overlay-folder:PATH`."""
+    folders = (OVERLAY.parent, OVERLAY, OVERLAY_BUNDLES, OVERLAY_LEDGER)
+    return [f"overlay-folder:{path}" for path in folders if not _is_folder_or_absent(work / path)]
+
+
+def _is_folder_or_absent(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_dir() or not path.exists())
+
+
+def _local_bundles(
+    folder: Path, local: Mapping[str, Artifact], failures: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """The files of the overlay's bundles, by row; what is no plain bundle goes to `failures`."""
+    bundles: dict[str, tuple[str, ...]] = {}
+    for item in local:
+        if not _is_folder_or_absent(folder / item):
+            failures.append(f"overlay-folder:{OVERLAY_BUNDLES / item}")
+        elif (folder / item).is_dir():
+            found = read_bundle(folder / item)
+            failures += [f"{code}:{item}" for code, _ in found.faults]
+            bundles[item] = tuple(sorted(found.files))
+    return bundles
 
 
 def read_templates(root: Path) -> dict[str, str]:
@@ -131,11 +173,22 @@ def read_templates(root: Path) -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in sorted((root / TEMPLATES).glob("*.j2"))}
 
 
+def read_artifact(path: Path) -> Artifact:
+    """Read a published row's file. Raises VerificationError: artifact-unreadable, and as parse_artifact."""
+    try:
+        data = host.read_regular(path, MAX_ARTIFACT_BYTES)
+    except OSError as error:
+        raise VerificationError(
+            f"{path.name} cannot be read: {error.strerror}", codes=["artifact-unreadable"]
+        ) from error
+    return parse_artifact(data, name=path.name)
+
+
 def _read_artifacts(folder: Path, failures: list[str]) -> dict[str, Artifact]:
     found: dict[str, Artifact] = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            artifact = parse_artifact(path.read_bytes(), name=path.name)
+            artifact = read_artifact(path)
         except VerificationError as error:
             failures += [f"{code}:{path.name}" for code in error.codes]
             continue

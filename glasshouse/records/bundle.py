@@ -15,7 +15,6 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +64,9 @@ def read_bundle(folder: Path) -> Found:
             faults.append(("bundle-too-large", "too many files or bytes"))
             break
         try:
-            data = _read_regular(entry)
-        except (OSError, CanonicalError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            faults.append(("file-unreadable", f"{name}: {reason}"))
+            data = host.read_regular(entry, MAX_FILE_BYTES)
+        except OSError as error:
+            faults.append(("file-unreadable", f"{name}: {error.strerror}"))
             continue
         total += len(data)
         files[name] = data
@@ -126,18 +124,6 @@ def _walk(folder: Path, faults: list[tuple[str, str]]) -> list[tuple[str, Path]]
             else:
                 found.append((name, Path(entry.path)))
     return found
-
-
-def _read_regular(path: Path) -> bytes:
-    # Opened without following links and without blocking on a pipe, then judged by the open file.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CanonicalError("not a regular file")
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise CanonicalError(f"larger than {MAX_FILE_BYTES} bytes")
-    return data
 
 
 def _is_canonical(name: str, data: bytes) -> bool:

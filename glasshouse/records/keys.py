@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Role = Literal["operator", "broker", "publisher", "witness"]
 ROLES: tuple[str, ...] = get_args(Role)
 MAX_KEY_FILE = 64 << 10
+MAX_KEYRING_BYTES = 1 << 20
 
 
 def keyid(public: bytes) -> str:
@@ -281,7 +282,7 @@ def load_keyring(path: Path | None = None, *, workspace: Workspace | None = None
     if path is not None:
         remedy = "give a file that `glasshouse keys --json` printed"
         try:
-            return parse_keyring(path.read_bytes())
+            return parse_keyring(host.read_regular(path, MAX_KEYRING_BYTES, follow=True))
         except OSError as error:
             raise UsageError(
                 f"keyring cannot be read: {error.strerror}", field="keys", value=path, remedy=remedy

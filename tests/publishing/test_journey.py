@@ -18,7 +18,7 @@ from glasshouse.paths import Workspace
 from glasshouse.publishing import archive
 from glasshouse.publishing.artifact import artifact_bytes
 from glasshouse.publishing.check import check_artifact
-from glasshouse.publishing.journey import budget_seconds, open_journey, read_journey
+from glasshouse.publishing.journey import MAX_LEAVES, budget_seconds, open_journey, read_journey
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published, publish_journey
@@ -242,7 +242,7 @@ def test_a_leaf_that_announces_another_journey_does_not_count(
     assert "registered-late" in _late_row(root, row).caveats
 
 
-def test_a_log_cannot_announce_itself(root: Path, go: Leave, bring: Bring) -> None:
+def test_a_log_cannot_announce_itself(go: Leave) -> None:
     away = go()
     own = Ledger(away.home / "state" / "ledger")
     said = dict(own.leaves()[0].body)
@@ -251,9 +251,36 @@ def test_a_log_cannot_announce_itself(root: Path, go: Leave, bring: Bring) -> No
     first = {**said, "openedIn": away.journey.commitment[:16], "openSerial": 3}
     place.write_bytes(b"\n".join([canonical_json(first), *place.read_bytes().splitlines()[1:]]) + b"\n")
     assert own.append("journey", body | {"commitment": away.journey.commitment}) == 3
-    row = away.run()
-    bring(away.pack()[0])
-    assert "registered-late" in _late_row(root, row).caveats
+    away.run()
+    assert codes_of(away.pack()[0]) == ("ledger-journey:3",)
+
+
+STATEMENTS: list[tuple[str, dict[str, Any]]] = [
+    ("retract", {"date": "2026-01-01", "reason": "all of it was invented"}),
+    ("supersede", {"by": "2026-01-01-other"}),
+    ("reported", {"artifactSha256": "ab" * 32}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), STATEMENTS, ids=[kind for kind, _ in STATEMENTS])
+def test_a_journey_states_nothing_of_rows(kind: str, body: dict[str, Any], go: Leave, pair: Any) -> None:
+    away = go()
+    away.run()
+    away.factory.ledger.append(kind, {"row": pair[1].id, **body})
+    assert codes_of(away.pack()[0]) == ("ledger-journey:5",)
+
+
+def test_a_journey_retires_no_key(go: Leave) -> None:
+    away = go()
+    away.factory.ledger.append("key", {"keyid": "ab" * 32, "role": "witness", "state": "retired"})
+    assert codes_of(away.pack()[0]) == ("ledger-journey:3",)
+
+
+def test_a_log_that_no_journey_is_long_enough_for_is_refused_before_it_is_read(sent: Away) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        files[LOG] += b"{}\n" * MAX_LEAVES
+
+    assert codes_of(sent.altered(change)) == ("journey-too-long",)
 
 
 def test_a_late_control_lifts_nothing(

@@ -200,3 +200,22 @@ def test_joined_keyrings_list_an_entry_once() -> None:
     one = parse_keyring(ring(entry()))
     assert (one + one).entries == one.entries
     assert json.loads(ring(*(item.as_json() for item in (one + Keyring()).entries)))["keys"]
+
+
+@pytest.mark.parametrize("what", ["zero", "pipe", "large"])
+def test_a_keyring_that_is_no_regular_file_or_too_large_is_one_line(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    if what == "zero":
+        path = Path("/dev/zero")
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b" " * (keys.MAX_KEYRING_BYTES + 1))
+    with pytest.raises(UsageError, match=r"keyring cannot be read: (not a regular file|larger than)"):
+        keys.load_keyring(path)
+
+
+def test_a_keyring_that_a_link_of_the_users_leads_to_is_read(tmp_path: Path) -> None:
+    (tmp_path / "ring").write_bytes(b'{"keys":[]}')
+    (tmp_path / "link").symlink_to(tmp_path / "ring")
+    assert keys.load_keyring(tmp_path / "link") == keys.Keyring()
