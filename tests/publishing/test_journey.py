@@ -28,6 +28,7 @@ from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published, publish_journey
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import ARTIFACTS, read_publication
+from glasshouse.records import keys
 from glasshouse.records.keys import Keyring, committed_keyring, listed_as, public_bytes
 from glasshouse.records.ledger import Ledger, log_key, open_journeys, sign_checkpoint
 from tests.commands.kit import served
@@ -588,6 +589,32 @@ def test_further_files_go_along_and_private_ones_stay(sent: Away, tmp_path: Path
     assert (returned.extra, returned.left_out) == (packed.extra, packed.left_out)
     packed_bytes = b"".join(archive.read_archive(path.read_bytes()).values())
     assert b"PRIVATE KEY" not in packed_bytes
+
+
+def test_no_key_of_the_home_is_packed_and_none_that_was_copied_from_it(
+    sent: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("GLASSHOUSE_HOME", str(sent.home))
+        keys.owner_key()
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    private = [path for path in (sent.home / "keys").iterdir() if path.suffix in (".pem", ".xwing")]
+    assert {path.name for path in private} >= {"owner.xwing", "publisher.ed25519.pem"}
+    for path in private:
+        (copied / f"{path.name}.txt").write_bytes(b"\xff before\n" + path.read_bytes())
+    (tmp_path / "linked").symlink_to(sent.home)
+    found = archive.read_archive(sent.pack(sent.home, copied, tmp_path / "linked" / "keys")[0].read_bytes())
+    extra = sorted(name for name in found if name.startswith("extra/"))
+    assert extra
+    assert not [name for name in extra if "keys/" in name or "pem" in name or "xwing" in name]
+    packed = b"".join(found.values())
+    for path in private:
+        assert path.read_bytes().split()[-1] not in packed
+        assert path.read_bytes().splitlines()[min(1, len(path.read_bytes().splitlines()) - 1)] not in packed
+    left = dict(sent.pack(sent.home, copied)[1].left_out)
+    assert left["extra/keys/owner.xwing"] == "it lies among the journey's keys"
+    assert left["extra/owner.xwing.txt"] == "it holds a private key"
 
 
 def test_what_does_not_fit_is_left_out_and_the_log_always_fits(
