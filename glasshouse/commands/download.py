@@ -17,13 +17,18 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.providers.cloud_http import is_loopback
 from glasshouse.publishing.artifact import artifact_bytes, parse_artifact
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES
 from glasshouse.records.bundle import ENVELOPE, MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES
+from glasshouse.records.keys import Keyring
+from glasshouse.records.ledger import log_key
 
 ROW_URL = re.compile(r"(?P<site>.*/)research/artifacts/(?P<id>[a-z0-9][a-z0-9.\-]{0,150})\.json\Z")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(?:/[A-Za-z0-9][A-Za-z0-9_.\-]*){0,3}\Z")
 TIMEOUT_SEC = 30.0
 MAX_ROWS_BYTES = 64 << 20
 MAX_CONTROLS = 32  # of one row
+MAX_LOGS_BYTES = 64 << 20  # of all logs together
+LOG_FOLDERS = ("ledger", "local-ledger")  # committed, and a machine's own
 
 
 def is_url(path: str) -> bool:
@@ -31,9 +36,11 @@ def is_url(path: str) -> bool:
     return path.startswith(("https://", "http://"))
 
 
-def fetch_row(url: str, folder: Path) -> Path:
+def fetch_row(url: str, folder: Path, keyring: Keyring) -> Path:
     """Fetch the artifact at `url`, its bundle, ledger entry and neighbours; return its file in `folder`.
 
+    The site's logs come along whole, of each publisher that the keyring lists: only they can tell whether a
+    row was registered in time, and what has been said of it since.
     Raises UsageError for a URL that is no row of a site, RemoteError when it cannot be fetched.
     """
     match = ROW_URL.match(url)
@@ -60,6 +67,7 @@ def fetch_row(url: str, folder: Path) -> Path:
         if inclusion:
             (folder / "inclusion").mkdir()
             (folder / "inclusion" / f"{match['id']}.json").write_bytes(inclusion)
+        _fetch_logs(client, f"{match['site']}research/", keyring, folder / "ledger")
         for row in (match["id"], *_named_controls(path)):
             _fetch_bundle(client, f"{match['site']}research/bundles/{row}/", folder / "bundles" / row)
     return path
@@ -71,6 +79,24 @@ def _named_controls(path: Path) -> tuple[str, ...]:
         return parse_artifact(path.read_bytes(), name=path.name).controls[:MAX_CONTROLS]
     except GlasshouseError:
         return ()  # verification says what is wrong with it
+
+
+def _fetch_logs(client: httpx.Client, base: str, keyring: Keyring, folder: Path) -> None:
+    total = 0
+    for key in sorted({log_key(entry.public) for entry in keyring.with_role("publisher")}):
+        for place in LOG_FOLDERS:
+            files: dict[str, bytes] = {}
+            for name in (CHECKPOINT, LEAVES):
+                url = f"{base}{place}/{key}/{name}"
+                files[name] = _get(client, url, MAX_LOGS_BYTES - total, needed=False)
+                total += len(files[name])
+                if not files[name]:
+                    break
+            else:
+                (folder / key).mkdir(parents=True)
+                for name, data in files.items():
+                    (folder / key / name).write_bytes(data)
+                break
 
 
 def _fetch_bundle(client: httpx.Client, base: str, bundle: Path) -> None:

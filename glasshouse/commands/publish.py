@@ -100,6 +100,7 @@ def _journey(args: argparse.Namespace, workspace: Workspace) -> int:
     workspace.publication("publish --from")
     returned = read_journey(args.archive)
     ring = _trusting(returned, committed_keyring(workspace.keyring), args.trust)
+    after = _after_end(returned, Ledger().leaves())
     key = publisher_key()
     try:
         done = publish_journey(returned, workspace=workspace, keyring=ring, ledger=Ledger(), key=key)
@@ -127,7 +128,8 @@ def _journey(args: argparse.Namespace, workspace: Workspace) -> int:
     if done.opening is None:
         say("no published log announced it before its first plan: its rows carry registered-late")
     elif said is not None:
-        say(f"announced as entry {done.opening.serial} of log {said.body['openedIn']}, before its first plan")
+        place = f"entry {done.opening.serial} of log {said.body['openedIn']}"
+        say(f"announced as {place}, before its first plan{after}")
     for entry in returned.keyring.entries:
         say(f"  {entry.role:<9}  {entry.keyid}  trusted as {ring.find(entry.keyid, entry.role).label}")
     _say(done, local=False)
@@ -161,7 +163,8 @@ def _trusting(returned: Returned, ring: Keyring, label: str | None) -> Keyring:
         for entry in offered
     ):
         return ring
-    opened = next((leaf for leaf in Ledger().leaves() if _announces(leaf, signer)), None)
+    leaves = Ledger().leaves()
+    opened = next((leaf for leaf in leaves if _announces(leaf, signer)), None)
     announced = (
         "which this machine's ledger does not announce"
         if opened is None
@@ -170,11 +173,25 @@ def _trusting(returned: Returned, ring: Keyring, label: str | None) -> Keyring:
     so_far = "for so many entries the keys" if known else "the keys"
     raise UsageError(
         f"conf/trust does not list {so_far} of journey {returned.id}; its log of {size} entries, with "
-        f"{len(returned.bundles)} bundles, is signed by {signer}, {announced}",
+        f"{len(returned.bundles)} bundles, is signed by {signer}, {announced}{_after_end(returned, leaves)}",
         field="from",
         value="not trusted",
         remedy="compare that with the kit's journey.json, then add --trust LABEL",
     )
+
+
+def _after_end(returned: Returned, leaves: Sequence[Leaf]) -> str:
+    """What an archive adds to a journey that `leaves` ended already, in words; "" where nothing."""
+    opened = next((leaf for leaf in leaves if _announces(leaf, returned.log.signer.keyid)), None)
+    serial = None if opened is None else opened.serial
+    ends = (leaf for leaf in leaves if leaf.kind == "journey-end" and leaf.body["openSerial"] == serial)
+    end = next(ends, None)
+    added = 0 if end is None else returned.log.checkpoint.size - int(end.body["size"])
+    if end is None or added <= 0:
+        return ""
+    what = f"{added} {'entry' if added == 1 else 'entries'}"
+    late = "whose rows are registered-late"
+    return f"; it ended as entry {end.serial}, and this adds {what} after its end, {late}"
 
 
 def _announces(leaf: Leaf, signer: str) -> bool:

@@ -82,7 +82,7 @@ def _ring(args: argparse.Namespace) -> Keyring:
 def _verified(path: str, ring: Keyring) -> dict[str, Any]:
     if is_url(path):
         with tempfile.TemporaryDirectory(prefix="glasshouse-verify-") as folder:
-            return check_artifact(fetch_row(path, Path(folder)), ring) | {"path": path}
+            return check_artifact(fetch_row(path, Path(folder), ring), ring) | {"path": path}
     if path.endswith(".json"):
         return check_artifact(Path(path), ring)
     return verify(Path(path), ring).as_json(path)

@@ -280,7 +280,8 @@ CAVEATS: tuple[Caveat, ...] = (
         "registered-late",
         "Not announced beforehand",
         "The row was measured on a borrowed machine, under keys made for that journey. No published ledger "
-        "announced the journey before its first plan was entered, so several may have been made and the most "
+        "announced the journey before its first plan was entered, or this row was planned after the "
+        "announced time was over or the journey had ended. So several may have been made and the most "
         "pleasing one brought home. A row like this is never in a headline.",
         lambda seen: seen.registered_late,
     ),

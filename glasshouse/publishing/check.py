@@ -5,7 +5,9 @@ signed      its bundle, found beside it, is verified in full, and so are those o
 reported    schema and arithmetic, and nothing else: there is no evidence to verify, and it says so
 simulated   schema only; it never passes as measured
 
-Where the ledger or the row's inclusion file is published beside it, the row must stand in it.
+A signed row needs the log that holds it beside it, and a journey's the log that announced it: without them
+nobody can tell whether `registered-late` was cut out (registration-not-checked). Where the row's inclusion
+file is published, the row must stand in that, too.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from glasshouse.publishing.signed import (
     with_registration_caveat,
 )
 from glasshouse.records.keys import Keyring
+from glasshouse.records.ledger import log_key
 from glasshouse.records.verify import verify
 
 
@@ -102,9 +105,10 @@ def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | Non
     signer = None if result.signer is None else result.signer.name
     checks = list(result.checks)
     if result.row is not None:
-        alone = with_registration_caveat(
-            artifact_from_verified(result.row), late=_late(artifact, here, keyring)
-        )
+        late, unshown = _late(artifact, here, keyring)
+        if unshown:
+            checks.append(Check("registration-not-checked", False, unshown))
+        alone = with_registration_caveat(artifact_from_verified(result.row), late=late)
         controls, found = _controls(artifact, alone, here, keyring)
         checks += found
         expected = with_control_caveats(alone, controls)
@@ -125,13 +129,31 @@ def _follows(artifact: Artifact, expected: Artifact) -> bool:
     return artifact_bytes(expected.model_copy(update=stated)) == artifact_bytes(artifact)
 
 
-def _late(artifact: Artifact, here: Path, keyring: Keyring) -> bool:
-    """Whether the row's journey was not announced: what the logs beside it say, else what it owns up to."""
+def _late(artifact: Artifact, here: Path, keyring: Keyring) -> tuple[bool, str]:
+    """Whether the logs say that a row was registered late, and why they cannot say that it was not.
+
+    A row that owns up to it is believed. One that does not is believed only where the whole log that holds
+    it is beside it, and the one that announced its journey: else the caveat could be cut out.
+    """
+    owned = "registered-late" in artifact.caveats
     folder = _ledger_folder(here)
-    logs = PublishedLogs() if folder is None else read_logs(folder, keyring, [], beside={KEYS})
-    if artifact.id not in logs.rows:
-        return "registered-late" in artifact.caveats
-    return logs.late(artifact.id)
+    failures: list[str] = []
+    logs = PublishedLogs() if folder is None else read_logs(folder, keyring, failures, beside={KEYS})
+    log = logs.rows.get(artifact.id)
+    if log is None:
+        why = f" ({', '.join(failures)})" if failures else ""
+        unshown = f"no log beside the row holds it{why}: whether it was registered in time cannot be told"
+        return owned, "" if owned else unshown
+    if log.journey is None or owned or not logs.late(artifact.id):
+        return logs.late(artifact.id), ""
+    home = str(log.journey.body["openedIn"])
+    if logs.of(home) is not None:
+        return True, ""
+    faults = [code for code in failures if code.endswith(f":{home}")]
+    how = f"cannot be read ({', '.join(faults)})" if faults else "is not beside the row"
+    if home not in {log_key(entry.public) for entry in keyring.with_role("publisher")}:
+        how = "is signed by a key that the keyring does not list: give that key, too"
+    return False, f"log {home} must have announced the row's journey, and {how}"
 
 
 def _ledger_folder(here: Path) -> Path | None:
@@ -171,7 +193,10 @@ def _control_fault(name: str, control: Artifact | None, here: Path, keyring: Key
     row = verify(bundle, keyring).row
     if row is None:
         return "its bundle does not verify"
-    alone = with_registration_caveat(artifact_from_verified(row), late=_late(control, here, keyring))
+    late, unshown = _late(control, here, keyring)
+    if unshown:
+        return unshown
+    alone = with_registration_caveat(artifact_from_verified(row), late=late)
     return "" if _follows(control, alone) else "it does not follow from its bundle"
 
 

@@ -32,6 +32,7 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing import archive
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog, check_log
+from glasshouse.publishing.secrets import holds_private_key
 from glasshouse.records.bundle import ENVELOPE, bundle_of, read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, parse_keyring
 from glasshouse.records.ledger import Leaf, Ledger, sign_checkpoint
@@ -46,7 +47,6 @@ SIGNERS = ("operator", "broker", "publisher")
 MAX_LEAVES = 4096  # of a journey's log: two a run, in minutes; checking a quarter million took 27 s
 
 _BUNDLED = re.compile(r"bundles/(?P<run>20\d{6}-\d{6}-[a-z2-7]{6})/(?P<file>.+)\Z")
-_SECRET = b"PRIVATE KEY-----"
 _BUDGET = re.compile(r"(?P<count>[1-9]\d{0,4})(?P<unit>[smh])\Z")
 
 
@@ -155,7 +155,8 @@ def open_journey(home: Path, *, seed: int, budget_sec: int, ledger: Ledger, oper
 def pack_journey(home: Path, runs: Sequence[Path], extra: Sequence[Path], out: Path) -> Packed:
     """Write one archive of all that a journey has signed so far, at most 16 MiB.
 
-    home: the journey's GLASSHOUSE_HOME; runs: folders of run folders; extra: files and folders. Right at
+    home: the journey's GLASSHOUSE_HOME; runs: folders of run folders; extra: files and folders; none
+    of its `keys`, and no file with a private key, is packed from there. Right at
     any moment: a run that goes on, or was cut, is left as an open plan of the log. What does not fit is left
     out, largest of `extra` first, and listed. Raises UsageError for a home that is no journey's.
     """
@@ -184,7 +185,7 @@ def pack_journey(home: Path, runs: Sequence[Path], extra: Sequence[Path], out: P
                 left[f"{BUNDLES}{run}"] = "its bundle is not among the runs given"
             else:
                 bundles[run] = files
-    found = _extra(extra, left)
+    found = _extra(extra, left, (home / "keys").resolve())
     return _write_fitting(out, fixed, bundles, found, left)
 
 
@@ -216,8 +217,12 @@ def _finished(run: str, leaf: Leaf, folders: Sequence[Path]) -> dict[str, bytes]
     return None
 
 
-def _extra(places: Sequence[Path], left: dict[str, str]) -> dict[str, bytes]:
-    """Further files by their name in the archive; what is no plain file, or holds a key, goes to `left`."""
+def _extra(places: Sequence[Path], left: dict[str, str], keys: Path) -> dict[str, bytes]:
+    """Further files by their name in the archive.
+
+    What is no plain file, lies in the folder `keys`, or holds a private key in a form that the secret scan
+    knows, goes to `left`.
+    """
     found: dict[str, bytes] = {}
     for path, name in _walk(places):
         named = f"{EXTRA}{name}"
@@ -226,9 +231,11 @@ def _extra(places: Sequence[Path], left: dict[str, str]) -> dict[str, bytes]:
             left[shown] = "its name cannot be packed, or is taken"
         elif path.is_symlink() or not path.is_file():
             left[shown] = "not a plain file"
+        elif path.resolve().is_relative_to(keys):
+            left[shown] = "it lies among the journey's keys"
         elif path.stat().st_size > archive.MAX_CONTENT_BYTES // 2:
             left[shown] = f"{path.stat().st_size} bytes"
-        elif _SECRET in (data := path.read_bytes()):
+        elif holds_private_key(data := path.read_bytes()):
             left[shown] = "it holds a private key"
         else:
             found[named] = data

@@ -30,6 +30,8 @@ from glasshouse.records.note import MAX_NOTE_BYTES
 MAX_LEAVES_BYTES = 128 << 20
 KEYS = "keyring.json"  # beside local logs: the keys of the machines that keep them
 
+GETTING_THERE_SEC = 600  # from the announcement to the borrowed machine, beyond the journey's budget
+
 _FOLDER = re.compile(r"[0-9a-f]{16}\Z")
 
 
@@ -85,11 +87,16 @@ class PublishedLogs:
     def opening(self, log: PublishedLog) -> Leaf | None:
         """The leaf that opened a journey's log: in the log it names, of the same journey, key and budget.
 
-        None where there is none, or where it is not older than the first plan.
+        None where there is none, or where it is not older than the first plan. A journey's log opens none.
         """
         said = log.journey
         home = None if said is None else self.of(str(said.body["openedIn"]))
-        if said is None or home is None or home is log or said.body["openSerial"] >= len(home.leaves):
+        if (
+            said is None
+            or home is None
+            or home.journey is not None
+            or said.body["openSerial"] >= len(home.leaves)
+        ):
             return None
         leaf = home.leaves[int(said.body["openSerial"])]
         same = all(leaf.body.get(name) == said.body[name] for name in ("journey", "seed", "budgetSec"))
@@ -99,10 +106,30 @@ class PublishedLogs:
             return None
         return leaf
 
+    def ended(self, log: PublishedLog) -> Leaf | None:
+        """The first leaf that ended a journey, in the log that opened it; None while it is away."""
+        opening = self.opening(log)
+        home = None if opening is None or log.journey is None else self.of(str(log.journey.body["openedIn"]))
+        if opening is None or home is None:
+            return None
+        ends = (leaf for leaf in home.leaves if leaf.kind == "journey-end")
+        return next((leaf for leaf in ends if leaf.body["openSerial"] == opening.serial), None)
+
     def late(self, row: str) -> bool:
-        """Whether a row stands in a journey's log that nothing announced before the first plan."""
+        """Whether a row's journey was not announced, or its plan does not belong to what was announced.
+
+        The plan must be entered within the budget from the announcement, with GETTING_THERE_SEC to spare,
+        and stand among the entries that the journey's log had when the journey was first ended.
+        """
         log = self.rows.get(row)
-        return log is not None and log.journey is not None and self.opening(log) is None
+        if log is None or log.journey is None:
+            return False
+        opening, ended = self.opening(log), self.ended(log)
+        if opening is None:
+            return True
+        plan = log.leaves[int(log.rows[row].body["planSerial"])]
+        until = opening.body["time"] + opening.body["budgetSec"] + GETTING_THERE_SEC
+        return bool(plan.body["time"] > until or (ended is not None and plan.serial >= ended.body["size"]))
 
     def withheld(self, shown: Collection[str]) -> tuple[Leaf, ...]:
         """Rows of all logs that are not among those shown."""

@@ -24,7 +24,13 @@ from glasshouse.errors import VerificationError
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 
 PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
-    ("private-key", re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|AGE-SECRET-KEY-1[0-9A-Z]{20,}")),
+    (
+        "private-key",
+        re.compile(
+            r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|AGE-SECRET-KEY-1[0-9A-Z]{20,}"
+            r"|glasshouse-xwing-seed-v1\s+[A-Za-z0-9_\-]{20,}"  # a KEM key on disk (sealing/grant.py)
+        ),
+    ),
     ("bearer-token", re.compile(r"\bBearer\s+[A-Za-z0-9._~+/\-]{12,}", re.IGNORECASE)),
     (
         "api-token",
@@ -99,6 +105,12 @@ def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[s
     return tuple(
         sorted({value for name, value in source.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8})
     )
+
+
+def holds_private_key(data: bytes) -> bool:
+    """Whether a private key in a form that the scan knows stands anywhere in a file."""
+    text = data.decode("latin-1")
+    return any(pattern.search(text) for code, pattern in PATTERNS if code == "private-key")
 
 
 def scan_file(name: str, data: bytes, *, known: Iterable[str] = ()) -> tuple[Finding, ...]:

@@ -106,8 +106,12 @@ def test_keys_are_trusted_for_what_came_back_and_no_further(
     code, _, err = call("publish", "--from", str(path))
     assert (code, err.count("\n")) == (2, 1)
     assert "conf/trust does not list for so many entries the keys of journey" in err
+    ended = away.journey.open_serial + 1
+    said = f"it ended as entry {ended}, and this adds 2 entries after its end, whose rows are registered-late"
+    assert said in err
     assert _files(root) == before
-    assert call("publish", "--from", str(path), "--trust", "two")[0] == 0
+    code, out, _ = call("publish", "--from", str(path), "--trust", "two")
+    assert (code, said in out) == (0, True)
     assert _bounds(ring, "one") == dict.fromkeys(bounds, 6)  # the first label stays
     for archive in (early, path):  # nor does an earlier archive take anything back
         code, out, _ = call("publish", "--from", str(archive), "--trust", "three", "--json")

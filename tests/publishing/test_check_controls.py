@@ -15,15 +15,20 @@ from glasshouse.commands.download import fetch_row
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.records.keys import public_bytes
+from glasshouse.records.ledger import log_key, sign_checkpoint
 from glasshouse.records.verify import VerifiedRow
 from tests.records.factory import Factory
 
 
 @pytest.fixture
 def site(
-    tmp_path: Path, make_run: Callable[..., tuple[Path, VerifiedRow]], abba: tuple[Path, VerifiedRow]
+    tmp_path: Path,
+    make_run: Callable[..., tuple[Path, VerifiedRow]],
+    abba: tuple[Path, VerifiedRow],
+    factory: Factory,
 ) -> dict[str, Path]:
-    """A row and its two controls, published without a ledger: the artifact of each by its control."""
+    """A row and its two controls, published with their log: the artifact of each by its control."""
     runs = [abba, *(make_run(order="abba", duration=40.0, control=kind) for kind in ("aa", "delay"))]
     alone = [artifact_from_verified(row) for _, row in runs]
     places = {}
@@ -34,6 +39,11 @@ def site(
         path.write_bytes(artifact_bytes(published))
         shutil.copytree(bundle, tmp_path / "research" / "bundles" / published.id)
         places[artifact.control] = path
+    log = tmp_path / "research" / "ledger" / log_key(public_bytes(factory.publisher))
+    log.mkdir(parents=True)
+    leaves = factory.ledger.leaves()
+    (log / "leaves.jsonl").write_bytes(b"".join(leaf.data + b"\n" for leaf in leaves))
+    (log / "checkpoint.txt").write_text(sign_checkpoint(leaves, factory.publisher))
     return places
 
 
@@ -96,6 +106,15 @@ def test_a_stray_control_without_evidence_changes_nothing(site: dict[str, Path],
     assert _failed(site["none"], factory) == {}
 
 
+def test_a_row_without_its_log_is_not_believed_to_be_in_time(
+    site: dict[str, Path], factory: Factory, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "research" / "ledger")
+    found = _failed(site["aa"], factory)
+    assert set(found) == {"registration-not-checked"}
+    assert "no log beside the row holds it" in found["registration-not-checked"]
+
+
 def test_a_row_that_is_fetched_comes_with_the_evidence_of_its_controls(
     site: dict[str, Path], factory: Factory, tmp_path: Path
 ) -> None:
@@ -114,7 +133,7 @@ def test_a_row_that_is_fetched_comes_with_the_evidence_of_its_controls(
             base = f"http://127.0.0.1:{server.server_port}/research/artifacts/"
             folder = tmp_path / "fetched"
             folder.mkdir()
-            path = fetch_row(f"{base}{site['none'].name}", folder)
+            path = fetch_row(f"{base}{site['none'].name}", folder, factory.keyring)
         finally:
             server.shutdown()
             thread.join()

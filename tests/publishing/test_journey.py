@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.commands.download import fetch_row
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.headline import headlines
 from glasshouse.paths import Workspace
 from glasshouse.publishing import archive
-from glasshouse.publishing.artifact import artifact_bytes
+from glasshouse.publishing.artifact import artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.journey import MAX_LEAVES, budget_seconds, open_journey, read_journey
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
+from glasshouse.publishing.logs import PublishedLogs
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published, publish_journey
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import ARTIFACTS, read_publication
-from glasshouse.records.keys import committed_keyring, listed_as, public_bytes
+from glasshouse.records import keys
+from glasshouse.records.keys import Keyring, committed_keyring, listed_as, public_bytes
 from glasshouse.records.ledger import Ledger, log_key, open_journeys, sign_checkpoint
+from tests.commands.kit import served
 from tests.publishing.conftest import Log
 from tests.publishing.journeys import Away, leave
 from tests.records.factory import Factory
@@ -136,6 +142,9 @@ def test_later_archives_go_on_where_the_first_ended(root: Path, log: Log, go: Le
     late, _ = away.pack(name="late.tar.gz")
     assert set(bring(late).rows) == {one, two}
     assert [leaf.body["size"] for leaf in log().leaves() if leaf.kind == "journey-end"] == [5, 7]
+    # The journey ended with the first: whoever kept its keys went on after that.
+    assert "registered-late" not in _late_row(root, one).caveats
+    assert "registered-late" in _late_row(root, two).caveats
     before = _files(root)
     assert bring(early).written == ()
     assert _files(root) == before
@@ -253,6 +262,88 @@ def test_a_log_cannot_announce_itself(go: Leave) -> None:
     assert own.append("journey", body | {"commitment": away.journey.commitment}) == 3
     away.run()
     assert codes_of(away.pack()[0]) == ("ledger-journey:3",)
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(540 + 590, False), (540 + 605, True)])
+def test_what_is_planned_after_the_budget_is_late(
+    seconds: int, late: bool, root: Path, go: Leave, bring: Bring
+) -> None:
+    away = go(seconds_later=60)
+    first = away.run()
+    away.factory.now = float(int(away.journey.opened_at) + seconds)
+    row = away.run()
+    assert bring(away.pack()[0]).opening is not None
+    assert "registered-late" not in _late_row(root, first).caveats
+    assert ("registered-late" in _late_row(root, row).caveats) == late
+    path = root / ARTIFACTS / f"{row}.json"
+    assert check_artifact(path, committed_keyring(Workspace.of_source(root).keyring))["ok"]
+
+
+def test_a_journeys_log_announces_no_other(go: Leave) -> None:
+    home, away = (read_journey(go().pack()[0]).log for _ in range(2))
+    said = away.leaves[0].body | {"openedIn": home.key, "openSerial": 1}
+    away = dataclasses.replace(
+        away, leaves=(dataclasses.replace(away.leaves[0], body=said), *away.leaves[1:])
+    )
+    body = {name: said[name] for name in ("journey", "seed", "budgetSec", "time")}
+    body |= {"commitment": away.signer.keyid, "serial": 1}
+    leaf = dataclasses.replace(home.leaves[1], kind="journey", body=body)
+    for first, opens in (("key", True), ("journey-log", False)):
+        leaves = (dataclasses.replace(home.leaves[0], kind=first), leaf, *home.leaves[2:])
+        logs = PublishedLogs((dataclasses.replace(home, leaves=leaves), away))
+        assert (logs.opening(away) is not None) == opens
+
+
+def test_the_caveat_cannot_be_cut_out_of_what_is_fetched(
+    root: Path, tmp_path: Path, go: Leave, bring: Bring
+) -> None:
+    away = go(seconds_later=-3600)
+    row = away.run()
+    bring(away.pack()[0])
+    ring = committed_keyring(Workspace.of_source(root).keyring)
+    path = root / ARTIFACTS / f"{row}.json"
+
+    def failed() -> dict[str, str]:
+        folder = tmp_path / "fetched"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        with served(root / "site") as address:
+            got = fetch_row(f"{address}/research/artifacts/{row}.json", folder, ring)
+        checks = check_artifact(got, ring)["checks"]
+        return {item["code"]: item["detail"] for item in checks if not item["ok"]}
+
+    publication = read_publication(Workspace.of_source(root))
+    inclusion = publication.logs.inclusion(row, artifact_sha256(_late_row(root, row)))
+    assert inclusion is not None
+    (root / "site/research/inclusion").mkdir()
+    (root / "site/research/inclusion" / path.name).write_bytes(inclusion)
+    assert failed() == {}
+    kept = tuple(code for code in _late_row(root, row).caveats if code != "registered-late")
+    artifact = parse_artifact(path.read_bytes(), name=path.name)
+    path.write_bytes(artifact_bytes(artifact.model_copy(update={"caveats": kept})))
+    assert set(failed()) == {"artifact-recomputed"}
+    ledger = root / "site" / "research" / "ledger"
+    shutil.move(ledger / away.journey.opened_in, tmp_path / "kept")
+    assert set(failed()) == {"registration-not-checked"}
+    assert f"log {away.journey.opened_in} must have announced" in failed()["registration-not-checked"]
+    assert "is not beside the row" in failed()["registration-not-checked"]
+    shutil.rmtree(ledger)
+    assert set(failed()) == {"registration-not-checked"}
+
+
+def test_a_keyring_without_the_announcing_key_is_told_which_is_missing(
+    root: Path, go: Leave, bring: Bring
+) -> None:
+    away = go()
+    row = away.run()
+    bring(away.pack()[0])
+    every = committed_keyring(Workspace.of_source(root).keyring).entries
+    ring = Keyring(tuple(entry for entry in every if entry.label.startswith("borrowed")))
+    entry = check_artifact(root / ARTIFACTS / f"{row}.json", ring)
+    (failed,) = [item for item in entry["checks"] if not item["ok"]]
+    assert failed["code"] == "registration-not-checked"
+    assert f"log {away.journey.opened_in} must have announced the row's journey" in failed["detail"]
+    assert "a key that the keyring does not list" in failed["detail"]
 
 
 STATEMENTS: list[tuple[str, dict[str, Any]]] = [
@@ -498,6 +589,32 @@ def test_further_files_go_along_and_private_ones_stay(sent: Away, tmp_path: Path
     assert (returned.extra, returned.left_out) == (packed.extra, packed.left_out)
     packed_bytes = b"".join(archive.read_archive(path.read_bytes()).values())
     assert b"PRIVATE KEY" not in packed_bytes
+
+
+def test_no_key_of_the_home_is_packed_and_none_that_was_copied_from_it(
+    sent: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("GLASSHOUSE_HOME", str(sent.home))
+        keys.owner_key()
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    private = [path for path in (sent.home / "keys").iterdir() if path.suffix in (".pem", ".xwing")]
+    assert {path.name for path in private} >= {"owner.xwing", "publisher.ed25519.pem"}
+    for path in private:
+        (copied / f"{path.name}.txt").write_bytes(b"\xff before\n" + path.read_bytes())
+    (tmp_path / "linked").symlink_to(sent.home)
+    found = archive.read_archive(sent.pack(sent.home, copied, tmp_path / "linked" / "keys")[0].read_bytes())
+    extra = sorted(name for name in found if name.startswith("extra/"))
+    assert extra
+    assert not [name for name in extra if "keys/" in name or "pem" in name or "xwing" in name]
+    packed = b"".join(found.values())
+    for path in private:
+        assert path.read_bytes().split()[-1] not in packed
+        assert path.read_bytes().splitlines()[min(1, len(path.read_bytes().splitlines()) - 1)] not in packed
+    left = dict(sent.pack(sent.home, copied)[1].left_out)
+    assert left["extra/keys/owner.xwing"] == "it lies among the journey's keys"
+    assert left["extra/owner.xwing.txt"] == "it holds a private key"
 
 
 def test_what_does_not_fit_is_left_out_and_the_log_always_fits(
