@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +11,23 @@ from glasshouse.paths import PACKAGE_DATA, Workspace
 
 COMMIT_FILE = "commit"
 UNKNOWN = "unknown"
-PARTS = ("glasshouse", "conf", "templates", "site")  # what makes the program; a file more there is a change
+# What makes the program, or its wheel; a file more there is a change, also one that git is told to ignore.
+PARTS = (
+    "glasshouse",
+    "conf",
+    "templates",
+    "site",
+    *("mkdocs.yml", "setup.py", "pyproject.toml", "MANIFEST.in"),
+)
+_STATUS = (
+    "status",
+    "--porcelain",
+    "--ignored",
+    "--untracked-files=all",
+    "--",
+    *PARTS,
+    ":(exclude,glob)**/__pycache__/**",
+)
 _COMMIT = re.compile(r"[0-9a-f]{40,64}(?: with changes)?\Z")
 
 
@@ -32,7 +49,7 @@ def of_tree(root: Path) -> str:
         if not (root / ".git").exists():
             return UNKNOWN
         name = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--", *PARTS)
+        changed = _git(root, *_STATUS)
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN
     found = f"{name} with changes" if changed else name
@@ -40,7 +57,14 @@ def of_tree(root: Path) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
+    # A GIT_DIR or GIT_INDEX_FILE, as git hooks set them, would have it answer for another tree.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=30
+        ["git", "-C", str(root), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        env=environment,
     )
     return done.stdout.strip()

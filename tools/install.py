@@ -4,13 +4,13 @@
     TORCH=VERSION|FILE.whl|URL   another torch than the one that fits this machine
     TORCH_INDEX=URL              the folder of PyTorch's own indexes (cpu, cu126, ...); the Makefile gives it
 
-Every file but torch's CPU builds is held to a hash of locks/. Standard library only, and it starts under any
-Python 3, so that it can say what is missing. Exit codes: 2 something is missing here, 3 the index failed us.
+Every file is held to a hash of locks/, torch's apart: of its builds, those whose hash is listed there are,
+and for others pip has the index's own hash. Standard library only, and it starts under any Python 3, so that
+it can say what is missing. Exit codes: 2 something is missing here, 3 the index failed us.
 """
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -41,8 +41,11 @@ def main() -> int:
 def missing_programs() -> str:
     """One line on what this machine lacks, with Debian's command; empty when nothing is missing."""
     packages, lacks = [], []
-    check = "import ensurepip, venv"
-    if subprocess.run([sys.executable, "-c", check], check=False, capture_output=True).returncode != 0:
+    # Asked of this process: one that is started with -c would look in the current folder first.
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
         packages.append("python3-venv")
         lacks.append("venv with ensurepip for " + sys.executable)
     for program in ("git", "make"):

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lockfile import CPU, LOCK, Entry, chosen, read
-from pip_run import Failed, Pip
+from pip_run import Failed, Pip, module
+from pip_run import environment as pip_environment
 from torch_build import Choice, Mistake, choose, driver_cuda, pinned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ def install(environment: Path, groups: Sequence[str], wanted: str, index: str) -
     python = environment / "bin" / "python"
     if not python.exists() or not any(environment.glob("lib/*/site-packages/pip")):
         done = subprocess.run(
-            [sys.executable, "-m", "venv", str(environment)], capture_output=True, text=True, check=False
+            [*module(sys.executable, "venv"), str(environment)], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             lines = (done.stdout + done.stderr).strip().splitlines()[-3:]
@@ -93,8 +94,8 @@ def _listed(pip: Pip, path: Path, entries: Iterable[Entry], what: str, words: Se
 def _agreed(pip: Pip) -> None:
     """Everything that a package asks for is there: what was left out of a list shows here, not in a run."""
     done = subprocess.run(
-        [str(pip.python), "-m", "pip", "check", "--disable-pip-version-check"],
-        capture_output=True, text=True, check=False,
+        [*module(pip.python, "pip"), "check", "--disable-pip-version-check"],
+        capture_output=True, text=True, check=False, env=pip_environment(),
     )  # fmt: skip
     if done.returncode != 0:
         raise Failed(

@@ -101,7 +101,7 @@ def _wheels(folder: Path, python: str, platforms: Sequence[str]) -> list[Path]:
     with tempfile.TemporaryDirectory() as place:
         pins = Path(place) / "pins.txt"
         pins.write_text("\n".join(_pins()) + "\n", encoding="utf-8")
-        pip = [sys.executable, "-m", "pip"]
+        pip = [sys.executable, "-I", "-m", "pip"]
         built = next((pin for pin in _pins() if pin.startswith(f"{BUILT}==")), BUILT)
         _done([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), built], "wheels")
         target = ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:"]

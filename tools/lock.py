@@ -71,10 +71,11 @@ def solver() -> Path:
     uv = folder / "bin" / "uv"
     if not uv.exists():
         subprocess.run(
-            [sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True
+            [sys.executable, "-I", "-m", "venv", str(folder)], check=True, capture_output=True, text=True
         )
         pip = [
             str(folder / "bin" / "python"),
+            "-I",
             "-m",
             "pip",
             "install",

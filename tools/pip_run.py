@@ -64,12 +64,12 @@ class Pip:
 
         `index` replaces the index that pip is configured for.
         """
-        command = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+        command = [*module(self.python, "pip"), "install", "--disable-pip-version-check", "--no-input",
                    "--no-compile", "--progress-bar", "off", *words]  # fmt: skip
         said: list[str] = []
         show = _Progress(what, count, self.terminal)
         with self.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ pip {' '.join(command[3:])}\n")
+            log.write(f"$ pip {' '.join(command[4:])}\n")
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 text=True, errors="replace", env=environment(index),
@@ -90,7 +90,7 @@ class Pip:
         """
         # One retry: without one, pip says nothing of a connection that fails. Its limit is for each address
         # of a host, ours is for the whole question.
-        command = [str(self.python), "-m", "pip", "index", "versions",
+        command = [*module(self.python, "pip"), "index", "versions",
                    "--disable-pip-version-check", "--no-input",
                    "--retries", "1",
                    "--timeout", str(max(1, int(seconds / 2) - 1)), name]  # fmt: skip
@@ -102,9 +102,14 @@ class Pip:
         except subprocess.TimeoutExpired:
             return set(), False
         with self.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ pip {' '.join(command[3:])}\n{done.stdout}{done.stderr}")
+            log.write(f"$ pip {' '.join(command[4:])}\n{done.stdout}{done.stderr}")
         found = re.search(r"^Available versions: (.*)$", done.stdout, re.MULTILINE)
         return set(found[1].split(", ")) if found else set(), UNREACHABLE.search(done.stderr) is None
+
+
+def module(python: Path | str, name: str) -> list[str]:
+    """The words that run a module of Python's own, and none of the same name in the current folder."""
+    return [str(python), "-I", "-m", name]
 
 
 def environment(index: str = "") -> dict[str, str]:

@@ -117,7 +117,11 @@ def _labelled(version: str, label: str, index: str, where: str) -> Choice:
 
 
 def _from_index(url: str) -> Choice:
-    if urlsplit(url).scheme not in {"http", "https", "file"}:
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise _mistake(url) from error
+    if scheme not in {"http", "https", "file"}:
         raise _mistake(url)
     return Choice(
         f"torch from {_public(url)}",
@@ -173,7 +177,11 @@ def _applies(marker: str) -> bool:
 
 def _public(url: str) -> str:
     """The address without a name and password in it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address: by hand, since a password can stand in it all the same
+        head, mark, rest = url.rpartition("@")
+        return f"{head.partition('://')[0]}://{rest}" if mark else url
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

@@ -25,6 +25,7 @@ def difference(overrides: Sequence[str], ref: str, *, sweep: bool, conf: Path) -
     Cells are matched by their overrides. Raises UsageError for a revision git does not know and for
     overrides that do not resolve here; that they do not resolve at `ref` is part of the difference.
     """
+    conf = conf.resolve()  # `--conf .` has no name to ask git for
     with tempfile.TemporaryDirectory(prefix="glasshouse-conf-") as folder:
         _checkout(conf, ref, Path(folder))
         now = _cells(overrides, sweep, conf)

@@ -100,6 +100,17 @@ def test_plan_against_a_revision_without_the_choice_says_so(call: Call) -> None:
     assert "### `gpu=b200`: added" in out
 
 
+def test_plan_against_a_revision_from_inside_conf(
+    call: Call, edited_conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(edited_conf / "conf")
+    conf = Workspace.of_source(edited_conf, Path())
+    monkeypatch.setattr(Workspace, "find", lambda _conf=None: conf)
+    code, out, err = call("plan", "gpu=h100", "--conf", ".", "--against", "HEAD")
+    assert (code, err) == (0, "")
+    assert "| `gpu.max_usd_per_hour.runpod` | `3.5` | `7.0` |" in out
+
+
 def test_plan_against_a_revision_reads_ordinary_files_only(call: Call, edited_conf: Path) -> None:
     git = ["git", "-C", str(edited_conf), "-c", "user.name=t", "-c", "user.email=t@example"]
     (edited_conf / "conf" / "gpu" / "elsewhere.yaml").symlink_to("/etc/passwd")

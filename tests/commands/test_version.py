@@ -46,7 +46,7 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_commit_of_a_source_tree_is_gits(tmp_path: Path) -> None:
+def test_the_commit_of_a_source_tree_is_gits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert origin.of_tree(tmp_path) == "unknown"
     git(tmp_path, "init", "-q")
     assert origin.of_tree(tmp_path) == "unknown"  # no commit yet
@@ -63,6 +63,26 @@ def test_the_commit_of_a_source_tree_is_gits(tmp_path: Path) -> None:
     (tmp_path / "conf" / "file").write_text("1")
     (tmp_path / "conf" / "another").touch()
     assert origin.of_tree(tmp_path) == f"{name} with changes"
+    (tmp_path / "conf" / "another").unlink()
+    (tmp_path / "conf" / "__pycache__").mkdir()
+    (tmp_path / "conf" / "__pycache__" / "x.pyc").touch()
+    (tmp_path / ".git" / "info" / "exclude").write_text("build/\n__pycache__/\n*.pem\n")
+    assert origin.of_tree(tmp_path) == name
+    for path in ("conf/build/more", "conf/x.pem", "setup.py", "mkdocs.yml", "pyproject.toml", "MANIFEST.in"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+        assert origin.of_tree(tmp_path) == f"{name} with changes", path
+        (tmp_path / path).unlink()
+    # What git hooks leave in the environment names another tree.
+    (tmp_path / "conf" / "file").write_text("2")
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    git(other, "commit", "-q", "--allow-empty", "-m", "other")
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_DIR", str(other / ".git"))
+        patch.setenv("GIT_WORK_TREE", str(other))
+        assert origin.of_tree(tmp_path) == f"{name} with changes"
     # A folder inside somebody's repository says nothing about that repository.
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def test_what_debian_lacks_is_one_line_with_its_command(project: Project, tmp_pa
     assert "apt install git" in project.install(PATH=str(without)).stderr
 
 
+def test_no_code_of_the_current_folder_is_run(project: Project, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    for name in ("pip", "venv", "ensurepip"):
+        (project.folder / name).mkdir()
+        for file in ("__init__", "__main__"):
+            (project.folder / name / f"{file}.py").write_text(f"open({str(seen)!r}, 'a').write({name!r})\n")
+    done = project.install("site")
+    assert not seen.exists(), seen.read_text()
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(project.folder / ".venv")
+    done = project.install()  # with an environment to make
+    assert not seen.exists(), seen.read_text()
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_old_python_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +96,8 @@ def test_an_old_python_is_refused_by_name(
     [
         (["nonsense"], "", ["group=nonsense", "give any of base site train"]),
         (["train"], "newest", ["TORCH=newest", "a version"]),
+        (["train"], "http://[x", ["TORCH=http://[x", "an index's address"]),
+        (["train"], "http://me:secret@[x", ["TORCH=http://[x", "an index's address"]),
         (["train"], "/no/torch-2.13.0.whl", ["TORCH=/no/torch-2.13.0.whl", "a wheel's file"]),
         (["train"], "ftp://me:secret@there/simple", ["TORCH=ftp://there/simple", "an index's address"]),
     ],
