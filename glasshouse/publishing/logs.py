@@ -195,7 +195,7 @@ def read_logs(
         if path.name in beside and path.is_file():
             continue
         if _FOLDER.match(path.name) is None or path.is_symlink() or not path.is_dir():
-            failures.append(f"ledger-stray:{path.name}")
+            failures.append(f"ledger-stray:{ascii(path.name)[1:-1]}")
             continue
         log = _read_log(path, keyring, failures)
         logs += [log] if log is not None else []
@@ -206,7 +206,7 @@ def read_logs(
 
 def _read_log(folder: Path, keyring: Keyring, failures: list[str]) -> PublishedLog | None:
     stray = sorted({path.name for path in folder.iterdir()} - {LEAVES, CHECKPOINT})
-    failures += [f"ledger-stray:{folder.name}/{name}" for name in stray]
+    failures += [f"ledger-stray:{folder.name}/{ascii(name)[1:-1]}" for name in stray]
     try:
         leaves = host.read_regular(folder / LEAVES, MAX_LEAVES_BYTES)
         note = host.read_regular(folder / CHECKPOINT, MAX_NOTE_BYTES).decode("utf-8")

@@ -163,7 +163,7 @@ def _local_bundles(
             failures.append(f"overlay-folder:{OVERLAY_BUNDLES / item}")
         elif (folder / item).is_dir():
             found = read_bundle(folder / item)
-            failures += [f"{code}:{item}" for code, _ in found.faults]
+            failures += sorted({f"{code}:{item}" for code, _ in found.faults})
             bundles[item] = tuple(sorted(found.files))
     return bundles
 
@@ -190,7 +190,7 @@ def _read_artifacts(folder: Path, failures: list[str]) -> dict[str, Artifact]:
         try:
             artifact = read_artifact(path)
         except VerificationError as error:
-            failures += [f"{code}:{path.name}" for code in error.codes]
+            failures += [f"{code}:{ascii(path.name)[1:-1]}" for code in error.codes]
             continue
         if artifact.id != path.stem:
             failures.append(f"id-is-not-file-name:{path.name}")

@@ -50,6 +50,11 @@ def test_a_file_that_no_bundle_has_is_refused(root: Path, overlay: Path, pair: B
     assert refused(root) == (f"file-unlisted:{pair[1].id}",)
 
 
+def test_a_name_in_it_cannot_write_to_the_terminal(root: Path, overlay: Path) -> None:
+    (overlay / "\x1b[2Jx.json").write_text("{}")
+    assert "\x1b" not in "".join(refused(root))
+
+
 @pytest.mark.parametrize("name", ["", "artifacts", "artifacts/bundles", "artifacts/ledger", "row"])
 def test_a_folder_that_is_a_link_is_refused(
     root: Path, overlay: Path, pair: Bundle, name: str, tmp_path_factory: pytest.TempPathFactory
