@@ -38,12 +38,14 @@ endif
 $(VENV)/.base: pyproject.toml $(LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) (PYTHON=$(PYTHON)): on Debian, apt install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) $(INSTALL) run site train
+	@echo "  compiling what was installed"
 	@$(COMPILE)
 	@printf '%s\n' "$$TORCH" > $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	@$(PYTHON) $(INSTALL) dev
+	@echo "  compiling what was installed"
 	@$(COMPILE)
 	@touch $@
 

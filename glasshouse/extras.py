@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from glasshouse.errors import UsageError
 from glasshouse.paths import DISTRIBUTION, Workspace
 
+# What the base install brings.
+BASE = frozenset({"hydra", "omegaconf", "pydantic", "cryptography", "jwt", "httpx"})
 # By extra: module -> what people call it. pyproject.toml says which versions.
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "run": {
@@ -71,15 +74,23 @@ def lacking(error: ModuleNotFoundError) -> UsageError | None:
                     value=extra,
                     remedy=f"install it with {install_line(extra)}",
                 )
+    if module.partition(".")[0] in BASE:
+        return UsageError(
+            "Glasshouse is not installed for this Python",
+            field="python",
+            value=sys.executable,
+            remedy=f"use the one that has it (after make: .venv/bin/python), or {install_line('')}",
+        )
     return None
 
 
 def install_line(extra: str) -> str:
     """A command to copy that adds the extra to this installation, from where this came (PEP 610)."""
-    wanted = f"{DISTRIBUTION}[{extra}]"
+    chosen = f"[{extra}]" if extra else ""
+    wanted = f"{DISTRIBUTION}{chosen}"
     workspace = Workspace.find()
     if workspace.source:
-        return f"pip install -e {shlex.quote(f'{workspace.root}[{extra}]')}"
+        return f"pip install -e {shlex.quote(f'{workspace.root}{chosen}')}"
     origin = _origin()
     url, repository = origin.get("url"), origin.get("vcs_info")
     if not isinstance(url, str):

@@ -27,28 +27,44 @@ def main() -> int:
     began = time.monotonic()
     say(f"$ python -m glasshouse {' '.join(words_of_run)}")
     command = [BIN / "python", "-m", "glasshouse", *words_of_run]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    code, stopped = finished(command)
+    if stopped:
+        return code or 1
     runs = sorted(set((ROOT / "runs").glob("2*")) - before)
     if not runs:
         return code or 1
     names = [str(run.relative_to(ROOT)) for run in runs]
     for words in (["verify", *names], ["publish", "--local", *names]):
         say(f"$ glasshouse {' '.join(words)}")
-        step = subprocess.run([BIN / "python", "-m", "glasshouse", *words], cwd=ROOT, check=False)
-        if step.returncode:
-            return step.returncode
+        step, stopped = finished([BIN / "python", "-m", "glasshouse", *words])
+        if step or stopped:
+            return step or 1
     say("$ mkdocs build --strict")
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # a banner about a version that we do not use
     build = [BIN / "mkdocs", "build", "--strict", "--quiet"]
-    step = subprocess.run(build, cwd=ROOT, env=quiet, check=False)
-    if step.returncode:
-        return step.returncode
+    step, stopped = finished(build, quiet)
+    if step or stopped:
+        return step or 1
     say(f"\nDone in {time.monotonic() - began:.0f} s.")
     say(f"  the site, with your two rows labelled {label}:  build/site/index.html")
     say("  to browse it:  python3 -m http.server -d build/site, then http://127.0.0.1:8000")
     for name in names:
         say(f"  evidence:  {name}/bundle   one line a check:  .venv/bin/glasshouse verify {name}")
     return code
+
+
+def finished(command: list[str | Path], env: dict[str, str] | None = None) -> tuple[int, bool]:
+    """Run a step to its own end: (exit code, whether Ctrl-C was pressed meanwhile).
+
+    Ctrl-C reaches the step as well, which releases what it holds and records it; run() would kill it.
+    """
+    stopped = False
+    process = subprocess.Popen(command, cwd=ROOT, env=env)
+    while True:
+        try:
+            return process.wait(), stopped
+        except KeyboardInterrupt:
+            stopped = True
 
 
 def say(text: str) -> None:

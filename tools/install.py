@@ -63,4 +63,8 @@ def _stop(line: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command begins again\n")
+        sys.exit(130)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LACKS = "workload-lacks-"  # and the part of a session that is missing
+
 FAILURE_TEXTS: dict[str, str] = {
     "interrupted": "The operator stopped the run; what had been rented was still given back and recorded.",
     "controller-killed": "The controlling process died; the reaper gave the machine back.",
@@ -38,6 +40,24 @@ FAILURE_TEXTS: dict[str, str] = {
     "start-failed": "The leg's process did not start.",
     "start-unknown": "The connection died while a leg was launched.",
     "runtime-not-started": "The runtime did not start on the machine.",
+    "attestation-refused": "The key broker did not accept the launch's evidence, so no key was released.",
+    "landlock-missing": "The policy asks for Landlock, and the machine's kernel has none.",
+    "landlock-ineffective": "Landlock was set up and did not confine the training process.",
+    "trainer-not-hardened": "The training process could not be hardened as the policy asks.",
+    "workload-not-callable": "The workload's entry names nothing that can be called.",
+    "workload-error": "The workload raised an error; its log is sealed for its owner.",
+    "process-died": "A process of the leg ended before it had done its part.",
+    "process-stuck": "A process of the leg did not end when it was told to.",
+    "rank-failed": "One of the leg's processes, one a GPU, did not end well.",
+    "runtime-timeout": "A process of the leg did not answer in time.",
+    "runtime-os-error": "The machine's system refused what the leg needs: memory, disk or a descriptor.",
+    "terminated": "The leg was told to end from outside.",
+    "sealing-failed": "The outputs could not be sealed for their owner.",
+    "outputs-altered": "The outputs on the machine's disk were not those that had been sealed.",
+    "raw-files-incomplete": "The raw leg's files did not arrive whole.",
+    "too-many-events": "The leg reported without end.",
+    "event-too-large": "The leg reported something larger than an event may be.",
+    "message-too-large": "A process of the leg said more at once than a message may hold.",
     "runtime-error": "The leg met a fault that has no code of its own.",
     "leg-failed": "The legs met a fault that has no code of its own.",
     "attest-failed": "The exchange with the key broker did not complete.",

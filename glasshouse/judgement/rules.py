@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from glasshouse.judgement.facts import RunFacts, SlotFacts
-from glasshouse.judgement.reasons import FAILURE_TEXTS
+from glasshouse.judgement.reasons import FAILURE_TEXTS, LACKS
 from glasshouse.judgement.vacuous import (
     asks_gpu,
     no_gpu_seen,
@@ -90,6 +90,8 @@ def reason_text(code: str) -> str:
     for rule in RULES:
         if rule.code == code:
             return f"Not met: {rule.text}"
+    if code.startswith(LACKS):
+        return f"The workload's session has no {code.removeprefix(LACKS).replace('-', '_')}."
     return FAILURE_TEXTS.get(code, "A phase of the run ended with this code.")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import glasshouse
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
 from glasshouse.judgement.reasons import FAILURE_TEXTS
@@ -332,3 +335,17 @@ def test_a_result_that_went_missing_is_no_result() -> None:
     odd = launch(slot(base, 0), code="result-malformed", result=None)
     assert codes(with_launches(base, 0, odd)) == {"raw-incomplete", "result-malformed"}
     assert result(slot(base, 0)).per_sec == 1000.0
+
+
+def test_every_code_that_a_leg_or_a_run_can_end_with_has_words() -> None:
+    """Read from the source: `code="..."` of errors, and the phases of a run."""
+    package = Path(glasshouse.__file__).parent
+    places = [*package.glob("run.py"), *(path for part in ("runtime", "lifecycle", "remote", "providers")
+              for path in (package / part).rglob("*.py") if "fakes" not in path.parts)]  # fmt: skip
+    code = re.compile(
+        r"""(?:\bcode=|\.code = |\.phase = |\bfail\(|outcome\["code"\] = )"([a-z][a-z0-9-]+)\""""
+    )
+    raised = {found for path in places for found in code.findall(path.read_text("utf-8"))}
+    assert len(raised) > 30
+    raised -= {"complete"}  # a leg that ended well
+    assert {name for name in raised if reason_text(name).startswith("A phase of the run")} == set()
