@@ -230,8 +230,8 @@ def main(argv: list[str]) -> int:
         # publishing/logs.py: GETTING_THERE_SEC
         if (spare := plan["openedAt"] + plan["budgetSec"] + 600 - time.time()) < args.budget:
             journey.say(
-                f"warning: {max(spare, 0):.0f} s are left of the kit's time and {args.budget:.0f} s were asked "
-                "for, so what is planned last comes out registered-late"
+                f"warning: {max(spare, 0):.0f} s are left of the kit's time and {args.budget:.0f} s were "
+                "asked for, so what is planned last comes out registered-late"
             )
     journey.say(f"journey {plan['journey'] if plan else 'without a kit'}: {brought}")
     try:
