@@ -227,6 +227,12 @@ def main(argv: list[str]) -> int:
             journey.say(
                 f"warning: this clock is {behind:.0f} s behind the kit's, so rows come out registered-late"
             )
+        # publishing/logs.py: GETTING_THERE_SEC
+        if (spare := plan["openedAt"] + plan["budgetSec"] + 600 - time.time()) < args.budget:
+            journey.say(
+                f"warning: {max(spare, 0):.0f} s are left of the kit's time and {args.budget:.0f} s were "
+                "asked for, so what is planned last comes out registered-late"
+            )
     journey.say(f"journey {plan['journey'] if plan else 'without a kit'}: {brought}")
     try:
         measure(journey, args)

@@ -5,10 +5,10 @@
   glasshouse verify site/research/artifacts/ROW.json
   glasshouse verify https://example.org/research/artifacts/ROW.json
 
-PATH is a run folder, a bundle folder or a published row; a URL is fetched with its bundle first. A PATH that
-cannot be read is named on stderr and the others are verified; the exit code is then 2 or 3. Keys come from
---keys or from conf/trust and this machine, never from what is verified. A signature shows that a row is
-unchanged, not that it is true. Of a reported row only schema, arithmetic and its entry in a published
+PATH is a run folder, a bundle folder or a published row; a URL is fetched first, with its bundle and logs. A
+PATH that cannot be read is named on stderr and the others are verified; the exit code is then 2 or 3. Keys
+come from --keys or from conf/trust and this machine, never from what is verified. A signature shows that a
+row is unchanged, not that it is true. Of a reported row only schema, arithmetic and its entry in a published
 ledger can be checked, and it says so.
 """
 
