@@ -74,7 +74,7 @@ def lacking(error: ModuleNotFoundError) -> UsageError | None:
                     value=extra,
                     remedy=f"install it with {install_line(extra)}",
                 )
-    if module.partition(".")[0] in BASE:
+    if module in BASE:
         return UsageError(
             "Glasshouse is not installed for this Python",
             field="python",
