@@ -18,7 +18,7 @@ from tests.records.factory import Factory, Leg, make_spec
 from .conftest import Browse
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("glasshouse", "conf", "site", "templates", "mkdocs.yml")
+COPIED = ("pyproject.toml", "glasshouse", "conf", "site", "templates", "mkdocs.yml")
 
 # Presses the button and returns every line it wrote.
 PRESS = """
