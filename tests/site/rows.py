@@ -18,7 +18,7 @@ from tests.records.factory import Factory, Leg, make_spec
 from .conftest import Browse
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("pyproject.toml", "glasshouse", "conf", "site", "templates", "mkdocs.yml")
+COPIED = ("glasshouse", "conf", "site", "templates", "mkdocs.yml", "pyproject.toml")
 
 # Presses the button and returns every line it wrote.
 PRESS = """
