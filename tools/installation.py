@@ -53,7 +53,7 @@ def _install(pip: Pip, locked: Sequence[Entry], groups: Sequence[str], wanted: s
     folder = pip.log.parent
     builders = [entry for entry in locked if "build" in entry.groups.split()]
     _listed(pip, folder / "build.txt", builders, "what builds", [])
-    # No isolation, so that nothing comes in but what is locked; a wheel first, which an old pip makes only when told.
+    # No isolation, so that nothing comes in but what is locked; a wheel first, which an old pip must be told.
     built = ["--no-build-isolation", "--use-pep517", "--only-binary", ":all:", "--no-binary", ONLY_SOURCE]
     _listed(pip, folder / "locked.txt", chosen(locked, groups), "packages", built)
     if "train" in groups and (wanted or not _has_torch(pip, pinned(CPU))):
