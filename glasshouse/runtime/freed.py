@@ -51,7 +51,7 @@ MAX_THREADS = 1024
 TRACE_SIZES = 2 * (3 << 10, 30 << 10, 120 << 10)
 
 # malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_TEST, _M_ARENA_MAX = -1, -3, -7, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_PERTURB, _M_ARENA_TEST, _M_ARENA_MAX = -1, -3, -6, -7, -8
 _STRETCH = 26  # log2 of glibc's HEAP_MAX_SIZE: no two arenas lie in one aligned stretch of that size
 
 # Called with the interpreter's lock held: a block takes less time than handing the lock over and back.
@@ -79,11 +79,22 @@ def keep_arenas_within_reach() -> None:
     _mallopt((_M_ARENA_TEST, 0x7FFFFFFF))
 
 
+def fill_what_is_allocated() -> None:
+    """Have glibc fill each block that it gives out from now on, and each that it gets back.
+
+    A block that is in use is nobody's to overwrite, and may hold what lay there before: its owner need not
+    have written all of it. So nothing may come to lie unfilled on data that is to be gone. Call it once
+    the work is done: every large allocation is written a second time.
+    """
+    _mallopt((_M_PERTURB, 0xA5))
+
+
 def wipe() -> None:
     """Overwrite what this process has freed, as the module says. Takes hundredths of a second.
 
     Call it when the work is done: threads that start afterwards share what arenas there are.
     """
+    fill_what_is_allocated()
     release_math_buffers()
     # Small thresholds, or what it takes to exhaust each size would stay mapped, for the search to read.
     _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, THRESHOLD), (_M_TRIM_THRESHOLD, THRESHOLD))

@@ -196,6 +196,7 @@ def _zeroize(session: Session, outputs: Mapping[str, Any], package: OpenedPackag
     if traces := freed.leave_traces(NEEDLE_BYTES):
         channel.send("needle", {"class": "freed-memory", "where": "heap"}, raw=traces)
         overwrite(traces)
+    freed.fill_what_is_allocated()
     channel.send("needles-done")
     _await(channel, "wipe")
     others = session.end_ranks() if isinstance(session, RankedSession) else None

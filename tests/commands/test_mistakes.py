@@ -80,7 +80,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(
     assert f"pip install -e '{ROOT}[postgres]'" in err
 
 
-@pytest.mark.parametrize("words", [["keys"], ["duration=2"]])
+@pytest.mark.parametrize("words", [["keys"], pytest.param(["duration=2"], marks=pytest.mark.train)])
 def test_a_home_that_cannot_be_made_is_named(
     words: list[str], call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
@@ -93,6 +93,7 @@ def test_a_home_that_cannot_be_made_is_named(
     assert [path.name for path in elsewhere.iterdir()] == ["file"]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("port", ["http://127.0.0.1:80", "0", "65536", "²"])
 def test_a_broker_that_is_no_port_is_refused_before_anything_exists(
     port: str, call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path

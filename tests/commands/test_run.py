@@ -12,6 +12,7 @@ from glasshouse.commands import run
 from tests.commands.kit import ROOT, Call
 
 
+@pytest.mark.train
 def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
@@ -36,6 +37,7 @@ def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pyte
     assert seen[1][2] is True
 
 
+@pytest.mark.train
 def test_other_launchers_run_each_cell(call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launched: list[Any] = []
@@ -53,6 +55,7 @@ def test_other_launchers_run_each_cell(call: Call, monkeypatch: pytest.MonkeyPat
     assert "hydra/launcher=joblib" in err
 
 
+@pytest.mark.train
 def test_a_sweep_over_nothing_says_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(story, "run_sweep", lambda *_, **__: 0)
     assert "a sweep of one cell" in call("-m", "repeat=1")[2]

@@ -76,7 +76,8 @@ def test_a_mac_rents_a_sweep_and_does_what_comes_after(laptop: Laptop, tmp_path:
     platform, *_ = found["findings"]
     assert (platform["what"], platform["state"]) == ("platform", "limited")
     assert platform["detail"] == "darwin: provider=local needs Linux"
-    cells = ["-m", "gpu=h100,pro6000", *TINY, "duration=1"]
+    # Fixed work: beside other tests a unit of a busy moment takes a stretch of a second out of any tolerance.
+    cells = ["-m", "gpu=h100,pro6000", *TINY, "duration=null", "steps=400"]
     planned = json.loads(laptop.does("plan", "--json", *cells))
     records = json.loads(laptop.does("run", "--json", "--out", str(laptop.runs), *cells))["runs"]
     assert [record["status"] for record in records] == ["verified", "verified"]
