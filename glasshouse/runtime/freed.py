@@ -142,19 +142,19 @@ def leave_traces(size: int) -> bytearray | None:
     """
     # The first time, what only has to be there once for such calls is allocated, and kept; the second time
     # nothing of it comes to lie where the bytes are.
-    _leave(bytearray(size))
+    _leave(bytearray(size), (THREAD_CACHED + size,))
     sample = bytearray(size)
     with Path("/dev/urandom").open("rb", buffering=0) as source:
         source.readinto(sample)
-    return sample if _leave(sample) else None
+    return sample if _leave(sample, TRACE_SIZES) else None
 
 
-def _leave(sample: bytearray) -> int:
+def _leave(sample: bytearray, sizes: tuple[int, ...]) -> int:
     """Put the bytes into blocks and free these; in how many they can still be read."""
     size = len(sample)
-    blocks = [(block, length) for length in TRACE_SIZES if (block := _c.malloc(length)) is not None]
+    blocks = [(block, length) for length in sizes if (block := _c.malloc(length)) is not None]
     # Kept for good: at the end of the heap, what is freed may go back to the system.
-    _c.malloc(max(TRACE_SIZES))
+    _c.malloc(max(sizes))
     places = [block + length - 2 * size for block, length in blocks]  # allocators write at either end
     for place in places:
         ctypes.memmove(place, (ctypes.c_char * size).from_buffer(sample), size)
