@@ -20,7 +20,6 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.judgement.caveats import CAVEATS, caveat
 from glasshouse.judgement.headline import MIN_ALLOCATIONS, headlines
-from glasshouse.judgement.rules import reason_text
 from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.history import Remark
@@ -29,6 +28,7 @@ from glasshouse.publishing.logs import KEYS, PublishedLogs
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
 from glasshouse.publishing.tamper import PUBLISHED
+from glasshouse.reasons import reason_text
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import log_key
 
