@@ -14,7 +14,7 @@ from glasshouse import errors
 from glasshouse.codes import Code, known
 from glasshouse.judgement.caveats import CAVEATS
 from glasshouse.judgement.rules import RULES
-from glasshouse.reasons import GROUPS, REASONS, arising, reason, reason_text
+from glasshouse.reasons import GROUPS, REASONS, arising, reason
 from glasshouse.reasons.entry import Place
 from glasshouse.runtime.session import SESSION_PARTS
 
@@ -203,7 +203,7 @@ def test_every_code_of_the_catalogue_can_arise() -> None:
 
 def test_every_code_has_one_entry() -> None:
     assert set(REASONS) == set(Code)
-    assert sum(map(len, GROUPS)) == len(REASONS)
+    assert sum(len(group) for _, group in GROUPS) == len(REASONS)
     assert not set(Code) & {item.code for item in CAVEATS}  # a code means one thing
 
 
@@ -255,7 +255,7 @@ def test_what_a_provider_refuses_exits_as_the_catalogue_says() -> None:
 
 @pytest.mark.parametrize("code", ["a-code-of-a-later-version", "", "Auth", "auth\n"])
 def test_a_code_of_another_version_still_has_words(code: str) -> None:
-    assert reason_text(code) == "A code that this version does not know."
+    assert reason(code).text == "A code that this version does not know."
     assert reason(code).title == "Unknown to this version"
 
 

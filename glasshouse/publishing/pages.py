@@ -28,7 +28,7 @@ from glasshouse.publishing.logs import KEYS, PublishedLogs
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
 from glasshouse.publishing.tamper import PUBLISHED
-from glasshouse.reasons import reason_text
+from glasshouse.reasons import GROUPS, REASONS, reason
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import log_key
 
@@ -141,7 +141,9 @@ def render(publication: Publication) -> dict[str, bytes]:
         "min_allocations": MIN_ALLOCATIONS,
         "caveat": caveat,
         "all_caveats": CAVEATS,
-        "reason_text": reason_text,
+        "reason": reason,
+        "reasons": REASONS,
+        "all_reasons": GROUPS,
         "by_id": {row.id: row for row in rows},
     }
     pages: dict[str, bytes] = {}
@@ -228,6 +230,7 @@ _PAGES = (
     ("results.md", "results", "Results", "Every published row, with its status, tier, interval and caveats."),
     ("ledger.md", "ledger", "Ledger", "Every plan entered before anything was rented, and what it became."),
     ("exclusions.md", "exclusions", "Exclusion ledger", "What was attempted, what was excluded, and why."),
+    ("reasons.md", "reasons", "Reasons explained", "What each reason code means, and where it arises."),
     ("caveats.md", "caveats", "Caveats explained", "What each caveat means and which rows carry it."),
     (
         "downloads.md",

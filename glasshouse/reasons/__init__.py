@@ -19,29 +19,30 @@ from glasshouse.codes import Code, known
 from glasshouse.reasons import attestation, publication, records, runs
 from glasshouse.reasons.entry import Place, Reason, explained
 
-__all__ = ["REASONS", "Place", "Reason", "arising", "reason", "reason_text"]
+__all__ = ["GROUPS", "REASONS", "Place", "Reason", "arising", "reason"]
 
-GROUPS: tuple[Mapping[Code, Reason], ...] = (
-    runs.BEFORE_LEGS,
-    runs.LEGS,
-    runs.RULES,
-    runs.HEADLINES,
-    attestation.CLAIMS,
-    attestation.SIGNED,
-    attestation.TOKENS,
-    attestation.EXCHANGE,
-    attestation.SEALED,
-    records.FILES,
-    records.STATEMENTS,
-    records.EVIDENCE,
-    records.EVENTS,
-    records.KEYS,
-    records.LEDGERS,
-    publication.ROWS,
-    publication.SITE,
-    publication.JOURNEYS,
+# Each with its heading, in the order in which the page of reasons shows them.
+GROUPS: tuple[tuple[str, Mapping[Code, Reason]], ...] = (
+    ("Before and beside the legs", runs.BEFORE_LEGS),
+    ("How a leg ends", runs.LEGS),
+    ("What must hold for a row to count", runs.RULES),
+    ("What keeps a row out of a headline", runs.HEADLINES),
+    ("What a leg's evidence must show", attestation.CLAIMS),
+    ("Tokens that are not of their form", attestation.SIGNED),
+    ("Tokens, kind by kind", attestation.TOKENS),
+    ("The exchange with the key broker", attestation.EXCHANGE),
+    ("Sealed files and their keys", attestation.SEALED),
+    ("Files of a bundle", records.FILES),
+    ("What the operator signed", records.STATEMENTS),
+    ("A leg's exchange, verified again", records.EVIDENCE),
+    ("A leg's events", records.EVENTS),
+    ("Keys and checkpoints", records.KEYS),
+    ("Ledgers", records.LEDGERS),
+    ("A published row", publication.ROWS),
+    ("What is published together", publication.SITE),
+    ("What a journey brings home", publication.JOURNEYS),
 )
-REASONS: Mapping[Code, Reason] = {code: entry for group in GROUPS for code, entry in group.items()}
+REASONS: Mapping[Code, Reason] = {code: entry for _, group in GROUPS for code, entry in group.items()}
 
 _UNKNOWN = explained("Unknown to this version", "A code that this version does not know.")
 
@@ -50,11 +51,6 @@ def reason(code: str) -> Reason:
     """The entry of a code. A record may hold one of another version, which has an entry that says so."""
     found = known(code.partition(":")[0], None)
     return _UNKNOWN if found is None else REASONS[found]
-
-
-def reason_text(code: str) -> str:
-    """Say what a reason code means, for people."""
-    return reason(code).text
 
 
 def arising(*places: Place) -> frozenset[Code]:

@@ -11,7 +11,7 @@ import pytest
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
 from glasshouse.judgement.rules import RULES, check_rules
-from glasshouse.reasons import REASONS, reason_text
+from glasshouse.reasons import REASONS, reason
 
 from .facts import (
     H100,
@@ -297,7 +297,7 @@ def test_whatever_ended_a_run_or_a_leg_is_a_reason(code: str) -> None:
     base = facts()
     assert codes(replace(base, failures=(code,))) == {code}
     assert codes(with_launches(base, 0, failed(slot(base, 0), code))) == {"raw-incomplete", code}
-    assert reason_text(code)
+    assert reason(code).text
 
 
 def test_a_phase_that_ended_with_a_rules_code_fails_that_rule() -> None:
@@ -316,7 +316,7 @@ def test_a_simulated_gpu_may_have_nothing_behind_it_but_not_another_name() -> No
 
 def test_every_rule_has_one_code_and_its_words_in_the_catalogue() -> None:
     for rule in RULES:
-        assert reason_text(rule.code) == f"Not met: {rule.text}."
+        assert reason(rule.code).text == f"Not met: {rule.text}."
     assert {rule.code for rule in RULES} == {code for code, entry in REASONS.items() if entry.demand}
     assert len({rule.code for rule in RULES}) == len(RULES)
 
