@@ -127,7 +127,7 @@ def _attempt(context: RunContext, provider: Provider, journal: Journal, reservat
             context.messages.append(f"error: {error.line()}")
             context.exit_code = max(context.exit_code, 1)
     except ProviderError as error:
-        code = str(error.value) if error.field == "code" else context.phase
+        code = error.code or context.phase
         context.fail(code, f"error: {error.line()}", 3)
     except GlasshouseError as error:
         context.fail(context.phase, f"error: {error.line()}", error.exit_code)
