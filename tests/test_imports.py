@@ -20,7 +20,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("codes", "reasons", "errors", "canonical", "host", "paths", "extras", "origin"),
+    ("codes", "reasons", "errors", "canonical", "host", "paths", "extras", "origin", "retry"),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("remote",),
