@@ -161,7 +161,7 @@ def _allocate(context: RunContext, provider: Provider, journal: Journal) -> Allo
         journal.created(context.name, allocation.id)
         context.allocation_id = allocation.id
         context.save()
-    source = allocation.endpoint.host_key_source
+    source = allocation.endpoint.host_key.source
     described = describe(context, allocation, gpu_model=allocation.gpu_model, source=source)
     context.write("allocation.json", described)
     return allocation

@@ -108,7 +108,7 @@ CLAIMS = (
         "host-key-first-use",
         "the pod's host key was trusted on first use, under policy strict",
         a.set_claims(),
-        host_key_source="first-use",
+        host_key="first-use",
     ),
     _case(
         "future-timestamp",

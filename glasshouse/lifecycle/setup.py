@@ -81,7 +81,7 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
             seen = observe(pod, archive, python)
         if seen.archive_sha256 != archive_sha:
             raise LegError("the runtime archive on the pod is not the one sent", code="runtime-altered")
-        described = describe(context, allocation, gpu_model=gpu_model, source=pod.host_key_source)
+        described = describe(context, allocation, gpu_model=gpu_model, source=pod.host_key.source)
         digest = described["allocationIdSha256"]
         context.write("allocation.json", {**described, "machine": seen.machine(digest)})
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from glasshouse.attestation.appraise import Reference
 from glasshouse.attestation.evidence import parse_evidence
-from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
+from glasshouse.attestation.exchange import Exchange
+from glasshouse.canonical import b64u, canonical_json, parse_json
 from glasshouse.errors import (
     AttestationError,
     GlasshouseError,
@@ -249,7 +250,7 @@ class _Launch:
             pid_namespace=seen.pid_namespace,
             image_digest=ready.allocation.image_digest,
             gpu_name=seen.gpus[0][0] if seen.gpus else None,
-            host_key_source=ready.pod.host_key_source,
+            host_key=ready.pod.host_key.source,
         )
 
     def _begin(self, step: Callable[[], _T]) -> _T:
@@ -287,9 +288,8 @@ class _Launch:
     def _on_events(self, data: bytes) -> None:
         if not self.log.open and data:
             exchange = self._exchange()
-            if exchange is not None and exchange["grant"]:
-                claims = parse_evidence(exchange["evidence"])
-                self.log.begin(b64u_decode(claims["event_key"]), exchange["grant"])
+            if exchange is not None and exchange.grant:
+                self.log.begin(parse_evidence(exchange.evidence).event_key, exchange.grant)
                 # At once: events without their exchange are worth nothing if this process dies now.
                 self._save_exchange()
         for event in self.log.feed(data):
@@ -324,7 +324,7 @@ class _Launch:
         rate = f", {units / elapsed:.1f} /s" if units and elapsed > 0 else ""
         self.context.screen.progress(f"{self.label}: {phase} {elapsed:.0f} s, {units} units{rate}")
 
-    def _exchange(self) -> dict[str, Any] | None:
+    def _exchange(self) -> Exchange | None:
         try:
             return self.ready.broker.exchange(self.context.run, self.leg, self.launch)
         except (AttestationError, KeyError):
@@ -333,8 +333,8 @@ class _Launch:
     def _save_exchange(self) -> None:
         exchange = self._exchange()
         if exchange is not None:
-            self.context.write(f"legs/{self.folder.name}/exchange.json", exchange)
-            self.codes |= set(exchange.get("reasonCodes") or [])
+            self.context.write(f"legs/{self.folder.name}/exchange.json", exchange.to_json())
+            self.codes |= set(exchange.reason_codes)
 
     def _fetch_outputs(self) -> None:
         """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""

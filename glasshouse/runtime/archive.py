@@ -18,6 +18,7 @@ MODULES = (
     "canonical.py",
     "errors.py",
     "attestation/__init__.py",
+    "attestation/claims.py",
     "attestation/client.py",
     "attestation/evidence.py",
     "attestation/ticket.py",

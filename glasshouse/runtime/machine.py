@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from glasshouse.attestation.claims import GpuClaim
 from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import domain_hash, sha256_hex
 from glasshouse.runtime import gpus
@@ -106,16 +107,14 @@ def identity(allocation: str) -> dict[str, Any]:
     }
 
 
-def gpu_claim() -> dict[str, Any]:
-    """GPU identity as a claim: names, UUIDs, driver; empty without a GPU. Self-reported."""
+def gpu_claim() -> GpuClaim | None:
+    """GPU identity as a claim: names, UUIDs, driver; None without a GPU. Self-reported."""
     found = gpus.query_gpus()
     if not found:
-        return {}
-    return {
-        "names": [gpu["name"] for gpu in found],
-        "uuids": [gpu["uuid"] for gpu in found],
-        "driver": found[0]["driver_version"],
-    }
+        return None
+    return GpuClaim(
+        [gpu["name"] for gpu in found], [gpu["uuid"] for gpu in found], found[0]["driver_version"]
+    )
 
 
 class Telemetry:

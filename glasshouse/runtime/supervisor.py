@@ -20,7 +20,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.attestation.client import Released, fetch_challenge, submit_evidence
+from glasshouse.attestation.claims import Claims, Hardening
+from glasshouse.attestation.client import Challenge, Released, fetch_challenge, submit_evidence
 from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import key_id, public_bytes_of
@@ -169,11 +170,7 @@ def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
         public_bytes_of(leg.event_key),
         timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
     )
-    claims = _claims(leg, kem_public)
-    claims["eat_nonce"] = challenge.nonce
-    claims["clock_skew_sec"] = challenge.clock_skew_sec()
-    claims["iat"] = challenge.iat()
-    evidence = make_evidence(claims, leg.event_key)
+    evidence = make_evidence(_claims(leg, kem_public, challenge).to_json(), leg.event_key)
     return submit_evidence(
         launch.broker_port,
         evidence,
@@ -183,44 +180,50 @@ def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
     )
 
 
-def _claims(leg: Leg, kem_public: bytes) -> dict[str, Any]:
-    """Everything evidence states about this launch, except nonce and time."""
+def _claims(leg: Leg, kem_public: bytes, challenge: Challenge) -> Claims:
+    """Everything evidence states about this launch."""
     launch = leg.launch
     assert leg.event_key is not None
     secret = secret_memory()
     if secret is not None:
         secret.close()
     landlock = landlock_abi()
-    return {
-        "eat_profile": "tag:glasshouse,2026:eat/v1",
-        "run": launch.run,
-        "leg": launch.leg,
-        "launch": launch.launch,
-        "allocation_id": launch.allocation_id,
-        "container_id": machine.own_container_id(),
-        "manifest_hash": launch.manifest_hash,
-        "runtime_sha256": machine.file_sha256(Path(sys.argv[0])),
-        "interpreter_sha256": machine.interpreter_sha256(),
-        "interpreter_isolated": bool(sys.flags.isolated),
-        "python_version": sys.version.split()[0],
-        "distributions_sha256": machine.distributions_sha256(),
-        "boot_id": machine.boot_id(),
-        "pid_namespace": machine.namespace("pid"),
-        "image_digest": launch.image_digest,
-        "event_key": b64u(leg.event_key.public_key().public_bytes_raw()),
-        "kem_key": b64u(kem_public),
-        "runtime_state": "awaiting-release",
-        "anti_debug_profile": launch.anti_debug_profile,
-        "hardening": {
-            **hardening_state(),
-            "landlock_abi": landlock,
-            "memfd_secret": secret is not None,
-            "swap_total_kib": machine.swap_total_kib(),
-            "subreaper": True,
-        },
-        "fs": "landlock" if landlock else "none",
-        "gpu": machine.gpu_claim(),
-    }
+    process = hardening_state()
+    return Claims(
+        eat_nonce=challenge.nonce,
+        run=launch.run,
+        leg=launch.leg,
+        launch=launch.launch,
+        allocation_id=launch.allocation_id,
+        container_id=machine.own_container_id(),
+        manifest_hash=launch.manifest_hash,
+        runtime_sha256=machine.file_sha256(Path(sys.argv[0])),
+        interpreter_sha256=machine.interpreter_sha256(),
+        interpreter_isolated=bool(sys.flags.isolated),
+        python_version=sys.version.split()[0],
+        distributions_sha256=machine.distributions_sha256(),
+        boot_id=machine.boot_id(),
+        pid_namespace=machine.namespace("pid"),
+        image_digest=launch.image_digest,
+        event_key=b64u(leg.event_key.public_key().public_bytes_raw()),
+        kem_key=b64u(kem_public),
+        anti_debug_profile=launch.anti_debug_profile,
+        hardening=Hardening(
+            dumpable=process.dumpable,
+            core_limit=process.core_limit,
+            no_new_privs=process.no_new_privs,
+            tracer_pid=process.tracer_pid,
+            landlock_abi=landlock,
+            memfd_secret=secret is not None,
+            swap_total_kib=machine.swap_total_kib(),
+            subreaper=True,
+        ),
+        fs="landlock" if landlock else "none",
+        gpu=machine.gpu_claim(),
+        # Last: both are the time at which the rest was found.
+        clock_skew_sec=challenge.clock_skew_sec(),
+        iat=challenge.iat(),
+    )
 
 
 def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Released) -> int:

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
     channel.send(
         "hardened",
         {
-            **state,
+            **asdict(state),
             "fs": "landlock" if landlocked else "none",
             "scratchTmpfs": is_tmpfs(scratch),
             "capabilities": capabilities,

@@ -60,9 +60,9 @@ def test_hardening_is_read_back_from_the_kernel() -> None:
         return before, linux.hardening_state()
 
     before, after = in_child(work)
-    assert before["dumpable"] == 1
-    assert not before["no_new_privs"]
-    assert after == {"dumpable": 0, "core_limit": 0, "no_new_privs": True, "tracer_pid": 0}
+    assert before.dumpable == 1
+    assert not before.no_new_privs
+    assert after == linux.ProcessState(dumpable=0, core_limit=0, no_new_privs=True, tracer_pid=0)
 
 
 def test_hardening_passes_to_forked_children() -> None:
@@ -70,7 +70,7 @@ def test_hardening_passes_to_forked_children() -> None:
         linux.harden()
         return in_child(linux.hardening_state)
 
-    assert in_child(work)["dumpable"] == 0
+    assert in_child(work).dumpable == 0
 
 
 def test_a_tracer_is_seen() -> None:
@@ -79,7 +79,7 @@ def test_a_tracer_is_seen() -> None:
     pid = os.fork()
     if pid == 0:
         os.read(read_end, 1)
-        os._exit(0 if linux.hardening_state()["tracer_pid"] == os.getppid() else 1)
+        os._exit(0 if linux.hardening_state().tracer_pid == os.getppid() else 1)
     try:
         if linux._libc.ptrace(0x4206, pid, None, None) != 0:  # PTRACE_SEIZE
             pytest.skip("this machine lets nobody trace")
