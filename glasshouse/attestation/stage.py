@@ -224,9 +224,11 @@ class Stage:
         ticket = self.broker.issue_ticket(reference, policy)
         return Launch(self.port, self.broker.public_bytes, reference, policy, ticket, payload_key)
 
-    def post(self, path: str, body: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+    def post(
+        self, path: str, body: bytes | Mapping[str, str | int], headers: Mapping[str, str] | None = None
+    ) -> None:
         """Send raw bytes to the broker; raise AttestationError with the codes of its refusal."""
-        raw = canonical_json(body) if isinstance(body, dict) else body
+        raw = body if isinstance(body, bytes) else canonical_json(body)
         sent = {"Content-Type": "application/json", "Content-Length": str(len(raw)), **(headers or {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:

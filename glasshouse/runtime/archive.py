@@ -39,6 +39,7 @@ MODULES = (
     "runtime/ranks.py",
     "runtime/raw.py",
     "runtime/residue.py",
+    "runtime/results.py",
     "runtime/sealer.py",
     "runtime/session.py",
     "runtime/supervisor.py",
