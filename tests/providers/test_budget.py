@@ -16,7 +16,7 @@ from glasshouse.providers import money
 from glasshouse.providers.budget import reserved
 from glasshouse.providers.journal import Journal
 
-from .cloud_kit import make_spec
+from .cloud_kit import rented_spec
 
 LATER = 4e9
 HOLD = """
@@ -140,7 +140,7 @@ def test_a_reservation_on_another_host_counts_until_its_time() -> None:
 
 
 def test_a_sweep_holds_all_its_cells_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = make_spec("runpod")
+    cell = rented_spec("runpod")
     one = money.cost_ceiling(cell)
     monkeypatch.setenv("GLASSHOUSE_MAX_USD", f"{3 * one + 0.02:.2f}")
     with reserved([cell, cell]):
@@ -157,7 +157,7 @@ def test_a_sweep_holds_all_its_cells_and_gives_them_back(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("order", ["raw-first", "protected-only", "abba"])
 @pytest.mark.parametrize("work", [{"duration": 60.0}, {"duration": None, "steps": 1600}])
 def test_what_is_budgeted_for_legs_is_what_their_deadlines_add_up_to(order: str, work: dict) -> None:
-    spec = make_spec("runpod").model_copy(update={"order": order, **work})
+    spec = rented_spec("runpod").model_copy(update={"order": order, **work})
     deadlines = [
         money.leg_deadline_sec(spec, warmup_sec=s.warmup_sec, measured_sec=s.measured_sec, steps=s.steps)
         for s in build_schedule(spec)

@@ -20,7 +20,8 @@ from glasshouse.publishing.store import HISTORY, LEDGER, TEMPLATES
 from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
-from tests.records.factory import Factory, Leg, make_spec
+from tests.records.factory import Factory, Leg
+from tests.specs import make_spec
 
 ROOT = Path(__file__).parents[2]
 LATE = 2_000_000_000.0  # after everything that factories enter
