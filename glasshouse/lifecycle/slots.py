@@ -40,9 +40,7 @@ TRANSPORT_CODES = frozenset({"broker-unreachable", "malformed-answer", "start-un
 
 def leg_deadline_sec(context: RunContext, slot: Slot) -> float:
     """How long a launch may take, in seconds: as it was budgeted, and never past the whole rental."""
-    own = money.leg_deadline_sec(
-        context.spec, warmup_sec=slot.warmup_sec, measured_sec=slot.measured_sec, steps=slot.steps
-    )
+    own = money.leg_deadline_sec(context.spec, slot)
     return max(1.0, min(own, context.deadline - time.monotonic()))
 
 

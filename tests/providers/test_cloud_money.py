@@ -26,6 +26,18 @@ def test_ceiling_of_abba_counts_every_slot_and_burn_in() -> None:
     assert money.leg_deadlines_sec(spec) == pytest.approx(expected)
 
 
+def test_ceiling_of_short_slots_counts_a_lead_no_longer_than_what_is_measured() -> None:
+    spec = rented_spec("runpod").model_copy(update={"order": "abba", "duration": 8.0})
+    slots = 4 * 8 + 1  # of half a second each, and half a second before it, not discard_sec
+    assert money.leg_deadlines_sec(spec) == pytest.approx(slots * (3 * (0.5 + 0.5) + 180))
+
+
+def test_ceiling_of_fixed_steps_in_blocks_counts_the_steps_of_each_slot() -> None:
+    spec = rented_spec("runpod").model_copy(update={"order": "abba", "duration": None, "steps": 1607})
+    steps = 2 * 1607 + 1607 // 16  # the burn-in slot takes what the shortest of the others takes
+    assert money.leg_deadlines_sec(spec) == pytest.approx(33 * (3 * 1 + 180) + steps)
+
+
 def test_ceiling_of_fixed_steps_budgets_each_step() -> None:
     spec = rented_spec("runpod").model_copy(update={"duration": None, "steps": 40, "order": "protected-only"})
     assert money.leg_deadlines_sec(spec) == 3 * 5 + 40 * 1.0 + 180
