@@ -22,6 +22,7 @@ import httpx
 
 from glasshouse import __version__
 from glasshouse.errors import UsageError
+from glasshouse.secret_patterns import scrub
 
 FAKE_HEADER: Final = "x-glasshouse-fake"
 MAX_REPLY_BYTES: Final = 8 << 20
@@ -118,24 +119,9 @@ class Credential(httpx.Auth):
         raise TypeError("a credential is not pickled")
 
 
-_SECRETS: Final = (
-    re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|\Z)", re.DOTALL),
-    re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE),
-    re.compile(
-        r"\b(api[_-]?key|token|secret|password|authorization)\b[\"']?\s*[=:]\s*[\"']?[^\s,;\"'}]+",
-        re.IGNORECASE,
-    ),
-    re.compile(r"\bGLASSHOUSE_\w+=\S+"),
-    re.compile(r"(?<![\w:/@-])[A-Za-z0-9+/_-]{64,}={0,2}(?![\w-])"),  # keys and tokens; image digests stay
-    re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"),
-    re.compile(r"(?<=://)[^/\s@]+@"),
-)  # fmt: skip
-
-
 def clean(text: str, limit: int = 200) -> str:
     """Make a provider's text fit for a terminal and a record: one line, no control characters, no secrets."""
-    for pattern in _SECRETS:
-        text = pattern.sub("[removed]", text)
+    text = scrub(text)
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
