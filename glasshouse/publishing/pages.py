@@ -30,7 +30,7 @@ from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
 from glasshouse.publishing.tamper import PUBLISHED
 from glasshouse.records.keys import KeyEntry, Keyring
-from glasshouse.records.ledger import log_key
+from glasshouse.records.ledger import Leaf, log_key
 
 LOCAL_LEDGER = "research/local-ledger"
 
@@ -54,6 +54,11 @@ class RowView:
     def inclusion(self) -> bytes | None:
         """The file that shows its entry in a log, None where no log names it."""
         return self.logs.inclusion(self.id, self.sha256)
+
+    @property
+    def supersession(self) -> Leaf | None:
+        """The newest entry that says by what the row is superseded, and why; None where no log says so."""
+        return self.logs.latest("supersede", self.id)
 
     @property
     def id(self) -> str:

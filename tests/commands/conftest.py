@@ -93,9 +93,14 @@ def some_run(elsewhere: Path) -> Path:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def factory(tmp_path: Path) -> Factory:
+    """The keys, broker and ledger of the machine that makes `repository`'s run."""
+    return Factory(tmp_path / "factory")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A checkout of its own whose conf/trust lists the signers of one good run; returns it and the run."""
-    factory = Factory(tmp_path / "factory")
     name, files = factory.parts(make_spec())
     files["inclusion.json"] = factory.inclusion(files)
     bundle = tmp_path / "runs" / name / "bundle"

@@ -107,6 +107,7 @@ def test_the_simulated_providers_name_theirs(base: Installed, tmp_path: Path) ->
         (["publish", "run"], "publish"),
         (["publish", "--history"], "publish --history"),
         (["unpublish", ROW, "--reason", "x"], "unpublish"),
+        (["supersede", ROW, "another-row", "--reason", "x"], "supersede"),
         (["keys", "--trust", "lab"], "keys --trust"),
     ],
 )
