@@ -20,7 +20,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("errors", "canonical", "host", "paths", "extras", "origin", "secret_patterns"),
+    ("codes", "errors", "canonical", "host", "paths", "extras", "origin", "retry", "secret_patterns"),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("measurement",),

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from glasshouse.codes import Code
 from glasshouse.errors import RemoteError
 from glasshouse.lifecycle import pod_probe
 from glasshouse.paths import DISTRIBUTION
@@ -53,7 +54,7 @@ python="$1"; place="$2"; link="$3"; shift 3
 def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated: bool = False) -> str:
     """Return the interpreter to use on the pod for `spec`. `simulated`: no GPU is behind its name.
 
-    Raises RemoteError with field "code": a key of _REMEDY, or install-failed.
+    Raises RemoteError with a code: a key of _REMEDY, or install-failed.
     """
     lora = spec.model.kind == "lora"
     # A GPU that torch does not see means training on the processor, at the price of a GPU.
@@ -70,9 +71,8 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
     if done.exit != 0:
         raise RemoteError(
             f"installing {' '.join(wanted)} on the pod failed: {_last_line(done)}",
-            field="code",
-            value="install-failed",
             remedy="give an image whose python3 has venv and pip, and may reach a package index",
+            code=Code.INSTALL_FAILED,
         )
     said = _probed(pod, f"{place}/bin/python", words)
     if said is not None:
@@ -110,9 +110,8 @@ def _probed(pod: Pod, python: str, words: list[str]) -> tuple[str, str] | None:
 def _unusable(code: str, detail: str, python: str) -> RemoteError:
     return RemoteError(
         f"the pod's {python} cannot run the job: {detail}",
-        field="code",
-        value=code,
         remedy=_REMEDY.get(code, "give another image"),
+        code=Code(code),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from glasshouse import spec
+from glasshouse.codes import Code
 from glasshouse.errors import ProviderError
 from glasshouse.providers.base import Progress
 from glasshouse.providers.cloud_http import ApiError, CloudHttp
@@ -130,12 +131,12 @@ class CloudApi(Protocol):
 
 def refused(code: str, what: str, remedy: str = "") -> ProviderError:
     """A ProviderError that a row can explain: `code` is one of CODES."""
-    return ProviderError(what, field="code", value=code, remedy=remedy)
+    return ProviderError(what, code=Code(code), remedy=remedy)
 
 
 def code_of(error: ProviderError) -> str:
     """The reason code of an error made by `refused`, else "provider-unavailable"."""
-    return str(error.value) if error.field == "code" else "provider-unavailable"
+    return error.code or "provider-unavailable"
 
 
 def explain(api: CloudApi, doing: str, error: ApiError) -> ProviderError:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pydantic.alias_generators import to_camel
 
+from glasshouse.canonical import canonical_json
 from glasshouse.spec import Arm, RunSpec
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -42,6 +43,12 @@ class Written(BaseModel):
         validate_by_alias=True,
         allow_inf_nan=False,
     )
+
+    def to_bytes(self) -> bytes:
+        """Return the file: canonical JSON of the fields that were given. One left to its default is left out,
+        one that was given as None is null.
+        """
+        return canonical_json(self.model_dump(by_alias=True, exclude_unset=True))
 
 
 class Signed(Written):
@@ -89,6 +96,13 @@ class Machine(Signed):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
+class SeenMachine(Machine):
+    """As much of a machine as the controller reads over its own connection."""
+
+    cpu_count: Count
+    kernel: Annotated[str, Field(max_length=400)]
+
+
 class GpuSample(Signed):
     """Telemetry of one GPU at one moment, as nvidia-smi prints it."""
 
@@ -130,7 +144,7 @@ class Allocation(Written):
     image_digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
     usd_per_hour: Annotated[float, Field(ge=0)] | None
     allocation_id_sha256: Hex64
-    machine: Machine | None
+    machine: SerializeAsAny[Machine] | None
     rented_at: Time | None = None
 
 
@@ -232,12 +246,17 @@ class Result(Signed):
 
 
 class Ended(Signed):
-    """result.json of a leg: what the controller believes of how it ended. Nobody signed it."""
+    """result.json of a leg: what the controller believes of how it ended. Nobody signed it.
+
+    events_head and event_count: what the chain of a protected leg must come to.
+    """
 
     status: Literal["complete", "failed"]
     code: Code | None = None
     reason_codes: Annotated[tuple[Code, ...], Field(max_length=64)] = ()
     timings: Timings = {}
+    events_head: Hex64 | None = None
+    event_count: Count | None = None
 
 
 class BufferReport(Signed):

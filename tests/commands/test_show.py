@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glasshouse.canonical import canonical_json
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.run import summary_row
 from tests.commands.kit import Call

@@ -159,10 +159,10 @@ def _code(prepare: Callable[[], str]) -> tuple[str, str]:
     """The reason code and the line of what `prepare` raises; the site has words for each."""
     with pytest.raises(RemoteError) as caught:
         prepare()
-    assert caught.value.field == "code"
-    assert caught.value.value in FAILURE_TEXTS
+    assert caught.value.code in FAILURE_TEXTS
+    assert f"(code={caught.value.code})" in caught.value.line()
     assert caught.value.remedy
-    return str(caught.value.value), caught.value.line()
+    return caught.value.code, caught.value.line()
 
 
 def test_what_cannot_be_installed_is_an_install_that_failed(pod: Pod, index: Path, plain: Image) -> None:

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from glasshouse.errors import UsageError
-from glasshouse.lifecycle import slots
+from glasshouse.lifecycle import leg
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.providers import money
 from glasshouse.providers.budget import reserved
@@ -169,8 +169,8 @@ def test_a_sweep_holds_all_its_cells_and_gives_them_back(monkeypatch: pytest.Mon
 )
 def test_what_is_budgeted_for_legs_is_what_they_are_given(order: str, work: dict) -> None:
     spec = rented_spec("runpod").model_copy(update={"order": order, **work})
-    context = SimpleNamespace(spec=spec, deadline=math.inf)
-    given = [slots.leg_deadline_sec(context, slot) for slot in build_schedule(spec)]
+    live = SimpleNamespace(run=SimpleNamespace(spec=spec), rental=SimpleNamespace(deadline=math.inf))
+    given = [leg.leg_deadline_sec(live, slot) for slot in build_schedule(spec)]
     assert money.leg_deadlines_sec(spec) == pytest.approx(sum(given))
     assert money.rental_deadline_sec(spec) == pytest.approx(2 * 3.0 + sum(given))
 
