@@ -49,8 +49,8 @@ def retry(
     policy: or a function that says it, asked after each failure, where what was answered so far decides.
     It is tried again after an error of the type `on` that is none of `unless` and of which `when` holds.
     `asked`: seconds to wait that the error itself asks for; None leaves it to the policy. `between` is called
-    with that error before the wait: it says so, or mends what broke, and whatever it raises ends the tries. The
-    last try's error is raised as it is.
+    with that error before the wait: it says so, or mends what broke, and whatever it raises ends the tries.
+    The last try's error is raised as it is.
     """
     number = 1
     while True:
