@@ -1,7 +1,7 @@
 """The key broker as a service of its own: challenges, appraisal, grants over HTTP, from a durable store.
 
   glasshouse broker --port 8443
-  glasshouse broker --audit [--run RUN] [--last N]                       what it granted and refused, newest last
+  glasshouse broker --audit --last 20    what it granted and refused, newest last; --run RUN: of that run
   glasshouse broker --store postgresql+psycopg://broker@db/glasshouse    with the postgres extra installed
 
 A run has a broker of its own built in. With GLASSHOUSE_BROKER=PORT it uses this one instead, at that port of
