@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from glasshouse.canonical import canonical_json
-from glasshouse.measurement.estimate import Estimate, SlotRate, collect_blocks, estimate_blocks
+from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks
 from glasshouse.measurement.fixed_cost import fixed_cost, overhead_at
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.measurement.telemetry import disturbed
@@ -96,7 +96,13 @@ def ours(schedule: tuple[Slot, ...], results: dict[int, dict[str, Any]]) -> Esti
         for slot in schedule
         if slot.index in results
     }
-    return estimate_blocks(collect_blocks(schedule, rates), 2.0)
+    members: dict[int | None, list[SlotRate]] = {}
+    for slot in schedule:
+        if not slot.burn_in:
+            # A slot without a rate stands as one without work, so that its block is dropped as incomplete.
+            nothing = SlotRate(slot.position, slot.arm, 0.0, 0.0)
+            members.setdefault(slot.block, []).append(rates.get(slot.index, nothing))
+    return estimate_blocks([Block(tuple(slots)) for slots in members.values()], 2.0)
 
 
 def assert_same(figures: dict[str, Any], estimate: Estimate) -> None:
