@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.codes import Code
-from glasshouse.errors import CleanupNotProven, LegError, UsageError
+from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, UsageError
 from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stated
 from glasshouse.lifecycle import finish, reap
 from glasshouse.lifecycle.leg_display import LegView
@@ -84,13 +84,17 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
         with _uninterrupted(screen), screen.phase("judging and signing the record"):
             recorded = finish.record(live)
     except BaseException as error:
+        why = error.line() if isinstance(error, GlasshouseError) else type(error).__name__
+        screen.record(f"the run broke off: {why}")
         if (alarm := finish.broken_off(live, provider, journal, error)) is not None:
+            screen.record(alarm.line())
             raise alarm from error
         raise
     finally:
         lock.close()
     for message in live.ending.messages:
         screen.warn(message)
+    screen.record(f"recorded as {recorded.record['status']}; exit code {recorded.exit_code}")
     return recorded
 
 

@@ -20,7 +20,18 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("codes", "errors", "canonical", "host", "paths", "extras", "origin", "retry", "secret_patterns"),
+    (
+        "codes",
+        "reasons",
+        "errors",
+        "canonical",
+        "host",
+        "paths",
+        "extras",
+        "origin",
+        "retry",
+        "secret_patterns",
+    ),
     ("spec", "conf_files"),
     ("spec_errors",),
     ("measurement",),
@@ -62,12 +73,17 @@ PURE = (
     "judgement/facts.py",
     "judgement/figures.py",
     "judgement/judge.py",
-    "judgement/reasons.py",
     "judgement/rules.py",
     "judgement/stated.py",
     "judgement/vacuous.py",
     "publishing/charts.py",
     "publishing/pages.py",
+    "reasons/__init__.py",
+    "reasons/attestation.py",
+    "reasons/entry.py",
+    "reasons/publication.py",
+    "reasons/records.py",
+    "reasons/runs.py",
 )
 HEAVY = {"torch", "transformers", "peft", "safetensors", "huggingface_hub", "accelerate"}
 

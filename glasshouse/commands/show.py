@@ -17,6 +17,7 @@ from glasshouse.commands.terminal import emit, say, spark, table
 from glasshouse.judgement.caveats import caveat
 from glasshouse.judgement.rules import RULES
 from glasshouse.judgement.stated import blocks_lost, overhead_stated
+from glasshouse.reasons import reason
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     _figures(found.record)
     _curves(found)
     _checks(found)
+    for code in exclusion["codes"] if exclusion else ():
+        why = reason(code)
+        say(f"\nreason {code}: {why.title}. {why.text}")
     for code in found.caveats:
         entry = _caveat(code)
         say(f"\ncaveat {code}: {entry}")

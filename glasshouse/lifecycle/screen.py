@@ -134,7 +134,7 @@ class Screen:
         """Show a phase while it goes on, and how long it took."""
         began = time.monotonic()
         self._last_plain = self._last_logged = began
-        self._record(f"… {text}")
+        self.record(f"… {text}")
         if self.live:
             with self._console.status(f"{escape(text)} …") as status:
                 self._status = status
@@ -153,7 +153,7 @@ class Screen:
         now = time.monotonic()
         if now - self._last_logged >= PLAIN_EVERY_SEC:
             self._last_logged = now
-            self._record(text, routine=True)
+            self.record(text, routine=True)
         if self._status is not None:
             self._status.update(escape(text))
             return
@@ -161,13 +161,14 @@ class Screen:
             self._last_plain = now
             self._console.print(f"    {escape(text)}", soft_wrap=True)
 
-    def _show(self, text: str, markup: str) -> None:
-        self._record(text)
-        self._console.print(markup, soft_wrap=True)
-
-    def _record(self, text: str, *, routine: bool = False) -> None:
+    def record(self, text: str, *, routine: bool = False) -> None:
+        """Write a line to the log alone; a `routine` one is one of many (ControllerLog)."""
         if self._log is not None:
             self._log.line(text, routine=routine)
+
+    def _show(self, text: str, markup: str) -> None:
+        self.record(text)
+        self._console.print(markup, soft_wrap=True)
 
     def summary(self, rows: Sequence[SummaryRow]) -> None:
         """Print the table at the end, one line a run, and beneath it what each run is worth."""
