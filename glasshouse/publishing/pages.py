@@ -22,6 +22,7 @@ from glasshouse.judgement.caveats import CAVEATS, caveat
 from glasshouse.judgement.headline import MIN_ALLOCATIONS, headlines
 from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
+from glasshouse.publishing.claim_sources import SOURCES, Sourced
 from glasshouse.publishing.history import Remark
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place
 from glasshouse.publishing.logs import KEYS, PublishedLogs
@@ -44,6 +45,7 @@ class RowView:
     bundle: tuple[str, ...]
     remarks: tuple[Remark, ...]
     logs: PublishedLogs = field(default_factory=PublishedLogs)
+    claims: Sourced = ()
 
     @cached_property
     def place(self) -> Place | None:
@@ -146,6 +148,7 @@ def render(publication: Publication) -> dict[str, bytes]:
         "min_allocations": MIN_ALLOCATIONS,
         "caveat": caveat,
         "all_caveats": CAVEATS,
+        "sources": SOURCES,
         "reason": reason,
         "reasons": REASONS,
         "all_reasons": GROUPS,
@@ -216,6 +219,7 @@ def _views(publication: Publication) -> tuple[RowView, ...]:
             bundle=publication.bundles.get(artifact.id, ()),
             remarks=publication.remarks.about(artifact.id),
             logs=publication.local_logs if artifact.id in publication.local else publication.logs,
+            claims=publication.claims.get(artifact.id, ()),
         )
         for artifact in publication.artifacts
     ]
