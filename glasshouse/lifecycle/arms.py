@@ -130,7 +130,7 @@ def _pace(live: LiveRun, leg: Leg) -> Pace:
 
 def _event_log(live: LiveRun, leg: Leg) -> EventLog:
     return EventLog(
-        (live.folder.parts / leg.file("events.jsonl")).parent,
+        live.folder.parts / leg.folder,
         keys.operator_key(),
         run=live.run.id,
         leg=leg.id,

@@ -38,10 +38,15 @@ class Leg:
         """Where the workload of a raw launch lies in the clear on the pod."""
         return f"{self.root}/raw/{self.id}-{self.launch}"
 
-    def file(self, name: str) -> str:
-        """Name in the bundle of one of the launch's files; a later launch's folder carries its number."""
+    @property
+    def folder(self) -> str:
+        """Name in the bundle of the launch's folder; a later launch's carries its number."""
         suffix = "" if self.launch == 1 else f"-l{self.launch}"
-        return f"legs/{self.id}-{self.slot.arm}{suffix}/{name}"
+        return f"legs/{self.id}-{self.slot.arm}{suffix}"
+
+    def file(self, name: str) -> str:
+        """Name in the bundle of one of the launch's files."""
+        return f"{self.folder}/{name}"
 
 
 @dataclass
