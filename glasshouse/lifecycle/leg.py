@@ -64,9 +64,7 @@ class Notes:
 
 def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
     """How long a launch may take, in seconds: as it was budgeted, and never past the whole rental."""
-    own = money.leg_deadline_sec(
-        live.run.spec, warmup_sec=slot.warmup_sec, measured_sec=slot.measured_sec, steps=slot.steps
-    )
+    own = money.leg_deadline_sec(live.run.spec, slot)
     return max(1.0, min(own, live.rental.deadline - time.monotonic()))
 
 

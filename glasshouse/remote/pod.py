@@ -27,6 +27,7 @@ from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.forward import forwarded
 from glasshouse.remote.transfer import TransferProgress, receive_file, send_file
 from glasshouse.remote.watchdog import Timeouts
+from glasshouse.retry import Policy, retry
 
 __all__ = ["Pod", "Result", "Timeouts"]
 
@@ -194,17 +195,13 @@ class Pod:
         same stranger, and so does the deadline.
         """
         self.close()
-        last: RemoteError | None = None
-        for delay in delays:
-            time.sleep(delay)
-            try:
-                self._connect()
-                return
-            except (HostKeyMismatch, RentalOver):
-                raise
-            except RemoteError as error:
-                last = error
-        raise last or RemoteError("not connected", remedy="give at least one try")
+        time.sleep(delays[0])
+        retry(
+            lambda _: self._connect(),
+            Policy(tries=len(delays), waits=tuple(delays[1:])),
+            on=RemoteError,
+            unless=(HostKeyMismatch, RentalOver),
+        )
 
     def drop_transport(self) -> None:
         """Cut the socket without a word, as a failing network does; what runs on the pod is not told."""

@@ -19,7 +19,7 @@ from glasshouse.sealing.outputs import seal_outputs
 from tests.commands.kit import Call
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory
-from tests.records.factory import make_spec as make_bundle_spec
+from tests.specs import make_spec
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +93,15 @@ def some_run(elsewhere: Path) -> Path:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def factory(tmp_path: Path) -> Factory:
+    """The keys, broker and ledger of the machine that makes `repository`'s run."""
+    return Factory(tmp_path / "factory")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A checkout of its own whose conf/trust lists the signers of one good run; returns it and the run."""
-    factory = Factory(tmp_path / "factory")
-    name, files = factory.parts(make_bundle_spec())
+    name, files = factory.parts(make_spec())
     files["inclusion.json"] = factory.inclusion(files)
     bundle = tmp_path / "runs" / name / "bundle"
     bundle.parent.mkdir(parents=True)

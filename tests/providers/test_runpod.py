@@ -19,7 +19,7 @@ from glasshouse.providers.cloud import keys_folder
 from glasshouse.providers.registry import open_provider
 from glasshouse.providers.runpod import open_runpod
 
-from .cloud_kit import FAST, NAME, make_spec, openapi_document, over_ssh, rented
+from .cloud_kit import FAST, NAME, openapi_document, over_ssh, rented, rented_spec
 
 
 def test_one_rental_from_create_to_proven_gone() -> None:
@@ -190,7 +190,7 @@ def test_what_cannot_be_rented_is_refused_before_any_request(settings: dict[str,
 def test_no_key_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     with pytest.raises(UsageError, match="RUNPOD_API_KEY") as caught:
-        open_provider(make_spec("runpod").provider)
+        open_provider(rented_spec("runpod").provider)
     assert caught.value.exit_code == 2
 
 

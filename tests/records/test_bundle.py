@@ -12,9 +12,10 @@ from glasshouse.records.keys import Keyring
 from glasshouse.records.plan import public_spec
 from glasshouse.records.signing import PLAN_TYPE, open_statement
 from glasshouse.records.verify import Verification, verify
+from tests.specs import make_spec
 
 from .conftest import Made
-from .factory import Factory, Leg, edited, make_spec
+from .factory import Factory, Leg, edited
 
 WIPED = {name: {"readBackZero": True} for name in ("host", "device", "package")}
 

@@ -14,9 +14,9 @@ from glasshouse.judgement.judge import judge
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.records.facts import collect_facts
 from glasshouse.records.values import read_result
+from tests.specs import make_spec
 
 from .conftest import Made
-from .factory import make_spec
 from .legs import leg_result
 
 GOOD = leg_result(build_schedule(make_spec())[0]) | {
