@@ -116,7 +116,7 @@ def test_the_attack_works_on_a_process_that_is_not_hardened(made: Rig) -> None:
 
 def test_both_memories_are_scanned_all_the_same(made: Rig, training: Launched) -> None:
     assert training.wait()["status"] == "complete"
-    claims = parse_evidence(made.broker.exchange(made.run, "s000", 1)["evidence"])
+    claims = parse_evidence(made.broker.exchange(made.run, "s000", 1).evidence).claims
     kept = "memfd-secret" if claims["hardening"]["memfd_secret"] else "locked"
     assert training.event("unsealed")["keyAtRest"] == kept
     body = training.event("zeroized")
