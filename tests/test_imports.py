@@ -22,6 +22,7 @@ ROOT = Path(glasshouse.__file__).parent
 LAYERS = (
     ("errors", "canonical", "host", "paths", "extras", "origin"),
     ("spec", "conf_files"),
+    ("schema",),
     ("spec_errors",),
     ("remote",),
     ("providers",),

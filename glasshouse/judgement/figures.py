@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from glasshouse.canonical import MAX_SAFE_INTEGER
-from glasshouse.judgement.facts import LegResult, RunFacts, SlotFacts
+from glasshouse.judgement.facts import RunFacts, SlotFacts
 from glasshouse.judgement.resources import resources_of
 from glasshouse.measurement.controls import expected_delay_pct, judge_aa, judge_delay
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
 from glasshouse.measurement.fixed_cost import fixed_cost
 from glasshouse.measurement.roofline import Roofline, roofline, work
+from glasshouse.schema import Result
 
 DIGITS = 6
 
@@ -127,7 +128,7 @@ def _rate(slot: SlotFacts) -> SlotRate:
     if result is None:  # no work: the estimator drops the block as incomplete
         return SlotRate(slot.plan.position, slot.plan.arm, 0.0, 0.0)
     # Only a block among others can be left out; a disturbed pair is shown, with its caveat.
-    disturbed = slot.plan.block is not None and bool(result.disturbed)
+    disturbed = slot.plan.block is not None and bool(slot.disturbed)
     return SlotRate(slot.plan.position, slot.plan.arm, result.units, result.elapsed_sec, disturbed)
 
 
@@ -178,7 +179,7 @@ def _control_json(facts: RunFacts, estimate: Estimate | None) -> dict[str, Any] 
     }
 
 
-def _arm(results: Sequence[LegResult]) -> dict[str, Any] | None:
+def _arm(results: Sequence[Result]) -> dict[str, Any] | None:
     """Totals of one arm over its slots; loss and digest are those of its last slot."""
     if not results:
         return None
@@ -208,7 +209,7 @@ def _slot(slot: SlotFacts) -> dict[str, Any]:
         "units": None if result is None else rounded(result.units),
         "elapsedSec": None if result is None else rounded(result.elapsed_sec),
         "perSec": None if result is None else rounded(result.per_sec),
-        "disturbed": [] if result is None else list(result.disturbed),
+        "disturbed": list(slot.disturbed),
     }
 
 

@@ -108,7 +108,7 @@ def observed(facts: RunFacts, figures: dict[str, Any], method: int = METHOD) -> 
         host_bound=host_bound(roofline_of(facts)),
         is_control=spec.control != "none",
         raw_disclosed=any(not slot.plan.lifecycle and slot.launches for slot in facts.slots),
-        host_key_source=None if facts.allocation is None else facts.allocation.host_key_source,
+        unproven_host_key=facts.allocation is not None and facts.allocation.unproven_host_key,
         max_gap_sec=max(gaps) if gaps else None,
         head_interval_sec=spec.measure.head_interval_sec,
         witnessed=bool(facts.witnesses),
@@ -128,7 +128,7 @@ def _disturbed(facts: RunFacts) -> tuple[str, ...]:
     """Reasons for which legs that still count were disturbed: those of a pair, which has no block to drop."""
     if facts.spec.order == "abba":
         return ()
-    return tuple(sorted({reason for _, result in facts.all_results for reason in result.disturbed}))
+    return tuple(sorted({reason for slot in facts.slots for reason in slot.disturbed}))
 
 
 def _weakest(barriers: list[str]) -> str | None:
@@ -147,10 +147,10 @@ def _scanned(facts: RunFacts) -> bool:
         if report is None:
             continue
         result = launch.result
-        on_gpu = result is not None and result.device == "cuda" and bool(result.start.get("gpuUuids"))
+        on_gpu = result is not None and result.device == "cuda" and bool(result.machine_start.gpu_uuids)
         sought = [needle for needle in report.needles if not (on_gpu and needle.on_device)]
         live = {needle.name for needle in sought if needle.positive_control > 0}
-        if not report.residue_scanned or not live or live != {needle.name for needle in sought}:
+        if report.residue != "scanned" or not live or live != {needle.name for needle in sought}:
             return False
         if on_gpu and report.device_cache != "released":
             return False

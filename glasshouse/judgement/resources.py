@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from glasshouse.judgement.facts import LegResult, RunFacts
+from glasshouse.judgement.facts import RunFacts
+from glasshouse.schema import Result
 
 # Steps by the names in launch.json, in the order in which a launch takes them; an arm has its own ones.
 _BEFORE = ("sealSec", "uploadSec", "startSec", "attestSec", "releaseSec", "unsealSec")
@@ -44,7 +45,7 @@ def _arm(facts: RunFacts, arm: str) -> dict[str, Any] | None:
     }
 
 
-def _steps(result: LegResult, timings: Mapping[str, float]) -> dict[str, float]:
+def _steps(result: Result, timings: Mapping[str, float]) -> dict[str, float]:
     found = {name: float(timings[name]) for name in _BEFORE if name in timings}
     found |= {
         "setupSec": result.setup_sec,

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.records.chain import sign_head
-from glasshouse.records.schema import Ended
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.events import check_line, event_hash, first_link
+from glasshouse.schema import Ended
 
 RECONNECT_ROUNDS = 3
 QUICK_SEC = 0.1

@@ -29,8 +29,8 @@ from glasshouse.lifecycle.view import read_progress
 from glasshouse.measurement.schedule import Slot
 from glasshouse.providers import money
 from glasshouse.records import keys
-from glasshouse.records.values import read_result
 from glasshouse.remote.pod import Pod
+from glasshouse.schema import Result
 
 _T = TypeVar("_T")
 MAX_OUTPUT_BYTES = 64 << 30
@@ -376,6 +376,6 @@ class _Launch:
 
 def _readable(result: Any) -> dict[str, Any]:
     """Return a leg's result as the pod gave it; LegError("result-malformed") where none can be read in it."""
-    if not isinstance(result, dict) or read_result(canonical_json(result)) is None:
+    if not isinstance(result, dict) or Result.read(canonical_json(result)) is None:
         raise LegError("the leg's result cannot be read", code="result-malformed")
     return result

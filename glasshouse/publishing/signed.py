@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from glasshouse.judgement.caveats import with_controls, with_registration
-from glasshouse.judgement.facts import LegResult, RunFacts
+from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.headline import Candidate
 from glasshouse.judgement.rules import Check as Judged
 from glasshouse.measurement.schedule import lead_sec
@@ -30,6 +30,7 @@ from glasshouse.publishing.artifact import (
     Setting,
 )
 from glasshouse.records.verify import VerifiedRow
+from glasshouse.schema import Result
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
 CURVE_POINTS = 60
@@ -261,7 +262,7 @@ def _blocks(facts: RunFacts) -> tuple[float, ...]:
         block, result = slot.plan.block, slot.result
         if block is None or slot.plan.burn_in:
             continue
-        if result is None or result.disturbed or result.per_sec <= 0:
+        if result is None or slot.disturbed or result.per_sec <= 0:
             broken.add(block)
             continue
         logs.setdefault(block, {}).setdefault(slot.plan.arm, []).append(math.log(result.per_sec))
@@ -354,7 +355,7 @@ def _curves(facts: RunFacts) -> Curves | None:
     return Curves(**found) if found else None
 
 
-def _leg(result: LegResult) -> LegCurves:
+def _leg(result: Result) -> LegCurves:
     losses = [(float(units), float(loss)) for units, loss in result.loss_curve if loss is not None]
     finite = [point for point in losses if math.isfinite(point[1])]
     return LegCurves(

@@ -31,7 +31,7 @@ from glasshouse.attestation.tokens import (
 from glasshouse.canonical import b64u_decode, sha256_hex
 from glasshouse.errors import AttestationError, VerificationError
 from glasshouse.records.keys import Keyring
-from glasshouse.records.schema import Exchange
+from glasshouse.schema import Exchange
 from glasshouse.spec import Policy
 
 _BUILD = re.compile(r"glasshouse [0-9][0-9A-Za-z.+]{0,31}")

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.caveats import CAVEATS
-from glasshouse.judgement.facts import ReleaseFacts, RunFacts
+from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import estimate_of, figures_of, overhead_pct
 from glasshouse.judgement.judge import judge, row_id
 from glasshouse.judgement.rules import METHOD, RULES
 
-from .facts import H100, facts, failed, make_spec, on_gpu, with_launches, with_result
+from .facts import H100, facts, failed, make_spec, on_gpu, release, with_launches, with_result
 
 
 def at_rates(found: RunFacts, raw: float, protected: float) -> RunFacts:
@@ -60,8 +60,10 @@ def rented(usd_per_hour: float | None, proof: Any = "zero") -> RunFacts:
     assert base.allocation is not None
     return replace(
         base,
-        allocation=replace(base.allocation, usd_per_hour=usd_per_hour, rented_at=1000.0),
-        release=ReleaseFacts(proof, 0, None, None, looked_at=2800.0),
+        allocation=base.allocation.model_copy(update={"usd_per_hour": usd_per_hour, "rented_at": 1000.0}),
+        release=release(
+            proof=proof, pod_folder_removed=None, processes_left=None, checked_at=(2790.0, 2800.0)
+        ),
     )
 
 

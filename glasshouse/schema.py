@@ -1,15 +1,16 @@
-"""The shapes of a bundle's files, strict: what the controller writes is an allow-list.
+"""One frozen model for each file of a bundle, and for each report of a pod: what is read is what is judged.
 
-Hosts, ports, accounts and paths have no field here, so they cannot enter a bundle. Reports that the
-pod signed (leg results, zeroization) are read for what is judged; the rest of them is kept as it is.
-Units are in the names: Sec seconds, Usd US dollars; times are Unix seconds.
+Strict: what the controller writes is an allow-list. Hosts, ports, accounts and paths have no field here, so
+they cannot enter a bundle. Reports that the pod signed (leg results, zeroization) are read for what is
+judged; the rest of them is kept as it is. Units are in the names: Sec seconds, Usd US dollars; times are
+Unix seconds.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from glasshouse.spec import Arm, RunSpec
@@ -27,6 +28,7 @@ Work = Annotated[int, Field(ge=0, le=10**15)]  # whole units: a leg ends on one
 Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Count = Annotated[int, Field(ge=0)]
+UnitInfo = bool | int | float | Words | None
 Timings = dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9]{1,40}$")], Seconds]
 
 
@@ -48,6 +50,21 @@ class Signed(Written):
     """Base of what the pod signed: fields beyond those judged are allowed."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """Read a report; None when it is not of this form.
+
+        The pod wrote it: one that cannot be read is a leg without it, not a bad bundle.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError:
+            return None
+
+    def said(self, name: str) -> object:
+        """Return a field's value, None where the report does not have it: a default is no measurement."""
+        return getattr(self, name) if name in self.model_fields_set else None
 
 
 class SlotPlan(BaseModel):
@@ -84,9 +101,9 @@ class Machine(Signed):
     ecc_uncorrected: Counters = ()
     cpu_model: Annotated[str, Field(max_length=200)] = ""
 
-    def plain(self) -> dict[str, Any]:
-        """Return the fields that were there, by their names in the file."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+    def under(self, seen: Machine) -> Machine:
+        """Return this machine with everything in its place that `seen` says; what that does not say stays."""
+        return self.model_copy(update={name: getattr(seen, name) for name in seen.model_fields_set})
 
 
 class GpuSample(Signed):
@@ -103,6 +120,22 @@ class Sample(Signed):
     steal_pct: float = 0.0
     other_processes: Count = 0
     gpu: Annotated[tuple[GpuSample, ...], Field(max_length=64)] = ()
+
+
+class Told(Protocol):
+    """What else in a bundle says of the allocation: a launch's reference values."""
+
+    @property
+    def host_key_source(self) -> str:
+        """How the SSH host key became known."""
+
+    @property
+    def image_digest(self) -> str:
+        """The image that was rented, as `sha256:` and hex, "" where there is none."""
+
+    @property
+    def boot_id(self) -> str:
+        """The boot that the controller saw."""
 
 
 class Plan(Written):
@@ -133,6 +166,17 @@ class Allocation(Written):
     machine: Machine | None
     rented_at: Time | None = None
 
+    @property
+    def unproven_host_key(self) -> bool:
+        """Whether the first SSH host key that was offered was believed."""
+        return self.host_key_source == "first-use"
+
+    def agrees(self, told: Told) -> bool:
+        """Whether `told` is of this allocation, and of the boot that the controller saw."""
+        mine = (self.host_key_source, self.image_digest)
+        same = mine == (told.host_key_source, told.image_digest)
+        return same and self.machine is not None and self.machine.boot_id == told.boot_id
+
 
 class Release(Written):
     """release.json: what was found when the allocation was given back, at each time looked."""
@@ -144,6 +188,11 @@ class Release(Written):
     pod_folder_removed: bool | None
     processes_left: Count | None
     checked_at: tuple[Time, ...]
+
+    @property
+    def looked_at(self) -> float | None:
+        """Unix seconds of the last look."""
+        return max(self.checked_at, default=None)
 
 
 class Outcome(Written):
@@ -206,7 +255,13 @@ class Head(Written):
 
 
 class Result(Signed):
-    """A leg's result: result.json of a raw leg, the event `trained` of a protected one."""
+    """A leg's result: result.json of a raw leg, the event `trained` of a protected one.
+
+    The work done in the measured stretch, and what it started and ended with: `units` of `unit` in
+    elapsed_sec; steps are optimiser steps. loss_curve: (units, loss); throughput_curve: (seconds, units). A
+    loss that was missing or not finite is None. cpu_sec: of the training process, in the measured stretch;
+    total_cpu_sec: from building the session to the end of training.
+    """
 
     unit: Words
     units: Work
@@ -222,13 +277,32 @@ class Result(Signed):
     initial_digest: Hex64
     output_sha256: Hex64 | None = None  # withheld of a private job, as are sizes and the loss curve
     output_differs: bool
-    unit_info: Annotated[dict[Words, bool | int | float | Words | None], Field(max_length=64)]
+    unit_info: Annotated[dict[Words, UnitInfo], Field(max_length=64)]
     machine_start: Machine
     machine_end: Machine
     device: Words
     telemetry: Annotated[tuple[Sample, ...], Field(max_length=1000)] = ()
     cpu_sec: Seconds | None = None
     total_cpu_sec: Seconds | None = None
+
+    @property
+    def per_sec(self) -> float:
+        """Units per measured second; 0 where nothing was measured."""
+        return self.units / self.elapsed_sec if self.elapsed_sec > 0 else 0.0
+
+    @property
+    def trained_steps(self) -> float:
+        """Optimiser steps taken from the start, those of the warm-up included."""
+        return (
+            self.steps / self.units * (self.units + self.warmup_units)
+            if self.units > 0
+            else float(self.steps)
+        )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the workload declares equal steps to give equal bits on this device."""
+        return self.unit_info.get("deterministic") is True
 
 
 class Ended(Signed):
@@ -240,29 +314,69 @@ class Ended(Signed):
     timings: Timings = {}
 
 
-class BufferReport(Signed):
+class Buffers(Signed):
     """Registered buffers of one kind after the wipe; of the device's, what became of memory freed before."""
 
     read_back_zero: bool
     cache: Annotated[str, Field(max_length=200)] | None = None
 
 
-class NeedleReport(Signed):
-    """One class of needle: hits while live, hits after the wipe; where: process, and place of the bytes."""
+class Needle(Signed):
+    """One class of bytes searched for in one process: hits while live, hits after the wipe.
 
-    class_: Annotated[Words, Field(alias="class")]
+    where: process, and place of the bytes.
+    """
+
+    name: Annotated[Words, Field(alias="class")]
     where: Annotated[str, Field(max_length=200)] = ""
     positive_control: Count
     after: Count
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it was taken from a device's memory, which no search of a process reaches.
+
+        Host memory is searched for it, and need not have held it.
+        """
+        return self.where.startswith("trainer/cuda")
+
+
+WIPED = frozenset({"host", "device", "package"})  # what every leg wipes, each with its read-back
+
 
 class Zeroized(Signed):
-    """Body of the last event of a whole chain."""
+    """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
 
-    buffers: dict[Words, BufferReport]
-    needles: tuple[NeedleReport, ...]
+    The exits are those of trainer and custodian as their supervisor reaped them, None where it did not.
+    """
+
+    buffers: dict[Words, Buffers]
+    needles: tuple[Needle, ...]
     residue: Literal["scanned", "not-scanned"]
     unscanned_regions: Count
     trainer_exit: int | None
     custodian_exit: int | None
     tmpfs_removed: bool
+
+    @model_validator(mode="after")
+    def _names_every_buffer(self) -> Self:
+        """What is not named was not read back, and an empty list is no wipe."""
+        if missing := WIPED - self.buffers.keys():
+            raise ValueError(f"buffers that no leg is without: {', '.join(sorted(missing))}")
+        return self
+
+    @property
+    def unwiped(self) -> tuple[str, ...]:
+        """Buffer classes whose read-back was not all zero."""
+        return tuple(name for name, part in sorted(self.buffers.items()) if not part.read_back_zero)
+
+    @property
+    def device_cache(self) -> str | None:
+        """What became of device memory that was freed before the wipe: released, kept, none."""
+        return self.buffers["device"].cache
+
+
+def fields_of(error: ValidationError) -> str:
+    """Name the fields at fault, without their values."""
+    names = (".".join(str(part) for part in item["loc"]) or "(file)" for item in error.errors())
+    return ", ".join(sorted(set(names)))[:300]
