@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from glasshouse.canonical import canonical_json
 from glasshouse.spec import Arm, RunSpec
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -45,9 +46,15 @@ class Written(BaseModel):
         allow_inf_nan=False,
     )
 
+    def to_bytes(self) -> bytes:
+        """Return the file: canonical JSON of the fields that were given. One left to its default is left out,
+        one that was given as None is null.
+        """
+        return canonical_json(self.model_dump(by_alias=True, exclude_unset=True))
 
-class Signed(Written):
-    """Base of what the pod signed: fields beyond those judged are allowed."""
+
+class Report(Written):
+    """Base of what somebody else wrote, such as the pod: fields beyond those named here are allowed."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -55,7 +62,7 @@ class Signed(Written):
     def read(cls, data: bytes) -> Self | None:
         """Read a report; None when it is not of this form.
 
-        The pod wrote it: one that cannot be read is a leg without it, not a bad bundle.
+        One of the pod's that cannot be read is a leg without it, not a bad bundle.
         """
         try:
             return cls.model_validate_json(data)
@@ -84,7 +91,7 @@ class SlotPlan(BaseModel):
     delay_pct: float
 
 
-class Machine(Signed):
+class Machine(Report):
     """What runtime/machine.py reads of a machine, or as much of it as the controller read itself.
 
     Counters are as nvidia-smi prints them: digits, or words for a GPU that does not count.
@@ -106,14 +113,14 @@ class Machine(Signed):
         return self.model_copy(update={name: getattr(seen, name) for name in seen.model_fields_set})
 
 
-class GpuSample(Signed):
+class GpuSample(Report):
     """Telemetry of one GPU at one moment, as nvidia-smi prints it."""
 
     sm_mhz: Annotated[str, Field(max_length=40)] = ""
     throttle: Annotated[str, Field(max_length=40)] = ""
 
 
-class Sample(Signed):
+class Sample(Report):
     """Telemetry at one moment; shares in percent of the whole machine."""
 
     others_pct: float = 0.0
@@ -254,7 +261,7 @@ class Head(Written):
     sig: str
 
 
-class Result(Signed):
+class Result(Report):
     """A leg's result: result.json of a raw leg, the event `trained` of a protected one.
 
     The work done in the measured stretch, and what it started and ended with: `units` of `unit` in
@@ -305,7 +312,7 @@ class Result(Signed):
         return self.unit_info.get("deterministic") is True
 
 
-class Ended(Signed):
+class Ended(Report):
     """result.json of a leg: what the controller believes of how it ended. Nobody signed it."""
 
     status: Literal["complete", "failed"]
@@ -314,14 +321,14 @@ class Ended(Signed):
     timings: Timings = {}
 
 
-class Buffers(Signed):
+class Buffers(Report):
     """Registered buffers of one kind after the wipe; of the device's, what became of memory freed before."""
 
     read_back_zero: bool
     cache: Annotated[str, Field(max_length=200)] | None = None
 
 
-class Needle(Signed):
+class Needle(Report):
     """One class of bytes searched for in one process: hits while live, hits after the wipe.
 
     where: process, and place of the bytes.
@@ -344,7 +351,7 @@ class Needle(Signed):
 WIPED = frozenset({"host", "device", "package"})  # what every leg wipes, each with its read-back
 
 
-class Zeroized(Signed):
+class Zeroized(Report):
     """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
 
     The exits are those of trainer and custodian as their supervisor reaped them, None where it did not.

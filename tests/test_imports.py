@@ -64,6 +64,7 @@ PURE = (
     "judgement/figures.py",
     "judgement/judge.py",
     "judgement/reasons.py",
+    "judgement/record.py",
     "judgement/rules.py",
     "judgement/stated.py",
     "judgement/vacuous.py",

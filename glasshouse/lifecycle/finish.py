@@ -9,11 +9,11 @@ import contextlib
 import shutil
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from glasshouse.canonical import parse_json, sha256_hex
+from glasshouse.canonical import sha256_hex
 from glasshouse.errors import CleanupNotProven, GlasshouseError, UsageError
 from glasshouse.judgement.judge import Judgement
+from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.context import RunContext
 from glasshouse.lifecycle.mend import mend, strip
 from glasshouse.providers.base import Provider, ReleaseProof
@@ -29,7 +29,7 @@ class Outcome:
 
     run: str
     folder: str
-    record: dict[str, Any]
+    record: Record
     exit_code: int
     alarm: str = ""
 
@@ -116,7 +116,7 @@ def record(context: RunContext) -> Outcome:
     code = context.exit_code
     if judgement.status == "excluded":
         code = max(code, 1)
-    return Outcome(context.run, str(context.folder), parse_json(record_bytes), code, context.alarm)
+    return Outcome(context.run, str(context.folder), judgement.as_record(), code, context.alarm)
 
 
 def _write_outcome(context: RunContext, codes: list[str], ended: float) -> None:

@@ -212,8 +212,8 @@ def test_a_check_with_nothing_to_look_at_says_so() -> None:
     assert said["event-chain-broken"] == "no protected leg got as far as its first event: nothing to check"
     assert said["runtime-not-zeroized"] == "no payload was released to any leg: nothing to check"
     assert said["final-loss-missing"] == "no leg got as far as a result: nothing to check"
-    record = {check["code"]: check for check in judge(cut).as_json()["checks"]}
-    assert record["runtime-not-zeroized"]["detail"] == said["runtime-not-zeroized"]
+    record = {check.code: check for check in judge(cut).as_record().checks}
+    assert record["runtime-not-zeroized"].detail == said["runtime-not-zeroized"]
     assert all(not check.vacuous for check in check_rules(cut) if not check.ok)
 
 
