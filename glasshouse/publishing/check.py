@@ -146,7 +146,7 @@ def _late(artifact: Artifact, here: Path, keyring: Keyring) -> tuple[bool, str]:
         return owned, "" if owned else unshown
     if log.journey is None or owned or not logs.late(artifact.id):
         return logs.late(artifact.id), ""
-    home = str(log.journey.body["openedIn"])
+    home = log.journey.opened_in
     if logs.of(home) is not None:
         return True, ""
     faults = [code for code in failures if code.endswith(f":{home}")]
