@@ -13,7 +13,6 @@ file is published, the row must stand in that, too.
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def _entry(path: Path, artifact: Artifact | None, signer: str | None, checks: li
 def _reported(artifact: Artifact) -> list[Check]:
     published = artifact.overhead_pct
     checks: list[Check] = []
-    computed = recompute(json.loads(artifact_bytes(artifact))) if published is not None else None
+    computed = recompute(artifact) if published is not None else None
     if published is not None:
         same = computed is not None and computed.agrees(published)
         again = "cannot be recomputed" if computed is None else f"recomputed {computed.overhead_pct:.4f}%"
