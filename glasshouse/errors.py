@@ -4,6 +4,7 @@
     ├── UsageError              exit 2   a bad word on the command line, a bad value in a config
     ├── ProviderError           exit 3   a provider refused, failed, or had no capacity
     │   └── RemoteError         exit 3   the pod could not be reached, or answered wrongly
+    │       ├── HostKeyMismatch exit 3   the host that answers is not the one whose key is known
     │       ├── OutcomeUnknown  exit 3   the transport died: what ran there may have finished
     │       └── RentalOver      exit 3   the time budgeted for the rental has passed
     ├── CleanupNotProven        exit 4   something of ours may still be running
@@ -12,6 +13,8 @@
     ├── AttestationError        exit 1   evidence, token or exchange refused; carries every reason code
     └── VerificationError       exit 1   a bundle, artifact or ledger did not verify; carries every failure
 
+An error that a record or a page explains has a reason code (codes.py): `code`, None where there is none.
+
 This module is part of the archive that runs on the pod: standard library only.
 """
 
@@ -19,19 +22,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from glasshouse.codes import Code, known
+
 
 class GlasshouseError(Exception):
     """Base of all errors raised on purpose.
 
-    `what` says what is wrong, `field` and `value` name where, `remedy` says what to do.
-    None of them may ever hold a secret: messages reach terminals, logs and records.
+    `what` says what is wrong, `field` and `value` name where, `remedy` says what to do, `code` is the reason
+    code under which a record or a page explains it. None of them may ever hold a secret: messages reach
+    terminals, logs and records.
     """
 
     exit_code = 1
+    code: Code | None = None
 
     def __init__(
-        self, what: str, *, field: str | None = None, value: object = None, remedy: str = ""
+        self,
+        what: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        remedy: str = "",
+        code: Code | None = None,
     ) -> None:
+        if code is not None:
+            self.code = code
         self.what = what
         self.field = field
         self.value = value
@@ -41,9 +56,12 @@ class GlasshouseError(Exception):
     def line(self) -> str:
         """Return the console line, without the leading `error: `.
 
-        Control characters are replaced: some of what is quoted comes from a pod or a site.
+        Where no field is at fault, the code stands in its place. Control characters are replaced: some
+        of what is quoted comes from a pod or a site.
         """
-        where = f" ({self.field}={self.value})" if self.field is not None else ""
+        where = "" if self.code is None else f" (code={self.code})"
+        if self.field is not None:
+            where = f" ({self.field}={self.value})"
         tail = f": {self.remedy}" if self.remedy else ""
         line = " ".join(f"{self.what}{where}{tail}".split())
         return "".join(char if char.isprintable() else "\ufffd" for char in line)
@@ -65,6 +83,12 @@ class RemoteError(ProviderError):
     """The pod could not be reached, or answered wrongly."""
 
 
+class HostKeyMismatch(RemoteError):
+    """The host showed a key that is not known to be its own: trying again would ask the same stranger."""
+
+    code: Code = Code.HOST_KEY_MISMATCH
+
+
 class OutcomeUnknown(RemoteError):
     """The transport died while a command ran: it may have finished, failed, or still run."""
 
@@ -72,13 +96,11 @@ class OutcomeUnknown(RemoteError):
 class RentalOver(RemoteError):
     """The time that was budgeted for the rental has passed: nothing more is done on the machine."""
 
-    code = "rental-deadline"
+    code: Code = Code.RENTAL_DEADLINE
 
     def __init__(self) -> None:
         super().__init__(
             "the time that was budgeted for the rental has passed",
-            field="code",
-            value=self.code,
             remedy="raise measure.leg_deadline_extra_sec, or send less; `glasshouse plan` says the ceiling",
         )
 
@@ -90,17 +112,24 @@ class CleanupNotProven(GlasshouseError):
 
 
 class LegError(GlasshouseError):
-    """A leg started and did not end well; `code` is the reason code for the record."""
+    """A leg started and did not end well; `code` is the reason code for the record.
+
+    What a pod gives as a code and is none is a fault without a code of its own: runtime-error.
+    """
+
+    code: Code
 
     def __init__(self, what: str, *, code: str, remedy: str = "") -> None:
-        self.code = code
-        super().__init__(what, field="code", value=code, remedy=remedy)
+        super().__init__(what, remedy=remedy, code=known(code, Code.RUNTIME_ERROR))
 
 
 class _WithCodes(GlasshouseError):
+    """Carries every reason; each may name what it is about behind a colon. `code` is the first."""
+
     def __init__(self, what: str, *, codes: Sequence[str], remedy: str = "") -> None:
         self.codes = tuple(codes)
-        super().__init__(what, field="failed", value=",".join(self.codes), remedy=remedy)
+        first = known(self.codes[0].partition(":")[0], None) if self.codes else None
+        super().__init__(what, field="failed", value=",".join(self.codes), remedy=remedy, code=first)
 
 
 class SealError(_WithCodes):

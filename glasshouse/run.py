@@ -17,22 +17,24 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import parse_json
-from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, ProviderError, UsageError
+from glasshouse.codes import Code
+from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, UsageError
 from glasshouse.judgement.record import Record
 from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stated
 from glasshouse.lifecycle import finish, reap
-from glasshouse.lifecycle.context import RunContext, RunLock, create
+from glasshouse.lifecycle.leg_display import LegView
+from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.resume import Skipped
-from glasshouse.lifecycle.setup import describe, named_broker, prepared
+from glasshouse.lifecycle.run_folder import RunLock
+from glasshouse.lifecycle.screen import Screen, SummaryRow
+from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
-from glasshouse.lifecycle.ui import Screen
-from glasshouse.lifecycle.view import LegView
 from glasshouse.lifecycle.watchdog import Watchdog
 from glasshouse.providers.base import Allocation, Provider
 from glasshouse.providers.journal import Journal
@@ -48,8 +50,8 @@ from glasshouse.workloads.package import prepare
 
 def run_one(
     spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Screen, reservation: str | None = None
-) -> finish.Outcome:
-    """Execute one run; return its outcome. Raises UsageError for what can be known beforehand, and
+) -> finish.Recorded:
+    """Execute one run; return how it ended. Raises UsageError for what can be known beforehand, and
     CleanupNotProven where it broke off. `reservation`: the money set aside for it (providers.budget).
     """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
@@ -57,116 +59,127 @@ def run_one(
     prepare(spec)
     with Journal() as journal, open_provider(spec.provider) as provider:
         provider.check(spec)
-        context = create(spec, out, screen, list(overrides))
-        lock = RunLock(context.folder)
-        lock.take(wait=True)
-        screen.headline(f"run {context.run}  {_describe(spec)}")
+        live = create(spec, out, screen, overrides)
+        with screen.logged(live.folder.log):
+            return _run(live, provider, journal, reservation)
 
-        # 1. Plan: signed and in the ledger before anything is rented.
-        registered = register_plan(Ledger(), keys.operator_key(), context.run, spec)
-        (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
-        try:
-            with Watchdog(context.folder):
-                try:
-                    with _interruptible():
-                        _attempt(context, provider, journal, reservation)
-                finally:
-                    # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
-                    with _uninterrupted(screen):
-                        finish.release(context, provider, journal)
-            # 8. and 9. Judge, record.
-            with _uninterrupted(screen), screen.phase("judging and signing the record"):
-                outcome = finish.record(context)
-        except BaseException as error:
-            if (alarm := finish.broken_off(context, provider, journal, error)) is not None:
-                raise alarm from error
-            raise
-        finally:
-            lock.close()
-    for message in context.messages:
+
+def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> finish.Recorded:
+    screen, run = live.screen, live.run
+    lock = RunLock(live.folder.path)
+    lock.take(wait=True)
+    screen.headline(f"run {run.id}  {_describe(run.spec)}")
+
+    # 1. Plan: signed and in the ledger before anything is rented.
+    registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
+    live.folder.write_bytes("plan.dsse.json", registered.envelope)
+    try:
+        with Watchdog(live.folder.path):
+            try:
+                with _interruptible():
+                    _attempt(live, provider, journal, reservation)
+            finally:
+                # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
+                with _uninterrupted(screen):
+                    finish.release(live, provider, journal)
+        # 8. and 9. Judge, record.
+        with _uninterrupted(screen), screen.phase("judging and signing the record"):
+            recorded = finish.record(live)
+    except BaseException as error:
+        why = error.line() if isinstance(error, GlasshouseError) else type(error).__name__
+        screen.record(f"the run broke off: {why}")
+        if (alarm := finish.broken_off(live, provider, journal, error)) is not None:
+            screen.record(alarm.line())
+            raise alarm from error
+        raise
+    finally:
+        lock.close()
+    for message in live.ending.messages:
         screen.warn(message)
-    return outcome
+    screen.record(f"recorded as {recorded.record.status}; exit code {recorded.exit_code}")
+    return recorded
 
 
-def _attempt(context: RunContext, provider: Provider, journal: Journal, reservation: str | None) -> None:
-    """Steps 2 to 6; every way they can end is noted in the context."""
+def _attempt(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> None:
+    """Steps 2 to 6; every way they can end is noted in the run's ending."""
     try:
         # 2. Allocate: the intent is on disk before the create call, the id right after it.
-        detail = {
-            "folder": str(context.folder.resolve()),
-            "maxUsd": cost_ceiling(context.spec),
-            "reservation": reservation,
-            "provider": context.spec.provider.model_dump(mode="json"),
-        }
-        journal.intend(context.run, context.name, provider.kind, detail)
-        context.phase = "boot-failed"
-        with context.screen.phase(f"allocating on {provider.kind}"):
-            allocation = _allocate(context, provider, journal)
-        # 3. Connect.
-        context.phase = "connect-failed"
-        with context.screen.phase("connecting"):
-            pod = Pod(allocation.endpoint, deadline=context.deadline).__enter__()
-        try:
-            # 4. Make the pod ready, seal, upload: each notes its own phase.
-            with prepared(context, pod, allocation) as ready:
-                # 5. and 6. The legs, in the order of the plan.
-                context.phase = "leg-failed"
-                view = LegView(context.screen, context.schedule)
-                with view.legs():
-                    for slot in context.schedule:
-                        with view.slot(slot) as label:
-                            result = run_slot(context, ready, slot, label)
-                        view.done(slot, result)
-        finally:
-            pod.close()
+        with live.step(Code.JOURNAL_FAILED):
+            journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
+        with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
+            allocation = _allocate(live, provider, journal)
+        with ExitStack() as until:
+            # 3. Connect.
+            with live.step(Code.CONNECT_FAILED, "connecting"):
+                pod = until.enter_context(Pod(allocation.endpoint, deadline=live.rental.deadline))
+            # 4. Make the pod ready, seal, upload.
+            ready = until.enter_context(prepared(live, pod, allocation))
+            # 5. and 6. The legs, in the order of the plan.
+            with live.step(Code.LEG_FAILED):
+                _legs(live, ready)
     except KeyboardInterrupt:
-        context.screen.warn("interrupted: the run is excluded; releasing what it holds")
-        context.fail("interrupted")
-    except LegError as error:
-        if error.code == "gpu-not-as-asked" or context.phase != "leg-failed":
-            context.fail(error.code, f"error: {error.line()}")
-        else:
-            context.messages.append(f"error: {error.line()}")
-            context.exit_code = max(context.exit_code, 1)
-    except ProviderError as error:
-        code = str(error.value) if error.field == "code" else context.phase
-        context.fail(code, f"error: {error.line()}", 3)
-    except GlasshouseError as error:
-        context.fail(context.phase, f"error: {error.line()}", error.exit_code)
+        live.screen.warn("interrupted: the run is excluded; releasing what it holds")
+        live.fail(Code.INTERRUPTED)
+    except StepFailed as error:
+        live.fail(error.reason, f"error: {error.line()}", error.exit_code)
 
 
-def _allocate(context: RunContext, provider: Provider, journal: Journal) -> Allocation:
+def _intent(live: LiveRun, reservation: str | None) -> dict[str, Any]:
+    """What another process needs, to give back what this one rents."""
+    return {
+        "folder": str(live.folder.path.resolve()),
+        "maxUsd": cost_ceiling(live.run.spec),
+        "reservation": reservation,
+        "provider": live.run.spec.provider.model_dump(mode="json"),
+    }
+
+
+def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation:
     """Rent, and keep every id that the provider gives out as soon as it is known."""
+    run, rental = live.run, live.rental
     began = time.monotonic()
-    if context.spec.paid:
-        context.rented_at = round(time.time(), 3)
-        context.deadline = began + rental_deadline_sec(context.spec)
-    context.save()
+    if run.spec.paid:
+        rental.rented_at = round(time.time(), 3)
+        rental.deadline = began + rental_deadline_sec(run.spec)
+    live.save()
 
     def keep() -> None:
-        ids = ",".join(provider.known_ids(context.name))
-        if (ids, provider.simulated) != (context.allocation_id or "", context.simulated):
+        ids = ",".join(provider.known_ids(run.allocation))
+        if (ids, provider.simulated) != (rental.allocation_id or "", rental.simulated):
             if ids:
-                journal.created(context.name, ids)
-            context.allocation_id, context.simulated = ids or None, provider.simulated
-            context.save()
+                journal.created(run.allocation, ids)
+            rental.allocation_id, rental.simulated = ids or None, provider.simulated
+            live.save()
 
     def progress(text: str) -> None:
         keep()
-        context.screen.progress(text)
+        live.screen.progress(text)
 
     try:
-        allocation = provider.allocate(context.name, context.spec, progress)
+        allocation = provider.allocate(run.allocation, run.spec, progress)
     finally:
         keep()
-    if context.allocation_id is None:
-        journal.created(context.name, allocation.id)
-        context.allocation_id = allocation.id
-        context.save()
+    if rental.allocation_id is None:
+        journal.created(run.allocation, allocation.id)
+        rental.allocation_id = allocation.id
+        live.save()
     source = allocation.endpoint.host_key_source
-    described = describe(context, allocation, gpu_model=allocation.gpu_model, source=source)
-    context.write("allocation.json", described)
+    described = describe(live, allocation, gpu_model=allocation.gpu_model, source=source)
+    live.folder.write("allocation.json", described)
     return allocation
+
+
+def _legs(live: LiveRun, ready: Ready) -> None:
+    """Run every slot. A leg that fails ends them; its own files say why, so it is no failure of the run's."""
+    view = LegView(live.screen, live.run.schedule)
+    try:
+        with view.legs():
+            for slot in live.run.schedule:
+                with view.slot(slot) as label:
+                    result = run_slot(live, ready, slot, label)
+                view.done(slot, result)
+    except LegError as error:
+        live.ending.tell(f"error: {error.line()}", error.exit_code)
 
 
 def run_sweep(
@@ -186,12 +199,12 @@ def run_sweep(
     """
     screen = Screen(quiet=quiet)
     for cell in skipped:
-        screen.note(cell.line())
+        screen.say(cell.line())
     for _, spec in cells:
         prepare(spec)
         with open_provider(spec.provider) as provider:
             provider.check(spec)
-    outcomes: list[finish.Outcome] = []
+    outcomes: list[finish.Recorded] = []
     alarms: list[str] = []
     code = 0
     for number, (overrides, spec) in enumerate(cells, start=1):
@@ -223,13 +236,13 @@ def run_sweep(
             # What is left bills beyond its own budget: another machine beside it is not what was planned.
             screen.warn(f"stopped before cell {number + 1} of {len(cells)}: a machine may be left")
             break
-        if "interrupted" in outcome.record.reasons:
+        if Code.INTERRUPTED in outcome.record.reasons:
             break
     screen.summary([summary_row(outcome.record) for outcome in outcomes])
     for outcome in outcomes:
         if cost := _cost_line(outcome.record):
-            screen.note(cost)
-        screen.note(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
+            screen.say(cost)
+        screen.say(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
     if as_json:
         runs = [
             {"folder": item.folder, "exitCode": item.exit_code, **parse_json(item.record.to_bytes())}
@@ -242,22 +255,22 @@ def run_sweep(
     return code
 
 
-def summary_row(record: Record) -> dict[str, Any]:
+def summary_row(record: Record) -> SummaryRow:
     """Pick what the table at the end shows from a record."""
     figures = record.figures
-    return {
-        "run": record.run,
-        "order": figures.order,
-        "status": record.status,
-        "rawPerSec": figures.raw_per_sec,
-        "protectedPerSec": figures.protected_per_sec,
-        "overheadPct": overhead_stated(figures),
-        "control": control_line(figures),
-        "noFigure": blocks_lost(figures),
-        "fixedSec": (figures.fixed_cost_sec or {}).get("totalSec"),
-        "excluded": list(record.reasons),
-        "caveats": list(record.caveats),
-    }
+    return SummaryRow(
+        run=record.run,
+        order=figures.order,
+        status=record.status,
+        raw_per_sec=figures.raw_per_sec,
+        protected_per_sec=figures.protected_per_sec,
+        overhead_pct=overhead_stated(figures),
+        control=control_line(figures),
+        no_figure=blocks_lost(figures),
+        fixed_sec=(figures.fixed_cost_sec or {}).get("totalSec"),
+        excluded=record.reasons,
+        caveats=record.caveats,
+    )
 
 
 def _cost_line(record: Record) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from glasshouse.canonical import canonical_json
@@ -113,6 +113,13 @@ class Machine(Report):
         return self.model_copy(update={name: getattr(seen, name) for name in seen.model_fields_set})
 
 
+class SeenMachine(Machine):
+    """As much of a machine as the controller reads over its own connection."""
+
+    cpu_count: Count
+    kernel: Annotated[str, Field(max_length=400)]
+
+
 class GpuSample(Report):
     """Telemetry of one GPU at one moment, as nvidia-smi prints it."""
 
@@ -170,7 +177,7 @@ class Allocation(Written):
     image_digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
     usd_per_hour: Annotated[float, Field(ge=0)] | None
     allocation_id_sha256: Hex64
-    machine: Machine | None
+    machine: SerializeAsAny[Machine] | None
     rented_at: Time | None = None
 
     @property
@@ -313,12 +320,17 @@ class Result(Report):
 
 
 class Ended(Report):
-    """result.json of a leg: what the controller believes of how it ended. Nobody signed it."""
+    """result.json of a leg: what the controller believes of how it ended. Nobody signed it.
+
+    events_head and event_count: what the chain of a protected leg must come to.
+    """
 
     status: Literal["complete", "failed"]
     code: Code | None = None
     reason_codes: Annotated[tuple[Code, ...], Field(max_length=64)] = ()
     timings: Timings = {}
+    events_head: Hex64 | None = None
+    event_count: Count | None = None
 
 
 class Buffers(Report):

@@ -20,7 +20,7 @@ ROOT = Path(glasshouse.__file__).parent
 
 # A package, or a module beside the packages, imports only from its own row or from rows above it.
 LAYERS = (
-    ("errors", "canonical", "host", "paths", "extras", "origin"),
+    ("codes", "reasons", "errors", "canonical", "host", "paths", "extras", "origin", "retry"),
     ("spec", "conf_files"),
     ("schema",),
     ("spec_errors",),
@@ -63,13 +63,18 @@ PURE = (
     "judgement/facts.py",
     "judgement/figures.py",
     "judgement/judge.py",
-    "judgement/reasons.py",
     "judgement/record.py",
     "judgement/rules.py",
     "judgement/stated.py",
     "judgement/vacuous.py",
     "publishing/charts.py",
     "publishing/pages.py",
+    "reasons/__init__.py",
+    "reasons/attestation.py",
+    "reasons/entry.py",
+    "reasons/publication.py",
+    "reasons/records.py",
+    "reasons/runs.py",
 )
 HEAVY = {"torch", "transformers", "peft", "safetensors", "huggingface_hub", "accelerate"}
 

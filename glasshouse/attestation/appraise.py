@@ -19,6 +19,7 @@ from glasshouse.attestation.claims import CLAIMS, Reference, is_kem_key
 from glasshouse.attestation.evidence import AWAITING_RELEASE, EAT_PROFILE, composite_hash
 from glasshouse.attestation.tokens import thumbprint
 from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.spec import Policy
 
 __all__ = ["Appraisal", "Check", "Reference", "appraise", "challenge_context", "policy_id", "refusal"]
@@ -53,32 +54,32 @@ class Appraisal:
 
 
 # Claims that must equal the reference value of the same name, and the reason code when they do not.
-_REFERENCE_CODES: Mapping[str, str] = {
-    "run": "run-mismatch",
-    "leg": "leg-mismatch",
-    "launch": "launch-mismatch",
-    "allocation_id": "allocation-id-mismatch",
-    "container_id": "container-id-mismatch",
-    "manifest_hash": "manifest-hash-mismatch",
-    "runtime_sha256": "runtime-hash-mismatch",
-    "interpreter_sha256": "interpreter-hash-mismatch",
-    "boot_id": "boot-id-mismatch",
-    "pid_namespace": "pid-namespace-mismatch",
-    "image_digest": "image-digest-mismatch",
-    "python_version": "python-version-mismatch",
-    "distributions_sha256": "distributions-mismatch",
+_REFERENCE_CODES: Mapping[str, Code] = {
+    "run": Code.RUN_MISMATCH,
+    "leg": Code.LEG_MISMATCH,
+    "launch": Code.LAUNCH_MISMATCH,
+    "allocation_id": Code.ALLOCATION_ID_MISMATCH,
+    "container_id": Code.CONTAINER_ID_MISMATCH,
+    "manifest_hash": Code.MANIFEST_HASH_MISMATCH,
+    "runtime_sha256": Code.RUNTIME_HASH_MISMATCH,
+    "interpreter_sha256": Code.INTERPRETER_HASH_MISMATCH,
+    "boot_id": Code.BOOT_ID_MISMATCH,
+    "pid_namespace": Code.PID_NAMESPACE_MISMATCH,
+    "image_digest": Code.IMAGE_DIGEST_MISMATCH,
+    "python_version": Code.PYTHON_VERSION_MISMATCH,
+    "distributions_sha256": Code.DISTRIBUTIONS_MISMATCH,
 }
 
 # Claims that have one good value, whatever the run.
-_FIXED: Mapping[str, tuple[Any, str]] = {
-    "eat_profile": (EAT_PROFILE, "eat-profile-mismatch"),
-    "runtime_state": (AWAITING_RELEASE, "runtime-state-spoofed"),
-    "interpreter_isolated": (True, "interpreter-not-isolated"),
-    "hardening.dumpable": (0, "anti-debug-disabled"),
-    "hardening.core_limit": (0, "core-dumps-enabled"),
-    "hardening.no_new_privs": (True, "no-new-privs-missing"),
-    "hardening.tracer_pid": (0, "debugger-attached"),
-    "hardening.subreaper": (True, "subreaper-missing"),
+_FIXED: Mapping[str, tuple[Any, Code]] = {
+    "eat_profile": (EAT_PROFILE, Code.EAT_PROFILE_MISMATCH),
+    "runtime_state": (AWAITING_RELEASE, Code.RUNTIME_STATE_SPOOFED),
+    "interpreter_isolated": (True, Code.INTERPRETER_NOT_ISOLATED),
+    "hardening.dumpable": (0, Code.ANTI_DEBUG_DISABLED),
+    "hardening.core_limit": (0, Code.CORE_DUMPS_ENABLED),
+    "hardening.no_new_privs": (True, Code.NO_NEW_PRIVS_MISSING),
+    "hardening.tracer_pid": (0, Code.DEBUGGER_ATTACHED),
+    "hardening.subreaper": (True, Code.SUBREAPER_MISSING),
 }
 
 _PROFILES = ("standard", "strict")  # weakest first
@@ -86,30 +87,30 @@ _PROFILES = ("standard", "strict")  # weakest first
 # AR4SI trustworthiness claims that a failed check contraindicates; others touch instance-identity.
 _CONFIGURATION = frozenset(
     {
-        "anti-debug-disabled",
-        "anti-debug-profile-downgrade",
-        "anti-debug-profile-mismatch",
-        "core-dumps-enabled",
-        "no-new-privs-missing",
-        "debugger-attached",
-        "subreaper-missing",
-        "landlock-missing",
-        "landlock-claim-inconsistent",
-        "memfd-secret-missing",
-        "host-key-first-use",
-        "interpreter-not-isolated",
+        Code.ANTI_DEBUG_DISABLED,
+        Code.ANTI_DEBUG_PROFILE_DOWNGRADE,
+        Code.ANTI_DEBUG_PROFILE_MISMATCH,
+        Code.CORE_DUMPS_ENABLED,
+        Code.NO_NEW_PRIVS_MISSING,
+        Code.DEBUGGER_ATTACHED,
+        Code.SUBREAPER_MISSING,
+        Code.LANDLOCK_MISSING,
+        Code.LANDLOCK_CLAIM_INCONSISTENT,
+        Code.MEMFD_SECRET_MISSING,
+        Code.HOST_KEY_FIRST_USE,
+        Code.INTERPRETER_NOT_ISOLATED,
     }
 )
 _EXECUTABLES = frozenset(
     {
-        "runtime-hash-mismatch",
-        "interpreter-hash-mismatch",
-        "manifest-hash-mismatch",
-        "image-digest-mismatch",
-        "python-version-mismatch",
-        "distributions-mismatch",
-        "distributions-not-listed",
-        "runtime-state-spoofed",
+        Code.RUNTIME_HASH_MISMATCH,
+        Code.INTERPRETER_HASH_MISMATCH,
+        Code.MANIFEST_HASH_MISMATCH,
+        Code.IMAGE_DIGEST_MISMATCH,
+        Code.PYTHON_VERSION_MISMATCH,
+        Code.DISTRIBUTIONS_MISMATCH,
+        Code.DISTRIBUTIONS_NOT_LISTED,
+        Code.RUNTIME_STATE_SPOOFED,
     }
 )
 
@@ -141,7 +142,7 @@ def appraise(
     # 1. Each claim present, known, and of its type; the steps below skip what is not, so it is named once.
     good = _check_form(claims, values, checks)
 
-    def compare(name: str, expected: Any, code: str, source: str) -> None:
+    def compare(name: str, expected: Any, code: Code, source: str) -> None:
         if name in good:
             same = type(good[name]) is type(expected) and good[name] == expected
             detail = (
@@ -155,9 +156,9 @@ def appraise(
             composite = composite_hash(claims)
         except CanonicalError:
             composite = ""
-        compare("composite_hash", composite, "composite-hash-mismatch", "broker")
+        compare("composite_hash", composite, Code.COMPOSITE_HASH_MISMATCH, "broker")
     # 3. Freshness, by the broker's clock only.
-    compare("eat_nonce", challenge["nonce"], "nonce-mismatch", "broker")
+    compare("eat_nonce", challenge["nonce"], Code.NONCE_MISMATCH, "broker")
     _check_freshness(good, policy, challenge, checks)
     # 4. The launch token that came back is the one issued for this launch, and the key the one it was for.
     _check_launch_token(reference, challenge, checks)
@@ -171,14 +172,16 @@ def appraise(
         names = good["gpu"].get("names", [])
         same = bool(names) and all(name == reference.gpu_name for name in names)
         detail = "gpu as expected" if same else f"gpu is {_show(names)}, not {_show(reference.gpu_name)}"
-        checks.append(Check("gpu-mismatch", same, detail, reference.sources.get("gpu", "provider-declared")))
+        checks.append(
+            Check(Code.GPU_MISMATCH, same, detail, reference.sources.get("gpu", "provider-declared"))
+        )
     # 6. Values that are the same for every run.
     for name, (expected, code) in _FIXED.items():
         compare(name, expected, code, "self-reported")
     if "kem_key" in good:
         usable = is_kem_key(good["kem_key"])
         detail = "kem_key can be wrapped to" if usable else "kem_key is no X-Wing public key"
-        checks.append(Check("kem-key-invalid", usable, detail, "self-reported"))
+        checks.append(Check(Code.KEM_KEY_INVALID, usable, detail, "self-reported"))
     # 7. What the policy demands.
     weak = _check_policy(good, reference, policy, checks)
     ok = all(check.ok for check in checks)
@@ -205,17 +208,17 @@ def _check_form(claims: Mapping[str, Any], values: dict[str, Any], checks: list[
     good: dict[str, Any] = {}
     # A dotted name at the top level would pass for a nested one.
     unknown = sorted((set(values) - set(CLAIMS)) | {name for name in claims if "." in name})
-    checks += [Check("claim-unknown", False, f"unknown claim {_show(name)}", "broker") for name in unknown]
+    checks += [Check(Code.CLAIM_UNKNOWN, False, f"unknown claim {_show(name)}", "broker") for name in unknown]
     for name, is_type in CLAIMS.items():
         if name not in values:
-            checks.append(Check("claim-missing", False, f"no claim {name}", "broker"))
+            checks.append(Check(Code.CLAIM_MISSING, False, f"no claim {name}", "broker"))
         elif not is_type(values[name]):
-            checks.append(Check("claim-malformed", False, f"claim {name} is not of its type", "broker"))
+            checks.append(Check(Code.CLAIM_MALFORMED, False, f"claim {name} is not of its type", "broker"))
         else:
             good[name] = values[name]
     if not unknown and len(good) == len(CLAIMS):
         checks.append(
-            Check("claim-malformed", True, f"all {len(CLAIMS)} claims present and of their type", "broker")
+            Check(Code.CLAIM_MALFORMED, True, f"all {len(CLAIMS)} claims present and of their type", "broker")
         )
     return good
 
@@ -226,16 +229,16 @@ def _check_freshness(
     received = challenge["received"]
     in_time = received < challenge["exp"]
     detail = "within the challenge's lifetime" if in_time else "evidence came after the challenge expired"
-    checks.append(Check("challenge-expired", in_time, detail, "broker"))
+    checks.append(Check(Code.CHALLENGE_EXPIRED, in_time, detail, "broker"))
     if "iat" not in good:
         return
     iat = good["iat"]
     fresh = iat >= challenge["iat"] and received - iat <= policy.freshness_sec
     detail = "iat is fresh" if fresh else f"iat is {received - iat} s old, or before its challenge"
-    checks.append(Check("stale-timestamp", fresh, detail, "broker"))
+    checks.append(Check(Code.STALE_TIMESTAMP, fresh, detail, "broker"))
     reached = iat <= received + MAX_AHEAD_SEC
     detail = "iat is not ahead" if reached else f"iat is {iat - received} s ahead"
-    checks.append(Check("future-timestamp", reached, detail, "broker"))
+    checks.append(Check(Code.FUTURE_TIMESTAMP, reached, detail, "broker"))
 
 
 def _check_launch_token(reference: Reference, challenge: Mapping[str, Any], checks: list[Check]) -> None:
@@ -254,7 +257,7 @@ def _check_launch_token(reference: Reference, challenge: Mapping[str, Any], chec
     else:
         wrong = [name for name, value in bound.items() if launch.get(name) != value]
     detail = f"launch token differs in {', '.join(wrong)}" if wrong else "launch token is the one issued"
-    checks.append(Check("jwt-claim-mismatch", not wrong, detail, "broker"))
+    checks.append(Check(Code.JWT_CLAIM_MISMATCH, not wrong, detail, "broker"))
 
 
 def _check_event_key(good: Mapping[str, Any], challenge: Mapping[str, Any], checks: list[Check]) -> None:
@@ -265,7 +268,7 @@ def _check_event_key(good: Mapping[str, Any], challenge: Mapping[str, Any], chec
         return
     same = challenge["cnf"] == {"jkt": thumbprint(b64u_decode(good["event_key"]))}
     detail = "event_key is the one that asked" if same else "event_key is not the one that asked"
-    checks.append(Check("event-key-mismatch", same, detail, "broker"))
+    checks.append(Check(Code.EVENT_KEY_MISMATCH, same, detail, "broker"))
 
 
 def _check_policy(
@@ -274,41 +277,43 @@ def _check_policy(
     """Append the policy's checks; return what is weaker than we can do, for status `warning`."""
     weak: list[str] = []
 
-    def require(code: str, ok: bool, detail: str, source: str = "self-reported") -> None:
+    def require(code: Code, ok: bool, detail: str, source: str = "self-reported") -> None:
         checks.append(Check(code, ok, detail if not ok else f"{detail}: no", source))
 
     if "anti_debug_profile" in good:
         claimed, demanded = good["anti_debug_profile"], policy.anti_debug_profile
         rank = _PROFILES.index(claimed) if claimed in _PROFILES else -1
         downgrade = rank < _PROFILES.index(demanded)
-        require("anti-debug-profile-downgrade", not downgrade, f"profile below {demanded}")
+        require(Code.ANTI_DEBUG_PROFILE_DOWNGRADE, not downgrade, f"profile below {demanded}")
         if not downgrade:
             # The launch was started with the policy's profile; another one is another launch.
-            require("anti-debug-profile-mismatch", claimed == demanded, f"profile is not {demanded}")
+            require(Code.ANTI_DEBUG_PROFILE_MISMATCH, claimed == demanded, f"profile is not {demanded}")
     if "fs" in good:
         landlock = good["fs"] == "landlock"
         if good["fs"] not in ("landlock", "none"):
-            require("claim-malformed", False, "claim fs is neither landlock nor none", "broker")
+            require(Code.CLAIM_MALFORMED, False, "claim fs is neither landlock nor none", "broker")
         elif policy.require_landlock:
-            require("landlock-missing", landlock, "no landlock")
+            require(Code.LANDLOCK_MISSING, landlock, "no landlock")
         elif not landlock:
             weak.append("no landlock")
         if landlock and "hardening.landlock_abi" in good:
             consistent = good["hardening.landlock_abi"] >= 1
-            require("landlock-claim-inconsistent", consistent, "landlock without an ABI")
+            require(Code.LANDLOCK_CLAIM_INCONSISTENT, consistent, "landlock without an ABI")
     if "hardening.memfd_secret" in good:
         if policy.require_memfd_secret:
-            require("memfd-secret-missing", good["hardening.memfd_secret"], "no memfd_secret")
+            require(Code.MEMFD_SECRET_MISSING, good["hardening.memfd_secret"], "no memfd_secret")
         elif not good["hardening.memfd_secret"]:
             weak.append("no memfd_secret")
     if policy.require_distributions:
         listed = reference.distributions_sha256 is not None
         source = reference.sources.get("distributions_sha256", "controller-observed")
-        require("distributions-not-listed", listed, "installed distributions not listed beforehand", source)
+        require(
+            Code.DISTRIBUTIONS_NOT_LISTED, listed, "installed distributions not listed beforehand", source
+        )
     first_use = reference.host_key_source not in ("created", "pinned", "provider-log")
     if not policy.allow_host_key_first_use:
         source = reference.sources.get("host_key_source", "controller-observed")
-        require("host-key-first-use", not first_use, "host key trusted on first use", source)
+        require(Code.HOST_KEY_FIRST_USE, not first_use, "host key trusted on first use", source)
     elif first_use:
         weak.append("host key trusted on first use")
     return weak

@@ -36,6 +36,7 @@ from glasshouse.attestation.tokens import (
     verify_challenge,
 )
 from glasshouse.canonical import b64u, b64u_decode, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 from glasshouse.sealing.grant import wrap_key
 from glasshouse.spec import Policy
@@ -88,7 +89,7 @@ class Broker:
     ) -> None:
         """Keep a payload key (32 bytes). max_grants bounds the whole run: planned launches + retries."""
         if len(payload_key) != 32 or max_grants < 1:
-            raise AttestationError("no 32-byte key, or no grant allowed", codes=["malformed-request"])
+            raise AttestationError("no 32-byte key, or no grant allowed", codes=[Code.MALFORMED_REQUEST])
         check_name(run, "run")
         self.store.put_payload(run, manifest_hash, bytes(payload_key), max_grants)
         self.store.log("payload-registered", self._now(), (run, "", 0))
@@ -104,9 +105,9 @@ class Broker:
         leg = check_name(reference.leg, "leg")
         launch = check_launch(reference.launch)
         if launch > 1 + policy.launch_retries:
-            raise AttestationError("the leg has had its retries", codes=["launch-limit-reached"])
+            raise AttestationError("the leg has had its retries", codes=[Code.LAUNCH_LIMIT_REACHED])
         if not self.store.has_payload(run, reference.manifest_hash):
-            raise AttestationError("no such package is registered", codes=["payload-unknown"])
+            raise AttestationError("no such package is registered", codes=[Code.PAYLOAD_UNKNOWN])
         ticket = secrets.token_bytes(TICKET_BYTES)
         now = self._now()
         self.store.put_ticket(
@@ -164,7 +165,7 @@ class Broker:
         try:
             if nonce is None or not isinstance(evidence, str):
                 parse_evidence(evidence)
-                raise AttestationError("evidence has no nonce", codes=["malformed-evidence"])
+                raise AttestationError("evidence has no nonce", codes=[Code.MALFORMED_EVIDENCE])
             # 2. Consume it, durably, before anything is appraised.
             row = self.store.consume_challenge(nonce, now)
         except AttestationError as error:

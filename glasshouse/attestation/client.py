@@ -25,6 +25,7 @@ from glasshouse.attestation.tokens import (
     verify_grant,
 )
 from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, parse_json, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 
 MAX_RESPONSE_BYTES = 256 << 10
@@ -112,9 +113,9 @@ def check_challenge(
     """
     claims = verify_challenge(token, broker_public)
     if (claims["run"], claims["leg"], claims["launch"]) != launch:
-        raise AttestationError("the challenge is for another launch", codes=["jwt-claim-mismatch"])
+        raise AttestationError("the challenge is for another launch", codes=[Code.JWT_CLAIM_MISMATCH])
     if claims.get("cnf") != {"jkt": thumbprint(event_key)}:
-        raise AttestationError("the challenge is for another event key", codes=["event-key-mismatch"])
+        raise AttestationError("the challenge is for another event key", codes=[Code.EVENT_KEY_MISMATCH])
     return claims
 
 
@@ -147,12 +148,12 @@ def check_release(
         or result.get("ear.glasshouse.evidence-sha256") != sha256_hex(evidence.encode("ascii"))
         or ear_status(result) not in ("affirming", "warning")
     ):
-        raise AttestationError("the EAR is not about this evidence", codes=["ear-mismatch"])
+        raise AttestationError("the EAR is not about this evidence", codes=[Code.EAR_MISMATCH])
     # 2.
     granted = verify_grant(grant, broker_public, now, audience=challenge.audience)
     expected = (challenge.run, challenge.leg, challenge.launch)
     if (granted.get("run"), granted.get("leg"), granted.get("launch")) != expected:
-        raise AttestationError("the grant is for another launch", codes=["grant-mismatch"])
+        raise AttestationError("the grant is for another launch", codes=[Code.GRANT_MISMATCH])
     # 3.
     info = grant_info(
         key_id(broker_public),
@@ -163,7 +164,7 @@ def check_release(
         ear=ear,
     )
     if not hmac.compare_digest(info, b64u_decode(granted["info"])):
-        raise AttestationError("the grant answers another exchange", codes=["grant-info-mismatch"])
+        raise AttestationError("the grant answers another exchange", codes=[Code.GRANT_INFO_MISMATCH])
     return Released(ear, grant, info, b64u_decode(granted["ct"]))
 
 
@@ -178,15 +179,15 @@ def post(port: int, path: str, body: dict[str, Any], timeout: float) -> dict[str
         raw = response.read(MAX_RESPONSE_BYTES + 1)
         status = response.status
     except (OSError, http.client.HTTPException) as error:
-        raise AttestationError("the broker did not answer", codes=["broker-unreachable"]) from error
+        raise AttestationError("the broker did not answer", codes=[Code.BROKER_UNREACHABLE]) from error
     finally:
         connection.close()
     try:
         answer = parse_json(raw, max_bytes=MAX_RESPONSE_BYTES)
     except CanonicalError as error:
-        raise AttestationError("the broker's answer does not parse", codes=["malformed-answer"]) from error
+        raise AttestationError("the broker's answer does not parse", codes=[Code.MALFORMED_ANSWER]) from error
     if not isinstance(answer, dict):
-        raise AttestationError("the broker's answer is no object", codes=["malformed-answer"])
+        raise AttestationError("the broker's answer is no object", codes=[Code.MALFORMED_ANSWER])
     if status != 200:
         _refuse(answer)
     return answer
@@ -201,11 +202,11 @@ def _refuse(answer: dict[str, Any]) -> NoReturn:
             codes = [code[:64] for code in listed[:64] if isinstance(code, str)]
         if not codes and isinstance(error.get("code"), str):
             codes = [error["code"][:64]]
-    raise AttestationError("the broker refused", codes=codes or ["malformed-answer"])
+    raise AttestationError("the broker refused", codes=codes or [Code.MALFORMED_ANSWER])
 
 
 def _text(answer: dict[str, Any], name: str) -> str:
     value = answer.get(name)
     if not isinstance(value, str):
-        raise AttestationError(f"the broker's answer has no {name}", codes=["malformed-answer"])
+        raise AttestationError(f"the broker's answer has no {name}", codes=[Code.MALFORMED_ANSWER])
     return value

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.tokens import check_signature, public_bytes_of, read_jws, sign_jws
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, domain_hash
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 
 EVIDENCE_TYP = "gh-evidence+jwt"
@@ -78,5 +79,5 @@ def parse_evidence(jws: object) -> dict[str, Any]:
     try:
         public = b64u_decode(event_key if isinstance(event_key, str) else "", size=32)
     except CanonicalError as error:
-        raise AttestationError("evidence names no event key", codes=["malformed-evidence"]) from error
+        raise AttestationError("evidence names no event key", codes=[Code.MALFORMED_EVIDENCE]) from error
     return check_signature(token, public, what="evidence")

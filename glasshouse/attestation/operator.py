@@ -35,6 +35,7 @@ from glasshouse.attestation.tokens import (
     verify_typed,
 )
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, domain_hash
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, SealError
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, unwrap_key, wrap_key
 from glasshouse.sealing.memory import overwrite
@@ -83,7 +84,7 @@ class Desk:
         token = read_jws(request, REQUEST_TYP, what="request")
         public = self._find(token.kid)
         if public is None:
-            raise AttestationError("no operator of this broker", codes=["operator-unknown"])
+            raise AttestationError("no operator of this broker", codes=[Code.OPERATOR_UNKNOWN])
         claims = verify_typed(
             token.text, public, self._clock(), self._broker.store.id, typ=REQUEST_TYP, what="request"
         )
@@ -91,7 +92,9 @@ class Desk:
             action = {"payload": self._payload, "ticket": self._ticket, "exchange": self._exchange}
             return action[claims["action"]](claims, token)
         except (KeyError, TypeError, ValueError, CanonicalError, ValidationError, SealError) as error:
-            raise AttestationError("the request is not of its form", codes=["malformed-request"]) from error
+            raise AttestationError(
+                "the request is not of its form", codes=[Code.MALFORMED_REQUEST]
+            ) from error
 
     def _check_owner(self, run: str, kid: str, *, manifest_hash: str | None = None) -> None:
         """One operator's tickets must not open another's package. Raises `operator-mismatch`."""
@@ -101,7 +104,7 @@ class Desk:
             if named == run and manifest_hash in (None, package)
         }
         if found != {kid}:
-            raise AttestationError("the package is another operator's", codes=["operator-mismatch"])
+            raise AttestationError("the package is another operator's", codes=[Code.OPERATOR_MISMATCH])
 
     def _payload(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
         run, manifest_hash = check_name(claims["run"], "run"), str(claims["manifest_hash"])
@@ -154,7 +157,7 @@ class RemoteBroker:
             # Said here: its tickets would be issued and sent, and the first launch refused without a reason.
             raise AttestationError(
                 "the broker is of another release, whose tickets this one does not use",
-                codes=["broker-protocol-mismatch"],
+                codes=[Code.BROKER_PROTOCOL_MISMATCH],
                 remedy="restart `glasshouse broker` with this release, or unset GLASSHOUSE_BROKER",
             )
         self._audience = str(claims["aud"])
@@ -182,7 +185,7 @@ class RemoteBroker:
             return bytes(unwrap_key(b64u_decode(answer["ticket"]), key, _ticket_info(request)))
         except (KeyError, CanonicalError, SealError) as error:
             raise AttestationError(
-                "the broker's answer holds no ticket", codes=["malformed-answer"]
+                "the broker's answer holds no ticket", codes=[Code.MALFORMED_ANSWER]
             ) from error
         finally:
             key.wipe()

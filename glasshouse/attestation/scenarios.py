@@ -15,12 +15,13 @@ from glasshouse.attestation.server import MAX_BODY_BYTES
 from glasshouse.attestation.stage import GPU, STRICT, Attack, Scenario
 from glasshouse.attestation.tokens import EAR_TYP, GRANT_TYP, public_bytes_of
 from glasshouse.canonical import b64u, sha256_hex
+from glasshouse.codes import Code
 
 _OTHER = sha256_hex(b"another")
 
 
 def _case(code: str, what: str, attack: Attack, *codes: str, **setup: Any) -> Scenario:
-    return Scenario(code, what, codes or (code,), attack, setup)
+    return Scenario(code, what, tuple(map(Code, codes or (code,))), attack, setup)
 
 
 def _new_public_key() -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import Desk
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, GlasshouseError
 
 MAX_BODY_BYTES = 64 << 10
@@ -138,7 +139,7 @@ class _HttpServer(ThreadingHTTPServer):
 class _Refused(Exception):
     """Not an error of the program: an answer."""
 
-    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
+    def __init__(self, status: HTTPStatus, code: Code, message: str) -> None:
         self.status = status
         self.code = code
         self.message = message
@@ -165,9 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path in routes:
             self._answer(HTTPStatus.OK, routes[self.path]())
         elif self.path in ("/v1/challenge", "/v1/attest"):
-            self._refuse(_Refused(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "use POST"))
+            self._refuse(_Refused(HTTPStatus.METHOD_NOT_ALLOWED, Code.METHOD_NOT_ALLOWED, "use POST"))
         else:
-            self._refuse(_Refused(HTTPStatus.NOT_FOUND, "not-found", "no such resource"))
+            self._refuse(_Refused(HTTPStatus.NOT_FOUND, Code.NOT_FOUND, "no such resource"))
 
     def do_POST(self) -> None:
         try:
@@ -185,50 +186,52 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.path == "/v1/operate" and self.server.desk is not None:
                 answer = self.server.desk.operate(self._body(("request",))["request"])
             elif self.path in ("/.well-known/jwks.json", "/healthz"):
-                raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "use GET")
+                raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, Code.METHOD_NOT_ALLOWED, "use GET")
             else:
-                raise _Refused(HTTPStatus.NOT_FOUND, "not-found", "no such resource")
+                raise _Refused(HTTPStatus.NOT_FOUND, Code.NOT_FOUND, "no such resource")
         except _Refused as refused:
             self._refuse(refused)
         except AttestationError as error:
             self._answer(HTTPStatus.FORBIDDEN, _error("refused", error.what, error.codes))
         except (GlasshouseError, ValueError):
-            self._refuse(_Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "the broker failed"))
+            self._refuse(_Refused(HTTPStatus.INTERNAL_SERVER_ERROR, Code.INTERNAL_ERROR, "the broker failed"))
         except OSError:
             self.close_connection = True  # the peer went away or was cut at the deadline
         except Exception:  # noqa: BLE001  (a database error, say: answered without its text, which may quote data)
-            self._refuse(_Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "the broker failed"))
+            self._refuse(_Refused(HTTPStatus.INTERNAL_SERVER_ERROR, Code.INTERNAL_ERROR, "the broker failed"))
         else:
             self._answer(HTTPStatus.OK, answer)
 
     def _body(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Read a JSON object with exactly these names."""
         if "Transfer-Encoding" in self.headers:
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "length-required", "chunked bodies are not taken")
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, Code.LENGTH_REQUIRED, "chunked bodies are not taken")
         lengths = self.headers.get_all("Content-Length") or []
         if len(lengths) != 1 or not (lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) <= 9):
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "length-required", "one Content-Length is needed")
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, Code.LENGTH_REQUIRED, "one Content-Length is needed")
         length = int(lengths[0])
         if length > MAX_BODY_BYTES:
             raise _Refused(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large", f"more than {MAX_BODY_BYTES} bytes"
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, Code.BODY_TOO_LARGE, f"more than {MAX_BODY_BYTES} bytes"
             )
         # A browser sends this type across origins only after asking, and we answer no preflight.
         if self.headers.get_content_type() != "application/json":
             raise _Refused(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "send application/json"
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_MEDIA_TYPE, "send application/json"
             )
         raw = self.rfile.read(length)
         if len(raw) != length:
-            raise _Refused(HTTPStatus.BAD_REQUEST, "malformed-request", "the body is shorter than announced")
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST, Code.MALFORMED_REQUEST, "the body is shorter than announced"
+            )
         try:
             body = parse_json(raw, max_bytes=MAX_BODY_BYTES)
         except CanonicalError as error:
             raise _Refused(
-                HTTPStatus.BAD_REQUEST, "malformed-request", "the body is no strict JSON"
+                HTTPStatus.BAD_REQUEST, Code.MALFORMED_REQUEST, "the body is no strict JSON"
             ) from error
         if not isinstance(body, dict) or set(body) != set(names):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "malformed-request", f"send exactly {', '.join(names)}")
+            raise _Refused(HTTPStatus.BAD_REQUEST, Code.MALFORMED_REQUEST, f"send exactly {', '.join(names)}")
         return body
 
     def _refuse(self, refused: _Refused) -> None:
@@ -257,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         """Answer what http.server itself refuses (a bad request line, an unknown method) in JSON too."""
         status = HTTPStatus(code)
-        name = "method-not-allowed" if status is HTTPStatus.NOT_IMPLEMENTED else "malformed-request"
+        name = Code.METHOD_NOT_ALLOWED if status is HTTPStatus.NOT_IMPLEMENTED else Code.MALFORMED_REQUEST
         self._refuse(_Refused(status, name, status.phrase))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (http.server's signature)

@@ -26,6 +26,7 @@ from glasshouse.attestation.store import Store
 from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import key_id, public_bytes_of
 from glasshouse.canonical import b64u, canonical_json, parse_json, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 from glasshouse.sealing.grant import KemKey, generate_kem_key, kem_public_bytes, unwrap_key
 from glasshouse.spec import Policy
@@ -176,7 +177,7 @@ class Launch:
         released = submit_evidence(self.port, evidence, challenge or self.fetch(), self.broker_public)
         opened = unwrap_key(released.ciphertext, self.kem_key, released.info)
         if not hmac.compare_digest(bytes(opened), self.payload_key):
-            raise AttestationError("another key came out", codes=["payload-key-mismatch"])
+            raise AttestationError("another key came out", codes=[Code.PAYLOAD_KEY_MISMATCH])
         self.released = released
 
     def honest(self) -> None:

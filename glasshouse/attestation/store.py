@@ -37,6 +37,7 @@ from glasshouse.attestation.database import (
     tickets,
 )
 from glasshouse.canonical import length_prefixed
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, UsageError
 from glasshouse.extras import install_line
 
@@ -99,7 +100,7 @@ class Store:
                 tx.execute(insert(payloads).values(**row, max_grants=max_grants))
         except IntegrityError as error:
             raise AttestationError(
-                "this package is registered already", codes=["payload-registered"]
+                "this package is registered already", codes=[Code.PAYLOAD_REGISTERED]
             ) from error
 
     def has_payload(self, run: str, manifest_hash: str) -> bool:
@@ -117,11 +118,11 @@ class Store:
         with self._transaction() as tx:
             row = tx.execute(_payload(run, manifest_hash)).mappings().first()
         if row is None:
-            raise AttestationError("no such package is registered", codes=["payload-unknown"])
+            raise AttestationError("no such package is registered", codes=[Code.PAYLOAD_UNKNOWN])
         try:
             return bytearray(self._kek.decrypt(row["wrap_nonce"], row["wrapped"], _aad(run, manifest_hash)))
         except InvalidTag as error:
-            raise AttestationError("a payload key does not open", codes=["payload-unreadable"]) from error
+            raise AttestationError("a payload key does not open", codes=[Code.PAYLOAD_UNREADABLE]) from error
 
     @property
     def unwrap_calls(self) -> int:
@@ -143,7 +144,7 @@ class Store:
             with self._transaction() as tx:
                 tx.execute(insert(tickets).values(**row, reference=reference, policy=policy, expires=expires))
         except IntegrityError as error:
-            raise AttestationError("this launch has a ticket already", codes=["ticket-issued"]) from error
+            raise AttestationError("this launch has a ticket already", codes=[Code.TICKET_ISSUED]) from error
 
     def spend_ticket(self, sha256: str, launch: tuple[str, str, int], now: int) -> dict[str, Any]:
         """Mark the ticket of a launch used, durably, and return its row; one that is refused is not spent.
@@ -154,21 +155,23 @@ class Store:
         with self._transaction() as tx:
             row = tx.execute(select(tickets).where(tickets.c.sha256 == sha256)).mappings().first()
             if row is None or not hmac.compare_digest(row["sha256"], sha256):
-                raise AttestationError("unknown ticket", codes=["ticket-unknown"])
+                raise AttestationError("unknown ticket", codes=[Code.TICKET_UNKNOWN])
             if row["used"] is not None:
-                raise AttestationError("this ticket was used", codes=["ticket-used"])
+                raise AttestationError("this ticket was used", codes=[Code.TICKET_USED])
             if row["store"] != self.id:
-                raise AttestationError("this ticket is from another store", codes=["ticket-store-mismatch"])
+                raise AttestationError(
+                    "this ticket is from another store", codes=[Code.TICKET_STORE_MISMATCH]
+                )
             if row["expires"] <= now:
-                raise AttestationError("this ticket has expired", codes=["ticket-expired"])
+                raise AttestationError("this ticket has expired", codes=[Code.TICKET_EXPIRED])
             if (row["run"], row["leg"], row["launch"]) != launch:
-                raise AttestationError("this ticket is for another launch", codes=["ticket-mismatch"])
+                raise AttestationError("this ticket is for another launch", codes=[Code.TICKET_MISMATCH])
             if _superseded(tx, row):
-                raise AttestationError("the leg was launched again since", codes=["launch-superseded"])
+                raise AttestationError("the leg was launched again since", codes=[Code.LAUNCH_SUPERSEDED])
             # What was read may be old: of several that came this far, the database lets one through.
             spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
             if tx.execute(spent.values(used=now)).rowcount != 1:
-                raise AttestationError("this ticket was used", codes=["ticket-used"])
+                raise AttestationError("this ticket was used", codes=[Code.TICKET_USED])
         return dict(row)
 
     def put_challenge(
@@ -195,13 +198,15 @@ class Store:
             row = tx.execute(query).mappings().first()
             superseded = row is not None and _superseded(tx, row)
         if row is None:
-            raise AttestationError("no such challenge was issued", codes=["nonce-unknown"])
+            raise AttestationError("no such challenge was issued", codes=[Code.NONCE_UNKNOWN])
         if not first:
-            raise AttestationError("this challenge was answered before", codes=["nonce-replay"])
+            raise AttestationError("this challenge was answered before", codes=[Code.NONCE_REPLAY])
         if row["store"] != self.id:
-            raise AttestationError("the challenge is from another store", codes=["challenge-store-mismatch"])
+            raise AttestationError(
+                "the challenge is from another store", codes=[Code.CHALLENGE_STORE_MISMATCH]
+            )
         if superseded:
-            raise AttestationError("the leg was launched again since", codes=["launch-superseded"])
+            raise AttestationError("the leg was launched again since", codes=[Code.LAUNCH_SUPERSEDED])
         return dict(row)
 
     # Grants and records
@@ -219,16 +224,16 @@ class Store:
                 limits = select(payloads.c.manifest_hash, payloads.c.max_grants).where(payloads.c.run == run)
                 rows = tx.execute(limits.order_by(payloads.c.manifest_hash).with_for_update()).all()
                 if manifest_hash not in [row.manifest_hash for row in rows]:
-                    raise AttestationError("no such package is registered", codes=["payload-unknown"])
+                    raise AttestationError("no such package is registered", codes=[Code.PAYLOAD_UNKNOWN])
                 issued = tx.execute(
                     select(func.count()).select_from(grants).where(grants.c.run == run)
                 ).scalar_one()
                 if issued >= min(row.max_grants for row in rows):
-                    raise AttestationError("the run has had its grants", codes=["grant-limit-reached"])
+                    raise AttestationError("the run has had its grants", codes=[Code.GRANT_LIMIT_REACHED])
                 row = {"nonce": nonce, "run": run, "leg": leg, "launch": launch, "issued": now}
                 tx.execute(insert(grants).values(**row))
         except IntegrityError as error:
-            raise AttestationError("this launch had its grant", codes=["grant-issued"]) from error
+            raise AttestationError("this launch had its grant", codes=[Code.GRANT_ISSUED]) from error
 
     def grant_count(self, run: str) -> int:
         """How many grants a run has had."""

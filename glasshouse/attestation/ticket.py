@@ -31,6 +31,7 @@ from glasshouse.attestation.tokens import (
     sign_jws,
 )
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode, domain_hash
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 from glasshouse.sealing.memory import overwrite
 
@@ -78,12 +79,12 @@ def read_request(request: object, broker_id: str) -> Request:
     token = read_jws(request, TICKET_TYP, what="request")
     claims = token.claims
     if set(claims) != _CLAIMS:
-        raise AttestationError("the request has other claims", codes=["malformed-request"])
+        raise AttestationError("the request has other claims", codes=[Code.MALFORMED_REQUEST])
     try:
         ticket_key = b64u_decode(claims["ticket_key"], size=32)
         event_key = b64u_decode(claims["event_key"], size=32)
     except CanonicalError as error:
-        raise AttestationError("the request names no keys", codes=["malformed-request"]) from error
+        raise AttestationError("the request names no keys", codes=[Code.MALFORMED_REQUEST]) from error
     check_signature(token, ticket_key, what="request")
     launch = (
         check_name(claims["run"], "run"),
@@ -91,5 +92,5 @@ def read_request(request: object, broker_id: str) -> Request:
         check_launch(claims["launch"]),
     )
     if claims["aud"] != broker_id:
-        raise AttestationError("the request is for another broker", codes=["request-audience-mismatch"])
+        raise AttestationError("the request is for another broker", codes=[Code.REQUEST_AUDIENCE_MISMATCH])
     return Request(ticket_hash(ticket_key), launch, event_key)

@@ -38,6 +38,7 @@ from glasshouse.canonical import (
     parse_json,
     sha256_hex,
 )
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 
 CHALLENGE_TYP = "gh-challenge+jwt"
@@ -94,14 +95,14 @@ def thumbprint(public_bytes: bytes) -> str:
 def check_name(value: object, field: str) -> str:
     """Return `value` if it can be a run id or leg id; raise AttestationError otherwise."""
     if not isinstance(value, str) or _NAME.match(value) is None:
-        raise AttestationError(f"{field} is not a name", codes=["malformed-request"])
+        raise AttestationError(f"{field} is not a name", codes=[Code.MALFORMED_REQUEST])
     return value
 
 
 def check_launch(value: object) -> int:
     """Return `value` if it is a launch number (1..999); raise AttestationError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 999:
-        raise AttestationError("launch is not a launch number", codes=["malformed-request"])
+        raise AttestationError("launch is not a launch number", codes=[Code.MALFORMED_REQUEST])
     return value
 
 
@@ -120,7 +121,7 @@ def read_jws(token: object, typ: str, *, what: str) -> ReadToken:
     Raises AttestationError with `malformed-<what>`, `algorithm-not-allowed`, `token-type-mismatch`,
     `forbidden-header` or `key-id-mismatch` (a kid that is no key id).
     """
-    malformed = f"malformed-{what}"
+    malformed = Code(f"malformed-{what}")
     if not isinstance(token, str) or not token.isascii() or len(token) > MAX_TOKEN_CHARS:
         raise AttestationError(f"{what} is no bounded JWS", codes=[malformed])
     parts = token.split(".")
@@ -135,14 +136,14 @@ def read_jws(token: object, typ: str, *, what: str) -> ReadToken:
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise AttestationError(f"{what} holds no objects", codes=[malformed])
     if header.get("alg") != "EdDSA":
-        raise AttestationError(f"{what} is not signed with EdDSA", codes=["algorithm-not-allowed"])
+        raise AttestationError(f"{what} is not signed with EdDSA", codes=[Code.ALGORITHM_NOT_ALLOWED])
     if set(header) - {"alg", "typ", "kid"}:
-        raise AttestationError(f"{what} has a header we do not take", codes=["forbidden-header"])
+        raise AttestationError(f"{what} has a header we do not take", codes=[Code.FORBIDDEN_HEADER])
     if header.get("typ") != typ:
-        raise AttestationError(f"{what} has another type", codes=["token-type-mismatch"])
+        raise AttestationError(f"{what} has another type", codes=[Code.TOKEN_TYPE_MISMATCH])
     kid = header.get("kid")
     if not isinstance(kid, str) or re.fullmatch(r"[0-9a-f]{64}", kid) is None:
-        raise AttestationError(f"{what} names no key", codes=["key-id-mismatch"])
+        raise AttestationError(f"{what} names no key", codes=[Code.KEY_ID_MISMATCH])
     if len(signature) != _SIGNATURE_BYTES:
         raise AttestationError(f"{what} has no Ed25519 signature", codes=[malformed])
     return ReadToken(token, kid, claims)
@@ -154,7 +155,7 @@ def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> dict
     Raises AttestationError with `key-id-mismatch` or `<what>-signature-invalid`.
     """
     if not hmac.compare_digest(token.kid, key_id(public_bytes)):
-        raise AttestationError(f"{what} names another key", codes=["key-id-mismatch"])
+        raise AttestationError(f"{what} names another key", codes=[Code.KEY_ID_MISMATCH])
     try:
         key = Ed25519PublicKey.from_public_bytes(public_bytes)
         if not is_public_key(public_bytes):
@@ -162,7 +163,7 @@ def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> dict
         _JWS.decode(token.text, key, algorithms=["EdDSA"])
     except (jwt.PyJWTError, ValueError, UnsupportedAlgorithm) as error:
         raise AttestationError(
-            f"{what} was not signed by that key", codes=[f"{what}-signature-invalid"]
+            f"{what} was not signed by that key", codes=[Code(f"{what}-signature-invalid")]
         ) from error
     return token.claims
 
@@ -174,11 +175,11 @@ def check_times(claims: Mapping[str, Any], now: float, *, what: str) -> None:
     """
     times = [claims.get(name) for name in ("iat", "nbf", "exp")]
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in times):
-        raise AttestationError(f"{what} lacks iat, nbf or exp", codes=[f"malformed-{what}"])
+        raise AttestationError(f"{what} lacks iat, nbf or exp", codes=[Code(f"malformed-{what}")])
     if claims["iat"] > now or claims["nbf"] > now:
-        raise AttestationError(f"{what} is not valid yet", codes=[f"{what}-not-yet-valid"])
+        raise AttestationError(f"{what} is not valid yet", codes=[Code(f"{what}-not-yet-valid")])
     if claims["exp"] <= now:
-        raise AttestationError(f"{what} has expired", codes=[f"{what}-expired"])
+        raise AttestationError(f"{what} has expired", codes=[Code(f"{what}-expired")])
 
 
 def verify_typed(
@@ -188,9 +189,9 @@ def verify_typed(
     claims = check_signature(read_jws(token, typ, what=what), public_bytes, what=what)
     check_times(claims, now, what=what)
     if claims.get("iss") != key_id(public_bytes):
-        raise AttestationError(f"{what} names another issuer", codes=[f"{what}-issuer-mismatch"])
+        raise AttestationError(f"{what} names another issuer", codes=[Code(f"{what}-issuer-mismatch")])
     if audience is not None and claims.get("aud") != audience:
-        raise AttestationError(f"{what} is for another store", codes=[f"{what}-audience-mismatch"])
+        raise AttestationError(f"{what} is for another store", codes=[Code(f"{what}-audience-mismatch")])
     return claims
 
 
@@ -245,16 +246,16 @@ def verify_challenge(
     read = read_jws(token, CHALLENGE_TYP, what="challenge")
     at = read.claims.get("iat") if now is None else now
     if isinstance(at, bool) or not isinstance(at, int | float):
-        raise AttestationError("challenge has no issue time", codes=["malformed-challenge"])
+        raise AttestationError("challenge has no issue time", codes=[Code.MALFORMED_CHALLENGE])
     claims = verify_typed(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
     launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=claims["aud"])
     _check_nonce(claims.get("nonce"), "challenge")
     if claims.get("cnf", {}) is None:  # to name nothing is not to name none, as before
-        raise AttestationError("the challenge names no key", codes=["malformed-challenge"])
+        raise AttestationError("the challenge names no key", codes=[Code.MALFORMED_CHALLENGE])
     if claims.get("server_time") != claims["iat"]:
-        raise AttestationError("challenge has two times", codes=["malformed-challenge"])
+        raise AttestationError("challenge has two times", codes=[Code.MALFORMED_CHALLENGE])
     if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp", "cnf")):
-        raise AttestationError("challenge and launch token differ", codes=["jwt-claim-mismatch"])
+        raise AttestationError("challenge and launch token differ", codes=[Code.JWT_CLAIM_MISMATCH])
     return claims
 
 
@@ -263,7 +264,7 @@ def verify_launch(
 ) -> dict[str, Any]:
     """Verify a launch token and return its claims. Raises AttestationError."""
     if not isinstance(token, str):
-        raise AttestationError("no launch token", codes=["malformed-launch"])
+        raise AttestationError("no launch token", codes=[Code.MALFORMED_LAUNCH])
     return verify_typed(token, public_bytes, now, audience, typ=LAUNCH_TYP, what="launch")
 
 
@@ -271,7 +272,7 @@ def _check_nonce(value: object, what: str) -> None:
     try:
         b64u_decode(value if isinstance(value, str) else "", size=32)
     except CanonicalError as error:
-        raise AttestationError(f"{what} has no 32-byte nonce", codes=[f"malformed-{what}"]) from error
+        raise AttestationError(f"{what} has no 32-byte nonce", codes=[Code(f"malformed-{what}")]) from error
 
 
 def sign_ear(
@@ -325,7 +326,7 @@ def verify_grant(
         b64u_decode(claims.get("info", ""), size=32)
         b64u_decode(claims.get("ct", ""))
     except CanonicalError as error:
-        raise AttestationError("grant holds no ciphertext", codes=["malformed-grant"]) from error
+        raise AttestationError("grant holds no ciphertext", codes=[Code.MALFORMED_GRANT]) from error
     return claims
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import keys, ledger
@@ -154,7 +155,7 @@ def _checkpoint(path: Path, ring: keys.Keyring) -> Checkpoint:
             return checkpoint
     raise VerificationError(
         f"{path.name}: the keyring lists no publisher of {checkpoint.origin}",
-        codes=["signer-unknown"],
+        codes=[Code.SIGNER_UNKNOWN],
         remedy="give the signer's keyring with --keys FILE",
     )
 

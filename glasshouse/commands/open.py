@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.codes import Code
 from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
@@ -92,7 +93,7 @@ def _package(item: Sealed, key: KemKey) -> OpenedPackage:
     try:
         return open_outputs(item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256)
     except SealError as error:
-        if "grant-unwrap-failed" not in error.codes:
+        if Code.GRANT_UNWRAP_FAILED not in error.codes:
             raise
         raise SealError(
             f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",

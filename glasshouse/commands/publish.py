@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from glasshouse.codes import Code
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             args.runs, workspace=workspace, keyring=ring, local=args.local, ledger=Ledger(), key=key
         )
     except VerificationError as error:
-        if "signer-unknown" not in error.codes:
+        if Code.SIGNER_UNKNOWN not in error.codes:
             raise
         remedy = "`glasshouse keys --trust LABEL` lists yours in conf/trust; commit that first"
         if args.local:
@@ -105,7 +106,7 @@ def _journey(args: argparse.Namespace, workspace: Workspace) -> int:
     try:
         done = publish_journey(returned, workspace=workspace, keyring=ring, ledger=Ledger(), key=key)
     except VerificationError as error:
-        if "signer-unknown" not in error.codes:
+        if Code.SIGNER_UNKNOWN not in error.codes:
             raise
         remedy = "`glasshouse keys --trust LABEL` lists this machine's, whose log is published with it"
         raise VerificationError(error.what, codes=error.codes, remedy=remedy) from error
@@ -154,7 +155,7 @@ def _trusting(returned: Returned, ring: Keyring, label: str | None) -> Keyring:
     known = sum((entry.keyid, entry.role) in listed for entry in offered)
     if known not in (0, len(offered)):
         raise VerificationError(
-            "the archive offers a key that conf/trust lists for another machine", codes=["journey-keys"]
+            "the archive offers a key that conf/trust lists for another machine", codes=[Code.JOURNEY_KEYS]
         )
     if label is not None:
         return listed_as(ring, offered, label, until=size - 1)

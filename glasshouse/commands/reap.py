@@ -23,7 +23,7 @@ from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import CleanupNotProven, ProviderError
 from glasshouse.lifecycle import strays
 from glasshouse.lifecycle.reap import Reaped, guard, reap_all
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.spec import CloudProvider
 

@@ -17,6 +17,7 @@ from glasshouse.judgement.caveats import caveat
 from glasshouse.judgement.record import CheckLine, Figures
 from glasshouse.judgement.rules import RULES
 from glasshouse.judgement.stated import blocks_lost, overhead_stated
+from glasshouse.reasons import reason
 from glasshouse.schema import Report
 
 
@@ -49,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         _of_each_leg(curves)
     _checks(record.checks)
+    for code in record.reasons:
+        why = reason(code)
+        say(f"\nreason {code}: {why.title}. {why.text}")
     for code in found.caveats:
         entry = _caveat(code)
         say(f"\ncaveat {code}: {entry}")
@@ -160,7 +164,7 @@ def _checks(checks: Sequence[CheckLine]) -> None:
     if checks:
         say()
         # A code names the failure: beside a check that holds stands what it demands.
-        demands = {rule.code: rule.text for rule in RULES}
+        demands: dict[str, str] = {rule.code: rule.text for rule in RULES}
         rows = [
             [
                 ("nothing checked" if item.detail else "ok") if item.ok else "FAILED",

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.commands.download import fetch_row, is_url
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import GlasshouseError, UsageError
@@ -27,7 +28,7 @@ from glasshouse.publishing.check import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
 from glasshouse.records.verify import verify
 
-UNREAD = "cannot-be-read"
+UNREAD = Code.CANNOT_BE_READ
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,12 +101,12 @@ def _verdict(item: dict[str, Any]) -> str:
     said = {check["code"]: check["detail"] for check in item["checks"]}
     overhead = item["overheadPct"]
     figure = f", overhead {overhead:.2f} %" if isinstance(overhead, float | int) else ""
-    if "control" in said:
-        figure = f", a {said['control']}"
-    elif "no-figure" in said:
-        figure = f", {said['no-figure']}"
-    if "retracted" in said:
-        return f"RETRACTED: its evidence verifies, and the row was {said['retracted']}"
+    if Code.CONTROL in said:
+        figure = f", a {said[Code.CONTROL]}"
+    elif Code.NO_FIGURE in said:
+        figure = f", {said[Code.NO_FIGURE]}"
+    if Code.RETRACTED in said:
+        return f"RETRACTED: its evidence verifies, and the row was {said[Code.RETRACTED]}"
     if item["signer"] is None:
         return f"checked, not verified by us: a reported row{figure}"
     return f"verified as what it says: a row that is {item['status']}{figure}; signed by {item['signer']}"

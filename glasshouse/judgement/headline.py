@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from glasshouse.codes import Code
 from glasshouse.measurement.estimate import TOST_ALPHA, Verdict, log_from_overhead, overhead_from_log, verdict
 from glasshouse.measurement.pooling import pool
 from glasshouse.measurement.stats import t_quantile
@@ -69,9 +70,9 @@ class Candidate:
         """Why the row is in no headline; empty when it qualifies."""
         found = [code for code in BARRED_BY if code in self.caveats]
         if self.error <= 0.0:
-            found.append("no-interval")
+            found.append(Code.NO_INTERVAL)
         if self.allocation is None:
-            found.append("allocation-unknown")
+            found.append(Code.ALLOCATION_UNKNOWN)
         return tuple(found)
 
 
@@ -119,7 +120,7 @@ def _headline(gpu: str, model: str, rows: list[Candidate]) -> Headline:
         if bars or row.allocation is None:
             barred.append((row.id, bars))
         elif row.allocation in chosen:
-            barred.append((row.id, ("allocation-counted",)))
+            barred.append((row.id, (Code.ALLOCATION_COUNTED,)))
         else:
             chosen[row.allocation] = row
     ids = tuple(row.id for row in chosen.values())

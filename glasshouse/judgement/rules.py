@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from glasshouse.codes import Code
 from glasshouse.judgement.facts import RunFacts, SlotFacts
-from glasshouse.judgement.reasons import FAILURE_TEXTS, LACKS
 from glasshouse.judgement.vacuous import (
     asks_gpu,
     no_gpu_seen,
@@ -26,6 +26,7 @@ from glasshouse.judgement.vacuous import (
     none_released,
 )
 from glasshouse.measurement.telemetry import same_machine
+from glasshouse.reasons import REASONS
 
 # The number of the way of judging. A record names the one it was judged by and is verified by the same. A new
 # rule or caveat, or a change to what one finds or how a figure is rounded, takes the next number and leaves
@@ -50,19 +51,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition of "verified": the reason code of its failure, what it demands, and the test.
+    """A condition of "verified": the reason code of its failure, and the test.
 
     absent: says why there is nothing to look at, "" where there is something.
     since: the method number from which it applies (see METHOD).
     earlier: other tests that stood here, each with the last method number of which it was the test.
     """
 
-    code: str
-    text: str
+    code: Code
     find: Callable[[RunFacts], Iterable[str]]
     absent: Callable[[RunFacts], str] = lambda _: ""
     since: int = 1
     earlier: Mapping[int, Callable[[RunFacts], Iterable[str]]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What it demands, as the catalogue of reasons says it."""
+        return REASONS[self.code].demand
 
 
 def check_rules(facts: RunFacts, method: int = METHOD) -> tuple[Check, ...]:
@@ -83,16 +88,6 @@ def check_rules(facts: RunFacts, method: int = METHOD) -> tuple[Check, ...]:
 def _joined(found: list[str]) -> str:
     more = len(found) - SHOWN
     return "; ".join(found[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def reason_text(code: str) -> str:
-    """Say what a reason code means, for people."""
-    for rule in RULES:
-        if rule.code == code:
-            return f"Not met: {rule.text}"
-    if code.startswith(LACKS):
-        return f"The workload's session has no {code.removeprefix(LACKS).replace('-', '_')}."
-    return FAILURE_TEXTS.get(code, "A phase of the run ended with this code.")
 
 
 def _failures(facts: RunFacts) -> dict[str, list[str]]:
@@ -307,69 +302,26 @@ def _steps(facts: RunFacts) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("raw-incomplete", "every planned raw slot has a result", _incomplete("raw"), no_slots("raw")),
+    Rule(Code.RAW_INCOMPLETE, _incomplete("raw"), no_slots("raw")),
+    Rule(Code.PROTECTED_INCOMPLETE, _incomplete("protected"), no_slots("protected")),
+    Rule(Code.ATTESTATION_NOT_VERIFIED, _attestation, none_protected),
+    Rule(Code.EVENT_CHAIN_BROKEN, _chain, none_chained),
+    Rule(Code.RUNTIME_NOT_ZEROIZED, _zeroized, none_released),
+    Rule(Code.RAW_FILES_NOT_REMOVED, _raw_files, no_raw_files),
+    Rule(Code.CLEANUP_NOT_PROVEN, _cleanup),
+    Rule(Code.SAME_MACHINE_NOT_PROVEN, _same_machine, no_results),
+    Rule(Code.GPU_NOT_AS_ASKED, _gpu, no_gpu_seen),
+    Rule(Code.WORKLOAD_DIGEST_MISMATCH, _one_value("workload_digest"), no_results),
+    Rule(Code.INITIAL_WEIGHTS_MISMATCH, _one_value("initial_digest"), no_results),
+    Rule(Code.FINAL_LOSS_MISSING, _loss_missing, no_results),
+    Rule(Code.NON_FINITE_LOSS, _loss_finite, no_results),
+    Rule(Code.ADAPTER_UNCHANGED, _unchanged, no_results),
     Rule(
-        "protected-incomplete",
-        "every planned protected slot has a result",
-        _incomplete("protected"),
-        no_slots("protected"),
-    ),
-    Rule(
-        "attestation-not-verified",
-        "every planned protected leg's evidence was appraised, released to, and verifies again offline",
-        _attestation,
-        none_protected,
-    ),
-    Rule(
-        "event-chain-broken",
-        "every protected leg's events are whole: signed, linked to the grant, countersigned",
-        _chain,
-        none_chained,
-    ),
-    Rule(
-        "runtime-not-zeroized",
-        "wherever a payload was released, buffers were wiped and read back and its processes reaped",
-        _zeroized,
-        none_released,
-    ),
-    Rule(
-        "raw-files-not-removed",
-        "files of raw slots were gone before the next slot",
-        _raw_files,
-        no_raw_files,
-    ),
-    Rule("cleanup-not-proven", "nothing of the run is left at the provider or on the host", _cleanup),
-    Rule(
-        "same-machine-not-proven",
-        "all legs saw one boot, one allocation, the same GPUs",
-        _same_machine,
-        no_results,
-    ),
-    Rule("gpu-not-as-asked", "the GPUs are those the config asked for", _gpu, no_gpu_seen),
-    Rule(
-        "workload-digest-mismatch",
-        "all legs ran the same workload files",
-        _one_value("workload_digest"),
-        no_results,
-    ),
-    Rule(
-        "initial-weights-mismatch",
-        "all legs began with the same weights",
-        _one_value("initial_digest"),
-        no_results,
-    ),
-    Rule("final-loss-missing", "every leg reports its final loss", _loss_missing, no_results),
-    Rule("non-finite-loss", "every loss is a finite number", _loss_finite, no_results),
-    Rule(
-        "adapter-unchanged", "every leg's final weights differ from its initial ones", _unchanged, no_results
-    ),
-    Rule(
-        "adapter-digests-equal",
-        "the two arms' adapters differ, unless equal steps in a deterministic mode explain it",
+        Code.ADAPTER_DIGESTS_EQUAL,
         _equal_adapters,
         no_results,
         earlier={1: partial(_equal_adapters, method=1)},
     ),
-    Rule("duration-out-of-tolerance", "every slot measured the time that was planned", _duration, no_results),
-    Rule("steps-not-as-planned", "every fixed-step slot did the work that was planned", _steps, no_results),
+    Rule(Code.DURATION_OUT_OF_TOLERANCE, _duration, no_results),
+    Rule(Code.STEPS_NOT_AS_PLANNED, _steps, no_results),
 )

@@ -1,24 +1,34 @@
-"""Follow a detached leg: poll its result file, countersign event heads, survive dropped connections."""
+"""Follow a detached leg: poll its result file, countersign event heads, survive dropped connections.
+
+The steps on a connection that may have died (`on_live_connection`, `reconnect`) are here too.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import ValidationError
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
-from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver
+from glasshouse.codes import Code
+from glasshouse.errors import HostKeyMismatch, LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.records.chain import sign_head
 from glasshouse.remote.pod import Pod
+from glasshouse.retry import Policy, retry
 from glasshouse.runtime.events import check_line, event_hash, first_link
 from glasshouse.schema import Ended
 
-RECONNECT_ROUNDS = 3
+_T = TypeVar("_T")
+# Each try of these is a round of several (remote/pod.py: RECONNECT_DELAYS), or follows one.
+RECONNECT = Policy(tries=3)
+FETCH = Policy(tries=3)
+STEP = Policy(tries=2)
 QUICK_SEC = 0.1
 WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
@@ -31,7 +41,21 @@ tail -c "+$2" "$1/$3" 2>/dev/null | head -c "$4"
 true
 """
 
-Progress = Callable[[dict[str, Any]], None]
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a leg, whose signature and place in the chain are checked; what is in it is the pod's."""
+
+    type: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A leg's result.json: how it ended, by its form, and the raw leg's result just as the pod wrote it."""
+
+    ended: Ended
+    raw_result: object
 
 
 class _Names(TypedDict):
@@ -83,7 +107,7 @@ class EventLog:
         self._event_key = Ed25519PublicKey.from_public_bytes(event_key)
         self._prev = first_link(grant)
 
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
+    def feed(self, data: bytes) -> list[Event]:
         """Check new bytes, append whole lines to events.jsonl, countersign the head; return the new events.
 
         Called at every poll: a head that stands is countersigned again now and then, so that a
@@ -93,7 +117,7 @@ class EventLog:
             return []
         self.size += len(data)
         if self.size > MAX_EVENTS_BYTES:
-            raise LegError("the event log is too large", code="event-chain-broken")
+            raise LegError("the event log is too large", code=Code.EVENT_CHAIN_BROKEN)
         *lines, self._pending = (self._pending + data).split(b"\n")
         events = []
         try:
@@ -103,9 +127,9 @@ class EventLog:
                     raise CanonicalError("event does not extend the last head")
                 self._prev = event_hash(line)
                 self.count += 1
-                events.append(event)
+                events.append(Event(event["type"], event["body"]))
         except CanonicalError as error:
-            raise LegError(str(error), code="event-chain-broken") from error
+            raise LegError(str(error), code=Code.EVENT_CHAIN_BROKEN) from error
         if lines:
             with (self._folder / "events.jsonl").open("ab") as stream:
                 stream.write(b"".join(line + b"\n" for line in lines))
@@ -146,6 +170,13 @@ class Pace:
         """The measured stretch is over, though nobody knew when it would be."""
         self._quiet_until = self._phase_began = time.monotonic()
 
+    def heard(self, kind: str) -> None:
+        """A leg's event of this type came in."""
+        if kind == "progress":
+            self.ready()
+        elif kind == "trained":
+            self.measured()
+
     def pause(self) -> float:
         """Seconds to wait now."""
         now = time.monotonic()
@@ -163,7 +194,7 @@ def follow(
     deadline: float,
     on_data: Callable[[bytes], None],
     warn: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Finished:
     """Poll until result.json is there; return it. `deadline` is on the monotonic clock.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
@@ -172,11 +203,11 @@ def follow(
     offset = 0
     while True:
         if time.monotonic() > deadline:
-            raise LegError("the leg did not end in time", code="leg-deadline")
+            raise LegError("the leg did not end in time", code=Code.LEG_DEADLINE)
         try:
             done, data = _poll(pod, leg_dir, offset, followed)
         except OutcomeUnknown:
-            _reconnect(pod, warn)
+            reconnect(pod, warn)
             continue
         offset += len(data)
         on_data(data)
@@ -200,33 +231,45 @@ def _poll(pod: Pod, leg_dir: str, offset: int, followed: str) -> tuple[bool, byt
     return word == b"done", data
 
 
-def _fetch_result(pod: Pod, leg_dir: str, warn: Callable[[str], None]) -> dict[str, Any]:
-    for _ in range(RECONNECT_ROUNDS):
-        try:
-            data = pod.fetch(f"{leg_dir}/result.json", max_bytes=MAX_RESULT_BYTES)
-            break
-        except OutcomeUnknown:
-            _reconnect(pod, warn)
-    else:
-        raise LegError("the result could not be fetched", code="pod-unreachable")
+def _fetch_result(pod: Pod, leg_dir: str, warn: Callable[[str], None]) -> Finished:
+    path = f"{leg_dir}/result.json"
     try:
-        result = parse_json(data, max_bytes=MAX_RESULT_BYTES)
+        data = retry(
+            lambda _: pod.fetch(path, max_bytes=MAX_RESULT_BYTES),
+            FETCH,
+            on=OutcomeUnknown,
+            between=lambda _: reconnect(pod, warn),
+        )
+    except OutcomeUnknown as error:
+        reconnect(pod, warn)
+        raise LegError("the result could not be fetched", code=Code.POD_UNREACHABLE) from error
+    try:
+        written = parse_json(data, max_bytes=MAX_RESULT_BYTES)
         # Its codes go to a terminal and, with its timings, into the bundle; the pod may write anything.
-        Ended.model_validate_json(canonical_json(result))
+        ended = Ended.model_validate_json(canonical_json(written))
     except (CanonicalError, ValidationError) as error:
-        raise LegError("the result file is not one", code="result-malformed") from error
-    return dict(result)
+        raise LegError("the result file is not one", code=Code.RESULT_MALFORMED) from error
+    return Finished(ended, written.get("result"))
 
 
-def _reconnect(pod: Pod, warn: Callable[[str], None]) -> None:
+def on_live_connection(pod: Pod, step: Callable[[], _T], lost: Callable[[], None]) -> _T:
+    """Do what is harmless to repeat: on a new connection, where the old one has died since the last leg."""
+
+    def mend(_: OutcomeUnknown) -> None:
+        lost()
+        pod.reconnect()
+
+    return retry(lambda _: step(), STEP, on=OutcomeUnknown, between=mend)
+
+
+def reconnect(pod: Pod, warn: Callable[[str], None]) -> None:
+    """Reach the pod of a leg that goes on. Raises LegError (pod-unreachable): it cannot be reached, or a
+    stranger answers in its place; and RentalOver.
+    """
     warn("connection lost; the leg goes on, reconnecting")
-    for attempt in range(RECONNECT_ROUNDS):
-        try:
-            pod.reconnect()
-        except RentalOver:
-            raise
-        except RemoteError as error:
-            if "host key" in error.what or attempt == RECONNECT_ROUNDS - 1:
-                raise LegError("the pod cannot be reached any more", code="pod-unreachable") from error
-        else:
-            return
+    try:
+        retry(lambda _: pod.reconnect(), RECONNECT, on=RemoteError, unless=(RentalOver, HostKeyMismatch))
+    except RentalOver:
+        raise
+    except RemoteError as error:
+        raise LegError("the pod cannot be reached any more", code=Code.POD_UNREACHABLE) from error

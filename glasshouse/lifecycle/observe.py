@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import LegError, RemoteError
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.machine import distributions_digest
+from glasshouse.schema import SeenMachine
 from glasshouse.spec import RunSpec
 
 POD_SCRIPT = r"""
@@ -75,20 +76,22 @@ class Observed:
     gpus: tuple[tuple[str, str, str, str], ...]
     gpu_fault: str = ""
 
-    def machine(self, allocation: str) -> dict[str, Any]:
-        """The machine dict that is compared with what the legs report."""
-        return {
-            "bootId": self.boot_id,
-            "hostnameDigest": self.hostname_digest,
-            "allocation": allocation,
-            "gpuNames": [gpu[0] for gpu in self.gpus],
-            "gpuUuids": [gpu[1] for gpu in self.gpus],
-            "pciBusIds": [gpu[2] for gpu in self.gpus],
-            "driver": self.gpus[0][3] if self.gpus else "",
-            "uptimeSec": self.uptime_sec,
-            "cpuCount": self.cpu_count,
-            "kernel": self.kernel,
-        }
+    def machine(self, allocation: str) -> SeenMachine:
+        """The machine, which is compared with what the legs report. Raises pydantic's ValidationError where
+        the pod said what no machine says.
+        """
+        return SeenMachine(
+            boot_id=self.boot_id,
+            hostname_digest=self.hostname_digest,
+            allocation=allocation,
+            gpu_names=tuple(gpu[0] for gpu in self.gpus),
+            gpu_uuids=tuple(gpu[1] for gpu in self.gpus),
+            pci_bus_ids=tuple(gpu[2] for gpu in self.gpus),
+            driver=self.gpus[0][3] if self.gpus else "",
+            uptime_sec=self.uptime_sec,
+            cpu_count=self.cpu_count,
+            kernel=self.kernel,
+        )
 
 
 def observe(pod: Pod, archive: str, python: str) -> Observed:
@@ -145,7 +148,7 @@ def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
         # either, so nothing is sealed.
         raise LegError(
             f"the machine's NVIDIA driver does not answer as it should ({fault})",
-            code="gpu-probe-failed",
+            code=Code.GPU_PROBE_FAILED,
             remedy="reboot the machine or take another; gpu=cpu leaves its GPUs alone",
         )
     if spec.gpu.name in ("auto", "cpu"):
@@ -156,7 +159,7 @@ def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
         seen = ", ".join(found) or "no GPU"
         raise LegError(
             f"asked for {spec.gpu.name}, found {seen}",
-            code="gpu-not-as-asked",
+            code=Code.GPU_NOT_AS_ASKED,
             remedy="gpu=auto takes what is there, gpu=cpu none; provider=runpod or vastai rents one",
         )
     return found[0]

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from glasshouse.codes import Code, known
 from glasshouse.errors import RemoteError
 from glasshouse.lifecycle import pod_probe
 from glasshouse.paths import DISTRIBUTION
@@ -26,11 +27,13 @@ PROBE_SEC: Final = 180.0  # importing torch from a cold disk takes its time
 RUNTIME: Final = ("cryptography", "pyjwt", "pynacl")
 LORA: Final = ("transformers", "peft", "safetensors", "accelerate")
 _REMEDY: Final = {
-    "python-unusable": "give an interpreter of Python 3.11 or later (provider.python=, or another image)",
-    "torch-missing": "give an interpreter, or an image, whose Python has torch",
-    "torch-architecture": "give an image whose torch was built for this GPU",
-    "gpu-probe-failed": "try another machine, or an image whose torch fits its driver; gpu=cpu uses none",
-    "libraries-missing": "install cryptography>=50 pyjwt pynacl>=1.6.2; LoRA: transformers peft accelerate",
+    Code.PYTHON_UNUSABLE: "give an interpreter of Python 3.11 or later (provider.python=, or another image)",
+    Code.TORCH_MISSING: "give an interpreter, or an image, whose Python has torch",
+    Code.TORCH_ARCHITECTURE: "give an image whose torch was built for this GPU",
+    Code.GPU_PROBE_FAILED: "try another machine, or an image whose torch fits its driver; gpu=cpu uses none",
+    Code.LIBRARIES_MISSING: (
+        "install cryptography>=50 pyjwt pynacl>=1.6.2; LoRA: transformers peft accelerate"
+    ),
 }
 # Without pip in it: Debian's Python has no ensurepip, and the image's own pip can install into another. The
 # link to the parent's packages is for images whose python3 is itself in a virtual environment.
@@ -53,7 +56,7 @@ python="$1"; place="$2"; link="$3"; shift 3
 def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated: bool = False) -> str:
     """Return the interpreter to use on the pod for `spec`. `simulated`: no GPU is behind its name.
 
-    Raises RemoteError with field "code": a key of _REMEDY, or install-failed.
+    Raises RemoteError with a code: a key of _REMEDY, or install-failed.
     """
     lora = spec.model.kind == "lora"
     # A GPU that torch does not see means training on the processor, at the price of a GPU.
@@ -62,7 +65,7 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
     said = _probed(pod, python, words)
     if said is None:
         return python
-    if said[0] != "libraries-missing" or not spec.paid:
+    if said[0] != Code.LIBRARIES_MISSING or not spec.paid:
         raise _unusable(*said, python)
     wanted = [_pinned(name) for name in (*RUNTIME, *(LORA if lora else ()))]
     place = f"{root}/python"
@@ -70,14 +73,13 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
     if done.exit != 0:
         raise RemoteError(
             f"installing {' '.join(wanted)} on the pod failed: {_last_line(done)}",
-            field="code",
-            value="install-failed",
             remedy="give an image whose python3 has venv and pip, and may reach a package index",
+            code=Code.INSTALL_FAILED,
         )
     said = _probed(pod, f"{place}/bin/python", words)
     if said is not None:
         code, detail = said
-        raise _unusable("install-failed" if code == "libraries-missing" else code, detail, python)
+        raise _unusable(Code.INSTALL_FAILED if code == Code.LIBRARIES_MISSING else code, detail, python)
     return f"{place}/bin/python"
 
 
@@ -95,24 +97,23 @@ def _pinned(name: str) -> str:
     return next((item for item in ranges if re.match(rf"{re.escape(name)}\b(?!-)", item)), name)
 
 
-def _probed(pod: Pod, python: str, words: list[str]) -> tuple[str, str] | None:
+def _probed(pod: Pod, python: str, words: list[str]) -> tuple[Code, str] | None:
     """Run the probe; None when all is there, else (code, what is wrong)."""
     source = Path(pod_probe.__file__).read_text(encoding="utf-8")
     result = pod.run([python, "-I", "-c", source, *words], timeout=PROBE_SEC)
     if result.exit == 0:
         return None
-    code = pod_probe.CODES.get(result.exit)
-    if code is None:  # no such interpreter, or none that parses our source; else torch took it down
-        return "python-unusable" if result.exit in (1, 126, 127) else "gpu-probe-failed", _last_line(result)
-    return code, _last_line(result)
+    # A status that is none of the probe's: no such interpreter, or none that parses our source, or torch took
+    # it down.
+    silent = Code.PYTHON_UNUSABLE if result.exit in (1, 126, 127) else Code.GPU_PROBE_FAILED
+    return known(pod_probe.CODES.get(result.exit), silent), _last_line(result)
 
 
-def _unusable(code: str, detail: str, python: str) -> RemoteError:
+def _unusable(code: Code, detail: str, python: str) -> RemoteError:
     return RemoteError(
         f"the pod's {python} cannot run the job: {detail}",
-        field="code",
-        value=code,
         remedy=_REMEDY.get(code, "give another image"),
+        code=code,
     )
 
 

@@ -10,19 +10,31 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.lifecycle import finish
-from glasshouse.lifecycle.context import RunContext, RunLock, reopen
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.live_run import LiveRun, reopen
+from glasshouse.lifecycle.run_folder import RunLock
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.watchdog import wait_for_end
 from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.money import rental_deadline_sec
 from glasshouse.providers.registry import open_provider
+from glasshouse.schema import Release
 from glasshouse.spec import PAID_PROVIDERS
 from glasshouse.spec import Provider as ProviderConfig
 
 OVERDUE_SHARE = 0.25  # of a boot deadline, after the rental's: by then the controller's own release has ended
 _TAKE_BACK_EVERY_SEC = 60.0
+NOTHING_CREATED = Release(
+    proof="zero",
+    active=0,
+    detail="nothing was asked of the provider",
+    account_total=None,
+    pod_folder_removed=None,
+    processes_left=None,
+    checked_at=(),
+)
 
 
 @dataclass(frozen=True)
@@ -69,15 +81,15 @@ def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Re
 def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
     try:
         try:
-            context = reopen(folder, screen)
+            live = reopen(folder, screen)
         except UsageError:  # gone, or of another version of this program: the machine goes back all the same
             return _release_only(entry, journal, screen)
-        context.allocation_id = entry.allocation_id or context.allocation_id
+        live.rental.allocation_id = entry.allocation_id or live.rental.allocation_id
         lock = RunLock(folder)
         try:
             if not lock.take():
                 return _said(entry, "live", "another process is finishing it")
-            proof = finish_dead(context, journal)
+            proof = finish_dead(live, journal)
         finally:
             lock.close()
     except GlasshouseError as error:
@@ -108,15 +120,17 @@ def gone(run: str, screen: Screen) -> bool:
         return all(_release_only(entry, journal, screen).proof == "zero" for entry in mine)
 
 
-def finish_dead(context: RunContext, journal: Journal) -> str:
+def finish_dead(live: LiveRun, journal: Journal) -> str:
     """Release and, if that was not done yet, record as excluded; return "proof: detail"."""
-    with open_provider(context.spec.provider) as provider:
-        proof = finish.release(context, provider, journal)
-    if not context.bundle.exists():
-        context.fail("controller-killed", "the controller died; this run was finished by reap")
-        finish.record(context)
-    elif context.parts.exists():  # the row is signed: what this release found has no place in it any more
-        shutil.rmtree(context.parts)
+    with live.screen.logged(live.folder.log):
+        with open_provider(live.run.spec.provider) as provider:
+            proof = finish.release(live, provider, journal)
+        if not live.folder.bundle.exists():
+            live.fail(Code.CONTROLLER_KILLED, "the controller died; this run was finished by reap")
+            finish.record(live)
+        elif live.folder.parts.exists():
+            # The row is signed: what this release found has no place in it any more.
+            shutil.rmtree(live.folder.parts)
     return f"{proof.proof}: {proof.detail}"
 
 
@@ -133,7 +147,7 @@ def guard(folder: Path, screen: Screen) -> None:
 
 def _overdue_sec(folder: Path, screen: Screen) -> float:
     """Seconds after which a controller that still rents can only be stopped, or hang."""
-    spec = reopen(folder, screen).spec
+    spec = reopen(folder, screen).run.spec
     if spec.provider.kind not in PAID_PROVIDERS:
         return math.inf
     return rental_deadline_sec(spec) + OVERDUE_SHARE * spec.provider.boot_deadline_sec
@@ -146,9 +160,9 @@ def _take_back(folder: Path, screen: Screen) -> str:
     this run's name is found without it; where all was given back before, that is what is found.
     """
     try:
-        context = reopen(folder, screen)
-        with open_provider(context.spec.provider) as provider:
-            return provider.release(context.name, context.allocation_id).proof
+        live = reopen(folder, screen)
+        with open_provider(live.run.spec.provider) as provider:
+            return provider.release(live.run.allocation, live.rental.allocation_id).proof
     except GlasshouseError as error:
         return error.line()
 
@@ -158,28 +172,17 @@ def watch(folder: Path, screen: Screen) -> None:
     lock = RunLock(folder)
     lock.take(wait=True)
     try:
-        context = reopen(folder, screen)
+        live = reopen(folder, screen)
         with Journal() as journal:
-            mine = [entry for entry in journal.open_entries() if entry.name == context.name]
+            mine = [entry for entry in journal.open_entries() if entry.name == live.run.allocation]
             if mine:
-                context.allocation_id = mine[0].allocation_id or context.allocation_id
-                finish_dead(context, journal)
-            elif not context.bundle.exists():
-                context.fail("controller-killed", "the controller died; its watchdog finished this run")
-                if not (context.parts / "release.json").exists():  # else it died after its release
-                    context.write("release.json", _nothing_created())
-                finish.record(context)
+                live.rental.allocation_id = mine[0].allocation_id or live.rental.allocation_id
+                finish_dead(live, journal)
+            elif not live.folder.bundle.exists():
+                live.fail(Code.CONTROLLER_KILLED, "the controller died; its watchdog finished this run")
+                if not live.folder.has("release.json"):  # else it died after its release
+                    live.folder.write("release.json", NOTHING_CREATED)
+                with screen.logged(live.folder.log):
+                    finish.record(live)
     finally:
         lock.close()
-
-
-def _nothing_created() -> dict[str, object]:
-    return {
-        "proof": "zero",
-        "active": 0,
-        "detail": "nothing was asked of the provider",
-        "accountTotal": None,
-        "podFolderRemoved": None,
-        "processesLeft": None,
-        "checkedAt": [],
-    }

@@ -12,26 +12,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+
+from glasshouse import schema
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.canonical import b64u, canonical_json
-from glasshouse.errors import LegError, OutcomeUnknown, UsageError
-from glasshouse.lifecycle.context import RunContext, public_allocation
+from glasshouse.codes import Code
+from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, UsageError
+from glasshouse.lifecycle.live_run import LiveRun, public_allocation
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.pod_python import prepare_python
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
+from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
+from glasshouse.retry import Policy, retry
 from glasshouse.runtime.archive import build_archive
+from glasshouse.schema import fields_of
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.package import Payload, prepare
 
-UPLOAD_TRIES = 4
+UPLOAD = Policy(tries=4)
 
 
 @dataclass
@@ -60,49 +67,30 @@ class Ready:
 
 
 @contextmanager
-def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[Ready]:
+def prepared(live: LiveRun, pod: Pod, allocation: Allocation) -> Iterator[Ready]:
     """Look at the pod, start a broker, seal and upload; yield what the slots need.
 
     The payload key exists here only between sealing and registration with the broker.
     """
-    screen, spec = context.screen, context.spec
-    context.phase = "pod-setup-failed"
-    with screen.phase("looking at the pod"):
+    with live.step(Code.POD_SETUP_FAILED, "looking at the pod"):
         root = _pod_root(pod, allocation)
-        archive_data, archive_sha = build_archive()
-        archive = f"{root}/runtime-{archive_sha}.zip"
-        given = allocation.endpoint.python
-        pod.put(archive_data, archive)
-        seen = observe(pod, archive, given)
-        # The GPU before anything that takes minutes: no installation mends a wrong one.
-        gpu_model = check_gpu(spec, seen)
-        python = prepare_python(pod, given, root, spec, simulated=context.simulated)
-        if python != given:
-            seen = observe(pod, archive, python)
-        if seen.archive_sha256 != archive_sha:
-            raise LegError("the runtime archive on the pod is not the one sent", code="runtime-altered")
-        described = describe(context, allocation, gpu_model=gpu_model, source=pod.host_key_source)
-        digest = described["allocationIdSha256"]
-        context.write("allocation.json", {**described, "machine": seen.machine(digest)})
+        archive, python, seen = _equipped(live, pod, allocation, root)
 
-    context.phase = "seal-failed"
-    payload = prepare(spec)
-    with _key_broker(context) as (broker, broker_port), ExitStack() as until:
-        protected = sum(1 for slot in context.schedule if slot.lifecycle)
+    with ExitStack() as until:
+        with live.step(Code.SEAL_FAILED):
+            payload = prepare(live.run.spec)
+            broker, broker_port = until.enter_context(_key_broker(live))
+        protected = sum(1 for slot in live.run.schedule if slot.lifecycle)
         manifest_hash, package, salt = "", "", secrets.token_bytes(32)
         timings: dict[str, float] = {}
         if protected:
             package = f"{root}/package.sealed"
-            with screen.phase("sealing the package"):
-                began = time.monotonic()
-                manifest_hash = _seal(context, broker, payload, salt, protected)
-                timings["sealSec"] = time.monotonic() - began
-            sealed = context.folder / "package.sealed"
-            context.phase = "upload-failed"
-            with screen.phase(f"uploading {sealed.stat().st_size / 1e6:.1f} MB of ciphertext"):
-                began = time.monotonic()
-                upload(pod, sealed, package, screen)
-                timings["uploadSec"] = time.monotonic() - began
+            with live.step(Code.SEAL_FAILED, "sealing the package"), _timed(timings, "sealSec"):
+                manifest_hash = _seal(live, broker, payload, salt, protected)
+            sealed = live.folder.package
+            words = f"uploading {sealed.stat().st_size / 1e6:.1f} MB of ciphertext"
+            with live.step(Code.UPLOAD_FAILED, words), _timed(timings, "uploadSec"):
+                upload(pod, sealed, package, live.screen)
         raw = RawWeights(payload)
         until.callback(raw.close)
         yield Ready(
@@ -123,6 +111,35 @@ def prepared(context: RunContext, pod: Pod, allocation: Allocation) -> Iterator[
         )
 
 
+def _equipped(live: LiveRun, pod: Pod, allocation: Allocation, root: str) -> tuple[str, str, Observed]:
+    """Send the runtime, look at the pod, write allocation.json; (the archive and the interpreter there, what
+    was seen).
+    """
+    spec, given = live.run.spec, allocation.endpoint.python
+    data, digest = build_archive()
+    archive = f"{root}/runtime-{digest}.zip"
+    pod.put(data, archive)
+    seen = observe(pod, archive, given)
+    # The GPU before anything that takes minutes: no installation mends a wrong one.
+    gpu_model = check_gpu(spec, seen)
+    python = prepare_python(pod, given, root, spec, simulated=live.rental.simulated)
+    if python != given:
+        seen = observe(pod, archive, python)
+    if seen.archive_sha256 != digest:
+        raise LegError("the runtime archive on the pod is not the one sent", code=Code.RUNTIME_ALTERED)
+    found = describe(live, allocation, gpu_model=gpu_model, source=pod.host_key_source, seen=seen)
+    live.folder.write("allocation.json", found)
+    return archive, python, seen
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Book the seconds that this takes, if it goes well."""
+    began = time.monotonic()
+    yield
+    timings[name] = time.monotonic() - began
+
+
 def named_broker() -> int | None:
     """The port in GLASSHOUSE_BROKER, if it is set. Raises UsageError when that is none."""
     given = os.environ.get("GLASSHOUSE_BROKER", "")
@@ -139,14 +156,14 @@ def named_broker() -> int | None:
 
 
 @contextmanager
-def _key_broker(context: RunContext) -> Iterator[tuple[Broker | RemoteBroker, int]]:
+def _key_broker(live: LiveRun) -> Iterator[tuple[Broker | RemoteBroker, int]]:
     """The run's key broker and its port here: one of its own, or the one that GLASSHOUSE_BROKER names."""
     port = named_broker()
     if port is not None:
         ring = keys.load_keyring()
         yield RemoteBroker(port, keys.operator_key(), lambda kid: ring.find(kid, "broker").public), port
         return
-    store = Store(f"sqlite:///{context.folder / 'broker.db'}", secrets.token_bytes(32))
+    store = Store(f"sqlite:///{live.folder.path / 'broker.db'}", secrets.token_bytes(32))
     with store:
         broker = Broker(store, keys.broker_key())
         with serve(broker) as server:
@@ -155,21 +172,15 @@ def _key_broker(context: RunContext) -> Iterator[tuple[Broker | RemoteBroker, in
 
 def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
     """Send a large file; where the connection dies on the way, go on from what arrived."""
-    for left in reversed(range(UPLOAD_TRIES)):
-        try:
-            pod.put(
-                source,
-                path,
-                progress=lambda done, total: screen.progress(
-                    f"uploading {done / 1e6:.0f} of {total / 1e6:.0f} MB"
-                ),
-            )
-            return
-        except OutcomeUnknown:
-            if not left:
-                raise
-            screen.warn("connection lost while uploading; reconnecting, and going on from what arrived")
-            pod.reconnect()
+
+    def progress(done: int, total: int) -> None:
+        screen.progress(f"uploading {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+    def reconnect(_: OutcomeUnknown) -> None:
+        screen.warn("connection lost while uploading; reconnecting, and going on from what arrived")
+        pod.reconnect()
+
+    retry(lambda _: pod.put(source, path, progress=progress), UPLOAD, on=OutcomeUnknown, between=reconnect)
 
 
 def _pod_root(pod: Pod, allocation: Allocation) -> str:
@@ -182,30 +193,46 @@ def _pod_root(pod: Pod, allocation: Allocation) -> str:
 
 
 def describe(
-    context: RunContext, allocation: Allocation, *, gpu_model: str | None, source: str
-) -> dict[str, Any]:
-    """Return allocation.json, without the machine, at which nobody may have looked yet."""
-    return {
-        "provider": allocation.provider,
-        "gpuModel": gpu_model or allocation.gpu_model,
-        "instanceId": allocation.instance_id,
-        "tier": allocation.tier,
-        "hostKeySource": source,
-        "imageDigest": allocation.image_digest,
-        "usdPerHour": allocation.usd_per_hour,
-        "allocationIdSha256": public_allocation(allocation.name),
-        "machine": None,
-        "rentedAt": context.rented_at,
-    }
+    live: LiveRun,
+    allocation: Allocation,
+    *,
+    gpu_model: str | None,
+    source: HostKeySource,
+    seen: Observed | None = None,
+) -> schema.Allocation:
+    """Return allocation.json; without the machine, while nobody has looked at it.
+
+    Raises RemoteError where provider or machine describe it in a form that has no place in a bundle.
+    """
+    digest = public_allocation(allocation.name)
+    try:
+        return schema.Allocation(
+            provider=live.run.spec.provider.kind,
+            gpu_model=gpu_model or allocation.gpu_model,
+            instance_id=allocation.instance_id,
+            tier=allocation.tier,
+            host_key_source=source,
+            image_digest=allocation.image_digest,
+            usd_per_hour=allocation.usd_per_hour,
+            allocation_id_sha256=digest,
+            machine=None if seen is None else seen.machine(digest),
+            rented_at=live.rental.rented_at,
+        )
+    except ValidationError as error:
+        raise RemoteError(
+            "the machine is described in a form that cannot be recorded",
+            field="fields",
+            value=fields_of(error),
+            remedy="take another machine",
+        ) from error
 
 
-def _seal(
-    context: RunContext, broker: Broker | RemoteBroker, payload: Payload, salt: bytes, protected: int
-) -> str:
+def _seal(live: LiveRun, broker: Broker | RemoteBroker, payload: Payload, salt: bytes, protected: int) -> str:
+    run = live.run
     owner_public = kem_public_bytes(keys.owner_key())
     key = fresh_payload_key()
     try:
-        with (context.folder / "package.sealed").open("xb") as out:
+        with live.folder.package.open("xb") as out:
             manifest_hash = seal_package(
                 out,
                 payload_key=key,
@@ -216,11 +243,11 @@ def _seal(
                     "builder": payload.builder,
                     "ownerPublicKey": b64u(owner_public),
                     "matchSalt": b64u(salt),
-                    "run": context.run,
+                    "run": run.id,
                 },
             )
-        retries = context.spec.policy.launch_retries
-        broker.register_payload(context.run, manifest_hash, key, max_grants=protected * (1 + retries))
+        launches = protected * (1 + run.spec.policy.launch_retries)
+        broker.register_payload(run.id, manifest_hash, key, max_grants=launches)
     finally:
         overwrite(memoryview(key))
     return manifest_hash

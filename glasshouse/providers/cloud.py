@@ -21,15 +21,16 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from glasshouse import paths, spec
+from glasshouse.codes import Code
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import cloud_release, hostkeys, money
 from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
-from glasshouse.providers.cloud_api import CloudApi, Machine, Rental, code_of, explain, refused
+from glasshouse.providers.cloud_api import CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_boot import as_asked, boot
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
 # Faults of a machine, not of the request: another machine may do better.
-REPLACEABLE: Final = ("boot-failed", "boot-timeout", "host-key-mismatch", "ssh-unreachable")
+REPLACEABLE: Final = (Code.BOOT_FAILED, Code.BOOT_TIMEOUT, Code.HOST_KEY_MISMATCH, Code.SSH_UNREACHABLE)
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Cloud:
                 progress(f"{self.api.label}: {error.what}; destroying it")
                 place = machine.place or self._place(machine.id)
                 cleared = self._clear(name, machine.id)
-                again = attempt < money.ATTEMPTS and code_of(error) in REPLACEABLE
+                again = attempt < money.ATTEMPTS and error.code in REPLACEABLE
                 # One that could not boot within what is left of the budget would be rented for nothing.
                 left = began + money.rental_deadline_sec(spec) - time.monotonic()
                 again = again and left >= spec.provider.boot_deadline_sec
@@ -157,7 +158,9 @@ class Cloud:
         if not self._creates[rental.name].doubtful:
             return
         if self._clear(rental.name, None, keep=machine.id).proof != "zero":
-            raise refused("outcome-unknown", f"{self.api.label}: whether a create made a second machine")
+            raise ProviderError(
+                f"{self.api.label}: whether a create made a second machine", code=Code.OUTCOME_UNKNOWN
+            )
 
     def _wanted(self, run: spec.RunSpec) -> tuple[str, float]:
         gpu = run.gpu.provider_names.get(self.kind)
@@ -207,15 +210,17 @@ class Cloud:
                     break  # 400, 403 and the like: this candidate is out
                 time.sleep(api.http.pause(attempt, last))
         if last is None:
-            raise refused(
-                "no-capacity",
+            raise ProviderError(
                 f"{api.label} has no {rental.gpu} within {rental.ceiling:.2f} USD an hour",
-                "try later, another gpu=, or raise gpu.max_usd_per_hour",
+                code=Code.NO_CAPACITY,
+                remedy="try later, another gpu=, or raise gpu.max_usd_per_hour",
             )
         if last.transient:
             raise explain(api, "creating", last)
-        raise refused(
-            "no-capacity", f"{api.label} refused every {rental.gpu}: {last}", "try later, or another gpu="
+        raise ProviderError(
+            f"{api.label} refused every {rental.gpu}: {last}",
+            code=Code.NO_CAPACITY,
+            remedy="try later, or another gpu=",
         )
 
     def _after_refusal(self, rental: Rental, error: ApiError) -> Machine | None:
@@ -227,7 +232,7 @@ class Cloud:
         if error.created_id is not None:
             # It exists, and nobody promised that it is whole or even labelled: it goes.
             if self._clear(name, error.created_id).proof != "zero":
-                raise refused("outcome-unknown", f"{api.label}: a failed create left a machine")
+                raise ProviderError(f"{api.label}: a failed create left a machine", code=Code.OUTCOME_UNKNOWN)
             return None
         # A clear refusal needs one look; after no answer the machine may take a while to show.
         end = time.monotonic() + (timing.settle_sec if uncertain(error) else 0.0)
@@ -239,15 +244,18 @@ class Cloud:
             except ApiError as unread:
                 if unread.status == error.status == 401:
                     raise explain(api, "creating", error) from None
-                raise refused(
-                    "outcome-unknown", f"{api.label}: whether a create happened cannot be read: {unread}"
+                raise ProviderError(
+                    f"{api.label}: whether a create happened cannot be read: {unread}",
+                    code=Code.OUTCOME_UNKNOWN,
                 ) from None
             if found:
                 self._creates[name].ids.update(each.id for each in found)
                 if len(found) == 1 and found[0].state != "failed":
                     return found[0]
                 if self._clear(name, None).proof != "zero":
-                    raise refused("outcome-unknown", f"{api.label}: a create made more than it should")
+                    raise ProviderError(
+                        f"{api.label}: a create made more than it should", code=Code.OUTCOME_UNKNOWN
+                    )
                 return None
             if time.monotonic() >= end:
                 return None

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 from glasshouse import spec
+from glasshouse.codes import Code
 from glasshouse.errors import ProviderError
 from glasshouse.providers.base import Progress
 from glasshouse.providers.cloud_http import ApiError, CloudHttp
 from glasshouse.providers.hostkeys import RentalKeys
-
-CODES: Final = (
-    "auth",
-    "balance",
-    "boot-failed",
-    "boot-timeout",
-    "gpu-mismatch",
-    "gpu-unknown",
-    "host-key-mismatch",
-    "no-capacity",
-    "outcome-unknown",
-    "price-above-ceiling",
-    "provider-unavailable",
-    "rate-limited",
-    "rejected",
-    "ssh-unreachable",
-)
 
 State = Literal["assigning", "starting", "running", "failed", "gone"]
 
@@ -128,28 +112,18 @@ class CloudApi(Protocol):
         """The provider's own words on why a machine failed, cleaned."""
 
 
-def refused(code: str, what: str, remedy: str = "") -> ProviderError:
-    """A ProviderError that a row can explain: `code` is one of CODES."""
-    return ProviderError(what, field="code", value=code, remedy=remedy)
-
-
-def code_of(error: ProviderError) -> str:
-    """The reason code of an error made by `refused`, else "provider-unavailable"."""
-    return str(error.value) if error.field == "code" else "provider-unavailable"
-
-
 def explain(api: CloudApi, doing: str, error: ApiError) -> ProviderError:
     """Turn a final ApiError into the one-line error a person reads."""
     by_status = {
-        401: ("auth", "check the API key"),
-        402: ("balance", "add credit to the account"),
-        403: ("auth", "this key has no access to that"),
-        429: ("rate-limited", "wait, or run fewer jobs at once"),
+        401: (Code.AUTH, "check the API key"),
+        402: (Code.BALANCE, "add credit to the account"),
+        403: (Code.AUTH, "this key has no access to that"),
+        429: (Code.RATE_LIMITED, "wait, or run fewer jobs at once"),
     }
     code, remedy = by_status.get(
-        error.status, ("provider-unavailable" if error.transient else "rejected", "")
+        error.status, (Code.PROVIDER_UNAVAILABLE if error.transient else Code.REJECTED, "")
     )
-    return refused(code, f"{api.label}: {doing}: {error}", remedy)
+    return ProviderError(f"{api.label}: {doing}: {error}", code=code, remedy=remedy)
 
 
 def stated(value: Iterable[object]) -> str:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from glasshouse import spec
+from glasshouse.codes import Code
+from glasshouse.errors import ProviderError
 from glasshouse.providers import hostkeys
 from glasshouse.providers.base import Endpoint, HostKeySource
-from glasshouse.providers.cloud_api import Address, CloudApi, Machine, Rental, explain, refused
+from glasshouse.providers.cloud_api import Address, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_http import ApiError
 
 WORKDIR: Final = ".glasshouse"  # under the login's home
@@ -33,7 +35,7 @@ def boot(
         waited = time.monotonic() - begun
         missing = missing + 1 if found is None else 0
         if missing >= MISSING_LOOKS:
-            raise refused("boot-failed", f"{api.label}: the machine vanished while it booted")
+            raise ProviderError(f"{api.label}: the machine vanished while it booted", code=Code.BOOT_FAILED)
         if found is not None:
             machine = found
             if machine.said != said:
@@ -46,12 +48,14 @@ def boot(
                     left = min(deadline * SSH_SHARE, max(deadline - waited, deadline * 0.1))
                     return machine, reach(api, machine, rental, config, left)
                 if waited - running_since > deadline * SSH_SHARE:
-                    raise refused("ssh-unreachable", f"{api.label}: runs, but has no address for SSH")
+                    raise ProviderError(
+                        f"{api.label}: runs, but has no address for SSH", code=Code.SSH_UNREACHABLE
+                    )
         if waited > deadline or (machine.state == "assigning" and waited > deadline * ASSIGN_SHARE):
-            raise refused(
-                "boot-timeout",
+            raise ProviderError(
                 f"{api.label}: still {said or machine.state} after {waited:.0f} s",
-                "try again, or raise provider.boot_deadline_sec",
+                code=Code.BOOT_TIMEOUT,
+                remedy="try again, or raise provider.boot_deadline_sec",
             )
         time.sleep(api.http.timing.poll_sec)
 
@@ -65,7 +69,7 @@ def _look(api: CloudApi, machine: Machine) -> Machine | None:
             raise explain(api, "reading the machine's state", error) from None
         return machine
     if found is not None and found.state in ("failed", "gone"):
-        raise refused("boot-failed", f"{api.label}: {api.failure(found)}")
+        raise ProviderError(f"{api.label}: {api.failure(found)}", code=Code.BOOT_FAILED)
     return found
 
 
@@ -73,17 +77,17 @@ def as_asked(api: CloudApi, machine: Machine, rental: Rental) -> None:
     """The GPU is exactly the one asked for (MIG slices share prefixes), and not dearer than accepted."""
     count = rental.run.gpu.count
     if machine.gpu is None and machine.state == "running":
-        raise refused("gpu-mismatch", f"{api.label}: does not say which GPU runs")
+        raise ProviderError(f"{api.label}: does not say which GPU runs", code=Code.GPU_MISMATCH)
     if machine.gpu is not None and (machine.gpu, machine.gpus) != (rental.gpu, count):
-        raise refused(
-            "gpu-mismatch",
+        raise ProviderError(
             f"{api.label}: got {machine.gpus} x {machine.gpu}, asked for {count} x {rental.gpu}",
+            code=Code.GPU_MISMATCH,
         )
     if machine.usd_per_hour is not None and machine.usd_per_hour > rental.ceiling + 1e-6:
-        raise refused(
-            "price-above-ceiling",
+        raise ProviderError(
             f"{api.label}: costs {machine.usd_per_hour:.2f} USD an hour, accepted are {rental.ceiling:.2f}",
-            "raise gpu.max_usd_per_hour if that is fine",
+            code=Code.PRICE_ABOVE_CEILING,
+            remedy="raise gpu.max_usd_per_hour if that is fine",
         )
 
 
@@ -123,11 +127,13 @@ def reach(
                 return _endpoint(shown[0], "first-use", rental, config)
         if now - begun > limit:
             if not shown:
-                raise refused("ssh-unreachable", f"{api.label}: runs, but no SSH server answers")
-            raise refused(
-                "host-key-mismatch",
+                raise ProviderError(
+                    f"{api.label}: runs, but no SSH server answers", code=Code.SSH_UNREACHABLE
+                )
+            raise ProviderError(
                 f"{api.label}: SSH shows the key {hostkeys.fingerprint(shown[0].key)}, "
                 "which is neither ours nor in the machine's log",
+                code=Code.HOST_KEY_MISMATCH,
             )
         time.sleep(min(timing.poll_sec, 2.0))
         found = _look(api, machine)  # a container that exits while SSH is awaited never gets one

@@ -15,10 +15,11 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from glasshouse import spec
-from glasshouse.errors import UsageError
+from glasshouse.codes import Code
+from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import bootscript, money
 from glasshouse.providers.cloud import Cloud, open_cloud
-from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, refused, stated
+from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
 KEY_VARIABLE: Final = "RUNPOD_API_KEY"
@@ -82,11 +83,11 @@ class RunPodApi:
         else:
             listed = (entry.get("price") or {}).get(self._config.tier)
             if isinstance(listed, int | float) and listed * count > rental.ceiling + 1e-6:
-                raise refused(
-                    "price-above-ceiling",
+                raise ProviderError(
                     f"RunPod lists {rental.gpu} at {listed * count:.2f} USD an hour, "
                     f"accepted are {rental.ceiling:.2f}",
-                    "raise gpu.max_usd_per_hour if that is fine",
+                    code=Code.PRICE_ABOVE_CEILING,
+                    remedy="raise gpu.max_usd_per_hour if that is fine",
                 )
         if not regions and avoid:
             stock = [each for each in entry.get("dataCenters") or [] if isinstance(each, dict)]
@@ -113,10 +114,10 @@ class RunPodApi:
         for entry in gpus:
             if isinstance(entry, dict) and entry.get("id") == gpu:
                 return entry
-        raise refused(
-            "gpu-unknown",
+        raise ProviderError(
             f"RunPod's catalogue has no GPU called exactly {gpu}",
-            "check gpu.provider_names.runpod",
+            code=Code.GPU_UNKNOWN,
+            remedy="check gpu.provider_names.runpod",
         )
 
     def create(self, rental: Rental, candidate: Candidate) -> Machine:

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Mapping
 
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 
 MAX_ARCHIVE_BYTES = 16 << 20  # compressed
@@ -56,34 +57,34 @@ def read_archive(data: bytes) -> dict[str, bytes]:
         body = tar[at + _BLOCK : at + _BLOCK + size]
         padding = -size % _BLOCK
         if len(header) < _BLOCK or len(body) < size:
-            raise _refused("archive-cut", f"{name} is cut short")
+            raise _refused(Code.ARCHIVE_CUT, f"{name} is cut short")
         if name <= last:
-            raise _refused("archive-order", f"{name} does not come after {last}")
+            raise _refused(Code.ARCHIVE_ORDER, f"{name} does not come after {last}")
         if len(files) >= MAX_MEMBERS:
-            raise _refused("archive-too-large", f"more than {MAX_MEMBERS} files")
+            raise _refused(Code.ARCHIVE_TOO_LARGE, f"more than {MAX_MEMBERS} files")
         files[name] = body
         at, last = at + _BLOCK + size + padding, name
         if tar[at - padding : at].strip(b"\0"):
-            raise _refused("archive-malformed", f"bytes behind the end of {name}")
+            raise _refused(Code.ARCHIVE_MALFORMED, f"bytes behind the end of {name}")
     if tar[at:] != _END:
-        raise _refused("archive-cut", "it does not end as it was written")
+        raise _refused(Code.ARCHIVE_CUT, "it does not end as it was written")
     return files
 
 
 def _unzipped(data: bytes) -> bytes:
     if len(data) > MAX_ARCHIVE_BYTES:
-        raise _refused("archive-too-large", f"more than {MAX_ARCHIVE_BYTES} bytes")
+        raise _refused(Code.ARCHIVE_TOO_LARGE, f"more than {MAX_ARCHIVE_BYTES} bytes")
     unpacker = zlib.decompressobj(31)
     try:
         tar = unpacker.decompress(data, MAX_CONTENT_BYTES)
     except zlib.error as error:
-        raise _refused("archive-malformed", "not gzip, or damaged") from error
+        raise _refused(Code.ARCHIVE_MALFORMED, "not gzip, or damaged") from error
     if not unpacker.eof and (unpacker.unconsumed_tail or len(tar) >= MAX_CONTENT_BYTES):
-        raise _refused("archive-too-large", f"unpacks to more than {MAX_CONTENT_BYTES} bytes")
+        raise _refused(Code.ARCHIVE_TOO_LARGE, f"unpacks to more than {MAX_CONTENT_BYTES} bytes")
     if not unpacker.eof:
-        raise _refused("archive-cut", "the file ends too early")
+        raise _refused(Code.ARCHIVE_CUT, "the file ends too early")
     if unpacker.unused_data:
-        raise _refused("archive-malformed", "bytes behind its end")
+        raise _refused(Code.ARCHIVE_MALFORMED, "bytes behind its end")
     return tar
 
 
@@ -92,14 +93,14 @@ def _member(header: bytes) -> tuple[str, int]:
     name = header[:MAX_NAME].rstrip(b"\0").decode("ascii", "replace")
     shown = ascii(name)[1:-1]
     if header[156:157] != b"0":
-        raise _refused("archive-member", f"{shown} is not a plain file")
+        raise _refused(Code.ARCHIVE_MEMBER, f"{shown} is not a plain file")
     if not may_hold(name):
-        raise _refused("archive-name", f"{shown} is not a name that an archive may hold")
+        raise _refused(Code.ARCHIVE_NAME, f"{shown} is not a name that an archive may hold")
     if _SIZE.match(header[124:136]) is None:
-        raise _refused("archive-malformed", f"{shown} has no size")
+        raise _refused(Code.ARCHIVE_MALFORMED, f"{shown} has no size")
     size = int(header[124:135], 8)
     if header != _header(name, size):
-        raise _refused("archive-malformed", f"{shown} was not packed by this software")
+        raise _refused(Code.ARCHIVE_MALFORMED, f"{shown} was not packed by this software")
     return name, size
 
 
@@ -112,7 +113,7 @@ def _header(name: str, size: int) -> bytes:
     return before + b"%06o\0 " % total + after
 
 
-def _refused(code: str, detail: str) -> VerificationError:
+def _refused(code: Code, detail: str) -> VerificationError:
     return VerificationError(
         f"the archive cannot be read: {detail}",
         codes=[code],

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from glasshouse import codes
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import VerificationError
 
@@ -275,18 +276,24 @@ def artifact_bytes(artifact: Artifact) -> bytes:
 def parse_artifact(data: bytes, *, name: str = "artifact") -> Artifact:
     """Read one artifact strictly. Raises VerificationError naming every field at fault."""
     if len(data) > MAX_ARTIFACT_BYTES:
-        raise VerificationError(f"{name} is over {MAX_ARTIFACT_BYTES} bytes", codes=["artifact-too-large"])
+        raise VerificationError(
+            f"{name} is over {MAX_ARTIFACT_BYTES} bytes", codes=[codes.Code.ARTIFACT_TOO_LARGE]
+        )
     try:
         parse_canonical(data)
         artifact = Artifact.model_validate_json(data)
     except CanonicalError as error:
         what = f"{name} is not canonical JSON: {error}"
-        raise VerificationError(what, codes=["artifact-not-canonical"]) from error
+        raise VerificationError(what, codes=[codes.Code.ARTIFACT_NOT_CANONICAL]) from error
     except ValidationError as error:
         fields = ", ".join(sorted({field_path(item["loc"]) for item in error.errors()}))
-        raise VerificationError(f"{name} breaks the schema at {fields}", codes=["artifact-schema"]) from error
+        raise VerificationError(
+            f"{name} breaks the schema at {fields}", codes=[codes.Code.ARTIFACT_SCHEMA]
+        ) from error
     if artifact_bytes(artifact) != data:
-        raise VerificationError(f"{name} does not survive a round trip", codes=["artifact-not-canonical"])
+        raise VerificationError(
+            f"{name} does not survive a round trip", codes=[codes.Code.ARTIFACT_NOT_CANONICAL]
+        )
     return artifact
 
 

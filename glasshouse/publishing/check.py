@@ -16,6 +16,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.rules import Check
 from glasshouse.publishing.artifact import (
@@ -53,7 +54,7 @@ def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
         artifact = parse_artifact(data, name=path.name)
     except VerificationError as error:
         return _entry(path, None, None, [Check(code, False, error.what) for code in error.codes])
-    checks = [Check("artifact-schema", True, "every field is one that may be published")]
+    checks = [Check(Code.ARTIFACT_SCHEMA, True, "every field is one that may be published")]
     signer = None
     if artifact.evidence_tier == "reported":
         checks += _reported(artifact)
@@ -61,10 +62,10 @@ def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
         signer, found = _signed(path, artifact, keyring)
         checks += found
     else:
-        checks.append(Check("measured", False, "a simulated row measures nothing"))
+        checks.append(Check(Code.MEASURED, False, "a simulated row measures nothing"))
     if artifact.retracted is not None:
         said = f"retracted on {artifact.retracted.date}, it counts for nothing: {artifact.retracted.reason}"
-        checks.append(Check("retracted", True, said))
+        checks.append(Check(Code.RETRACTED, True, said))
     if artifact.evidence_tier != "simulated":
         checks.append(_ledger(path, artifact, keyring))
     return _entry(path, artifact, signer, checks)
@@ -89,9 +90,9 @@ def _reported(artifact: Artifact) -> list[Check]:
     if published is not None:
         same = computed is not None and computed.agrees(published)
         again = "cannot be recomputed" if computed is None else f"recomputed {computed.overhead_pct:.4f}%"
-        checks.append(Check("overhead-recomputed", same, f"published {published:.2f}%, {again}"))
+        checks.append(Check(Code.OVERHEAD_RECOMPUTED, same, f"published {published:.2f}%, {again}"))
     limit = "reported row: schema and arithmetic were checked; no evidence was published to verify"
-    checks.append(Check("not-verified-by-us", True, limit))
+    checks.append(Check(Code.NOT_VERIFIED_BY_US, True, limit))
     return checks
 
 
@@ -99,21 +100,21 @@ def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | Non
     here = path.resolve().parent
     folder = _bundle(here, artifact.id)
     if folder is None:
-        return None, [Check("bundle-missing", False, "the evidence bundle is not beside the artifact")]
+        return None, [Check(Code.BUNDLE_MISSING, False, "the evidence bundle is not beside the artifact")]
     result = verify(folder, keyring)
     signer = None if result.signer is None else result.signer.name
     checks = list(result.checks)
     if result.row is not None:
         late, unshown = _late(artifact, here, keyring)
         if unshown:
-            checks.append(Check("registration-not-checked", False, unshown))
+            checks.append(Check(Code.REGISTRATION_NOT_CHECKED, False, unshown))
         alone = with_registration_caveat(artifact_from_verified(result.row), late=late)
         controls, found = _controls(artifact, alone, here, keyring)
         checks += found
         expected = with_control_caveats(alone, controls)
         same = _follows(artifact, expected)
         said = "follows" if same else "does not follow"
-        checks.append(Check("artifact-recomputed", same, f"the artifact {said} from its bundle"))
+        checks.append(Check(Code.ARTIFACT_RECOMPUTED, same, f"the artifact {said} from its bundle"))
     return signer, checks
 
 
@@ -179,9 +180,11 @@ def _controls(
         if not fault:
             good.append(neighbours[name])
         elif name in artifact.controls:
-            checks.append(Check("control-verified", False, f"control {name}: {fault}"))
+            checks.append(Check(Code.CONTROL_VERIFIED, False, f"control {name}: {fault}"))
     if good:
-        checks.append(Check("control-verified", True, f"{len(good)} controls verify from their own bundles"))
+        checks.append(
+            Check(Code.CONTROL_VERIFIED, True, f"{len(good)} controls verify from their own bundles")
+        )
     return good, checks
 
 
@@ -219,22 +222,22 @@ def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
             if artifact.evidence is not None and not (owned and failures):
                 said = statement_failures(logs, artifact)
         else:
-            return Check("ledger-not-checked", True, "no ledger is published beside the row")
-        if f"ledger-row-twice:{artifact.id}" in failures:
-            return Check("ledger-inclusion", False, "two logs hold the row (ledger-row-twice)")
+            return Check(Code.LEDGER_NOT_CHECKED, True, "no ledger is published beside the row")
+        if f"{Code.LEDGER_ROW_TWICE}:{artifact.id}" in failures:
+            return Check(Code.LEDGER_INCLUSION, False, "two logs hold the row (ledger-row-twice)")
         if data is not None:
             shown = check_inclusion(data, artifact, keyring)
             if said:
                 return Check(
-                    "ledger-inclusion", False, f"{shown}; the logs say otherwise ({', '.join(said)})"
+                    Code.LEDGER_INCLUSION, False, f"{shown}; the logs say otherwise ({', '.join(said)})"
                 )
-            return Check("ledger-inclusion", True, shown)
+            return Check(Code.LEDGER_INCLUSION, True, shown)
     except VerificationError as error:
-        return Check("ledger-inclusion", False, f"{error.what} ({', '.join(error.codes)})")
+        return Check(Code.LEDGER_INCLUSION, False, f"{error.what} ({', '.join(error.codes)})")
     except OSError:
-        return Check("ledger-inclusion", False, "the ledger beside the row cannot be read")
+        return Check(Code.LEDGER_INCLUSION, False, "the ledger beside the row cannot be read")
     if failures:
-        return Check("ledger-inclusion", False, f"no log that holds names the row ({', '.join(failures)})")
+        return Check(Code.LEDGER_INCLUSION, False, f"no log that holds names the row ({', '.join(failures)})")
     if artifact.evidence is None:
-        return Check("ledger-not-checked", True, "the row has not been entered in a log yet")
-    return Check("ledger-inclusion", False, "the row is in no log beside it")
+        return Check(Code.LEDGER_NOT_CHECKED, True, "the row has not been entered in a log yet")
+    return Check(Code.LEDGER_INCLUSION, False, "the row is in no log beside it")

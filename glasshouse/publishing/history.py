@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.judgement.caveats import Observed, caveats_of
 from glasshouse.publishing.artifact import (
     Artifact,
     Check,
     Cleanup,
-    Code,
     Day,
     Exclusion,
     Id,
@@ -28,6 +28,9 @@ from glasshouse.publishing.artifact import (
     Reported,
     Setting,
     Text,
+)
+from glasshouse.publishing.artifact import (
+    Code as CodeWord,
 )
 
 Table = Literal["rows", "smoke", "excluded"]
@@ -122,7 +125,7 @@ class PublishedFigures(Public):
 class Remark(Public):
     """Something a reader should know about named rows, or about the whole history (no rows named)."""
 
-    code: Code
+    code: CodeWord
     title: Text
     text: Text
     rows: tuple[Id, ...] = ()
@@ -189,11 +192,11 @@ def import_history(figures: PublishedFigures, remarks: Remarks) -> tuple[Reporte
     figures, every id used twice, and every remark about a row that is not there.
     """
     artifacts = [_artifact(row, table, remarks) for table, rows in figures.tables for row in rows]
-    codes = [f"arithmetic-disagrees:{item.id}" for item in artifacts if not _arithmetic_holds(item)]
+    codes = [f"{Code.ARITHMETIC_DISAGREES}:{item.id}" for item in artifacts if not _arithmetic_holds(item)]
     ids = [item.id for item in artifacts]
-    codes += sorted({f"id-used-twice:{item}" for item in ids if ids.count(item) > 1})
+    codes += sorted({f"{Code.ID_USED_TWICE}:{item}" for item in ids if ids.count(item) > 1})
     mentioned = {row for remark in remarks.remarks for row in remark.rows} | set(remarks.exclusions)
-    codes += sorted(f"remark-without-row:{row}" for row in mentioned - set(ids))
+    codes += sorted(f"{Code.REMARK_WITHOUT_ROW}:{row}" for row in mentioned - set(ids))
     if codes:
         raise VerificationError("the published history does not import", codes=codes)
     return tuple(ReportedRow(item, maker=_MAKER) for item in artifacts)
@@ -310,7 +313,7 @@ def _checks(row: PublishedRow, computed: Recomputed | None, published: float | N
         basis = "work over seconds" if computed.source == "counts-and-elapsed" else "the two rates"
         checks.append(
             Check(
-                code="overhead-recomputed",
+                code=Code.OVERHEAD_RECOMPUTED,
                 ok=computed.agrees(published),
                 detail=f"published {published:.2f}%, recomputed {computed.overhead_pct:.4f}% from {basis}",
             )
@@ -323,7 +326,7 @@ def _checks(row: PublishedRow, computed: Recomputed | None, published: float | N
             again = count / elapsed
             checks.append(
                 Check(
-                    code=f"{arm}-rate-recomputed",
+                    code=Code(f"{arm}-rate-recomputed"),
                     ok=abs(again - rate) < 0.001,
                     detail=f"published {rate} epochs/s, {count} epochs in {elapsed} s give {again:.3f}",
                 )
@@ -332,9 +335,11 @@ def _checks(row: PublishedRow, computed: Recomputed | None, published: float | N
     if all(digests):
         differ = digests[0] != digests[1]
         word = "distinct" if differ else "equal"
-        checks.append(Check(code="adapters-differ", ok=differ, detail=f"the published digests are {word}"))
+        checks.append(Check(code=Code.ADAPTERS_DIFFER, ok=differ, detail=f"the published digests are {word}"))
     checks.append(
-        Check(code="evidence-bundle", ok=False, detail="none was published: nothing can be verified offline")
+        Check(
+            code=Code.EVIDENCE_BUNDLE, ok=False, detail="none was published: nothing can be verified offline"
+        )
     )
     return tuple(checks)
 

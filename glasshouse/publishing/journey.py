@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing import archive
 from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, KeyLeaf, PublishedLog, check_log
@@ -309,17 +310,17 @@ def read_journey(path: Path) -> Returned:
         elif name.startswith(EXTRA):
             extra.append(name)
         elif name not in (KEYRING, LEFT_OUT, f"{LOG}{LEAVES}", f"{LOG}{CHECKPOINT}"):
-            raise _refused("archive-unlisted", f"{name} does not belong to a journey")
+            raise _refused(Code.ARCHIVE_UNLISTED, f"{name} does not belong to a journey")
     for name in (KEYRING, LEFT_OUT, f"{LOG}{LEAVES}", f"{LOG}{CHECKPOINT}"):
         if name not in files:
-            raise _refused("archive-missing", f"{name} is missing")
+            raise _refused(Code.ARCHIVE_MISSING, f"{name} is missing")
     ring = _offered(files[KEYRING])
     try:
         note = files[f"{LOG}{CHECKPOINT}"].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _refused("note-malformed", "the checkpoint is not UTF-8") from error
+        raise _refused(Code.NOTE_MALFORMED, "the checkpoint is not UTF-8") from error
     if files[f"{LOG}{LEAVES}"].count(b"\n") > MAX_LEAVES:
-        raise _refused("journey-too-long", f"its log has more than {MAX_LEAVES} entries")
+        raise _refused(Code.JOURNEY_TOO_LONG, f"its log has more than {MAX_LEAVES} entries")
     log = check_log(files[f"{LOG}{LEAVES}"], note, ring)
     _require_begun(log, ring)
     returned = Returned(log, ring, bundles, tuple(extra), _left_out(files[LEFT_OUT]))
@@ -327,7 +328,7 @@ def read_journey(path: Path) -> Returned:
         entry = log.rows.get(row.id)
         told = None if entry is None else (entry.run, entry.status, entry.bundle_sha256)
         if told != (row.run, row.judgement.status, row.bundle_sha256):
-            raise _refused("journey-bundle", f"the log does not name the bundle of {row.run}")
+            raise _refused(Code.JOURNEY_BUNDLE, f"the log does not name the bundle of {row.run}")
     return returned
 
 
@@ -338,14 +339,14 @@ def _offered(data: bytes) -> Keyring:
         (entry.valid_from, entry.valid_until, entry.local) == (None, None, False) for entry in ring.entries
     )
     if not plain or sorted(entry.role for entry in ring.entries) != sorted(SIGNERS):
-        raise _refused("journey-keys", "it does not offer one key each of operator, broker and publisher")
+        raise _refused(Code.JOURNEY_KEYS, "it does not offer one key each of operator, broker and publisher")
     return ring
 
 
 def _require_begun(log: PublishedLog, ring: Keyring) -> None:
     """The log is a journey's, and names the other two keys before its first plan: nobody can slip one in."""
     if log.journey is None:
-        raise _refused("journey-none", "its log is not a journey's")
+        raise _refused(Code.JOURNEY_NONE, "its log is not a journey's")
     first = min((plan.serial for plan in log.plans), default=len(log.entries))
     named = {
         (entry.role, entry.keyid)
@@ -354,7 +355,7 @@ def _require_begun(log: PublishedLog, ring: Keyring) -> None:
     }
     for entry in ring.entries:
         if entry.role != "publisher" and (entry.role, entry.keyid) not in named:
-            raise _refused("journey-keys", f"its log does not name the {entry.role} key that it offers")
+            raise _refused(Code.JOURNEY_KEYS, f"its log does not name the {entry.role} key that it offers")
 
 
 def _verified(run: str, files: Mapping[str, bytes], keyring: Keyring) -> VerifiedRow:
@@ -363,7 +364,7 @@ def _verified(run: str, files: Mapping[str, bytes], keyring: Keyring) -> Verifie
     except VerificationError as error:
         raise VerificationError(f"{run}: {error.what}", codes=error.codes, remedy=error.remedy) from error
     if row.run != run:
-        raise _refused("journey-bundle", f"the bundle of {row.run} lies under {run}")
+        raise _refused(Code.JOURNEY_BUNDLE, f"the bundle of {row.run} lies under {run}")
     return row
 
 
@@ -372,7 +373,7 @@ def _left_out(data: bytes) -> tuple[tuple[str, str], ...]:
         items = parse_canonical(data)
         found = tuple((str(item["name"]), str(item["why"])) for item in items)
     except (CanonicalError, KeyError, TypeError) as error:
-        raise _refused("archive-malformed", f"{LEFT_OUT} is not a list") from error
+        raise _refused(Code.ARCHIVE_MALFORMED, f"{LEFT_OUT} is not a list") from error
     return tuple((_plain(name), _plain(why)) for name, why in found)
 
 
@@ -381,5 +382,5 @@ def _plain(text: str) -> str:
     return ascii(text)[1:-1][:160]
 
 
-def _refused(code: str, detail: str) -> VerificationError:
+def _refused(code: Code, detail: str) -> VerificationError:
     return VerificationError(f"the archive is not a journey's as it was packed: {detail}", codes=[code])

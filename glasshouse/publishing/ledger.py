@@ -17,8 +17,10 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
-from glasshouse.publishing.artifact import Artifact, Code, Day, Hex32, Id, Public, Text, artifact_sha256
+from glasshouse.publishing.artifact import Artifact, Day, Hex32, Id, Public, Text, artifact_sha256
+from glasshouse.publishing.artifact import Code as CodeWord
 from glasshouse.records import merkle
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import (
@@ -63,7 +65,7 @@ class RowLeaf(_Leaf):
     kind: Literal["row"]
     run: RunId
     row: Id
-    status: Code
+    status: CodeWord
     plan_serial: Serial
     record_sha256: Hex32
     bundle_sha256: Hex32 | None
@@ -99,7 +101,7 @@ class KeyLeaf(_Leaf):
 
     kind: Literal["key"]
     keyid: Hex32
-    role: Code
+    role: CodeWord
     state: Literal["added", "retired"]
 
 
@@ -261,13 +263,13 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
     # 2. Every row resolves one plan of its own run, which stands before it.
     plans = {entry.serial: entry.run for entry in entries if isinstance(entry, PlanLeaf)}
     if len(set(plans.values())) != len(plans):
-        codes.append("ledger-plan-twice")
+        codes.append(Code.LEDGER_PLAN_TWICE)
     resolved: set[int] = set()
     for entry in entries:
         if isinstance(entry, RowLeaf):
             own = plans.get(entry.plan_serial) == entry.run and entry.plan_serial < entry.serial
             if not own or entry.plan_serial in resolved:
-                codes.append(f"ledger-row-without-plan:{entry.serial}")
+                codes.append(f"{Code.LEDGER_ROW_WITHOUT_PLAN}:{entry.serial}")
             resolved.add(entry.plan_serial)
     # 3. A journey's log says so from the start, and speaks of its own runs and keys alone: whoever owns the
     # machine can sign it, and must not retract another's row. An end names an opening of the same journey.
@@ -279,14 +281,14 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
         else:
             good = not isinstance(entry, JourneyLogLeaf) or entry.serial == 0
         if not good or (away and not _of_a_journey(entry)):
-            codes.append(f"ledger-journey:{entry.serial}")
+            codes.append(f"{Code.LEDGER_JOURNEY}:{entry.serial}")
     if codes:
         raise VerificationError("the log is not one that may be published", codes=codes)
     # 4. The checkpoint signs exactly these leaves.
     checkpoint, signer, witnesses = open_checkpoint(note, keyring)
     check_leaves(leaves, checkpoint)
     if len(leaves) != checkpoint.size:
-        raise VerificationError("the checkpoint does not cover every leaf", codes=["ledger-size"])
+        raise VerificationError("the checkpoint does not cover every leaf", codes=[Code.LEDGER_SIZE])
     return PublishedLog(leaves, entries, note, checkpoint, signer, witnesses)
 
 
@@ -305,7 +307,7 @@ def _public(leaves: Sequence[Leaf]) -> tuple[tuple[Entry, ...], list[str]]:
             entries.append(_ENTRY.validate_json(leaf.data))
         except ValidationError as error:
             names = {str(item["loc"][-1]) if item["loc"] else "kind" for item in error.errors()}
-            codes += [f"ledger-field:{leaf.serial}:{name}" for name in sorted(names)]
+            codes += [f"{Code.LEDGER_FIELD}:{leaf.serial}:{name}" for name in sorted(names)]
     return tuple(entries), codes
 
 
@@ -319,13 +321,17 @@ def open_checkpoint(note: str, keyring: Keyring) -> tuple[Checkpoint, KeyEntry, 
     origin = note.partition("\n")[0]
     signers = [entry for entry in keyring.with_role("publisher") if log_name(entry.public) == origin]
     if not signers:
-        raise VerificationError("the keyring lists no publisher of this log", codes=["ledger-signer-unknown"])
+        raise VerificationError(
+            "the keyring lists no publisher of this log", codes=[Code.LEDGER_SIGNER_UNKNOWN]
+        )
     opened = open_note(note, origin, signers, keyring.with_role("witness"))
     checkpoint = parse_checkpoint(opened.text)
     valid = keyring.with_role("publisher", index=max(checkpoint.size - 1, 0))
     signer = next((entry for entry in valid if entry.public == opened.signer.public), None)
     if signer is None:
-        raise VerificationError("the log goes on past its key's retirement", codes=["ledger-signer-retired"])
+        raise VerificationError(
+            "the log goes on past its key's retirement", codes=[Code.LEDGER_SIGNER_RETIRED]
+        )
     witnesses = tuple(sorted({entry.label for entry in opened.witnesses}))
     return checkpoint, signer, witnesses
 
@@ -343,7 +349,7 @@ def check_inclusion(data: bytes, artifact: Artifact, keyring: Keyring) -> str:
             leaf, path = found[name]["leaf"], [bytes.fromhex(item) for item in found[name]["proof"]]
             digest, at = merkle.leaf_hash(canonical_json(leaf)), leaf["serial"]
             if not merkle.verify_inclusion(digest, at, checkpoint.size, path, checkpoint.root):
-                raise VerificationError(f"the {name} is not in the log", codes=["ledger-not-included"])
+                raise VerificationError(f"the {name} is not in the log", codes=[Code.LEDGER_NOT_INCLUDED])
         row = found["row"]["leaf"]
         if artifact.evidence is not None:
             same = (row["row"], row["bundleSha256"], found["plan"]["leaf"]["planSha256"]) == (
@@ -354,8 +360,8 @@ def check_inclusion(data: bytes, artifact: Artifact, keyring: Keyring) -> str:
         else:
             same = (row["row"], row["artifactSha256"]) == (artifact.id, artifact_sha256(artifact))
     except (CanonicalError, KeyError, TypeError, ValueError) as error:
-        raise VerificationError("the inclusion file is malformed", codes=["ledger-malformed"]) from error
+        raise VerificationError("the inclusion file is malformed", codes=[Code.LEDGER_MALFORMED]) from error
     if not same:
-        raise VerificationError("the log holds another row under this id", codes=["ledger-row-differs"])
+        raise VerificationError("the log holds another row under this id", codes=[Code.LEDGER_ROW_DIFFERS])
     seen = f"co-signed by {', '.join(witnesses)}" if witnesses else "unwitnessed"
     return f"entry {row['serial']} of {checkpoint.size}, signed by {signer.name}, {seen}"

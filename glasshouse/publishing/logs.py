@@ -21,6 +21,7 @@ from typing import Literal, overload
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
 from glasshouse.publishing.ledger import (
@@ -72,7 +73,7 @@ class PublishedLogs:
         rows = Counter(entry.row for log in self.logs for entry in log.entries if isinstance(entry, RowLeaf))
         return [
             f"{code}:{name}"
-            for code, counted in (("ledger-run-twice", runs), ("ledger-row-twice", rows))
+            for code, counted in ((Code.LEDGER_RUN_TWICE, runs), (Code.LEDGER_ROW_TWICE, rows))
             for name, times in sorted(counted.items())
             if times > 1
         ]
@@ -202,14 +203,14 @@ def read_logs(
     those of check_log.
     """
     if folder.exists() and not folder.is_dir():
-        failures.append(f"ledger-stray:{folder.name}")
+        failures.append(f"{Code.LEDGER_STRAY}:{folder.name}")
         return PublishedLogs()
     logs: list[PublishedLog] = []
     for path in sorted(folder.iterdir()) if folder.exists() else ():
         if path.name in beside and path.is_file():
             continue
         if _FOLDER.match(path.name) is None or path.is_symlink() or not path.is_dir():
-            failures.append(f"ledger-stray:{ascii(path.name)[1:-1]}")
+            failures.append(f"{Code.LEDGER_STRAY}:{ascii(path.name)[1:-1]}")
             continue
         log = _read_log(path, keyring, failures)
         logs += [log] if log is not None else []
@@ -220,7 +221,7 @@ def read_logs(
 
 def _read_log(folder: Path, keyring: Keyring, failures: list[str]) -> PublishedLog | None:
     stray = sorted({path.name for path in folder.iterdir()} - {LEAVES, CHECKPOINT})
-    failures += [f"ledger-stray:{folder.name}/{ascii(name)[1:-1]}" for name in stray]
+    failures += [f"{Code.LEDGER_STRAY}:{folder.name}/{ascii(name)[1:-1]}" for name in stray]
     try:
         leaves = host.read_regular(folder / LEAVES, MAX_LEAVES_BYTES)
         note = host.read_regular(folder / CHECKPOINT, MAX_NOTE_BYTES).decode("utf-8")
@@ -229,10 +230,10 @@ def _read_log(folder: Path, keyring: Keyring, failures: list[str]) -> PublishedL
         failures += [f"{code}:{folder.name}" for code in error.codes]
         return None
     except (OSError, UnicodeDecodeError):
-        failures.append(f"ledger-incomplete:{folder.name}")
+        failures.append(f"{Code.LEDGER_INCOMPLETE}:{folder.name}")
         return None
     if log.key != folder.name:
-        failures.append(f"ledger-folder-name:{folder.name}")
+        failures.append(f"{Code.LEDGER_FOLDER_NAME}:{folder.name}")
         return None
     return log
 
@@ -249,13 +250,13 @@ def inclusion_failures(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> lis
             continue
         place = logs.place(item)
         if place is None:
-            failures.append(f"row-not-in-ledger:{item}")
+            failures.append(f"{Code.ROW_NOT_IN_LEDGER}:{item}")
             continue
         told = (place.row.run, place.row.status, place.row.bundle_sha256)
         if told != (artifact.run, artifact.status, artifact.evidence.bundle_sha256):
-            failures.append(f"ledger-row-differs:{item}")
+            failures.append(f"{Code.LEDGER_ROW_DIFFERS}:{item}")
         if place.plan.plan_sha256 != artifact.evidence.plan_sha256:
-            failures.append(f"ledger-plan-differs:{item}")
+            failures.append(f"{Code.LEDGER_PLAN_DIFFERS}:{item}")
         failures += statement_failures(logs, artifact)
     return failures
 
@@ -267,9 +268,9 @@ def statement_failures(logs: PublishedLogs, artifact: Artifact) -> list[str]:
     said = None if retract is None else (retract.date, retract.reason)
     shown = None if artifact.retracted is None else (artifact.retracted.date, artifact.retracted.reason)
     if said != shown:
-        failures.append(f"ledger-retraction-differs:{artifact.id}")
+        failures.append(f"{Code.LEDGER_RETRACTION_DIFFERS}:{artifact.id}")
     if (None if supersede is None else supersede.by) != artifact.superseded_by:
-        failures.append(f"ledger-supersession-differs:{artifact.id}")
+        failures.append(f"{Code.LEDGER_SUPERSESSION_DIFFERS}:{artifact.id}")
     return failures
 
 

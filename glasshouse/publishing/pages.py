@@ -20,7 +20,6 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.judgement.caveats import CAVEATS, caveat
 from glasshouse.judgement.headline import MIN_ALLOCATIONS, headlines
-from glasshouse.judgement.rules import reason_text
 from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.history import Remark
@@ -29,6 +28,7 @@ from glasshouse.publishing.logs import KEYS, PublishedLogs
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
 from glasshouse.publishing.tamper import PUBLISHED
+from glasshouse.reasons import GROUPS, REASONS, reason
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import log_key
 
@@ -141,7 +141,9 @@ def render(publication: Publication) -> dict[str, bytes]:
         "min_allocations": MIN_ALLOCATIONS,
         "caveat": caveat,
         "all_caveats": CAVEATS,
-        "reason_text": reason_text,
+        "reason": reason,
+        "reasons": REASONS,
+        "all_reasons": GROUPS,
         "by_id": {row.id: row for row in rows},
     }
     pages: dict[str, bytes] = {}
@@ -228,6 +230,7 @@ _PAGES = (
     ("results.md", "results", "Results", "Every published row, with its status, tier, interval and caveats."),
     ("ledger.md", "ledger", "Ledger", "Every plan entered before anything was rented, and what it became."),
     ("exclusions.md", "exclusions", "Exclusion ledger", "What was attempted, what was excluded, and why."),
+    ("reasons.md", "reasons", "Reasons explained", "What each reason code means, and where it arises."),
     ("caveats.md", "caveats", "Caveats explained", "What each caveat means and which rows carry it."),
     (
         "downloads.md",

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host
 from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes
@@ -142,7 +143,7 @@ class _Home:
         if all(entry.public != public_bytes(self.key) for entry in valid):
             raise VerificationError(
                 "this machine's publisher key is retired and enters nothing more",
-                codes=["ledger-signer-retired"],
+                codes=[Code.LEDGER_SIGNER_RETIRED],
             )
         self.ledger.append(kind, body)
 
@@ -210,7 +211,7 @@ def publish_journey(
     home = _Home(workspace, keyring, ledger, key, local=False, carried=returned.log)
     _require_publisher(home)
     if returned.log.key == log_key(public_bytes(key)):
-        raise VerificationError("the archive's log is this machine's own", codes=["journey-keys"])
+        raise VerificationError("the archive's log is this machine's own", codes=[Code.JOURNEY_KEYS])
     rows = returned.rows(keyring)
     logs = home.read()
     opening = logs.opening(returned.log)
@@ -304,7 +305,9 @@ def refresh_history(root: Path) -> Published:
     """
     rows = {row.artifact.id: row.artifact for row in read_history(root / HISTORY)}
     present = _present(root / ARTIFACTS)
-    taken = [f"id-used-twice:{item}" for item in rows if item in present and not present[item].reported]
+    taken = [
+        f"{Code.ID_USED_TWICE}:{item}" for item in rows if item in present and not present[item].reported
+    ]
     if taken:
         raise VerificationError("a row of ours has the id of a reported one", codes=taken)
     written = [
@@ -388,7 +391,7 @@ def _not_replaced(artifact: Artifact, present: Mapping[str, Artifact]) -> Artifa
         raise UsageError("the row's id is taken by another run", field="id", value=artifact.id)
     if before.evidence != artifact.evidence:
         raise VerificationError(
-            f"{artifact.id} is published with other evidence", codes=["evidence-replaced"]
+            f"{artifact.id} is published with other evidence", codes=[Code.EVIDENCE_REPLACED]
         )
     return artifact
 
@@ -452,7 +455,7 @@ def _write(path: Path, data: bytes) -> list[Path]:
 def _require_publisher(home: _Home) -> None:
     """A log that readers cannot check is not published, and nothing is entered for it."""
     if all(entry.public != public_bytes(home.key) for entry in home.trusted.with_role("publisher")):
-        raise VerificationError("conf/trust does not list this publisher", codes=["signer-unknown"])
+        raise VerificationError("conf/trust does not list this publisher", codes=[Code.SIGNER_UNKNOWN])
 
 
 def _withheld(home: _Home, published: Iterable[Artifact]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.judgement.caveats import with_controls, with_registration
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.headline import Candidate
@@ -88,7 +89,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         cleanup=None if release is None else Cleanup(proof=release.proof, active=release.active),
         attestation=_attestation(row, released=released),
         runtime_state=_runtime_state(row, released=released),
-        same_allocation=_holds(row, "same-machine-not-proven") if figures.launches else None,
+        same_allocation=_holds(row, Code.SAME_MACHINE_NOT_PROVEN) if figures.launches else None,
         caveats=judgement.caveats,
         checks=tuple(_check(check, facts) for check in judgement.checks),
         exclusion=None
@@ -234,7 +235,7 @@ def _threads(spec: RunSpec) -> int | None:
 def _check(check: Judged, facts: RunFacts) -> Check:
     """The check as it is shown; one that had nothing to look at says so."""
     gpu = facts.spec.gpu
-    if check.ok and check.code == "gpu-not-as-asked" and not gpu.provider_names and gpu.name != "cpu":
+    if check.ok and check.code == Code.GPU_NOT_AS_ASKED and not gpu.provider_names and gpu.name != "cpu":
         # `gpu=auto` takes what is there. Records do not mark this; here it follows from the plan.
         return Check(code=check.code, ok=True, detail="no GPU was asked for: nothing to check", vacuous=True)
     return Check(code=check.code, ok=check.ok, detail=_clip(check.detail), vacuous=check.vacuous)
@@ -323,7 +324,7 @@ def _step(name: str) -> str:
     return "".join(f"-{char.lower()}" if char.isupper() else char for char in name.removesuffix("Sec"))
 
 
-def _holds(row: VerifiedRow, code: str) -> bool:
+def _holds(row: VerifiedRow, code: Code) -> bool:
     return all(check.ok for check in row.judgement.checks if check.code == code)
 
 
@@ -332,13 +333,13 @@ def _attestation(row: VerifiedRow, *, released: bool) -> str:
         return "not-reached"
     if not released:
         return "refused"
-    return "verified" if _holds(row, "attestation-not-verified") else "not-verified"
+    return "verified" if _holds(row, Code.ATTESTATION_NOT_VERIFIED) else "not-verified"
 
 
 def _runtime_state(row: VerifiedRow, *, released: bool) -> str:
     if not released:
         return "not-released"
-    return "zeroized" if _holds(row, "runtime-not-zeroized") else "not-zeroized"
+    return "zeroized" if _holds(row, Code.RUNTIME_NOT_ZEROIZED) else "not-zeroized"
 
 
 def _curves(facts: RunFacts) -> Curves | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse import host
+from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
@@ -90,22 +91,24 @@ def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Pu
     local = _read_artifacts(work / OVERLAY, strange) if overlay else {}
     local_keyring = overlay_keyring(work) if overlay else Keyring()
     local_logs = _local_logs(work, local, local_keyring, strange) if overlay else PublishedLogs()
-    strange += [f"overlay-row-not-ours:{item}" for item, row in local.items() if row.reported is not None]
+    strange += [
+        f"{Code.OVERLAY_ROW_NOT_OURS}:{item}" for item, row in local.items() if row.reported is not None
+    ]
     local_bundles = _local_bundles(work / OVERLAY_BUNDLES, local, strange)
     if strange and not failures:
         remedy = f"remove {OVERLAY}, or leave it out: --committed, or {OVERLAY_SWITCH}=0"
         raise VerificationError(OVERLAY_REFUSED, codes=strange, remedy=remedy)
     failures += strange
-    failures += [f"id-used-twice:{item}" for item in sorted(committed.keys() & local.keys())]
+    failures += [f"{Code.ID_USED_TWICE}:{item}" for item in sorted(committed.keys() & local.keys())]
     bundles = {
         item: _bundle_files(root / BUNDLES / item) for item in committed if (root / BUNDLES / item).is_dir()
     }
     every = {**committed, **local}
     for item, artifact in every.items():
         if artifact.superseded_by is not None and artifact.superseded_by not in every:
-            failures.append(f"superseded-by-unknown:{item}")
+            failures.append(f"{Code.SUPERSEDED_BY_UNKNOWN}:{item}")
         if artifact.evidence_tier == "simulated" and item in committed:
-            failures.append(f"simulated-row-published:{item}")
+            failures.append(f"{Code.SIMULATED_ROW_PUBLISHED}:{item}")
     tamper = read_tamper(root / TAMPER, failures)
     if failures:
         raise VerificationError("the publication does not check out", codes=failures)
@@ -140,13 +143,13 @@ def overlay_keyring(work: Path) -> Keyring:
     except FileNotFoundError:
         return Keyring()
     except OSError as error:
-        raise VerificationError(f"{path}: {error.strerror}", codes=["keyring-unreadable"]) from error
+        raise VerificationError(f"{path}: {error.strerror}", codes=[Code.KEYRING_UNREADABLE]) from error
 
 
 def overlay_faults(work: Path) -> list[str]:
     """The overlay's folders that are no folders but links or files: `overlay-folder:PATH`."""
     folders = (OVERLAY.parent, OVERLAY, OVERLAY_BUNDLES, OVERLAY_LEDGER)
-    return [f"overlay-folder:{path}" for path in folders if not _is_folder_or_absent(work / path)]
+    return [f"{Code.OVERLAY_FOLDER}:{path}" for path in folders if not _is_folder_or_absent(work / path)]
 
 
 def _is_folder_or_absent(path: Path) -> bool:
@@ -160,7 +163,7 @@ def _local_bundles(
     bundles: dict[str, tuple[str, ...]] = {}
     for item in local:
         if not _is_folder_or_absent(folder / item):
-            failures.append(f"overlay-folder:{OVERLAY_BUNDLES / item}")
+            failures.append(f"{Code.OVERLAY_FOLDER}:{OVERLAY_BUNDLES / item}")
         elif (folder / item).is_dir():
             found = read_bundle(folder / item)
             failures += sorted({f"{code}:{item}" for code, _ in found.faults})
@@ -179,7 +182,7 @@ def read_artifact(path: Path) -> Artifact:
         data = host.read_regular(path, MAX_ARTIFACT_BYTES)
     except OSError as error:
         raise VerificationError(
-            f"{path.name} cannot be read: {error.strerror}", codes=["artifact-unreadable"]
+            f"{path.name} cannot be read: {error.strerror}", codes=[Code.ARTIFACT_UNREADABLE]
         ) from error
     return parse_artifact(data, name=path.name)
 
@@ -193,7 +196,7 @@ def _read_artifacts(folder: Path, failures: list[str]) -> dict[str, Artifact]:
             failures += [f"{code}:{ascii(path.name)[1:-1]}" for code in error.codes]
             continue
         if artifact.id != path.stem:
-            failures.append(f"id-is-not-file-name:{path.name}")
+            failures.append(f"{Code.ID_IS_NOT_FILE_NAME}:{path.name}")
         found[artifact.id] = artifact
     return found
 
@@ -202,10 +205,10 @@ def _reported_failures(root: Path, committed: Mapping[str, Artifact]) -> list[st
     """Reported rows are a function of conf/history: any edit of one, or a missing one, shows."""
     expected = {row.artifact.id: row.artifact for row in read_history(root / HISTORY)}
     published = {item for item, artifact in committed.items() if artifact.evidence_tier == "reported"}
-    failures = [f"reported-row-missing:{item}" for item in sorted(expected.keys() - published)]
-    failures += [f"reported-row-unknown:{item}" for item in sorted(published - expected.keys())]
+    failures = [f"{Code.REPORTED_ROW_MISSING}:{item}" for item in sorted(expected.keys() - published)]
+    failures += [f"{Code.REPORTED_ROW_UNKNOWN}:{item}" for item in sorted(published - expected.keys())]
     failures += [
-        f"reported-row-edited:{item}"
+        f"{Code.REPORTED_ROW_EDITED}:{item}"
         for item in sorted(published & expected.keys())
         if artifact_bytes(committed[item]) != artifact_bytes(expected[item])
     ]
@@ -221,21 +224,21 @@ def _signed_failures(
         if artifact.evidence_tier != "signed":
             continue
         if not (folder / item).is_dir():
-            failures.append(f"bundle-missing:{item}")
+            failures.append(f"{Code.BUNDLE_MISSING}:{item}")
             continue
         try:
             row = verify(folder / item, keyring).require()
         except GlasshouseError as error:
-            codes = error.codes if isinstance(error, VerificationError) else ("bundle-unreadable",)
+            codes = error.codes if isinstance(error, VerificationError) else (Code.BUNDLE_UNREADABLE,)
             failures += [f"{code}:{item}" for code in codes]
             continue
         alone = with_registration_caveat(artifact_from_verified(row), late=logs.late(item))
         expected = with_control_caveats(alone, tuple(committed.values()))
         stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
         if artifact_bytes(expected.model_copy(update=stated)) != artifact_bytes(artifact):
-            failures.append(f"signed-row-edited:{item}")
+            failures.append(f"{Code.SIGNED_ROW_EDITED}:{item}")
     present = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
-    failures += [f"bundle-without-row:{item}" for item in sorted(present - committed.keys())]
+    failures += [f"{Code.BUNDLE_WITHOUT_ROW}:{item}" for item in sorted(present - committed.keys())]
     return failures
 
 

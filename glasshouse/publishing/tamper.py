@@ -9,19 +9,21 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from glasshouse.canonical import CanonicalError, parse_json
-from glasshouse.publishing.artifact import Code, Day, Public, Text
+from glasshouse.codes import Code
+from glasshouse.publishing.artifact import Code as CodeWord
+from glasshouse.publishing.artifact import Day, Public, Text
 
 # The nine scenarios that were published before this software existed, by the codes they keep.
 PUBLISHED: Final = (
-    ("composite-hash-mismatch", "the hash over all claims does not fit the claims"),
-    ("manifest-hash-mismatch", "evidence names another sealed package"),
-    ("container-id-mismatch", "evidence comes from another container"),
-    ("stale-timestamp", "evidence is older than the policy allows"),
-    ("anti-debug-disabled", "the runtime reports that it can be traced"),
-    ("runtime-state-spoofed", "the runtime claims a state it cannot be in yet"),
-    ("anti-debug-profile-downgrade", "a weaker profile than the policy demands"),
-    ("nonce-replay", "an answer to a challenge that was already used"),
-    ("jwt-claim-mismatch", "the launch token belongs to another run or leg"),
+    (Code.COMPOSITE_HASH_MISMATCH, "the hash over all claims does not fit the claims"),
+    (Code.MANIFEST_HASH_MISMATCH, "evidence names another sealed package"),
+    (Code.CONTAINER_ID_MISMATCH, "evidence comes from another container"),
+    (Code.STALE_TIMESTAMP, "evidence is older than the policy allows"),
+    (Code.ANTI_DEBUG_DISABLED, "the runtime reports that it can be traced"),
+    (Code.RUNTIME_STATE_SPOOFED, "the runtime claims a state it cannot be in yet"),
+    (Code.ANTI_DEBUG_PROFILE_DOWNGRADE, "a weaker profile than the policy demands"),
+    (Code.NONCE_REPLAY, "an answer to a challenge that was already used"),
+    (Code.JWT_CLAIM_MISMATCH, "the launch token belongs to another run or leg"),
 )
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{1,80}(/control)?$")]
@@ -35,8 +37,8 @@ class Scenario(Public):
     what: Text
     released: bool
     expected: bool
-    expected_codes: tuple[Code, ...]
-    reason_codes: tuple[Code, ...]
+    expected_codes: tuple[CodeWord, ...]
+    reason_codes: tuple[CodeWord, ...]
     unwrap_calls: int = Field(ge=0)
     ok: bool
 
@@ -73,10 +75,10 @@ def read_tamper(path: Path, failures: list[str]) -> Mapping[str, Any] | None:
         report = TamperReport.model_validate_json(path.read_bytes())
     except ValidationError as error:
         fields = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
-        failures += [f"tamper-report-schema:{field or '(file)'}" for field in fields[:8]]
+        failures += [f"{Code.TAMPER_REPORT_SCHEMA}:{field or '(file)'}" for field in fields[:8]]
         return None
     except CanonicalError:
-        failures.append("tamper-report-malformed")
+        failures.append(Code.TAMPER_REPORT_MALFORMED)
         return None
     failures += tamper_failures(report)
     return dict(document)
@@ -86,17 +88,19 @@ def tamper_failures(report: TamperReport) -> list[str]:
     """What a report lacks or contradicts itself in, by code."""
     named = [item.code for item in report.scenarios]
     codes = set(named)
-    failures = [f"tamper-report-twice:{code}" for code in sorted(codes) if named.count(code) > 1]
-    failures += [f"tamper-report-lacks:{code}" for code, _ in PUBLISHED if code not in codes]
+    failures = [f"{Code.TAMPER_REPORT_TWICE}:{code}" for code in sorted(codes) if named.count(code) > 1]
+    failures += [f"{Code.TAMPER_REPORT_LACKS}:{code}" for code, _ in PUBLISHED if code not in codes]
     failures += [
-        f"tamper-report-no-control:{item.code}"
+        f"{Code.TAMPER_REPORT_NO_CONTROL}:{item.code}"
         for item in report.scenarios
         if not item.control and f"{item.code}/control" not in codes
     ]
     failures += [
-        f"tamper-report-contradicts:{item.code}" for item in report.scenarios if item.ok and not item.holds
+        f"{Code.TAMPER_REPORT_CONTRADICTS}:{item.code}"
+        for item in report.scenarios
+        if item.ok and not item.holds
     ]
     opened = sum(item.unwrap_calls for item in report.scenarios if not item.control)
     if report.unwrap_calls != opened or report.ok != all(item.ok for item in report.scenarios):
-        failures.append("tamper-report-total")
+        failures.append(Code.TAMPER_REPORT_TOTAL)
     return failures

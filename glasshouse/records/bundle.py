@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host
 from glasshouse.canonical import CanonicalError, parse_canonical, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError
 from glasshouse.judgement.judge import Judgement, judge
 from glasshouse.records.facts import collect_facts
@@ -58,15 +59,15 @@ def read_bundle(folder: Path) -> Found:
     total = 0
     for name, entry in _walk(folder, faults):
         if NAME.match(name) is None:
-            faults.append(("file-unlisted", f"{_shown(name)} does not belong to a bundle"))
+            faults.append((Code.FILE_UNLISTED, f"{_shown(name)} does not belong to a bundle"))
             continue
         if len(files) >= MAX_FILES or total > MAX_BUNDLE_BYTES:
-            faults.append(("bundle-too-large", "too many files or bytes"))
+            faults.append((Code.BUNDLE_TOO_LARGE, "too many files or bytes"))
             break
         try:
             data = host.read_regular(entry, MAX_FILE_BYTES)
         except OSError as error:
-            faults.append(("file-unreadable", f"{name}: {error.strerror}"))
+            faults.append((Code.FILE_UNREADABLE, f"{name}: {error.strerror}"))
             continue
         total += len(data)
         files[name] = data
@@ -76,28 +77,30 @@ def read_bundle(folder: Path) -> Found:
 def bundle_of(files: Mapping[str, bytes]) -> Found:
     """A bundle whose files are in memory already, held to the same rules as a folder."""
     faults = [
-        ("file-unlisted", f"{_shown(name)} does not belong to a bundle")
+        (Code.FILE_UNLISTED, f"{_shown(name)} does not belong to a bundle")
         for name in files
         if NAME.match(name) is None
     ]
     listed = {name: data for name, data in files.items() if NAME.match(name) is not None}
     if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BUNDLE_BYTES:
-        faults.append(("bundle-too-large", "too many files or bytes"))
+        faults.append((Code.BUNDLE_TOO_LARGE, "too many files or bytes"))
     faults += [
-        ("file-unreadable", f"{name}: larger than {MAX_FILE_BYTES} bytes")
+        (Code.FILE_UNREADABLE, f"{name}: larger than {MAX_FILE_BYTES} bytes")
         for name, data in listed.items()
         if len(data) > MAX_FILE_BYTES
     ]
     return Found(listed, (*faults, *_content_faults(listed)))
 
 
-def _content_faults(files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+def _content_faults(files: Mapping[str, bytes]) -> list[tuple[Code, str]]:
     faults = [
-        ("file-not-canonical", f"{name} is not in canonical form")
+        (Code.FILE_NOT_CANONICAL, f"{name} is not in canonical form")
         for name, data in files.items()
         if not _is_canonical(name, data)
     ]
-    faults += [("file-missing", f"{name} is missing") for name in (*REQUIRED, ENVELOPE) if name not in files]
+    faults += [
+        (Code.FILE_MISSING, f"{name} is missing") for name in (*REQUIRED, ENVELOPE) if name not in files
+    ]
     return faults
 
 
@@ -110,17 +113,17 @@ def _walk(folder: Path, faults: list[tuple[str, str]]) -> list[tuple[str, Path]]
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            faults.append(("folder-unreadable", f"{_shown(prefix) or 'bundle'}: {error.strerror}"))
+            faults.append((Code.FOLDER_UNREADABLE, f"{_shown(prefix) or 'bundle'}: {error.strerror}"))
             continue
         if not entries:
-            faults.append(("folder-empty", f"{_shown(prefix) or 'bundle'} is empty"))
+            faults.append((Code.FOLDER_EMPTY, f"{_shown(prefix) or 'bundle'} is empty"))
         for entry in entries:
             name = f"{prefix}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 if (depth == 0 and name == "legs") or depth == 1:
                     pending.append((f"{name}/", Path(entry.path), depth + 1))
                 else:
-                    faults.append(("file-unlisted", f"folder {_shown(name)} does not belong to a bundle"))
+                    faults.append((Code.FILE_UNLISTED, f"folder {_shown(name)} does not belong to a bundle"))
             else:
                 found.append((name, Path(entry.path)))
     return found

@@ -25,6 +25,7 @@ from glasshouse.canonical import (
     domain_hash,
     parse_canonical,
 )
+from glasshouse.codes import Code
 from glasshouse.records.keys import KeyEntry
 from glasshouse.runtime.events import FINAL_TYPES, MAX_EVENT_BYTES, check_line, event_hash, first_link
 from glasshouse.schema import Head
@@ -79,19 +80,19 @@ def check_chain(
     Codes: events-missing, event-invalid, event-sequence, event-link, event-time, event-order,
     head-invalid, head-other-leg, head-signature, head-time, head-mismatch, heads-incomplete.
     """
-    codes: list[str] = []
+    codes: list[Code] = []
     parsed, hashes = _events(events, event_key, grant, codes)
     order = "".join(_LETTERS[event["type"]] for event in parsed)
     whole = _WHOLE.match(order) is not None
     if parsed and not whole and _FAILED.match(order) is None:
-        codes.append("event-order")
+        codes.append(Code.EVENT_ORDER)
     if not parsed:
-        codes.append("events-missing")
+        codes.append(Code.EVENTS_MISSING)
     times = _heads(heads, hashes, operator, leg, codes)
     if any(time < released_at - 1 or time > ended_at + 1 for time in times):
-        codes.append("head-time")  # a second of slack: the broker signs whole seconds
+        codes.append(Code.HEAD_TIME)  # a second of slack: the broker signs whole seconds
     if parsed and (not times or not _covers_last(heads, len(hashes) - 1)):
-        codes.append("heads-incomplete")
+        codes.append(Code.HEADS_INCOMPLETE)
     edges = [released_at, *times]
     gaps = [max(0.0, later - earlier) for earlier, later in itertools.pairwise(edges)]
     bodies = {event["type"]: event["body"] for event in parsed if event["type"] != "progress"}
@@ -99,9 +100,9 @@ def check_chain(
 
 
 def _events(
-    data: bytes, event_key: bytes, grant: str, codes: list[str]
+    data: bytes, event_key: bytes, grant: str, codes: list[Code]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    lines = _lines(data, "event-invalid", codes)
+    lines = _lines(data, Code.EVENT_INVALID, codes)
     parsed: list[dict[str, Any]] = []
     hashes: list[str] = []
     previous, clock = first_link(grant), 0
@@ -110,16 +111,16 @@ def _events(
         try:
             event = check_line(line, key)
         except CanonicalError:
-            codes.append("event-invalid")
+            codes.append(Code.EVENT_INVALID)
             return parsed, hashes  # what follows hangs on a line that nobody signed
         if event["seq"] != number:
-            codes.append("event-sequence")
+            codes.append(Code.EVENT_SEQUENCE)
         if event["prev"] != previous:
-            codes.append("event-link")
+            codes.append(Code.EVENT_LINK)
         if event["tMs"] < clock:
-            codes.append("event-time")
+            codes.append(Code.EVENT_TIME)
         if parsed and parsed[-1]["type"] in FINAL_TYPES:
-            codes.append("event-order")
+            codes.append(Code.EVENT_ORDER)
         previous, clock = event_hash(line), event["tMs"]
         parsed.append(event)
         hashes.append(previous)
@@ -127,26 +128,26 @@ def _events(
 
 
 def _heads(
-    data: bytes, hashes: list[str], operator: KeyEntry, leg: tuple[str, str, int], codes: list[str]
+    data: bytes, hashes: list[str], operator: KeyEntry, leg: tuple[str, str, int], codes: list[Code]
 ) -> list[float]:
     times: list[float] = []
     last_seq = -1
-    for line in _lines(data, "head-invalid", codes):
+    for line in _lines(data, Code.HEAD_INVALID, codes):
         try:
             core = parse_canonical(line, max_bytes=MAX_HEAD_BYTES)
             head = Head.model_validate_json(line)
             signature = b64u_decode(core.pop("sig"), size=64)
         except (CanonicalError, ValidationError):
-            codes.append("head-invalid")
+            codes.append(Code.HEAD_INVALID)
             continue
         if (head.run, head.leg, head.launch) != leg:
-            codes.append("head-other-leg")
+            codes.append(Code.HEAD_OTHER_LEG)
         if not operator.check(signature, head_digest(core)):
-            codes.append("head-signature")
+            codes.append(Code.HEAD_SIGNATURE)
         if times and head.time < times[-1]:
-            codes.append("head-time")
+            codes.append(Code.HEAD_TIME)
         if head.seq < last_seq or head.seq >= len(hashes) or hashes[head.seq] != head.head:
-            codes.append("head-mismatch")
+            codes.append(Code.HEAD_MISMATCH)
         last_seq = head.seq
         times.append(head.time)
     return times
@@ -159,7 +160,7 @@ def _covers_last(heads: bytes, last: int) -> bool:
         return False
 
 
-def _lines(data: bytes, code: str, codes: list[str]) -> list[bytes]:
+def _lines(data: bytes, code: Code, codes: list[Code]) -> list[bytes]:
     if data and not data.endswith(b"\n"):
         codes.append(code)
     lines = data.split(b"\n")[:-1]

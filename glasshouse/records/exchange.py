@@ -29,6 +29,7 @@ from glasshouse.attestation.tokens import (
     verify_grant,
 )
 from glasshouse.canonical import b64u_decode, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, VerificationError
 from glasshouse.records.keys import Keyring
 from glasshouse.schema import Exchange
@@ -96,7 +97,7 @@ def _verify(
     store = challenge["aud"]
     at = check_signature(read_jws(exchange.ear, EAR_TYP, what="ear"), public, what="ear").get("iat")
     if isinstance(at, bool) or not isinstance(at, int):
-        raise AttestationError("the attestation result has no time", codes=["malformed-ear"])
+        raise AttestationError("the attestation result has no time", codes=[Code.MALFORMED_EAR])
     ear = verify_ear(exchange.ear, public, at, audience=store)
     codes: list[str] = []
     where = (reference.run, reference.leg, reference.launch)
@@ -105,7 +106,7 @@ def _verify(
         or ear.get("eat_nonce") != challenge["nonce"]
         or (challenge["run"], challenge["leg"], challenge["launch"]) != where
     ):
-        codes.append("ear-not-of-challenge")
+        codes.append(Code.EAR_NOT_OF_CHALLENGE)
     # 3. The appraisal again, on the recorded evidence and reference values.
     launch = _launch_claims(exchange.launch_token, public, store)
     context = challenge_context(challenge, launch, at)
@@ -116,7 +117,7 @@ def _verify(
     except AttestationError as error:
         appraisal = refusal(error.codes, reference, policy, context)
     if {name: ear[name] for name in ear if name not in _ENVELOPE} != appraisal.ear_claims | _verifier(ear):
-        codes.append("ear-differs")
+        codes.append(Code.EAR_DIFFERS)
     codes += appraisal.codes
     # 4. The grant: bound to every byte above.
     released = exchange.grant is not None
@@ -132,13 +133,13 @@ def _verify(
             ear=exchange.ear,
         )
         if not hmac.compare_digest(b64u_decode(grant["info"]), info):
-            codes.append("grant-info-mismatch")
+            codes.append(Code.GRANT_INFO_MISMATCH)
         if (grant.get("run"), grant.get("leg"), grant.get("launch")) != where:
-            codes.append("grant-claim-mismatch")
+            codes.append(Code.GRANT_CLAIM_MISMATCH)
         if exchange.reason_codes or not appraisal.ok:
-            codes.append("released-on-refusal")
+            codes.append(Code.RELEASED_ON_REFUSAL)
     elif not codes:
-        codes += exchange.reason_codes or ["exchange-refused"]
+        codes += exchange.reason_codes or [Code.EXCHANGE_REFUSED]
     event_key = b64u_decode(claims["event_key"]) if claims else None
     return Verified(tuple(dict.fromkeys(codes)), released, float(at), event_key, claims)
 

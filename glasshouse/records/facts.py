@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from glasshouse import schema
 from glasshouse.attestation.claims import Reference
 from glasshouse.canonical import canonical_json, parse_canonical, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
 from glasshouse.judgement.rules import Check
@@ -54,7 +55,7 @@ class _Collector:
         self.checks: list[Check] = []
         self.allocation: schema.Allocation | None = None
 
-    def check(self, code: str, ok: bool, detail: str) -> bool:
+    def check(self, code: Code, ok: bool, detail: str) -> bool:
         self.checks.append(Check(code, ok, detail))
         return ok
 
@@ -65,7 +66,7 @@ class _Collector:
         try:
             return model.model_validate_json(self.files[name])
         except ValidationError as error:
-            self.check("file-malformed", False, f"{name}: {fields_of(error)}")
+            self.check(Code.FILE_MALFORMED, False, f"{name}: {fields_of(error)}")
             return None
 
 
@@ -112,25 +113,27 @@ def _plan(reader: _Collector) -> schema.Plan | None:
         plan = schema.Plan.model_validate_json(canonical_json(opened.predicate))
         signer = reader.keyring.find(opened.signer.keyid, "operator", index=plan.serial)
     except KeyError:
-        reader.check("plan-signature", False, "plan.dsse.json is missing")
+        reader.check(Code.PLAN_SIGNATURE, False, "plan.dsse.json is missing")
         return None
     except VerificationError as error:
-        reader.check("plan-signature", False, f"plan.dsse.json: {error.what} [{', '.join(error.codes)}]")
+        reader.check(Code.PLAN_SIGNATURE, False, f"plan.dsse.json: {error.what} [{', '.join(error.codes)}]")
         return None
     except ValidationError as error:
-        reader.check("plan-form", False, f"plan.dsse.json: {fields_of(error)}")
+        reader.check(Code.PLAN_FORM, False, f"plan.dsse.json: {fields_of(error)}")
         return None
-    reader.check("plan-signature", True, f"plan {plan.serial} signed by {opened.signer.name}")
+    reader.check(Code.PLAN_SIGNATURE, True, f"plan {plan.serial} signed by {opened.signer.name}")
     if signer.valid_until is not None and "inclusion.json" not in reader.files:
         # Whoever has a retired key can name an entry of its time, where the published log holds another plan.
         said = f"the key was retired after ledger entry {signer.valid_until}: only the published log shows"
-        reader.check("signer-retired-since", True, f"{said} that this plan was entered before")
+        reader.check(Code.SIGNER_RETIRED_SINCE, True, f"{said} that this plan was entered before")
     same = opened.signer.keyid == reader.signer.keyid
     reader.check(
-        "plan-signer", same, "plan and bundle have one signer" if same else "plan and bundle differ in signer"
+        Code.PLAN_SIGNER,
+        same,
+        "plan and bundle have one signer" if same else "plan and bundle differ in signer",
     )
     spec = sha256_hex(canonical_json(opened.predicate["spec"]))
-    reader.check("plan-form", dict(opened.subjects) == {"spec": spec}, "the plan names its spec's digest")
+    reader.check(Code.PLAN_FORM, dict(opened.subjects) == {"spec": spec}, "the plan names its spec's digest")
     return plan
 
 
@@ -151,9 +154,9 @@ def _witnesses(reader: _Collector, plan: schema.Plan) -> tuple[str, ...]:
             keyring=reader.keyring,
         )
     except VerificationError as error:
-        reader.check("plan-in-ledger", False, f"inclusion.json: {error.what}")
+        reader.check(Code.PLAN_IN_LEDGER, False, f"inclusion.json: {error.what}")
         return ()
-    reader.check("plan-in-ledger", True, f"leaf {plan.serial} of the signed ledger")
+    reader.check(Code.PLAN_IN_LEDGER, True, f"leaf {plan.serial} of the signed ledger")
     return found
 
 
@@ -162,11 +165,11 @@ def _schedule(reader: _Collector, plan: schema.Plan) -> tuple[Slot, ...]:
     try:
         derived = build_schedule(plan.spec)
     except UsageError as error:
-        reader.check("schedule-from-seed", False, error.what)
+        reader.check(Code.SCHEDULE_FROM_SEED, False, error.what)
         return ()
     same = planned == derived
     reader.check(
-        "schedule-from-seed",
+        Code.SCHEDULE_FROM_SEED,
         same,
         f"all {len(planned)} slots follow from the registered spec"
         if same
@@ -187,16 +190,16 @@ def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) ->
         slot = slots[index] if index < len(slots) else None
         written = reader.parse(f"{folder}/launch.json", schema.Launch)
         if slot is None or slot.arm != match[3]:
-            reader.check("leg-not-planned", False, f"{folder} is no slot of the plan")
+            reader.check(Code.LEG_NOT_PLANNED, False, f"{folder} is no slot of the plan")
         elif written is None:
             if f"{folder}/launch.json" not in reader.files:
-                reader.check("file-missing", False, f"{folder}/launch.json is missing")
+                reader.check(Code.FILE_MISSING, False, f"{folder}/launch.json is missing")
         elif (written.slot, written.arm) != (index, slot.arm) or suffix not in (None, str(written.launch)):
             reader.check(
-                "leg-misplaced", False, f"{folder} holds launch {written.launch} of slot {written.slot}"
+                Code.LEG_MISPLACED, False, f"{folder} holds launch {written.launch} of slot {written.slot}"
             )
         elif written.started_at < plan.registered_at - CLOCK_SLACK_SEC:
-            reader.check("leg-before-plan", False, f"{folder} started before the plan was registered")
+            reader.check(Code.LEG_BEFORE_PLAN, False, f"{folder} started before the plan was registered")
         else:
             launch = _launch(reader, plan, slot, f"{folder}/", written)
             found.setdefault(index, []).append(launch)
@@ -206,10 +209,10 @@ def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) ->
         complete = [launch.number for launch in launches if launch.status == "complete"]
         if numbers != list(range(1, len(numbers) + 1)) or len(complete) > 1:
             reader.check(
-                "launches-incomplete", False, f"slot {index} lists launches {numbers}, complete {complete}"
+                Code.LAUNCHES_INCOMPLETE, False, f"slot {index} lists launches {numbers}, complete {complete}"
             )
     total = sum(len(launches) for launches in found.values())
-    reader.check("legs-as-planned", True, f"{total} launches of {len(slots)} planned slots")
+    reader.check(Code.LEGS_AS_PLANNED, True, f"{total} launches of {len(slots)} planned slots")
     return found
 
 
@@ -222,7 +225,7 @@ def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, writ
     )
     stray = [name for name in reader.files if name.startswith(folder) and name[len(folder) :] not in own]
     if stray:
-        reader.check("file-unlisted", False, f"{', '.join(stray)} do not belong to this kind of leg")
+        reader.check(Code.FILE_UNLISTED, False, f"{', '.join(stray)} do not belong to this kind of leg")
     lifecycle, result, code = None, None, written.code
     if slot.lifecycle:
         lifecycle, body = _lifecycle(reader, plan, folder, written)
@@ -233,7 +236,7 @@ def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, writ
         result = schema.Result.read(data)
         if result is not None and result.output_sha256 is None and plan.spec.payload == "public":
             result = None
-        code = code if result is not None else "result-malformed"
+        code = code if result is not None else Code.RESULT_MALFORMED
     return Launch(
         number=written.launch,
         status=written.status,
@@ -258,9 +261,9 @@ def _lifecycle(
     reference = _reference(reader, f"{folder}reference.json")
     if exchange is None or reference is None:
         if exchange is not None:
-            reader.check("file-missing", False, f"{folder}reference.json is missing")
+            reader.check(Code.FILE_MISSING, False, f"{folder}reference.json is missing")
         events = reader.files.get(f"{folder}events.jsonl", b"")
-        unopened = ("events-without-grant",) if events else None
+        unopened = (Code.EVENTS_WITHOUT_GRANT,) if events else None
         return Lifecycle(None, False, unopened, None, None), None
     verified = verify_exchange(exchange, reference, plan.spec.policy, reader.keyring, index=plan.serial)
     codes = [*verified.codes, *_misplaced(plan, written, reference, reader.allocation, verified)]
@@ -271,9 +274,9 @@ def _lifecycle(
     if chain is not None and "zeroized" in bodies:
         report = schema.Zeroized.read(canonical_json(bodies["zeroized"]))
         if report is None:
-            chain_codes = [*chain.codes, "zeroization-malformed"]
+            chain_codes = [*chain.codes, Code.ZEROIZATION_MALFORMED]
     if chain is not None and chain_codes is not None and written.status == "complete" and not chain.whole:
-        chain_codes.append("event-order")
+        chain_codes.append(Code.EVENT_ORDER)
     hardening = claims.get("hardening")
     life = Lifecycle(
         attestation=tuple(codes),
@@ -294,17 +297,17 @@ def _misplaced(
     reference: Reference,
     allocation: schema.Allocation | None,
     verified: Verified,
-) -> list[str]:
+) -> list[Code]:
     """Codes for an exchange that is sound in itself but not of this launch of this run."""
     codes = []
     if (reference.run, reference.leg, reference.launch) != (plan.run, f"s{written.slot:03d}", written.launch):
-        codes.append("reference-of-another-launch")
+        codes.append(Code.REFERENCE_OF_ANOTHER_LAUNCH)
     if allocation is None or not allocation.agrees(reference):
-        codes.append("reference-of-another-allocation")
+        codes.append(Code.REFERENCE_OF_ANOTHER_ALLOCATION)
     if verified.at and not (
         written.started_at - CLOCK_SLACK_SEC <= verified.at <= written.ended_at + CLOCK_SLACK_SEC
     ):
-        codes.append("exchange-outside-launch")
+        codes.append(Code.EXCHANGE_OUTSIDE_LAUNCH)
     return codes
 
 
@@ -319,9 +322,9 @@ def _chain(
 ) -> Chain | None:
     events = reader.files.get(f"{folder}events.jsonl", b"")
     if exchange.grant is None:
-        return Chain(("events-without-grant",), False, None) if events else None
+        return Chain((Code.EVENTS_WITHOUT_GRANT,), False, None) if events else None
     if verified.event_key is None:
-        return Chain(("events-without-key",), False, None)
+        return Chain((Code.EVENTS_WITHOUT_KEY,), False, None)
     return check_chain(
         events,
         reader.files.get(f"{folder}heads.jsonl", b""),
@@ -342,6 +345,6 @@ def _reference(reader: _Collector, name: str) -> Reference | None:
         if canonical_json(reference.to_dict()) != reader.files[name]:
             raise GlasshouseError("fields are missing")
     except (TypeError, ValueError, GlasshouseError) as error:
-        reader.check("file-malformed", False, f"{name}: {type(error).__name__}")
+        reader.check(Code.FILE_MALFORMED, False, f"{name}: {type(error).__name__}")
         return None
     return reference

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from glasshouse import host, paths
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_json, parse_json, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
 
@@ -207,19 +208,19 @@ class Keyring:
         if not named:
             raise VerificationError(
                 f"the keyring does not list the {role} key {key[:16]}",
-                codes=["signer-unknown"],
+                codes=[Code.SIGNER_UNKNOWN],
                 remedy="give the signer's keyring with --keys FILE",
             )
         entries = [entry for entry in named if entry.role == role]
         if not entries:
-            raise VerificationError(f"key {key[:16]} is not listed as {role}", codes=["signer-role"])
+            raise VerificationError(f"key {key[:16]} is not listed as {role}", codes=[Code.SIGNER_ROLE])
         for entry in entries:
             low = entry.valid_from if entry.valid_from is not None else 0
             high = entry.valid_until
             if index is None or (low <= index and (high is None or index <= high)):
                 return entry
         raise VerificationError(
-            f"{role} key {key[:16]} is not valid at ledger index {index}", codes=["signer-retired"]
+            f"{role} key {key[:16]} is not valid at ledger index {index}", codes=[Code.SIGNER_RETIRED]
         )
 
     def with_role(self, role: str, *, index: int | None = None) -> tuple[KeyEntry, ...]:
@@ -254,7 +255,7 @@ def parse_keyring(data: bytes, *, local: bool = False) -> Keyring:
             raise CanonicalError('a keyring is {"keys": [...]}')
         return Keyring(tuple(_entry(item, local) for item in document["keys"]))
     except CanonicalError as error:
-        raise VerificationError(f"keyring: {error}", codes=["keyring-malformed"]) from error
+        raise VerificationError(f"keyring: {error}", codes=[Code.KEYRING_MALFORMED]) from error
 
 
 def _entry(item: Any, local: bool) -> KeyEntry:

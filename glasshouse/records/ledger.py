@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host, paths
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
 from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
@@ -148,7 +149,7 @@ def parse_leaves(data: bytes) -> tuple[Leaf, ...]:
     """Parse a ledger file strictly; VerificationError(ledger-malformed) on any gap or stray byte."""
     leaves: list[Leaf] = []
     if data and not data.endswith(b"\n"):
-        raise VerificationError("ledger: the last line is not ended", codes=["ledger-malformed"])
+        raise VerificationError("ledger: the last line is not ended", codes=[Code.LEDGER_MALFORMED])
     for number, line in enumerate(data.split(b"\n")[:-1]):
         try:
             body = parse_canonical(line, max_bytes=MAX_LEAF_BYTES)
@@ -157,7 +158,9 @@ def parse_leaves(data: bytes) -> tuple[Leaf, ...]:
             if body["kind"] in ("plan", "row") and not isinstance(body.get("run"), str):
                 raise CanonicalError("a plan or row names no run")
         except CanonicalError as error:
-            raise VerificationError(f"ledger line {number}: {error}", codes=["ledger-malformed"]) from error
+            raise VerificationError(
+                f"ledger line {number}: {error}", codes=[Code.LEDGER_MALFORMED]
+            ) from error
         leaves.append(Leaf(number, body["kind"], body, line))
     return tuple(leaves)
 
@@ -220,12 +223,14 @@ def plan_witnesses(
     head = parse_checkpoint(opened.text)
     last = opened.signer.valid_until
     if last is not None and head.size - 1 > last:
-        raise VerificationError("the log goes on past its key's retirement", codes=["ledger-signer-retired"])
+        raise VerificationError(
+            "the log goes on past its key's retirement", codes=[Code.LEDGER_SIGNER_RETIRED]
+        )
     leaf = plan_leaf(run, plan_sha256, serial, time)
     path = [bytes.fromhex(item) for item in proof]
     if not merkle.verify_inclusion(merkle.leaf_hash(leaf), serial, head.size, path, head.root):
         raise VerificationError(
-            "the plan is not in the ledger that was signed", codes=["ledger-not-included"]
+            "the plan is not in the ledger that was signed", codes=[Code.LEDGER_NOT_INCLUDED]
         )
     return tuple(sorted({entry.label for entry in opened.witnesses}))
 
@@ -243,13 +248,13 @@ def check(old: Checkpoint, new: Checkpoint, proof: Sequence[str]) -> None:
     Raises VerificationError: ledger-other-log, ledger-shrunk, ledger-rewritten.
     """
     if old.origin != new.origin:
-        raise VerificationError("the checkpoints are of two logs", codes=["ledger-other-log"])
+        raise VerificationError("the checkpoints are of two logs", codes=[Code.LEDGER_OTHER_LOG])
     if new.size < old.size:
-        raise VerificationError("the newer checkpoint has fewer leaves", codes=["ledger-shrunk"])
+        raise VerificationError("the newer checkpoint has fewer leaves", codes=[Code.LEDGER_SHRUNK])
     path = [bytes.fromhex(item) for item in proof]
     if not merkle.verify_consistency(old.size, new.size, old.root, new.root, path):
         raise VerificationError(
-            "leaves were altered or removed between the checkpoints", codes=["ledger-rewritten"]
+            "leaves were altered or removed between the checkpoints", codes=[Code.LEDGER_REWRITTEN]
         )
 
 
@@ -259,8 +264,8 @@ def check_leaves(leaves: Sequence[Leaf], checkpoint: Checkpoint) -> None:
     Raises VerificationError: ledger-shrunk, ledger-rewritten.
     """
     if len(leaves) < checkpoint.size:
-        raise VerificationError("the ledger has fewer leaves than the checkpoint", codes=["ledger-shrunk"])
+        raise VerificationError("the ledger has fewer leaves than the checkpoint", codes=[Code.LEDGER_SHRUNK])
     if merkle.root(hashes(leaves[: checkpoint.size])) != checkpoint.root:
         raise VerificationError(
-            "the ledger's leaves do not give the checkpoint's root", codes=["ledger-rewritten"]
+            "the ledger's leaves do not give the checkpoint's root", codes=[Code.LEDGER_REWRITTEN]
         )

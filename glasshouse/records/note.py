@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.records.keys import KeyEntry, public_bytes
 
@@ -100,13 +101,15 @@ def open_note(
                 _require(len(blob) == 76 and entry.check(blob[12:], _cosigned(text, stamp)))
                 seen.append(entry)
     if not found:
-        raise VerificationError("no key of the keyring signed the note", codes=["note-unsigned"])
+        raise VerificationError("no key of the keyring signed the note", codes=[Code.NOTE_UNSIGNED])
     return OpenedNote(text, found[0], tuple(dict.fromkeys(seen)))
 
 
 def _require(good: bool) -> None:
     if not good:
-        raise VerificationError("a signature line of a known key does not verify", codes=["note-signature"])
+        raise VerificationError(
+            "a signature line of a known key does not verify", codes=[Code.NOTE_SIGNATURE]
+        )
 
 
 def parse_checkpoint(text: str) -> Checkpoint:
@@ -153,4 +156,4 @@ def _b64(text: str) -> bytes:
 
 
 def _malformed(what: str) -> VerificationError:
-    return VerificationError(f"note: {what}", codes=["note-malformed"])
+    return VerificationError(f"note: {what}", codes=[Code.NOTE_MALFORMED])

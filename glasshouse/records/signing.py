@@ -18,6 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
 
@@ -84,14 +85,14 @@ def open_statement(
     payload, key, signature = _envelope(data)
     entry = keyring.find(key, role, index=index)
     if not entry.check(signature, pae(PAYLOAD_TYPE, payload)):
-        raise VerificationError("the envelope's signature does not verify", codes=["signature-invalid"])
+        raise VerificationError("the envelope's signature does not verify", codes=[Code.SIGNATURE_INVALID])
     try:
         statement = parse_canonical(payload)
         subjects = _subjects(statement)
     except CanonicalError as error:
-        raise VerificationError(f"statement: {error}", codes=["statement-malformed"]) from error
+        raise VerificationError(f"{Code.STATEMENT}: {error}", codes=[Code.STATEMENT_MALFORMED]) from error
     if statement["predicateType"] != predicate_type:
-        raise VerificationError("the statement is of another type", codes=["predicate-type"])
+        raise VerificationError("the statement is of another type", codes=[Code.PREDICATE_TYPE])
     return Opened(subjects, statement["predicate"], entry)
 
 
@@ -112,7 +113,7 @@ def _envelope(data: bytes) -> tuple[bytes, str, bytes]:
             raise CanonicalError("keyid is not 64 hex digits")
         return _b64(envelope["payload"]), entry["keyid"], _b64(entry["sig"], size=64)
     except CanonicalError as error:
-        raise VerificationError(f"envelope: {error}", codes=["envelope-malformed"]) from error
+        raise VerificationError(f"envelope: {error}", codes=[Code.ENVELOPE_MALFORMED]) from error
 
 
 def _b64(text: Any, *, size: int | None = None) -> bytes:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import CanonicalError, parse_json, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import Judgement, judge
@@ -124,7 +125,7 @@ def verify_files(found: Found, keyring: Keyring) -> Verification:
     checks = [Check(code, False, detail) for code, detail in found.faults]
     if not checks:
         checks.append(
-            Check("files-listed", True, f"{len(found.files)} files, each where it belongs, canonical")
+            Check(Code.FILES_LISTED, True, f"{len(found.files)} files, each where it belongs, canonical")
         )
     # 2. Envelope. Without it nothing below means anything.
     opened = _envelope(found.files, keyring, checks)
@@ -141,7 +142,7 @@ def verify_files(found: Found, keyring: Keyring) -> Verification:
     created_at = _statement(found.files, opened, collected, checks)
     if judgement is not None:
         figures = judgement.figures
-        said = {"control": control_line(figures), "no-figure": blocks_lost(figures)}
+        said = {Code.CONTROL: control_line(figures), Code.NO_FIGURE: blocks_lost(figures)}
         checks += [Check(code, True, text) for code, text in said.items() if text]
     if judgement is None or collected.facts is None or any(not check.ok for check in checks):
         return Verification(False, None, None, opened.signer, tuple(checks), None)
@@ -167,7 +168,7 @@ def _envelope(files: Mapping[str, bytes], keyring: Keyring, checks: list[Check])
     except VerificationError as error:
         checks += [Check(code, False, f"{ENVELOPE}: {error.what}") for code in error.codes]
         return None
-    checks.append(Check("bundle-signature", True, f"signed by {opened.signer.name}"))
+    checks.append(Check(Code.BUNDLE_SIGNATURE, True, f"signed by {opened.signer.name}"))
     return opened
 
 
@@ -175,34 +176,36 @@ def _digests(files: Mapping[str, bytes], opened: Opened, checks: list[Check]) ->
     present = {name: sha256_hex(data) for name, data in files.items() if name != ENVELOPE}
     faults = [
         *(
-            ("file-missing", f"{name} was signed and is missing")
+            (Code.FILE_MISSING, f"{name} was signed and is missing")
             for name in opened.subjects
             if name not in present
         ),
         *(
-            ("file-unlisted", f"{name} is not in the signed list")
+            (Code.FILE_UNLISTED, f"{name} is not in the signed list")
             for name in present
             if name not in opened.subjects
         ),
         *(
-            ("digest-mismatch", f"{name} is not the file that was signed")
+            (Code.DIGEST_MISMATCH, f"{name} is not the file that was signed")
             for name, digest in present.items()
             if opened.subjects.get(name, digest) != digest
         ),
     ]
     checks += [Check(code, False, detail) for code, detail in faults]
     if not faults:
-        checks.append(Check("file-digests", True, f"{len(present)} files have the digests that were signed"))
+        checks.append(
+            Check(Code.FILE_DIGESTS, True, f"{len(present)} files have the digests that were signed")
+        )
 
 
 def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Check]) -> Judgement | None:
     if collected.facts is None:
-        checks.append(Check("record-recomputed", False, f"{RECORD} cannot be recomputed from this bundle"))
+        checks.append(Check(Code.RECORD_RECOMPUTED, False, f"{RECORD} cannot be recomputed from this bundle"))
         return None
     method = _method(files.get(RECORD, b""))
     if method is None:
         checks.append(
-            Check("record-method", False, f"{RECORD} is judged by a method this version does not know")
+            Check(Code.RECORD_METHOD, False, f"{RECORD} is judged by a method this version does not know")
         )
         return None
     judgement = judge(collected.facts, method)
@@ -212,13 +215,13 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
         faults = [*(life.attestation or ()), *(life.chain or ())]
         said = "verified again" if not faults else f"found {', '.join(faults)}, as the record says"
         if not faults or same:
-            checks.append(Check("leg-evidence", True, f"{slot.name} launch {launch.number}: {said}"))
+            checks.append(Check(Code.LEG_EVIDENCE, True, f"{slot.name} launch {launch.number}: {said}"))
         else:
             detail = f"{slot.name} launch {launch.number}: {', '.join(faults)}"
-            checks.append(Check("leg-evidence", False, detail))
+            checks.append(Check(Code.LEG_EVIDENCE, False, detail))
     detail = f"{RECORD} follows from the evidence: {judgement.status}"
     checks.append(
-        Check("record-recomputed", same, detail if same else f"{RECORD} does not follow from the evidence")
+        Check(Code.RECORD_RECOMPUTED, same, detail if same else f"{RECORD} does not follow from the evidence")
     )
     return judgement
 
@@ -246,7 +249,9 @@ def _statement(
     same = predicate == expected and timed
     checks.append(
         Check(
-            "statement", same, "the statement names this run, plan and record" if same else "it names others"
+            Code.STATEMENT,
+            same,
+            "the statement names this run, plan and record" if same else "it names others",
         )
     )
     return float(created_at) if timed else 0.0

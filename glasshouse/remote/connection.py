@@ -19,7 +19,7 @@ from typing import Any
 import fabric
 import paramiko
 
-from glasshouse.errors import RemoteError, UsageError
+from glasshouse.errors import HostKeyMismatch, RemoteError, UsageError
 from glasshouse.remote.endpoint import Endpoint
 from glasshouse.remote.watchdog import HeardSocket, Timeouts, Watchdog
 
@@ -154,8 +154,8 @@ def open_link(
 ) -> Link:
     """Connect, check the host key against `known_hosts` lines, log in. At `deadline` the link is cut.
 
-    Raises UsageError for the key file; RemoteError for an unreachable host, a wrong or unknown host key, or a
-    refused login.
+    Raises UsageError for the key file; HostKeyMismatch for a wrong or unknown host key; RemoteError for an
+    unreachable host or a refused login.
     """
     key = load_key(endpoint.key_path)
     client = paramiko.SSHClient()
@@ -199,7 +199,7 @@ def _explain(endpoint: Endpoint, error: Exception) -> Exception:
     """Turn what paramiko raises into one line of ours; a fault of our own passes unchanged."""
     where = f"{endpoint.host}:{endpoint.port}"
     if isinstance(error, paramiko.BadHostKeyException):
-        return RemoteError(
+        return HostKeyMismatch(
             f"wrong host key: expected {error.expected_key.fingerprint}, found {error.key.fingerprint}",
             field="host",
             value=where,
@@ -213,7 +213,7 @@ def _explain(endpoint: Endpoint, error: Exception) -> Exception:
             remedy="add the public key to the host's authorized_keys",
         )
     if isinstance(error, paramiko.SSHException) and "not found in known_hosts" in str(error):
-        return RemoteError(
+        return HostKeyMismatch(
             "no known host key", field="host", value=where, remedy="add the host's key to known_hosts"
         )
     if isinstance(error, paramiko.SSHException | EOFError | OSError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from glasshouse.errors import OutcomeUnknown, RemoteError, RentalOver
+from glasshouse.errors import HostKeyMismatch, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.remote.channel import Result, run_command
 from glasshouse.remote.connection import Link, fetch_host_key, open_link
 from glasshouse.remote.endpoint import Endpoint, HostKeySource
@@ -205,9 +205,9 @@ class Pod:
             try:
                 self._connect()
                 return
+            except (HostKeyMismatch, RentalOver):
+                raise
             except RemoteError as error:
-                if isinstance(error, RentalOver) or "host key" in error.what:
-                    raise
                 last = error
         raise last or RemoteError("not connected", remedy="give at least one try")
 

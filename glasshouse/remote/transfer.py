@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import paramiko
 
+from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote import receive_script, send_script
 from glasshouse.remote.channel import session
@@ -132,9 +133,8 @@ def _refused(channel: paramiko.Channel, path: str, what: str) -> RemoteError:
     if code in (126, 127):
         return RemoteError(
             "the pod has no such interpreter",
-            field="code",
-            value="python-unusable",
             remedy="give in provider.python= the path of Python 3.11 or later there",
+            code=Code.PYTHON_UNUSABLE,
         )
     reason = b""
     while len(reason) < 400 and (piece := channel.recv_stderr(400)):

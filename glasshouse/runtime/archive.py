@@ -16,6 +16,7 @@ from glasshouse.canonical import sha256_hex
 MODULES = (
     "__init__.py",
     "canonical.py",
+    "codes.py",
     "errors.py",
     "attestation/__init__.py",
     "attestation/client.py",

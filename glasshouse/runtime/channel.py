@@ -10,12 +10,12 @@ from __future__ import annotations
 import array
 import json
 import os
-import re
 import socket
 import struct
 import time
 from typing import Any
 
+from glasshouse.codes import Code, known
 from glasshouse.errors import LegError
 
 MAX_FRAME = 4 << 20
@@ -47,7 +47,7 @@ class Channel:
         frame = {"kind": kind, "body": body or {}, "nbytes": len(raw) if raw is not None else 0}
         data = json.dumps(frame, separators=(",", ":"), allow_nan=False).encode()
         if len(data) > MAX_FRAME:
-            raise LegError("a message is too large", code="message-too-large")
+            raise LegError("a message is too large", code=Code.MESSAGE_TOO_LARGE)
         try:
             self.sock.settimeout(None)  # a receive may have left the rest of its deadline behind
             self.sock.sendall(struct.pack(">I", len(data)) + data)
@@ -77,7 +77,7 @@ class Channel:
         if found == "failed":
             raise LegError("a process of the leg failed", code=failure_code(body))
         if found != kind:
-            raise LegError(f"expected {kind}, got {found}", code="runtime-error")
+            raise LegError(f"expected {kind}, got {found}", code=Code.RUNTIME_ERROR)
         return body, raw
 
     def receive_descriptors(self, timeout: float | None = None) -> list[int]:
@@ -94,7 +94,7 @@ class Channel:
             self.sock.settimeout(timeout)
             _, ancillary, _, _ = self.sock.recvmsg(1, socket.CMSG_LEN(count * size))
         except TimeoutError as error:
-            raise LegError("a process of the leg did not answer", code="runtime-timeout") from error
+            raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT) from error
         except OSError as error:
             raise ChannelClosedError("receive") from error
         descriptors = array.array("i")
@@ -113,14 +113,14 @@ class Channel:
             if deadline is not None:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
-                    raise LegError("a process of the leg did not answer", code="runtime-timeout")
+                    raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT)
                 self.sock.settimeout(remaining)
             else:
                 self.sock.settimeout(None)
             try:
                 count = self.sock.recv_into(view[have:])
             except TimeoutError as error:
-                raise LegError("a process of the leg did not answer", code="runtime-timeout") from error
+                raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT) from error
             except OSError as error:
                 raise ChannelClosedError("receive") from error
             if count == 0:
@@ -129,13 +129,9 @@ class Channel:
         return data
 
 
-_CODE = re.compile(r"[a-z][a-z-]{1,47}\Z")
-
-
-def failure_code(body: dict[str, Any]) -> str:
-    """Return the reason code of a `failed` message: a code and nothing else, since it goes to plain logs."""
-    code = str(body.get("code"))
-    return code if _CODE.match(code) else "runtime-error"
+def failure_code(body: dict[str, Any]) -> Code:
+    """Return the reason code of a `failed` message: one of ours, and nothing else goes to plain logs."""
+    return known(body.get("code"), Code.RUNTIME_ERROR)
 
 
 def _parse(data: bytes) -> tuple[str, dict[str, Any], int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import b64u, b64u_decode
+from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, SealError
 from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
@@ -44,19 +45,19 @@ def main(channel: Channel, launch: Launch, plumbing: trainer.Plumbing) -> None:
         _serve(channel, launch, plumbing)
         code = 0
     except SealError as error:
-        _failed(channel, error.codes[0] if error.codes else "unseal-failed")
+        _failed(channel, error.code or Code.UNSEAL_FAILED)
     except GlasshouseError:
-        _failed(channel, "unseal-failed")
+        _failed(channel, Code.UNSEAL_FAILED)
     except (ChannelClosedError, OSError):
         pass
     except BaseException:  # noqa: BLE001 -- a forked role must never unwind into the supervisor's frames
         traceback.clear_frames(None)
-        _failed(channel, "runtime-error")
+        _failed(channel, Code.RUNTIME_ERROR)
     finally:
         os._exit(code)
 
 
-def _failed(channel: Channel, code: str) -> None:
+def _failed(channel: Channel, code: Code) -> None:
     with contextlib.suppress(ChannelClosedError):
         channel.send("failed", {"code": code})
 

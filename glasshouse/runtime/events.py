@@ -25,6 +25,7 @@ from glasshouse.canonical import (
     parse_canonical,
     sha256_hex,
 )
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 
 EVENT_TYPES = (
@@ -105,7 +106,7 @@ class EventWriter:
         }
         line = canonical_json({**core, "sig": b64u(self._key.sign(_digest(core)))})
         if len(line) > MAX_EVENT_BYTES:
-            raise LegError("an event is too large", code="event-too-large")
+            raise LegError("an event is too large", code=Code.EVENT_TOO_LARGE)
         rest = memoryview(line + b"\n")
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 
 TIMEOUT_SEC = 10.0  # a driver without persistence takes seconds to open; a sick one never answers
@@ -191,4 +192,6 @@ def require_cuda(device: str) -> None:
     except (OSError, AttributeError):
         return
     if code not in _NOTHING_TO_OPEN:
-        raise LegError(f"the driver does not open CUDA in this leg (cuInit: {code})", code="cuda-unavailable")
+        raise LegError(
+            f"the driver does not open CUDA in this leg (cuInit: {code})", code=Code.CUDA_UNAVAILABLE
+        )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse.canonical import domain_hash, parse_json
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine
 from glasshouse.runtime.ranks import build as build_ranks
@@ -76,11 +77,11 @@ class Workload:
             }
             maker = getattr(module, self.builder, None)
             if not callable(maker):
-                raise LegError("the workload's entry is nothing to call", code="workload-not-callable")
+                raise LegError("the workload's entry is nothing to call", code=Code.WORKLOAD_NOT_CALLABLE)
             session = maker(config, data, device)
         for part in SESSION_PARTS:
             if not hasattr(session, part):
-                code = f"workload-lacks-{part.replace('_', '-')}"
+                code = Code(f"workload-lacks-{part.replace('_', '-')}")
                 raise LegError(f"the session has no {part}", code=code)
         return session
 
@@ -226,7 +227,7 @@ def _delay(session: Session, since: float, delay_pct: float) -> float:
 
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
-        raise LegError("the loss is not finite", code="non-finite-loss")
+        raise LegError("the loss is not finite", code=Code.NON_FINITE_LOSS)
     return loss
 
 

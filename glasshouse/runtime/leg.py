@@ -20,6 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json
+from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
@@ -49,7 +50,7 @@ class Leg:
         self.events_descriptor = descriptor
         self.events: EventWriter | None = None
         self.status = "failed"
-        self.code: str | None = "runtime-error"
+        self.code: Code | None = Code.RUNTIME_ERROR
         self.reason_codes: list[str] = []
         self.timings: dict[str, float] = {}
         self.children: set[int] = set()
@@ -69,7 +70,7 @@ class Leg:
         """Seconds to the leg's deadline; LegError once it passed."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise LegError("the leg's deadline passed", code="leg-deadline")
+            raise LegError("the leg's deadline passed", code=Code.LEG_DEADLINE)
         return left
 
     def event(self, kind: str, body: dict[str, Any]) -> None:
@@ -155,7 +156,7 @@ def kill_strays() -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
-    raise LegError("a process did not end", code="process-stuck")
+    raise LegError("a process did not end", code=Code.PROCESS_STUCK)
 
 
 def _children() -> list[int]:
@@ -246,4 +247,4 @@ class OutputDrain(threading.Thread):
             self._changed.wait_for(lambda: self._ended or self._size >= size, timeout)
             self._taken = True
             if self._size != size or self._digest.hexdigest() != sha256:
-                raise LegError("the outputs are not what was sealed", code="outputs-altered")
+                raise LegError("the outputs are not what was sealed", code=Code.OUTPUTS_ALTERED)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from glasshouse.attestation.ticket import TICKET_BYTES
-from glasshouse.canonical import b64u_decode, parse_json
+from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
 from glasshouse.runtime.ranks import MAX_RANKS
 from glasshouse.runtime.session import Stretch
 from glasshouse.sealing.memory import overwrite
@@ -57,6 +57,16 @@ class Launch:
         return self.run, self.leg, self.launch
 
 
+def write_launch(launch: Launch) -> bytes:
+    """Return what `read_launch` reads: the parameters as one line of JSON, and behind it the ticket."""
+    values: dict[str, Any] = {item.name: getattr(launch, item.name) for item in fields(launch)}
+    del values["ticket"]
+    for name in _ENCODED:
+        values[name] = b64u(values[name])
+    values["stretch"] = asdict(launch.stretch)
+    return b"".join((canonical_json(values), b"\n", launch.ticket))
+
+
 def read_launch(descriptor: int) -> Launch:
     """Read the parameters from a descriptor, to its end; the only copy of the ticket left is the launch's.
 
@@ -92,7 +102,7 @@ def parse_launch(data: bytes, ticket: bytearray) -> Launch:
     value = {**value, "stretch": Stretch.from_json(value["stretch"])}
     if "ticket" in value:
         raise TypeError("the ticket stands behind the parameters")
-    for name in ("broker_public", "salt"):
+    for name in _ENCODED:
         if name in value:
             value[name] = b64u_decode(value[name])
     launch = Launch(**value, ticket=ticket)
@@ -115,6 +125,7 @@ def parse_launch(data: bytes, ticket: bytearray) -> Launch:
     return launch
 
 
+_ENCODED = ("broker_public", "salt")  # bytes, which stand in JSON as base64url
 _KINDS = {"str": str, "int": int, "bool": bool, "bytes": bytes}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 MAX_SECONDS = 10_000_000.0

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
@@ -65,7 +66,7 @@ class RankedSession:
             channel.close()
             _, status = os.waitpid(pid, 0)
             if os.waitstatus_to_exitcode(status) != 0:
-                raise LegError("a rank did not end well", code="rank-failed")
+                raise LegError("a rank did not end well", code=Code.RANK_FAILED)
         self._others = []
         return report
 
@@ -125,7 +126,7 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
     except BaseException as error:  # noqa: BLE001 -- a forked role must never unwind into its parent's frames
         traceback.print_exc()
         with contextlib.suppress(ChannelClosedError):
-            report("failed", {"code": error.code if isinstance(error, LegError) else "workload-error"})
+            report("failed", {"code": error.code if isinstance(error, LegError) else Code.WORKLOAD_ERROR})
     finally:
         os._exit(code)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
@@ -38,7 +39,7 @@ def mind(launch: Launch, folder: Path) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     raw = Path(launch.raw_dir)
-    outcome: dict[str, Any] = {"arm": "raw", "status": "failed", "code": "runtime-error", "result": None}
+    outcome: dict[str, Any] = {"arm": "raw", "status": "failed", "code": Code.RUNTIME_ERROR, "result": None}
     deadline = time.monotonic() + launch.deadline_sec
     try:
         channel, other = channel_pair()
@@ -51,12 +52,12 @@ def mind(launch: Launch, folder: Path) -> None:
         outcome["result"] = _follow(channel, deadline, folder, raw)
         outcome["status"], outcome["code"] = "complete", None
     except LegError as error:
-        late = error.code == "runtime-timeout" and time.monotonic() >= deadline
-        outcome["code"] = "leg-deadline" if late else error.code
+        late = error.code == Code.RUNTIME_TIMEOUT and time.monotonic() >= deadline
+        outcome["code"] = Code.LEG_DEADLINE if late else error.code
     except ChannelClosedError:
-        outcome["code"] = "process-died"
+        outcome["code"] = Code.PROCESS_DIED
     except OSError as error:
-        outcome["code"] = "runtime-os-error"
+        outcome["code"] = Code.RUNTIME_OS_ERROR
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -70,7 +71,7 @@ def mind(launch: Launch, folder: Path) -> None:
 
 
 def _terminated(_signal: int, _frame: object) -> None:
-    raise LegError("the leg was told to end", code="terminated")
+    raise LegError("the leg was told to end", code=Code.TERMINATED)
 
 
 def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[
         while True:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise LegError("the leg's deadline passed", code="leg-deadline")
+                raise LegError("the leg's deadline passed", code=Code.LEG_DEADLINE)
             kind, body, _ = channel.receive(remaining)
             if kind == "loaded":
                 shutil.rmtree(raw, ignore_errors=True)
@@ -93,7 +94,7 @@ def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[
             elif kind == "failed":
                 raise LegError("the trainer failed", code=failure_code(body))
             else:
-                raise LegError("the trainer said something unknown", code="runtime-error")
+                raise LegError("the trainer said something unknown", code=Code.RUNTIME_ERROR)
 
 
 def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
@@ -135,14 +136,14 @@ def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
         pass
     except BaseException:  # noqa: BLE001 -- a forked role must never unwind into its parent's frames
         traceback.print_exc()
-        _failed(channel, "workload-error")
+        _failed(channel, Code.WORKLOAD_ERROR)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _failed(channel: Channel, code: str) -> None:
+def _failed(channel: Channel, code: Code) -> None:
     with contextlib.suppress(ChannelClosedError):
         channel.send("failed", {"code": code})
 
@@ -162,7 +163,7 @@ def load_raw(raw: Path) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, mem
         while have < size:
             count = stream.readinto(view[have:size])
             if not count:
-                raise LegError("the raw weights are cut short", code="raw-files-incomplete")
+                raise LegError("the raw weights are cut short", code=Code.RAW_FILES_INCOMPLETE)
             have += count
     tensors = {}
     for item in index["tensors"]:

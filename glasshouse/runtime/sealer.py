@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
@@ -58,8 +59,8 @@ def seal_in_child(
     for tensor, host in keep:
         harness.wipe_copy(tensor, host)
     if os.waitstatus_to_exitcode(status) != 0:
-        raise LegError("the sealer did not end well", code="sealing-failed")
+        raise LegError("the sealer did not end well", code=Code.SEALING_FAILED)
     report = json.loads(data)
     if not isinstance(report, dict):
-        raise LegError("the sealer reported nothing", code="sealing-failed")
+        raise LegError("the sealer reported nothing", code=Code.SEALING_FAILED)
     return report

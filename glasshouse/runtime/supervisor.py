@@ -25,6 +25,7 @@ from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import key_id, public_bytes_of
 from glasshouse.canonical import b64u, b64u_decode
+from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
@@ -57,18 +58,18 @@ def supervise(launch: Launch, folder: Path) -> None:
         _lifecycle(leg)
         leg.status, leg.code = "complete", None
     except AttestationError as error:
-        leg.code = "attestation-refused"
+        leg.code = Code.ATTESTATION_REFUSED
         leg.reason_codes = list(error.codes)
     except SealError as error:
-        leg.code = "unseal-failed"
+        leg.code = Code.UNSEAL_FAILED
         leg.reason_codes = list(error.codes)
     except LegError as error:
-        late = error.code == "runtime-timeout" and time.monotonic() >= leg.deadline
-        leg.code = "leg-deadline" if late else error.code
+        late = error.code == Code.RUNTIME_TIMEOUT and time.monotonic() >= leg.deadline
+        leg.code = Code.LEG_DEADLINE if late else error.code
     except ChannelClosedError:
-        leg.code = "process-died"
+        leg.code = Code.PROCESS_DIED
     except OSError as error:
-        leg.code = "runtime-os-error"
+        leg.code = Code.RUNTIME_OS_ERROR
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -77,7 +78,7 @@ def supervise(launch: Launch, folder: Path) -> None:
 
 
 def _terminated(_signal: int, _frame: object) -> None:
-    raise LegError("the leg was told to end", code="terminated")
+    raise LegError("the leg was told to end", code=Code.TERMINATED)
 
 
 def _lifecycle(leg: Leg) -> None:
@@ -264,7 +265,7 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
     leg.event("trainer-hardened", body)
     landlocked = body["fs"] == "landlock" or not leg.launch.require_landlock
     if body["dumpable"] != 0 or not body["no_new_privs"] or not landlocked:
-        raise LegError("the trainer did not harden", code="trainer-not-hardened")
+        raise LegError("the trainer did not harden", code=Code.TRAINER_NOT_HARDENED)
     sealed: dict[str, Any] = {}
     needles = leg.live_needles
     began = 0.0
@@ -272,7 +273,7 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
         kind, body, raw = channel.receive(leg.remaining())
         if kind in ("progress", "trained"):
             if leg.events is not None and leg.events.count >= MAX_EVENTS:
-                raise LegError("the leg reports without end", code="too-many-events")
+                raise LegError("the leg reports without end", code=Code.TOO_MANY_EVENTS)
             leg.event(kind, body)
         elif kind == "sealed-outputs":
             began = time.monotonic()
@@ -287,7 +288,7 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
         elif kind == "failed":
             raise LegError("the trainer failed", code=failure_code(body))
         else:
-            raise LegError("the trainer said something unknown", code="runtime-error")
+            raise LegError("the trainer said something unknown", code=Code.RUNTIME_ERROR)
     if scanned:
         for needle, count in zip(needles, scanned.scan(needles).counts, strict=True):
             # The key must already be gone; for the rest this is the positive control.
@@ -337,4 +338,4 @@ def _reap(pid: int) -> int:
         if found == pid:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    raise LegError("a process did not end", code="process-stuck")
+    raise LegError("a process did not end", code=Code.PROCESS_STUCK)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import b64u_decode
+from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import freed, harness, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
@@ -78,7 +79,7 @@ def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
         channel.expect("go", timeout=60)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != plumbing.supervisor:
-            raise LegError("the supervisor is gone", code="runtime-error")
+            raise LegError("the supervisor is gone", code=Code.RUNTIME_ERROR)
         _confine(plumbing, launch, channel)
         _work(plumbing, launch, package, channel)
         code = 0
@@ -89,7 +90,7 @@ def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
         pass
     except BaseException:  # noqa: BLE001 -- whatever the owner's code raises ends here; its traceback goes to the sealed log
         traceback.print_exc()
-        _failed(channel, "workload-error")
+        _failed(channel, Code.WORKLOAD_ERROR)
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -99,7 +100,7 @@ def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
         os._exit(code)
 
 
-def _failed(channel: Channel, code: str) -> None:
+def _failed(channel: Channel, code: Code) -> None:
     with contextlib.suppress(ChannelClosedError):
         channel.send("failed", {"code": code})
 
@@ -122,9 +123,9 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
     landlocked = restrict_writes([scratch], gpu_devices())
     capabilities = drop_capabilities()
     if landlocked and _can_write_outside(scratch):
-        raise LegError("Landlock did not confine the trainer", code="landlock-ineffective")
+        raise LegError("Landlock did not confine the trainer", code=Code.LANDLOCK_INEFFECTIVE)
     if launch.require_landlock and not landlocked:
-        raise LegError("the kernel has no Landlock", code="landlock-missing")
+        raise LegError("the kernel has no Landlock", code=Code.LANDLOCK_MISSING)
     state = hardening_state()
     channel.send(
         "hardened",
@@ -221,7 +222,7 @@ def _await(channel: Channel, kind: str) -> None:
         elif found == kind:
             return
         else:
-            raise LegError(f"expected {kind}, got {found}", code="runtime-error")
+            raise LegError(f"expected {kind}, got {found}", code=Code.RUNTIME_ERROR)
 
 
 def _samples(tensors: list[Any]) -> list[tuple[str, bytearray]]:

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cryptography.exceptions import InvalidTag
 
+from glasshouse.codes import Code
 from glasshouse.errors import SealError
 from glasshouse.sealing.keys import check_key, cipher_for, commitment, fresh_payload_key
 from glasshouse.sealing.layout import (
@@ -143,7 +144,7 @@ def open_package(
     expected = _check_hash(manifest_hash)
     if isinstance(source, Reserved):
         if source.used:
-            raise refuse("reserved memory serves once", "region-unavailable", "reserve again")
+            raise refuse("reserved memory serves once", Code.REGION_UNAVAILABLE, "reserve again")
         source.used = True
         mapped, region = source.mapped, source.region
     else:
@@ -197,7 +198,7 @@ def _check_hash(text: str) -> bytes:
     except (TypeError, ValueError):
         digest = b""
     if len(digest) != 32:
-        raise refuse("expected manifest hash is not 64 hex digits", "manifest-hash-malformed")
+        raise refuse("expected manifest hash is not 64 hex digits", Code.MANIFEST_HASH_MALFORMED)
     return digest
 
 
@@ -212,16 +213,16 @@ def map_file(path: str | Path, least: int) -> mmap.mmap:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise refuse("sealed file is not a regular file", "container-unreadable")
+                raise refuse("sealed file is not a regular file", Code.CONTAINER_UNREADABLE)
             if status.st_size < least:
-                raise refuse("sealed file ends inside its header", "container-truncated")
+                raise refuse("sealed file ends inside its header", Code.CONTAINER_TRUNCATED)
             return mmap.mmap(descriptor, status.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise refuse(f"cannot read the sealed file: {error.strerror}", "container-unreadable") from error
+        raise refuse(f"cannot read the sealed file: {error.strerror}", Code.CONTAINER_UNREADABLE) from error
     except ValueError as error:  # a name with a zero in it, or a file that shrank before it was mapped
-        raise refuse(f"cannot map the sealed file: {error}", "container-unreadable") from error
+        raise refuse(f"cannot map the sealed file: {error}", Code.CONTAINER_UNREADABLE) from error
 
 
 @dataclass(frozen=True)
@@ -249,11 +250,13 @@ def _open(
     head = bytes(sealed[:HEADER_BYTES])
     header = Header.parse(head)
     if not hmac.compare_digest(header.manifest_hash, expected):
-        raise refuse("sealed container is another package", "manifest-hash-mismatch")
+        raise refuse("sealed container is another package", Code.MANIFEST_HASH_MISMATCH)
 
     # 2: the key, against what the header commits to
     if not hmac.compare_digest(header.commitment, commitment(key, expected)):
-        raise refuse("payload key is not the one this container was sealed with", "key-commitment-mismatch")
+        raise refuse(
+            "payload key is not the one this container was sealed with", Code.KEY_COMMITMENT_MISMATCH
+        )
 
     # 3: the manifest
     manifest = _open_manifest(sealed, head, header, key)
@@ -262,9 +265,9 @@ def _open(
     first = HEADER_BYTES + manifest_object(header).sealed_bytes
     offsets = list(itertools.accumulate((item.sealed_bytes for item in manifest.objects), initial=first))
     if sealed.nbytes < offsets[-1]:
-        raise refuse("sealed container is shorter than its manifest says", "container-truncated")
+        raise refuse("sealed container is shorter than its manifest says", Code.CONTAINER_TRUNCATED)
     if sealed.nbytes > offsets[-1]:
-        raise refuse("sealed container is longer than its manifest says", "container-trailing-bytes")
+        raise refuse("sealed container is longer than its manifest says", Code.CONTAINER_TRAILING_BYTES)
     places = list(itertools.accumulate((_aligned(item.nbytes) for item in manifest.objects), initial=0))
     try:
         if reserved is not None and len(reserved) >= places[-1]:
@@ -276,7 +279,7 @@ def _open(
                 reserved.close()
             region = private_region(places[-1])
     except (OSError, MemoryError, OverflowError, ValueError, BufferError) as error:
-        raise refuse("no memory for the package", "region-unavailable") from error
+        raise refuse("no memory for the package", Code.REGION_UNAVAILABLE) from error
 
     # 5, 6: the objects
     plain = memoryview(region)
@@ -295,7 +298,7 @@ def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryv
     table = manifest_object(header)
     ciphertext = sealed[HEADER_BYTES : HEADER_BYTES + table.sealed_bytes]
     if ciphertext.nbytes != table.sealed_bytes:
-        raise refuse("sealed container ends inside its manifest", "container-truncated")
+        raise refuse("sealed container ends inside its manifest", Code.CONTAINER_TRUNCATED)
     plain = bytearray(table.nbytes)
     altered = True
     try:
@@ -306,9 +309,9 @@ def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryv
             )
             altered = False
         if altered:
-            raise refuse("sealed manifest was altered", "manifest-authentication-failed")
+            raise refuse("sealed manifest was altered", Code.MANIFEST_AUTHENTICATION_FAILED)
         if not hmac.compare_digest(hashlib.sha256(plain).digest(), header.manifest_hash):
-            raise refuse("sealed manifest is not the one its hash names", "manifest-hash-mismatch")
+            raise refuse("sealed manifest is not the one its hash names", Code.MANIFEST_HASH_MISMATCH)
         return parse_manifest(bytes(plain), header.chunk_bytes)
     finally:
         overwrite(plain)
@@ -346,7 +349,7 @@ def _decrypt(sealed: memoryview, plain: memoryview, opening: _Opening, threads: 
     except InvalidTag:
         altered = True
     if altered:  # raised out here so that no traceback keeps a worker's cipher, and with it a key, alive
-        raise refuse("a chunk of the sealed container was altered or moved", "chunk-authentication-failed")
+        raise refuse("a chunk of the sealed container was altered or moved", Code.CHUNK_AUTHENTICATION_FAILED)
 
 
 def _share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: int) -> None:
@@ -383,7 +386,7 @@ def _verify(plain: memoryview, opening: _Opening, threads: int) -> None:
         for item, place, claimed in zip(manifest.objects, opening.places, manifest.digests, strict=False):
             data = plain[place : place + item.nbytes]
             if not hmac.compare_digest(digest_of(pool, item, data, manifest.salt, 4 * threads), claimed):
-                raise refuse("sealed content is not what its own manifest says", "digest-mismatch")
+                raise refuse("sealed content is not what its own manifest says", Code.DIGEST_MISMATCH)
 
 
 def _package(plain: memoryview, opening: _Opening, region: mmap.mmap) -> OpenedPackage:

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from glasshouse.canonical import CanonicalError, b64u, b64u_decode
+from glasshouse.codes import Code
 from glasshouse.sealing.layout import KEY, as_bytes, refuse
 from glasshouse.sealing.memory import overwrite, overwrite_bytes
 
@@ -52,7 +53,7 @@ class KemKey:
     def __init__(self, seed: ReadableBuffer) -> None:
         self._seed = bytearray(as_bytes(seed))
         if len(self._seed) != SEED_BYTES or not any(self._seed):
-            raise refuse(f"KEM private key is not {SEED_BYTES} live bytes", "kem-key-malformed")
+            raise refuse(f"KEM private key is not {SEED_BYTES} live bytes", Code.KEM_KEY_MALFORMED)
         # expandDecapsulationKey of the X-Wing draft, section 5.2: SHAKE-256(seed) = d || z || X25519 secret
         expanded = hashlib.shake_256(self._seed).digest(96)
         parts = memoryview(expanded)  # slices of bytes would be copies that nothing overwrites
@@ -91,7 +92,7 @@ def kem_public_bytes(key: KemKey) -> bytes:
 def kem_private_bytes(key: KemKey) -> bytearray:
     """Return the 32-byte seed, for a key file; the caller wipes it. Raises SealError after `KemKey.wipe`."""
     if not any(key._seed):
-        raise refuse("KEM private key was wiped", "kem-key-malformed")
+        raise refuse("KEM private key was wiped", Code.KEM_KEY_MALFORMED)
     return bytearray(key._seed)
 
 
@@ -108,10 +109,10 @@ def wrap_key(key: ReadableBuffer, public_bytes: ReadableBuffer, info: bytes) -> 
     """
     secret = as_bytes(key)
     if secret.nbytes != KEY or not any(secret):
-        raise refuse(f"key to wrap is not {KEY} live bytes", "payload-key-malformed")
+        raise refuse(f"key to wrap is not {KEY} live bytes", Code.PAYLOAD_KEY_MALFORMED)
     public = bytes(as_bytes(public_bytes))
     if len(public) != PUBLIC_BYTES:
-        raise refuse(f"KEM public key is not {PUBLIC_BYTES} bytes", "kem-key-malformed")
+        raise refuse(f"KEM public key is not {PUBLIC_BYTES} bytes", Code.KEM_KEY_MALFORMED)
     try:
         recipient = MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(public[:1184]),
@@ -119,7 +120,7 @@ def wrap_key(key: ReadableBuffer, public_bytes: ReadableBuffer, info: bytes) -> 
         )
         return _suite().encrypt(secret, recipient, info=_check_info(info))
     except ValueError as error:  # an encapsulation key that fails FIPS 203's check, a low-order X25519 point
-        raise refuse("KEM public key is not a valid point or lattice key", "kem-key-malformed") from error
+        raise refuse("KEM public key is not a valid point or lattice key", Code.KEM_KEY_MALFORMED) from error
 
 
 def unwrap_key(wrapped: ReadableBuffer, key: KemKey, info: bytes) -> bytearray:
@@ -129,11 +130,13 @@ def unwrap_key(wrapped: ReadableBuffer, key: KemKey, info: bytes) -> bytearray:
     """
     ciphertext = as_bytes(wrapped)
     if ciphertext.nbytes != WRAPPED_BYTES:
-        raise refuse(f"wrapped key is not {WRAPPED_BYTES} bytes", "grant-malformed")
+        raise refuse(f"wrapped key is not {WRAPPED_BYTES} bytes", Code.GRANT_MALFORMED)
     try:
         secret = _suite().decrypt(ciphertext, key._private, info=_check_info(info))
     except (InvalidTag, ValueError) as error:
-        raise refuse("wrapped key does not open with this key and exchange", "grant-unwrap-failed") from error
+        raise refuse(
+            "wrapped key does not open with this key and exchange", Code.GRANT_UNWRAP_FAILED
+        ) from error
     try:
         return bytearray(secret)
     finally:
@@ -143,7 +146,7 @@ def unwrap_key(wrapped: ReadableBuffer, key: KemKey, info: bytes) -> bytearray:
 def _check_info(info: bytes) -> bytes:
     # Empty party info is a real bug of others: the wrapped key is then bound to nothing.
     if not isinstance(info, bytes) or not info:
-        raise refuse("wrapping info is empty", "info-malformed", "pass what names this exchange")
+        raise refuse("wrapping info is empty", Code.INFO_MALFORMED, "pass what names this exchange")
     return info
 
 
@@ -170,10 +173,10 @@ def load_kem_key(path: Path) -> KemKey:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(256).decode("ascii")
         if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise refuse("KEM key file is readable by others", "kem-key-malformed", "chmod 600 it")
+            raise refuse("KEM key file is readable by others", Code.KEM_KEY_MALFORMED, "chmod 600 it")
         label, _, seed = text.removesuffix("\n").partition(" ")
         if label != _FILE_LABEL:
-            raise refuse("not a KEM key file", "kem-key-malformed")
+            raise refuse("not a KEM key file", Code.KEM_KEY_MALFORMED)
         return KemKey(b64u_decode(seed, size=SEED_BYTES))
     except (OSError, UnicodeDecodeError, CanonicalError) as error:
-        raise refuse("cannot read the KEM key file", "kem-key-malformed") from error
+        raise refuse("cannot read the KEM key file", Code.KEM_KEY_MALFORMED) from error

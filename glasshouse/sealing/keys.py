@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from glasshouse.codes import Code
 from glasshouse.sealing.aegis import Aegis256
 from glasshouse.sealing.layout import KEY, SealedObject, as_bytes, refuse
 
@@ -29,7 +30,7 @@ def check_key(payload_key: ReadableBuffer) -> memoryview:
     key = as_bytes(payload_key)
     # A wiped buffer is 32 zeros: sealing under it would look as if all were well.
     if key.nbytes != KEY or not any(key):
-        raise refuse(f"payload key is not {KEY} live bytes", "payload-key-malformed")
+        raise refuse(f"payload key is not {KEY} live bytes", Code.PAYLOAD_KEY_MALFORMED)
     return key
 
 

@@ -36,6 +36,7 @@ from glasshouse.canonical import (
     length_prefixed,
     parse_canonical,
 )
+from glasshouse.codes import Code
 from glasshouse.errors import SealError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ _HEADER = struct.Struct(">8sHHIII32s32s")
 HEADER_BYTES = _HEADER.size
 
 
-def refuse(what: str, code: str, remedy: str = "") -> SealError:
+def refuse(what: str, code: Code, remedy: str = "") -> SealError:
     """Make the one-line SealError for one reason code."""
     return SealError(what, codes=[code], remedy=remedy)
 
@@ -97,14 +98,14 @@ class TensorSpec:
     def __post_init__(self) -> None:
         _check_name(self.name)
         if self.dtype not in DTYPE_BYTES:
-            raise refuse("unknown tensor dtype", "tensor-malformed", "use one of " + " ".join(DTYPE_BYTES))
+            raise refuse("unknown tensor dtype", Code.TENSOR_MALFORMED, "use one of " + " ".join(DTYPE_BYTES))
         if (
             not isinstance(self.shape, tuple)
             or len(self.shape) > MAX_RANK
             or any(type(size) is not int or not 0 <= size <= MAX_SAFE_INTEGER for size in self.shape)
             or self.nbytes > MAX_SAFE_INTEGER
         ):
-            raise refuse("tensor shape is not a short tuple of sizes", "tensor-malformed")
+            raise refuse("tensor shape is not a short tuple of sizes", Code.TENSOR_MALFORMED)
 
     @property
     def nbytes(self) -> int:
@@ -173,14 +174,14 @@ class Header:
     def parse(data: bytes) -> Header:
         """Parse exactly HEADER_BYTES bytes. Raises SealError: container-truncated, container-malformed."""
         if len(data) < HEADER_BYTES:
-            raise refuse("sealed container ends inside its header", "container-truncated")
+            raise refuse("sealed container ends inside its header", Code.CONTAINER_TRUNCATED)
         magic, version, suite, chunk_bytes, manifest_bytes, zero, digest, commitment = _HEADER.unpack(data)
         if magic != MAGIC:
-            raise refuse("not a sealed container", "container-malformed")
+            raise refuse("not a sealed container", Code.CONTAINER_MALFORMED)
         if (version, suite, zero) != (VERSION, SUITE, 0):
-            raise refuse("sealed container of an unknown version", "container-malformed")
+            raise refuse("sealed container of an unknown version", Code.CONTAINER_MALFORMED)
         if not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK or not 0 < manifest_bytes <= MAX_JSON_BYTES:
-            raise refuse("sealed container states impossible sizes", "container-malformed")
+            raise refuse("sealed container states impossible sizes", Code.CONTAINER_MALFORMED)
         return Header(chunk_bytes, manifest_bytes, digest, commitment)
 
 
@@ -217,7 +218,7 @@ def _check_unique(objects: Iterable[SealedObject]) -> None:
     seen = set[tuple[str, str]]()
     for item in objects:
         if (item.kind, item.name) in seen:
-            raise refuse(f"two {item.kind}s of one container share a name", "name-duplicate")
+            raise refuse(f"two {item.kind}s of one container share a name", Code.NAME_DUPLICATE)
         seen.add((item.kind, item.name))
 
 
@@ -246,9 +247,9 @@ def build_manifest(
     try:
         manifest = canonical_json(table | {"extra": dict(extra)})
     except CanonicalError as error:
-        raise refuse(f"manifest has no canonical form: {error}", "manifest-malformed") from error
+        raise refuse(f"manifest has no canonical form: {error}", Code.MANIFEST_MALFORMED) from error
     if len(manifest) > MAX_JSON_BYTES:
-        raise refuse(f"manifest is larger than {MAX_JSON_BYTES} bytes", "manifest-malformed")
+        raise refuse(f"manifest is larger than {MAX_JSON_BYTES} bytes", Code.MANIFEST_MALFORMED)
     return manifest
 
 
@@ -288,7 +289,7 @@ def parse_manifest(data: bytes, chunk_bytes: int) -> Manifest:
         )
         _check_unique(objects)
     except (CanonicalError, ValueError, TypeError, KeyError) as error:
-        raise refuse("sealed manifest is not what the format says", "manifest-malformed") from error
+        raise refuse("sealed manifest is not what the format says", Code.MANIFEST_MALFORMED) from error
     return Manifest(table, salt, objects, tuple(row["digest"] for row in [*files, *tensors]), specs)
 
 
@@ -308,14 +309,14 @@ def _check_name(name: str) -> None:
     except (AttributeError, UnicodeEncodeError):
         good = False
     if not good:
-        raise refuse(f"a name is empty, unprintable or longer than {MAX_NAME} bytes", "name-malformed")
+        raise refuse(f"a name is empty, unprintable or longer than {MAX_NAME} bytes", Code.NAME_MALFORMED)
 
 
 def _check_file_name(name: str) -> None:
     _check_name(name)
     # Files are loaded from memory, yet a name must never be able to leave a folder if someone unpacks them.
     if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise refuse("a file name is not a plain relative path", "name-malformed")
+        raise refuse("a file name is not a plain relative path", Code.NAME_MALFORMED)
 
 
 def as_bytes(data: ReadableBuffer) -> memoryview:
@@ -324,5 +325,5 @@ def as_bytes(data: ReadableBuffer) -> memoryview:
     if view.nbytes == 0:
         return memoryview(b"")
     if not view.c_contiguous:
-        raise refuse("a buffer is not contiguous", "tensor-malformed", "pass a contiguous copy")
+        raise refuse("a buffer is not contiguous", Code.TENSOR_MALFORMED, "pass a contiguous copy")
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")

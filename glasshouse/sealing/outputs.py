@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.canonical import canonical_json, domain_hash
+from glasshouse.codes import Code
 from glasshouse.sealing.container import OpenedPackage, map_file, open_package
 from glasshouse.sealing.grant import WRAPPED_BYTES, KemKey, unwrap_key, wrap_key
 from glasshouse.sealing.keys import fresh_payload_key
@@ -124,9 +125,9 @@ def open_outputs(
     mapped.close()
     magic, version, zero, digest, wrapped = _PREFIX.unpack(prefix)
     if (magic, version, zero) != (MAGIC, VERSION, 0):
-        raise refuse("not sealed outputs of a known version", "outputs-malformed")
+        raise refuse("not sealed outputs of a known version", Code.OUTPUTS_MALFORMED)
     if plaintext_sha256 is not None and digest.hex() != plaintext_sha256:
-        raise refuse("sealed outputs are not the ones the events name", "manifest-hash-mismatch")
+        raise refuse("sealed outputs are not the ones the events name", Code.MANIFEST_HASH_MISMATCH)
     key = unwrap_key(wrapped, owner_private, _info(context, digest))
     try:
         return open_package(
@@ -144,5 +145,7 @@ def open_outputs(
 def _info(context: Mapping[str, str], manifest_hash: bytes) -> bytes:
     strings = all(isinstance(name, str) and isinstance(value, str) for name, value in context.items())
     if not context or not strings:
-        raise refuse("outputs need a context of strings", "context-malformed", "name the run, leg and launch")
+        raise refuse(
+            "outputs need a context of strings", Code.CONTEXT_MALFORMED, "name the run, leg and launch"
+        )
     return domain_hash("glasshouse/outputs/v1", [canonical_json(dict(context)), manifest_hash])

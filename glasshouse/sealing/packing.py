@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from glasshouse.codes import Code
 from glasshouse.sealing.keys import check_key, cipher_for, commitment
 from glasshouse.sealing.layout import (
     MAX_CHUNK,
@@ -121,7 +122,7 @@ class PreparedPackage:
                     write_all(out, ciphertext)
                 sealed_objects += 1
         if sealed_objects != len(self.objects):
-            raise refuse("tensors changed between the two passes of sealing", "source-changed")
+            raise refuse("tensors changed between the two passes of sealing", Code.SOURCE_CHANGED)
 
 
 def prepare(
@@ -134,7 +135,7 @@ def prepare(
 ) -> PreparedPackage:
     """First pass of `seal_package`: salt, digests, manifest. Arguments and errors as there."""
     if type(chunk_bytes) is not int or not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK:
-        raise refuse(f"chunk size is not {MIN_CHUNK} to {MAX_CHUNK} bytes", "chunk-size-malformed")
+        raise refuse(f"chunk size is not {MIN_CHUNK} to {MAX_CHUNK} bytes", Code.CHUNK_SIZE_MALFORMED)
     named = sorted(files.items())
     repeatable = list(tensors) if iter(tensors) is tensors else tensors
     salt = os.urandom(32)
@@ -147,7 +148,7 @@ def prepare(
         for index, (spec, content) in enumerate(repeatable, start=len(named)):
             view = as_bytes(content)
             if view.nbytes != spec.nbytes:
-                raise refuse("a tensor's buffer does not have the bytes of its shape", "tensor-malformed")
+                raise refuse("a tensor's buffer does not have the bytes of its shape", Code.TENSOR_MALFORMED)
             yield tensor_object(index, spec, chunk_bytes), view
 
     with ThreadPoolExecutor(workers) as pool:

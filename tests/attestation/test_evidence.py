@@ -198,7 +198,7 @@ def test_the_pod_archive_needs_no_more_than_it_ships() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     ours = {name for name in loaded if name.startswith("glasshouse")}
-    top = "glasshouse glasshouse.canonical glasshouse.errors glasshouse.attestation"
+    top = "glasshouse glasshouse.canonical glasshouse.codes glasshouse.errors glasshouse.attestation"
     assert ours == {
         *top.split(),
         *(f"glasshouse.attestation.{name}" for name in ("evidence", "tokens", "client")),

@@ -11,7 +11,7 @@ import pytest
 
 from glasshouse.canonical import canonical_json
 from glasshouse.judgement.record import Record
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.run import summary_row
 from tests.commands.kit import Call

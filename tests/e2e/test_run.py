@@ -37,6 +37,16 @@ def test_nothing_is_left_of_the_pod(finished: Finished) -> None:
     assert not (folder / "package.sealed").exists()
 
 
+def test_what_was_shown_is_kept_beside_the_bundle(finished: Finished) -> None:
+    _, folder, _ = finished
+    log = folder / "controller.log"
+    assert log.stat().st_mode & 0o777 == 0o600
+    text = log.read_text()
+    ended = "recorded as verified; exit code 0"
+    for words in (f"run {folder.name}", "✓ connecting", "… raw leg", "✓ judging", ended):
+        assert words in text
+
+
 def test_both_arms_ran_the_same_work_from_the_same_weights(finished: Finished) -> None:
     _, folder, _ = finished
     raw = json.loads((folder / "bundle/legs/s000-raw/result.json").read_bytes())

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from glasshouse.errors import OutcomeUnknown
-from glasshouse.lifecycle.slots import on_live_connection
+from glasshouse.lifecycle.follow import on_live_connection
 from glasshouse.remote.pod import Pod
 
 

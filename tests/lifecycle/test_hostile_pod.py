@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 from glasshouse.errors import LegError
-from glasshouse.lifecycle.follow import Pace, follow
-from glasshouse.lifecycle.slots import _readable
-from glasshouse.lifecycle.view import read_progress, result_line
+from glasshouse.lifecycle.collect import readable
+from glasshouse.lifecycle.follow import Finished, Pace, follow
+from glasshouse.lifecycle.leg_display import Progress, read_progress, result_line
 from glasshouse.measurement.schedule import Slot
 from glasshouse.remote.pod import Pod
+from glasshouse.schema import Ended
 from tests.records.legs import leg_result
 
 SLOT = Slot(0, None, 0, "raw", False, 0.0, 30.0, None, False, 0.0)
 ESCAPE = "\x1b]0;owned\x07"
 
 
-def _followed(pod: Pod, folder: Path, result: object) -> dict[str, Any]:
+def _followed(pod: Pod, folder: Path, result: object) -> Finished:
     (folder / "result.json").write_text(json.dumps(result))
     return follow(
         pod,
@@ -42,7 +43,15 @@ def test_a_result_is_believed_by_its_form_only(pod: Pod, tmp_path: Path) -> None
         "reasonCodes": ["boot-id-mismatch"],
         "timings": {"attestSec": 0.5},
     }
-    assert _followed(pod, tmp_path, good) == good
+    found = _followed(pod, tmp_path, good)
+    assert found.ended == Ended.model_validate_json(json.dumps(good))
+    assert found.ended.model_dump(by_alias=True, exclude_unset=True, mode="json") == {
+        name: value for name, value in good.items() if name != "arm"
+    }
+    assert found.raw_result is None
+    # What a raw leg gives as its result is handed on as it was written, to be read where it is used.
+    odd = {"flops": 120000000000000000000, "more": [ESCAPE, 1.5, None]}
+    assert _followed(pod, tmp_path, {**good, "result": odd}).raw_result == odd
     changes: list[dict[str, Any]] = [
         {"status": "perfect"},
         {"code": ESCAPE},
@@ -54,6 +63,9 @@ def test_a_result_is_believed_by_its_form_only(pod: Pod, tmp_path: Path) -> None
         {"timings": {"attestSec": -1.0}},
         {"timings": {ESCAPE: 1.0}},
         {"timings": [1]},
+        {"eventsHead": ESCAPE},
+        {"eventCount": -1},
+        {"eventCount": "3"},
     ]
     for change in changes:
         with pytest.raises(LegError) as error:
@@ -79,9 +91,9 @@ def test_a_result_is_believed_by_its_form_only(pod: Pod, tmp_path: Path) -> None
     ],
 )
 def test_a_progress_report_of_another_form_is_none(body: object) -> None:
-    assert read_progress(body) == {}
+    assert read_progress(body) is None
     whole = {"phase": "measure", "elapsedSec": 1.0, "units": 3}
-    assert read_progress({**whole, "more": ESCAPE}) == whole
+    assert read_progress({**whole, "more": ESCAPE}) == Progress("measure", 1.0, 3)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +102,9 @@ def test_a_progress_report_of_another_form_is_none(body: object) -> None:
 )
 def test_a_leg_result_of_another_form_is_refused_and_none_ends_the_program(change: dict[str, Any]) -> None:
     good = leg_result(SLOT)
-    assert "epochs" in result_line(_readable(good))
-    assert "loss" not in result_line(_readable({**good, "finalLoss": None}))
+    assert "epochs" in result_line(readable(good))
+    assert "loss" not in result_line(readable({**good, "finalLoss": None}))
     for result in ({**good, **change}, None, [good], {}):
         with pytest.raises(LegError) as error:
-            _readable(result)
+            readable(result)
         assert error.value.code == "result-malformed"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.lifecycle.context import RunContext, create
+from glasshouse.lifecycle.live_run import LiveRun, create
 from glasshouse.lifecycle.reap import gone, reap_all, watch
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.journal import Journal
 from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
@@ -30,51 +30,52 @@ with Journal() as journal:
 """
 
 
-def planned(spec: RunSpec, out: Path) -> RunContext:
-    context = create(spec, out, QUIET, [])
-    registered = register_plan(Ledger(), keys.operator_key(), context.run, spec)
-    (context.parts / "plan.dsse.json").write_bytes(registered.envelope)
-    return context
+def planned(spec: RunSpec, out: Path) -> LiveRun:
+    live = create(spec, out, QUIET, [])
+    registered = register_plan(Ledger(), keys.operator_key(), live.run.id, spec)
+    live.folder.write_bytes("plan.dsse.json", registered.envelope)
+    return live
 
 
-def intended(context: RunContext) -> None:
+def intended(live: LiveRun) -> None:
     detail = {
-        "folder": str(context.folder),
-        "provider": context.spec.provider.model_dump(mode="json"),
+        "folder": str(live.folder.path),
+        "provider": live.run.spec.provider.model_dump(mode="json"),
     }
-    words = [context.run, context.name, context.spec.provider.kind, json.dumps(detail)]
+    words = [live.run.id, live.run.allocation, live.run.spec.provider.kind, json.dumps(detail)]
     subprocess.run([sys.executable, "-c", INTEND, *words], check=True)
 
 
-def released(context: RunContext) -> dict:
-    return json.loads((context.bundle / "release.json").read_bytes())
+def released(live: LiveRun) -> dict:
+    return json.loads((live.folder.bundle / "release.json").read_bytes())
 
 
 def test_the_watchdog_keeps_what_its_controller_found_at_the_release(
     make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
-    context = planned(make_spec(), tmp_path)
-    intended(context)
+    live = planned(make_spec(), tmp_path)
+    intended(live)
     found = {
         "proof": "zero", "active": 0, "detail": "seen by the controller", "accountTotal": None,
         "podFolderRemoved": True, "processesLeft": 0, "checkedAt": [1.0, 2.0],
     }  # fmt: skip
-    context.write("release.json", found)
+    live.folder.write_json("release.json", found)
     with Journal() as journal:
-        journal.closed(context.name, "zero")
-    watch(context.folder, QUIET)  # the controller was killed between here and its record
-    assert released(context) == found
+        journal.closed(live.run.allocation, "zero")
+    watch(live.folder.path, QUIET)  # the controller was killed between here and its record
+    assert released(live) == found
     assert (
-        "controller-killed" in json.loads((context.bundle / "record.json").read_bytes())["exclusion"]["codes"]
+        "controller-killed"
+        in json.loads((live.folder.bundle / "record.json").read_bytes())["exclusion"]["codes"]
     )
 
 
 def test_the_watchdog_of_a_run_that_asked_for_nothing_says_so(
     make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
-    context = planned(make_spec(), tmp_path)
-    watch(context.folder, QUIET)
-    assert released(context)["detail"] == "nothing was asked of the provider"
+    live = planned(make_spec(), tmp_path)
+    watch(live.folder.path, QUIET)
+    assert released(live)["detail"] == "nothing was asked of the provider"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,12 +84,12 @@ def test_a_machine_is_given_back_though_its_run_folder_says_nothing_of_use(
 ) -> None:
     with rented(kind, timing=None) as it:
         monkeypatch.setenv(VARIABLE[kind], it.server.key)
-        context = planned(it.spec, tmp_path)
-        intended(context)
-        it.allocate(context.name)
-        state = json.loads((context.folder / "run.json").read_bytes())
+        live = planned(it.spec, tmp_path)
+        intended(live)
+        it.allocate(live.run.allocation)
+        state = json.loads((live.folder.path / "run.json").read_bytes())
         del state["spec"]["model"]["layers"]  # as another version of this program may have left it
-        (context.folder / "run.json").write_text(json.dumps(state))
+        (live.folder.path / "run.json").write_text(json.dumps(state))
         (reaped,) = reap_all(QUIET)
         assert (reaped.state, reaped.proof) == ("reaped", "zero")
         assert it.state()["active"] == 0
@@ -101,21 +102,21 @@ def test_what_a_sweep_left_is_asked_for_again_before_its_next_cell(
 ) -> None:
     with rented("runpod", timing=None) as it:
         monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
-        context = planned(it.spec, tmp_path)
+        live = planned(it.spec, tmp_path)
         provider = it.spec.provider.model_dump(mode="json")
         with Journal() as journal:
-            journal.intend(context.run, context.name, "runpod", {"provider": provider})
-        it.allocate(context.name)
+            journal.intend(live.run.id, live.run.allocation, "runpod", {"provider": provider})
+        it.allocate(live.run.allocation)
         it.faults("list-410", times=10_000)
-        assert not gone(context.run, QUIET)
+        assert not gone(live.run.id, QUIET)
         it.server.cloud.faults.clear()
-        assert gone(context.run, QUIET)
+        assert gone(live.run.id, QUIET)
         assert it.state()["active"] == 0
 
 
 def test_a_screen_that_cannot_be_written_to_stops_nothing() -> None:
     script = """
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 screen = Screen()
 with screen.phase("releasing the allocation"):
     print("released", flush=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from glasshouse.errors import OutcomeUnknown
-from glasshouse.lifecycle.setup import UPLOAD_TRIES, upload
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.setup import UPLOAD, upload
 from glasshouse.remote.endpoint import Endpoint
 from glasshouse.remote.pod import Pod
 
@@ -51,8 +51,8 @@ def test_it_gives_up_in_the_end(endpoint: Endpoint, tmp_path: Path) -> None:
     source, target = tmp_path / "package", Path(endpoint.workdir) / "pod" / "package"
     source.write_bytes(os.urandom(SIZE))
     with Pod(endpoint) as pod:
-        screen = Cutting(pod, UPLOAD_TRIES)
+        screen = Cutting(pod, UPLOAD.tries)
         with pytest.raises(OutcomeUnknown):
             upload(pod, source, str(target), screen)
-    assert len(screen.warned) == UPLOAD_TRIES - 1
+    assert len(screen.warned) == UPLOAD.tries - 1
     assert not target.exists()

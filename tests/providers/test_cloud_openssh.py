@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from glasshouse.errors import ProviderError
-from glasshouse.providers.cloud_api import code_of
 from tests.sshd import SSHD
 
 from .cloud_kit import KINDS, NAME, over_ssh, rented
@@ -47,7 +46,7 @@ def test_a_key_out_of_the_log_and_a_log_that_lies() -> None:
         it.faults("start-ignored", "log-lies", times=2)
         with pytest.raises(ProviderError) as caught:
             it.allocate()
-        assert code_of(caught.value) == "host-key-mismatch"
+        assert caught.value.code == "host-key-mismatch"
         assert it.provider.release(NAME, None).proof == "zero"
 
 

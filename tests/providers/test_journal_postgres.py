@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.reap import reap_all
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.journal import Journal
 from tests.e2e.conftest import TINY, Program, processes_of, wait_until
 from tests.postgres import postgres

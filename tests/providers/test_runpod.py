@@ -16,7 +16,6 @@ import pytest
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import bootscript
 from glasshouse.providers.cloud import keys_folder
-from glasshouse.providers.cloud_api import code_of
 from glasshouse.providers.registry import open_provider
 from glasshouse.providers.runpod import open_runpod
 
@@ -112,7 +111,7 @@ def test_a_log_that_vouches_for_another_key_is_never_overruled() -> None:
         it.faults("start-ignored", "log-lies", times=2)
         with pytest.raises(ProviderError, match="neither ours nor in the machine's log") as caught:
             it.allocate()
-        assert code_of(caught.value) == "host-key-mismatch"
+        assert caught.value.code == "host-key-mismatch"
         assert it.state()["active"] == 0
 
 
@@ -143,7 +142,7 @@ def test_the_failure_carries_the_providers_own_words() -> None:
         it.faults("boot-error", times=2)
         with pytest.raises(ProviderError, match="manifest unknown: no such image") as caught:
             it.allocate()
-        assert code_of(caught.value) == "boot-failed"
+        assert caught.value.code == "boot-failed"
         assert caught.value.exit_code == 3
 
 
@@ -159,7 +158,7 @@ def test_a_dearer_list_price_is_refused_before_any_create() -> None:
     with rented("runpod", gpu={"max_usd_per_hour": {"runpod": 0.2}}) as it:
         with pytest.raises(ProviderError, match=r"0\.25 USD an hour, accepted are 0\.20") as caught:
             it.allocate()
-        assert code_of(caught.value) == "price-above-ceiling"
+        assert caught.value.code == "price-above-ceiling"
         assert it.state()["created"] == 0
 
 
@@ -167,7 +166,7 @@ def test_an_unknown_gpu_name_is_refused_before_any_create() -> None:
     with rented("runpod", gpu={"provider_names": {"runpod": "NVIDIA RTX A400"}}) as it:
         with pytest.raises(ProviderError, match="called exactly NVIDIA RTX A400") as caught:
             it.allocate()
-        assert code_of(caught.value) == "gpu-unknown"
+        assert caught.value.code == "gpu-unknown"
         assert it.state()["created"] == 0
 
 

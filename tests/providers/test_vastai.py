@@ -10,7 +10,6 @@ import pytest
 
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import bootscript, hostkeys
-from glasshouse.providers.cloud_api import code_of
 from glasshouse.providers.fakes.vastai import serve_vastai
 from glasshouse.providers.vastai import open_vastai
 
@@ -74,7 +73,7 @@ def test_a_lying_search_rents_nothing_else(monkeypatch: pytest.MonkeyPatch) -> N
     with rented("vastai") as it:
         with pytest.raises(ProviderError, match=r"no RTX A4000 within 0\.20") as caught:
             it.allocate()
-        assert code_of(caught.value) == "no-capacity"
+        assert caught.value.code == "no-capacity"
         assert not [each for each in it.server.cloud.exchanges if each.method == "PUT"]
 
 
@@ -125,7 +124,7 @@ def test_a_bad_key_as_404_is_not_gone() -> None:
             assert allocation.id not in proof.detail
             with pytest.raises(ProviderError, match="check the API key") as caught:
                 other.find_ours()
-        assert code_of(caught.value) == "auth"
+        assert caught.value.code == "auth"
         assert it.state()["active"] == 1
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from glasshouse.errors import OutcomeUnknown, RemoteError, UsageError
+from glasshouse.errors import HostKeyMismatch, OutcomeUnknown, RemoteError, UsageError
 from glasshouse.providers.pod_server import PodServer
 from glasshouse.remote.connection import pinned_lines
 from glasshouse.remote.endpoint import Endpoint
@@ -60,7 +60,7 @@ def test_a_wrong_host_key_is_refused_naming_both(endpoint: Endpoint) -> None:
 
 def test_a_host_without_a_pinned_key_is_refused(endpoint: Endpoint) -> None:
     with (
-        pytest.raises(RemoteError, match="no known host key"),
+        pytest.raises(HostKeyMismatch, match="no known host key"),
         Pod(dataclasses.replace(endpoint, known_hosts=())),
     ):
         pass
@@ -86,7 +86,7 @@ def test_a_key_pinned_at_first_use_holds_when_another_server_takes_the_port(
         impostor.start(10, port=endpoint.port)
         try:
             began = time.monotonic()
-            with pytest.raises(RemoteError, match="wrong host key"):
+            with pytest.raises(HostKeyMismatch, match="wrong host key"):
                 pod.reconnect()
             assert time.monotonic() - began < 2  # not tried again
         finally:

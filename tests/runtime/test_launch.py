@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.runtime.archive import MODULES, build_archive
-from glasshouse.runtime.params import MAX_PARAMS_BYTES, Launch, parse_launch, read_launch
+from glasshouse.runtime.params import MAX_PARAMS_BYTES, Launch, parse_launch, read_launch, write_launch
 from tests.runtime.rig import wait_until
 
 STRETCH = {"warmup_sec": 0, "measured_sec": 1.5, "steps": None, "delay_pct": 0.0}
@@ -131,6 +131,19 @@ def test_parameters_and_ticket_come_apart_however_they_arrive(pieces: int) -> No
     for wrong in (TICKET[:-1], TICKET + b"x", b""):
         with pytest.raises(ValueError, match="ticket"):
             _through_pipe(canonical_json(PROTECTED) + b"\n" + wrong, pieces)
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    raw = parse_launch(canonical_json(GOOD), bytearray())
+    given = {"broker_public": b64u(b"key"), "broker_port": 7, "package": "/p", "private": True}
+    protected = parse_launch(canonical_json({**PROTECTED, **given}), bytearray(TICKET))
+    for launch in (raw, protected):
+        assert _through_pipe(write_launch(launch), 7) == launch
+    line, _, ticket = write_launch(protected).partition(b"\n")
+    assert ticket == TICKET
+    # Every parameter that stood in the line before stands in it as it did.
+    assert json.loads(line).items() >= {**PROTECTED, **given}.items()
+    assert json.loads(write_launch(raw)).items() >= GOOD.items()
 
 
 # --- the archive ----------------------------------------------------------------------------

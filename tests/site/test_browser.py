@@ -20,8 +20,9 @@ pytestmark = [pytest.mark.chromium, pytest.mark.timeout(900)]
 
 # One page of each kind; every row page comes from one template.
 PAGES = [
-    "", "results/", "exclusions/", "ledger/", "caveats/", "downloads/", "research/history-reanalysis/",
-    "research/model-workload/", "research/tamper-report/", "method/", "prior-claims/",
+    "", "results/", "exclusions/", "ledger/", "reasons/", "caveats/", "downloads/",
+    "research/history-reanalysis/", "research/model-workload/", "research/tamper-report/",
+    "method/", "prior-claims/",
     "rows/2026-05-16-runpod-h100-mlp-30m-protected-first/",
     "rows/2026-05-17-runpod-rtx3090-qwen2.5-0.5b-60m-raw-first-excluded/",
 ]  # fmt: skip

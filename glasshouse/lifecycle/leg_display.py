@@ -1,5 +1,7 @@
 """What is shown while slots run: a phase a leg for one pair, one redrawn line for a block design.
 
+`LegView` follows a run from slot to slot, `LegProgress` one launch from report to report.
+
 In a block design no rate and no interval is shown before the last slot is done: whoever sees one
 half-way may stop there, and a stopped design no longer covers what it says. A stream that cannot
 redraw gets one line a block.
@@ -11,10 +13,13 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
-from glasshouse.lifecycle.ui import Screen
+from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import Slot
+from glasshouse.schema import Result
+
+PHASES = {"measure": "measuring", "warmup": "warming up", "setup": "setting up"}
 
 
 class LegView:
@@ -49,15 +54,15 @@ class LegView:
         yield label
         self._took[slot.lifecycle].append(time.monotonic() - began)
 
-    def done(self, slot: Slot, result: dict[str, Any]) -> None:
+    def done(self, slot: Slot, result: Result) -> None:
         """Say how a slot ended: of a pair its rate, of a design only that a block is done."""
         if not self._blocks:
-            self._screen.note(result_line(result))
+            self._screen.say(result_line(result))
             return
         following = self._schedule[slot.index + 1 : slot.index + 2]
         ended = slot.block is not None and not (following and following[0].block == slot.block)
         if ended and not self._screen.live:
-            self._screen.note(
+            self._screen.say(
                 f"block {(slot.block or 0) + 1} of {self._blocks} done{self._left(slot.index + 1)}"
             )
 
@@ -80,23 +85,60 @@ class LegView:
         return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
 
 
-def read_progress(body: object) -> dict[str, Any]:
-    """Return of a progress report what may be shown: phase, elapsedSec, units; {} where it is none.
+@dataclass(frozen=True)
+class Progress:
+    """A progress report as it may be shown: the phase by the pod's word, seconds and units in it so far."""
+
+    phase: str
+    elapsed_sec: float
+    units: float
+
+
+def read_progress(body: object) -> Progress | None:
+    """Read a progress report; None where it is none.
 
     The pod wrote it, and it goes to the operator's terminal.
     """
     if not isinstance(body, dict):
-        return {}
-    numbers = {name: body.get(name) for name in ("elapsedSec", "units")}
-    if any(isinstance(item, bool) or not isinstance(item, int | float) for item in numbers.values()):
-        return {}
-    return {"phase": str(body.get("phase")), **numbers}
+        return None
+    elapsed, units = body.get("elapsedSec"), body.get("units")
+    if isinstance(elapsed, bool) or not isinstance(elapsed, int | float):
+        return None
+    if isinstance(units, bool) or not isinstance(units, int | float):
+        return None
+    return Progress(str(body.get("phase")), elapsed, units)
 
 
-def result_line(result: dict[str, Any]) -> str:
+class LegProgress:
+    """Shows one launch while it goes on, under its label."""
+
+    def __init__(self, screen: Screen, slot: Slot, label: str) -> None:
+        self._screen = screen
+        self._label = label
+        self._counted = slot.block is None and not slot.burn_in  # no peeking before a design is done
+        self._began = time.monotonic()
+        self._last: Progress | None = None
+
+    def show(self, kind: str = "", body: object = None) -> None:
+        """Show an event of the leg; without one, that time passes."""
+        if kind == "progress":
+            self._last = read_progress(body)
+        last = self._last
+        phase = PHASES.get(last.phase if last else "", kind.replace("-", " ") or "starting")
+        if last is None or last.phase not in ("warmup", "measure"):
+            # Nothing to count yet: that time passes is all there is to say.
+            waited = time.monotonic() - self._began
+            self._screen.progress(f"{self._label}: {phase}, {waited:.0f} s so far")
+        elif not self._counted:
+            self._screen.progress(f"{self._label}: {phase}", plain=False)
+        else:
+            rate = f", {last.units / last.elapsed_sec:.1f} /s" if last.units and last.elapsed_sec > 0 else ""
+            done = f"{last.elapsed_sec:.0f} s, {last.units} units{rate}"
+            self._screen.progress(f"{self._label}: {phase} {done}")
+
+
+def result_line(result: Result) -> str:
     """One line on a leg of a pair: its work, time, rate and last loss."""
-    elapsed = float(result["elapsedSec"])
-    rate = result["units"] / elapsed if elapsed else 0.0
-    done = f"{result['units']} {result['unit']} in {elapsed:.1f} s"
-    loss = result["finalLoss"]
-    return f"{done}: {rate:.2f} /s" + ("" if loss is None else f", loss {loss:.4f}")
+    rate = result.units / result.elapsed_sec
+    done = f"{result.units} {result.unit} in {result.elapsed_sec:.1f} s: {rate:.2f} /s"
+    return done if result.final_loss is None else f"{done}, loss {result.final_loss:.4f}"

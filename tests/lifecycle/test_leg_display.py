@@ -10,14 +10,17 @@ import pytest
 from rich.console import Console
 
 from glasshouse.lifecycle import follow
+from glasshouse.lifecycle.collect import readable
 from glasshouse.lifecycle.follow import Pace
-from glasshouse.lifecycle.ui import Screen
-from glasshouse.lifecycle.view import LegView
-from glasshouse.measurement.schedule import build_schedule
+from glasshouse.lifecycle.leg_display import LegView
+from glasshouse.lifecycle.screen import Screen
+from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.spec import RunSpec
+from tests.records.legs import leg_result
 
 MakeSpec = Callable[..., RunSpec]
-RESULT = {"units": 30, "unit": "epochs", "elapsedSec": 2.0, "finalLoss": 0.5}
+SLOT = Slot(0, None, 0, "raw", False, 0.0, 2.0, None, False, 0.0)
+RESULT = readable(leg_result(SLOT, units=30, finalLoss=0.5))
 
 
 def shown(spec: RunSpec, *, live: bool) -> tuple[str, list[str]]:

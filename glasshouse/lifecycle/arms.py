@@ -1,0 +1,174 @@
+"""The two arms of a slot: launch a leg on the pod, follow it to its end, collect what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from glasshouse.attestation.evidence import parse_evidence
+from glasshouse.canonical import b64u_decode, parse_json
+from glasshouse.codes import Code
+from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
+from glasshouse.lifecycle import collect
+from glasshouse.lifecycle.follow import EventLog, Finished, Pace, follow, on_live_connection
+from glasshouse.lifecycle.leg import (
+    Leg,
+    Notes,
+    leg_deadline_sec,
+    protected_params,
+    raw_params,
+    reference,
+)
+from glasshouse.lifecycle.leg_display import LegProgress
+from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.setup import Ready, put_raw_files
+from glasshouse.records import keys
+from glasshouse.runtime import params
+from glasshouse.schema import Result
+
+_T = TypeVar("_T")
+POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time
+LEFT_SEC = 30.0  # beyond the pod's own deadline, so that its reason wins over ours
+_REMOVE = 'rm -rf -- "$1" "$1-scratch"; test ! -e "$1" && test ! -e "$1-scratch"'
+
+
+def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
+    """A leg with the lifecycle: ticket, launch, events and heads as they come, sealed outputs, result."""
+    pace, shown = _pace(live, leg), LegProgress(live.screen, leg.slot, leg.label)
+    if leg.launch == 1 and ready.timings:
+        # Sealing and uploading happen once a run; they are booked on its first protected launch.
+        notes.timings.update(ready.timings)
+        ready.timings.clear()
+    expected = reference(live, ready, leg)
+    live.folder.write_json(leg.file("reference.json"), expected.to_dict())
+    ticket = ready.broker.issue_ticket(expected, live.run.spec.policy)
+    log = _event_log(live, leg)
+    try:
+        with contextlib.ExitStack() as until:
+            forward = ready.pod.forward_remote
+            port = _on_live(live, ready, leg, lambda: until.enter_context(forward(ready.broker_port)))
+            _start(ready, leg, protected_params(live, ready, leg, ticket=ticket, broker_port=port), notes)
+            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
+            ended = _followed(live, ready, leg, "events.jsonl", pace=pace, take=take).ended
+    finally:
+        collect.keep_exchange(live, leg, collect.exchange(live, ready, leg), notes)
+    notes.reason_codes |= set(ended.reason_codes)
+    notes.timings.update({name: ended.timings[name] for name in POD_TIMINGS if name in ended.timings})
+    if ended.status != "complete":
+        raise collect.failed(live, ready, leg, ended)
+    if (ended.events_head, ended.event_count) != (log.head, log.count):
+        raise LegError("the events fetched are not all there were", code=Code.EVENT_CHAIN_BROKEN)
+    began = time.monotonic()
+    collect.fetch_outputs(live, ready, leg)
+    notes.timings["fetchSec"] = time.monotonic() - began
+    return collect.trained(live.folder.parts / leg.file("events.jsonl"))
+
+
+def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
+    """A leg in the clear: files, launch, progress as it comes, result; its files are removed in any case."""
+    pace, shown = _pace(live, leg), LegProgress(live.screen, leg.slot, leg.label)
+    began = time.monotonic()
+    _on_live(live, ready, leg, lambda: put_raw_files(ready, leg.raw_folder))
+    notes.timings["uploadSec"] = time.monotonic() - began
+    _start(ready, leg, raw_params(live, ready, leg), notes)
+    try:
+        take = _reports(pace, shown)
+        finished = _followed(live, ready, leg, "progress.jsonl", pace=pace, take=take)
+    finally:
+        with contextlib.suppress(RemoteError):
+            removed = ready.pod.run(["sh", "-c", _REMOVE, "sh", leg.raw_folder])
+            notes.raw_files_removed = removed.exit == 0
+    if finished.ended.status != "complete":
+        raise collect.failed(live, ready, leg, finished.ended)
+    if not notes.raw_files_removed:
+        raise LegError("the raw leg's files could not be removed", code=Code.RAW_FILES_LEFT)
+    result = collect.readable(finished.raw_result)
+    # As the pod wrote it, also what is in it beyond what is judged.
+    live.folder.write_json(leg.file("result.json"), finished.raw_result)
+    return result
+
+
+def _on_live(live: LiveRun, ready: Ready, leg: Leg, step: Callable[[], _T]) -> _T:
+    lost = f"{leg.label}: connection lost before its launch; reconnecting"
+    return on_live_connection(ready.pod, step, lambda: live.screen.warn(lost))
+
+
+def _start(ready: Ready, leg: Leg, given: params.Launch, notes: Notes) -> None:
+    began = time.monotonic()
+    argv = [ready.python, "-I", ready.archive, "launch", leg.pod_folder]
+    try:
+        # The ticket travels on stdin: never argv, never the environment, never a file.
+        said = ready.pod.run(argv, input=params.write_launch(given), timeout=60)
+    except OutcomeUnknown as error:
+        raise LegError("the connection died while launching", code=Code.START_UNKNOWN) from error
+    if said.exit != 0:
+        raise LegError("the runtime did not start on the pod", code=Code.RUNTIME_NOT_STARTED)
+    notes.timings["startSec"] = time.monotonic() - began
+
+
+def _followed(
+    live: LiveRun, ready: Ready, leg: Leg, followed: str, *, pace: Pace, take: Callable[[bytes], None]
+) -> Finished:
+    return follow(
+        ready.pod,
+        leg.pod_folder,
+        followed=followed,
+        pace=pace,
+        deadline=time.monotonic() + leg_deadline_sec(live, leg.slot) + LEFT_SEC,
+        on_data=take,
+        warn=live.screen.warn,
+    )
+
+
+def _pace(live: LiveRun, leg: Leg) -> Pace:
+    slot = leg.slot
+    quiet = None if slot.measured_sec is None else slot.warmup_sec + slot.measured_sec
+    return Pace(live.run.spec.measure.head_interval_sec, quiet)
+
+
+def _event_log(live: LiveRun, leg: Leg) -> EventLog:
+    return EventLog(
+        (live.folder.parts / leg.file("events.jsonl")).parent,
+        keys.operator_key(),
+        run=live.run.id,
+        leg=leg.id,
+        launch=leg.launch,
+        interval=live.run.spec.measure.head_interval_sec,
+    )
+
+
+def _events(
+    live: LiveRun, ready: Ready, leg: Leg, notes: Notes, *, log: EventLog, pace: Pace, shown: LegProgress
+) -> Callable[[bytes], None]:
+    """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them."""
+
+    def take(data: bytes) -> None:
+        if not log.open and data:
+            exchange = collect.exchange(live, ready, leg)
+            if exchange is not None and exchange.grant:
+                claims = parse_evidence(exchange.evidence)
+                log.begin(b64u_decode(claims["event_key"]), exchange.grant)
+                # At once: events without their exchange are worth nothing if this process dies now.
+                collect.keep_exchange(live, leg, exchange, notes)
+        for event in log.feed(data):
+            pace.heard(event.type)
+            shown.show(event.type, event.body)
+
+    return take
+
+
+def _reports(pace: Pace, shown: LegProgress) -> Callable[[bytes], None]:
+    """What takes a raw leg's progress reports: shows them."""
+
+    def take(data: bytes) -> None:
+        for line in data.splitlines():
+            with contextlib.suppress(ValueError):
+                report = parse_json(line)
+                pace.heard("progress")
+                shown.show("progress", report)
+        if not data:
+            shown.show()
+
+    return take

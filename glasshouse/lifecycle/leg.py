@@ -1,0 +1,129 @@
+"""One launch of one slot: its names and folders, what the pod is told of it, what the broker is to expect."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+from glasshouse.attestation.appraise import Reference
+from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.setup import Ready
+from glasshouse.measurement.schedule import Slot
+from glasshouse.providers import money
+from glasshouse.runtime import params
+from glasshouse.runtime.session import Stretch
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A launch of a slot. `launch` counts from 1, `root` is the pod folder, `label` is for the screen."""
+
+    slot: Slot
+    launch: int
+    root: str
+    label: str
+
+    @property
+    def id(self) -> str:
+        """Of the slot, as tokens and events name it: `s000`."""
+        return f"s{self.slot.index:03d}"
+
+    @property
+    def pod_folder(self) -> str:
+        """Where the launch leaves its files on the pod."""
+        return f"{self.root}/legs/{self.id}-{self.launch}"
+
+    @property
+    def raw_folder(self) -> str:
+        """Where the workload of a raw launch lies in the clear on the pod."""
+        return f"{self.root}/raw/{self.id}-{self.launch}"
+
+    def file(self, name: str) -> str:
+        """Name in the bundle of one of the launch's files; a later launch's folder carries its number."""
+        suffix = "" if self.launch == 1 else f"-l{self.launch}"
+        return f"legs/{self.id}-{self.slot.arm}{suffix}/{name}"
+
+
+@dataclass
+class Notes:
+    """What a launch leaves behind beside its result. `timings` are in seconds.
+
+    `reason_codes`: everything that broker and pod gave as a reason. `raw_files_removed`: of a raw leg, once
+    that was tried.
+    """
+
+    timings: dict[str, float] = field(default_factory=dict)
+    reason_codes: set[str] = field(default_factory=set)
+    raw_files_removed: bool | None = None
+
+
+def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
+    """How long a launch may take, in seconds: as it was budgeted, and never past the whole rental."""
+    own = money.leg_deadline_sec(
+        live.run.spec, warmup_sec=slot.warmup_sec, measured_sec=slot.measured_sec, steps=slot.steps
+    )
+    return max(1.0, min(own, live.rental.deadline - time.monotonic()))
+
+
+def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.Launch:
+    """Return what a raw launch is given on its standard input."""
+    slot, spec = leg.slot, live.run.spec
+    return params.Launch(
+        arm="raw",
+        run=live.run.id,
+        leg=leg.id,
+        launch=leg.launch,
+        leg_dir=leg.pod_folder,
+        allocation=ready.allocation.name,
+        public_allocation=ready.public_allocation,
+        salt=ready.salt,
+        stretch=Stretch(slot.warmup_sec, slot.measured_sec, slot.steps, slot.delay_pct),
+        device="cpu" if spec.gpu.name == "cpu" else "auto",
+        deadline_sec=leg_deadline_sec(live, slot),
+        ranks=spec.gpu.count,
+        raw_dir=leg.raw_folder,
+    )
+
+
+def protected_params(
+    live: LiveRun, ready: Ready, leg: Leg, *, ticket: bytes, broker_port: int
+) -> params.Launch:
+    """Return what a protected launch is given on its standard input. `broker_port`: on the pod's loopback."""
+    spec = live.run.spec
+    return replace(
+        raw_params(live, ready, leg),
+        arm="protected",
+        raw_dir="",
+        ticket=bytearray(ticket),
+        broker_public=ready.broker.public_bytes,
+        broker_port=broker_port,
+        allocation_id=ready.allocation.id,
+        image_digest=ready.allocation.image_digest,
+        manifest_hash=ready.manifest_hash,
+        package=ready.package,
+        anti_debug_profile=spec.policy.anti_debug_profile,
+        require_landlock=spec.policy.require_landlock,
+        private=spec.payload == "private",
+    )
+
+
+def reference(live: LiveRun, ready: Ready, leg: Leg) -> Reference:
+    """Return what the evidence of a protected launch must say, as far as this side saw it for itself."""
+    seen = ready.observed
+    return Reference(
+        run=live.run.id,
+        leg=leg.id,
+        launch=leg.launch,
+        allocation_id=ready.allocation.id,
+        container_id=seen.container_id,
+        manifest_hash=ready.manifest_hash,
+        runtime_sha256=seen.archive_sha256,
+        interpreter_sha256=seen.interpreter_sha256,
+        python_version=seen.python_version,
+        distributions_sha256=seen.distributions_sha256,
+        boot_id=seen.boot_id,
+        pid_namespace=seen.pid_namespace,
+        image_digest=ready.allocation.image_digest,
+        gpu_name=seen.gpus[0][0] if seen.gpus else None,
+        host_key_source=ready.pod.host_key_source,
+    )

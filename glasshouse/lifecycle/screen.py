@@ -1,0 +1,206 @@
+"""What a person sees while a run goes on: one line a phase, a live line a leg, a table at the end.
+
+Everything goes to stderr; stdout belongs to --json. Without a terminal, plain lines at a slow rate. The same
+lines go to the run's controller.log, also where nobody sees them: a terminal can be closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+PLAIN_EVERY_SEC = 10.0
+MAX_LOG_BYTES = 2 << 20
+
+
+class _Stderr:
+    """stderr that may fail: a closed terminal or a full disk must not stop a run, least of all a release."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Send on what can be sent on."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
+class ControllerLog:
+    """controller.log of one run: each line that is shown, behind its time in UTC, for its owner only.
+
+    What cannot be written is lost: a full disk must not stop a run. Of MAX_LOG_BYTES, progress fills half at
+    most, so that what follows a long run still finds room.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def line(self, text: str, *, routine: bool = False) -> None:
+        """Append one line; `routine` ones, of which there is no end, stop when the file is half full."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        shown = "".join(char if char.isprintable() else "\ufffd" for char in text)
+        data = f"{stamp} {shown}\n".encode("utf-8", "replace")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                limit = MAX_LOG_BYTES // 2 if routine else MAX_LOG_BYTES
+                if os.fstat(descriptor).st_size + len(data) <= limit:
+                    os.write(descriptor, data)
+            finally:
+                os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """What the table at the end says of one run: rates in units a second, None where there is none."""
+
+    run: str
+    order: str
+    status: str
+    raw_per_sec: float | None
+    protected_per_sec: float | None
+    overhead_pct: float | None
+    fixed_sec: float | None
+    control: str = ""
+    no_figure: str = ""
+    excluded: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+
+class Screen:
+    """Progress output of one run. `quiet` shows nothing at all."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        # Off a terminal rich would fold at 80 columns; a log has no edge.
+        width = None if sys.stderr.isatty() else 160
+        self._console = Console(file=cast(IO[str], _Stderr()), quiet=quiet, highlight=False, width=width)
+        self._status: Status | None = None
+        self._last_plain = 0.0
+        self._log: ControllerLog | None = None
+        self._last_logged = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether a line can be redrawn."""
+        return self._console.is_terminal
+
+    @contextmanager
+    def logged(self, path: Path) -> Iterator[None]:
+        """Write all that is shown meanwhile to this file as well."""
+        before, self._log = self._log, ControllerLog(path)
+        try:
+            yield
+        finally:
+            self._log = before
+
+    def headline(self, text: str) -> None:
+        """Announce a run."""
+        self._show(text, f"[bold]{escape(text)}[/bold]")
+
+    def say(self, text: str) -> None:
+        """Say one thing."""
+        self._show(text, f"  {escape(text)}")
+
+    def warn(self, text: str) -> None:
+        """Say one thing that needs attention."""
+        self._show(text, f"  [yellow]{escape(text)}[/yellow]")
+
+    def alarm(self, text: str) -> None:
+        """Say something loudly."""
+        self._show(text, f"[bold red]{escape(text)}[/bold red]")
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """Show a phase while it goes on, and how long it took."""
+        began = time.monotonic()
+        self._last_plain = self._last_logged = began
+        self.record(f"… {text}")
+        if self.live:
+            with self._console.status(f"{escape(text)} …") as status:
+                self._status = status
+                try:
+                    yield
+                finally:
+                    self._status = None
+        else:
+            self._console.print(f"  … {escape(text)}", soft_wrap=True)
+            yield
+        took = f"{time.monotonic() - began:.1f} s"
+        self._show(f"✓ {text} {took}", f"  [green]✓[/green] {escape(text)} [dim]{took}[/dim]")
+
+    def progress(self, text: str, *, plain: bool = True) -> None:
+        """Redraw the live line; on a plain stream, a line every few seconds, or none with plain=False."""
+        now = time.monotonic()
+        if now - self._last_logged >= PLAIN_EVERY_SEC:
+            self._last_logged = now
+            self.record(text, routine=True)
+        if self._status is not None:
+            self._status.update(escape(text))
+            return
+        if plain and now - self._last_plain >= PLAIN_EVERY_SEC:
+            self._last_plain = now
+            self._console.print(f"    {escape(text)}", soft_wrap=True)
+
+    def record(self, text: str, *, routine: bool = False) -> None:
+        """Write a line to the log alone; a `routine` one is one of many (ControllerLog)."""
+        if self._log is not None:
+            self._log.line(text, routine=routine)
+
+    def _show(self, text: str, markup: str) -> None:
+        self.record(text)
+        self._console.print(markup, soft_wrap=True)
+
+    def summary(self, rows: Sequence[SummaryRow]) -> None:
+        """Print the table at the end, one line a run, and beneath it what each run is worth."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("run", "order", "status"):
+            table.add_column(column, no_wrap=True)
+        for column in ("raw /s", "protected /s", "overhead", "fixed cost"):
+            table.add_column(column, no_wrap=True, justify="right")
+        for row in rows:
+            colour = "red" if row.status == "excluded" else "yellow" if row.control else "green"
+            status = f"{row.status}{' control' if row.control else ''}"
+            table.add_row(
+                escape(row.run),
+                escape(row.order),
+                f"[{colour}]{escape(status)}[/{colour}]",
+                _number(row.raw_per_sec, "{:.2f}"),
+                _number(row.protected_per_sec, "{:.2f}"),
+                _number(row.overhead_pct, "{:+.2f}%"),
+                _number(row.fixed_sec, "{:.1f} s"),
+            )
+        if rows:
+            self._console.print(table)
+        for row in rows:
+            if row.excluded:
+                self.warn(f"{row.run} is excluded: {', '.join(row.excluded)}")
+            if row.control:
+                self.warn(f"{row.run} is a {row.control}")
+            if row.no_figure:
+                self.warn(f"{row.run} states no overhead: {row.no_figure}")
+            if row.caveats:
+                self.say(f"{row.run} caveats: {', '.join(row.caveats)}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,57 @@
+"""One way to try again: how often, after which waits, until when, and after which errors."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How often something is tried: `tries` in all, the first included.
+
+    `waits` are seconds before the second try, the third and so on; the last one stands for all that follow,
+    and without any the next try comes at once. No further try begins after `deadline` (monotonic seconds).
+    """
+
+    tries: int
+    waits: tuple[float, ...] = ()
+    deadline: float = math.inf
+
+    def wait_after(self, number: int) -> float:
+        """Seconds between try `number`, counted from 1, and the next."""
+        return self.waits[min(number, len(self.waits)) - 1] if self.waits else 0.0
+
+
+def retry(
+    step: Callable[[int], T],
+    policy: Policy,
+    *,
+    on: type[E],
+    unless: tuple[type[E], ...] = (),
+    between: Callable[[E], None] = lambda _: None,
+) -> T:
+    """Call `step` with the number of the try, from 1, until it returns; what it returns is returned.
+
+    It is tried again after an error of the type `on` that is none of `unless`. `between` is called with that
+    error before the wait: it says so, or mends what broke, and whatever it raises ends the tries. The last
+    try's error is raised as it is.
+    """
+    number = 1
+    while True:
+        try:
+            return step(number)
+        except on as error:
+            wait = policy.wait_after(number)
+            late = time.monotonic() + wait >= policy.deadline
+            if number >= policy.tries or late or isinstance(error, unless):
+                raise
+            between(error)
+        time.sleep(wait)
+        number += 1
