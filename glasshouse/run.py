@@ -22,8 +22,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, UsageError
+from glasshouse.judgement.record import Record
 from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stated
 from glasshouse.lifecycle import finish, reap
 from glasshouse.lifecycle.leg_display import LegView
@@ -94,7 +96,7 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
         lock.close()
     for message in live.ending.messages:
         screen.warn(message)
-    screen.record(f"recorded as {recorded.record['status']}; exit code {recorded.exit_code}")
+    screen.record(f"recorded as {recorded.record.status}; exit code {recorded.exit_code}")
     return recorded
 
 
@@ -234,7 +236,7 @@ def run_sweep(
             # What is left bills beyond its own budget: another machine beside it is not what was planned.
             screen.warn(f"stopped before cell {number + 1} of {len(cells)}: a machine may be left")
             break
-        if Code.INTERRUPTED in _codes(outcome.record):
+        if Code.INTERRUPTED in outcome.record.reasons:
             break
     screen.summary([summary_row(outcome.record) for outcome in outcomes])
     for outcome in outcomes:
@@ -242,7 +244,10 @@ def run_sweep(
             screen.say(cost)
         screen.say(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
     if as_json:
-        runs = [{"folder": item.folder, "exitCode": item.exit_code, **item.record} for item in outcomes]
+        runs = [
+            {"folder": item.folder, "exitCode": item.exit_code, **parse_json(item.record.to_bytes())}
+            for item in outcomes
+        ]
         done = [asdict(cell) for cell in skipped]
         print(json.dumps({"exitCode": code, "runs": runs, "skipped": done}))  # noqa: T201 -- the one document
     for alarm in alarms:
@@ -250,38 +255,32 @@ def run_sweep(
     return code
 
 
-def summary_row(record: dict[str, Any]) -> SummaryRow:
+def summary_row(record: Record) -> SummaryRow:
     """Pick what the table at the end shows from a record."""
-    figures = record.get("figures") or {}
+    figures = record.figures
     return SummaryRow(
-        run=record["run"],
-        order=figures.get("order") or "",
-        status=record["status"],
-        raw_per_sec=figures.get("rawPerSec"),
-        protected_per_sec=figures.get("protectedPerSec"),
-        overhead_pct=overhead_stated(record),
-        control=control_line(record),
-        no_figure=blocks_lost(record),
-        fixed_sec=(figures.get("fixedCostSec") or {}).get("totalSec"),
-        excluded=tuple(_codes(record)),
-        caveats=tuple(str(code) for code in record.get("caveats", [])),
+        run=record.run,
+        order=figures.order,
+        status=record.status,
+        raw_per_sec=figures.raw_per_sec,
+        protected_per_sec=figures.protected_per_sec,
+        overhead_pct=overhead_stated(figures),
+        control=control_line(figures),
+        no_figure=blocks_lost(figures),
+        fixed_sec=(figures.fixed_cost_sec or {}).get("totalSec"),
+        excluded=record.reasons,
+        caveats=record.caveats,
     )
 
 
-def _cost_line(record: dict[str, Any]) -> str:
+def _cost_line(record: Record) -> str:
     """Return what a rented run cost, "" where nothing was rented or the price is not known."""
-    figures = record.get("figures") or {}
-    held, usd = figures.get("heldSec"), figures.get("costUsd")
+    held, usd = record.figures.held_sec, record.figures.cost_usd
     if held is None or usd is None:
         return ""
-    whose = " at a fake provider's price: nothing was paid" if "simulated" in record["caveats"] else ""
+    whose = " at a fake provider's price: nothing was paid" if "simulated" in record.caveats else ""
     paid = f"{usd:.2f}" if usd >= 0.01 else "less than 0.01"
-    return f"{record['run']} cost {paid} USD for {held / 60:.1f} min{whose}"
-
-
-def _codes(record: dict[str, Any]) -> list[str]:
-    exclusion = record.get("exclusion") or {}
-    return [str(code) for code in exclusion.get("codes", [])]
+    return f"{record.run} cost {paid} USD for {held / 60:.1f} min{whose}"
 
 
 def _describe(spec: RunSpec) -> str:

@@ -6,9 +6,12 @@ import io
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from glasshouse import config
 from glasshouse.errors import UsageError
@@ -19,8 +22,120 @@ MAX_CONF_BYTES = 64 << 20
 _FILE = re.compile(r"100(?:644|755) blob (?P<object>[0-9a-f]{40,64}) +(?P<size>\d+)\t(?P<path>[^\0]+)")
 
 
-def difference(overrides: Sequence[str], ref: str, *, sweep: bool, conf: Path) -> tuple[str, dict[str, Any]]:
-    """Resolve `overrides` by `conf` now and at `ref`; return the difference as Markdown and as JSON values.
+@dataclass(frozen=True)
+class Bounds:
+    """What a cell takes at most."""
+
+    hours: float
+    max_usd: float
+
+    def words(self) -> str:
+        """Both, for people."""
+        return f"{self.hours:.2f} h, {self.max_usd:.2f} USD"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the overrides of a cell resolve to: settings by dotted name.
+
+    bounds: None where they make no valid spec under today's rules.
+    """
+
+    settings: Mapping[str, JsonValue]
+    bounds: Bounds | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that resolves differently; None on a side that does not have it."""
+
+    setting: str
+    before: JsonValue
+    after: JsonValue
+
+
+@dataclass(frozen=True)
+class CellDifference:
+    """One cell on both sides; None on a side that does not have it."""
+
+    name: str
+    then: Resolved | None
+    now: Resolved | None
+
+    @property
+    def change(self) -> str:
+        """Added, removed or kept."""
+        return "added" if self.then is None else "removed" if self.now is None else "kept"
+
+    @property
+    def settings(self) -> tuple[Change, ...]:
+        """Settings that differ, by name, of a cell that both sides have."""
+        if self.then is None or self.now is None:
+            return ()
+        old, new = self.then.settings, self.now.settings
+        return tuple(
+            Change(name, old.get(name), new.get(name))
+            for name in sorted({*old, *new})
+            if (name in old) != (name in new) or old[name] != new[name]  # absent is not null
+        )
+
+    def heading(self) -> str:
+        """What became of the cell, in words."""
+        if self.change != "kept":
+            return self.change
+        count = len(self.settings)
+        return {0: "no setting differs", 1: "1 setting differs"}.get(count, f"{count} settings differ")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What resolves differently. unresolved: why nothing resolves at `against`, if so."""
+
+    against: str
+    unresolved: str | None
+    cells: tuple[CellDifference, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the document of `plan --against --json`."""
+        return {
+            "against": self.against,
+            "unresolved": self.unresolved,
+            "cells": [
+                {
+                    "overrides": cell.name.split(),
+                    "change": cell.change,
+                    "settings": [asdict(item) for item in cell.settings],
+                    "before": _bounds_json(cell.then),
+                    "after": _bounds_json(cell.now),
+                }
+                for cell in self.cells
+            ],
+        }
+
+    def markdown(self) -> str:
+        """Return what a review shows."""
+        lines = [f"## Plan against `{self.against}`", ""]
+        if self.unresolved is not None:
+            lines += [f"There the overrides do not resolve: {_code(self.unresolved)}", ""]
+        for cell in self.cells:
+            before, after = (
+                "-" if side is None or side.bounds is None else side.bounds.words()
+                for side in (cell.then, cell.now)
+            )
+            lines.append(f"### {_code(cell.name or 'defaults')}: {cell.heading()}")
+            lines += ["", f"At most: {before} before, {after} after.", ""]
+            if cell.settings:
+                lines += ["| setting | before | after |", "| --- | --- | --- |"]
+                lines += [
+                    f"| `{item.setting}` | {_code(item.before)} | {_code(item.after)} |"
+                    for item in cell.settings
+                ]
+                lines.append("")
+        return "\n".join(lines).rstrip()
+
+
+def difference(overrides: Sequence[str], ref: str, *, sweep: bool, conf: Path) -> Difference:
+    """Resolve `overrides` by `conf` now and at `ref`; return the difference.
 
     Cells are matched by their overrides. Raises UsageError for a revision git does not know and for
     overrides that do not resolve here; that they do not resolve at `ref` is part of the difference.
@@ -33,20 +148,9 @@ def difference(overrides: Sequence[str], ref: str, *, sweep: bool, conf: Path) -
             then, failed = _cells(overrides, sweep, Path(folder) / conf.name), None
         except UsageError as error:
             then, failed = {}, error.line()
-    cells = []
-    for name in [*now, *(name for name in then if name not in now)]:
-        old, new = then.get(name), now.get(name)
-        cells.append(
-            {
-                "overrides": name.split(),
-                "change": "added" if old is None else "removed" if new is None else "kept",
-                "settings": _changed(old or {}, new or {}) if old is not None and new is not None else [],
-                "before": _bounds(old),
-                "after": _bounds(new),
-            }
-        )
-    document = {"against": ref, "unresolved": failed, "cells": cells}
-    return _markdown(ref, failed, cells), document
+    names = [*now, *(name for name in then if name not in now)]
+    cells = tuple(CellDifference(name, then.get(name), now.get(name)) for name in names)
+    return Difference(ref, failed, cells)
 
 
 def _checkout(conf: Path, ref: str, folder: Path) -> None:
@@ -90,73 +194,35 @@ def _git(folder: Path, ref: str, words: Sequence[str], sent: bytes = b"") -> byt
     return done.stdout
 
 
-def _cells(overrides: Sequence[str], sweep: bool, conf: Path) -> dict[str, dict[str, Any]]:
+def _cells(overrides: Sequence[str], sweep: bool, conf: Path) -> dict[str, Resolved]:
     swept = sweep or config.wants_sweep(overrides, conf=conf)
     cells = config.expand(overrides, conf=conf) if swept else [list(overrides)]
-    return {" ".join(cell): config.resolved(cell, conf=conf) for cell in cells}
-
-
-def _bounds(values: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """Hours and dollars at most; None where the values make no valid spec under today's rules."""
-    if values is None:
-        return None
-    try:
-        spec = config.validate(values)
-        return {"hours": rental_deadline_sec(spec) / 3600, "maxUsd": cost_ceiling(spec)}
-    except UsageError:
-        return None
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
-    before, after = _flat(old), _flat(new)
-    return [
-        {"setting": key, "before": before.get(key), "after": after.get(key)}
-        for key in sorted({*before, *after})
-        if before.get(key, _flat) != after.get(key, _flat)  # a value that no setting has: absent is not null
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _markdown(ref: str, failed: str | None, cells: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"## Plan against `{ref}`", ""]
-    if failed is not None:
-        lines += [f"There the overrides do not resolve: {_code(failed)}", ""]
+    found = {}
     for cell in cells:
-        lines.append(f"### {_code(' '.join(cell['overrides']) or 'defaults')}: {_heading(cell)}")
-        lines += ["", _bounds_line(cell), ""]
-        if cell["settings"]:
-            lines += ["| setting | before | after |", "| --- | --- | --- |"]
-            lines += [
-                f"| `{item['setting']}` | {_code(item['before'])} | {_code(item['after'])} |"
-                for item in cell["settings"]
-            ]
-            lines.append("")
-    return "\n".join(lines).rstrip()
+        values = config.resolved(cell, conf=conf)
+        try:
+            spec = config.validate(values)
+            bounds = Bounds(rental_deadline_sec(spec) / 3600, cost_ceiling(spec))
+        except UsageError:
+            bounds = None
+        found[" ".join(cell)] = Resolved(dict(_flat(values)), bounds)
+    return found
 
 
-def _heading(cell: Mapping[str, Any]) -> str:
-    if cell["change"] != "kept":
-        return str(cell["change"])
-    count = len(cell["settings"])
-    return {0: "no setting differs", 1: "1 setting differs"}.get(count, f"{count} settings differ")
+def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def _bounds_line(cell: Mapping[str, Any]) -> str:
-    def words(bounds: Mapping[str, float] | None) -> str:
-        return "-" if bounds is None else f"{bounds['hours']:.2f} h, {bounds['maxUsd']:.2f} USD"
+def _bounds_json(side: Resolved | None) -> dict[str, float] | None:
+    if side is None or side.bounds is None:
+        return None
+    return {"hours": side.bounds.hours, "maxUsd": side.bounds.max_usd}
 
-    return f"At most: {words(cell['before'])} before, {words(cell['after'])} after."
 
-
-def _code(value: Any) -> str:
+def _code(value: JsonValue) -> str:
     text = "nothing" if value is None else str(value)
     return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"

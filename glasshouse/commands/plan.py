@@ -49,11 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan, or with --against the difference."""
     if args.against:
-        text, document = difference(args.overrides, args.against, sweep=args.multirun, conf=_reviewed(args))
+        found = difference(args.overrides, args.against, sweep=args.multirun, conf=_reviewed(args))
         if args.json:
-            emit(document)
+            emit(found.as_json())
         else:
-            say(text)
+            say(found.markdown())
         return 0
     cells = plan(args.overrides, sweep=args.multirun, conf=args.workspace.conf)
     if args.json:

@@ -129,7 +129,7 @@ def _journey(args: argparse.Namespace, workspace: Workspace) -> int:
     if done.opening is None:
         say("no published log announced it before its first plan: its rows carry registered-late")
     elif said is not None:
-        place = f"entry {done.opening.serial} of log {said.body['openedIn']}"
+        place = f"entry {done.opening.serial} of log {said.opened_in}"
         say(f"announced as {place}, before its first plan{after}")
     for entry in returned.keyring.entries:
         say(f"  {entry.role:<9}  {entry.keyid}  trusted as {ring.find(entry.keyid, entry.role).label}")

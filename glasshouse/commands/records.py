@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.canonical import parse_json
 from glasshouse.errors import UsageError
+from glasshouse.judgement.record import Record
 from glasshouse.judgement.stated import control_line, overhead_stated
 
 RECORD = Path("bundle") / "record.json"
@@ -16,38 +16,47 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Found:
-    """A run folder. status: verified, excluded, unfinished (no record yet) or unreadable."""
+    """A run folder. status: verified, excluded, unfinished (no record yet) or unreadable.
+
+    record: None where there is none that can be read.
+    """
 
     path: Path
     run: str
     status: str
-    record: dict[str, Any]
+    record: Record | None = None
 
     @property
     def row(self) -> str | None:
         """The row's id."""
-        value = self.record.get("id")
-        return value if isinstance(value, str) else None
+        return None if self.record is None else self.record.id
 
     @property
     def overhead_pct(self) -> float | None:
         """Overhead in percent, where the record states one as a result."""
-        return overhead_stated(self.record)
+        return None if self.record is None else overhead_stated(self.record.figures)
 
     @property
     def control(self) -> str:
         """That the run is a control, and how it came out; "" for one that is none."""
-        return control_line(self.record)
+        return "" if self.record is None else control_line(self.record.figures)
 
     @property
     def exclusion(self) -> tuple[str, ...]:
         """Reason codes of an excluded run."""
-        return tuple((self.record.get("exclusion") or {}).get("codes") or ())
+        return () if self.record is None else self.record.reasons
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """Caveat codes."""
-        return tuple(self.record.get("caveats") or ())
+        return () if self.record is None else self.record.caveats
+
+    def as_json(self) -> dict[str, object]:
+        """Return the record as it stands in its file, {} where there is none."""
+        if self.record is None:
+            return {}
+        found: dict[str, object] = parse_json((self.path / RECORD).read_bytes())
+        return found
 
 
 def find_runs(out: Path) -> list[Found]:
@@ -67,14 +76,14 @@ def read_run(folder: Path) -> Found:
     """Read one run folder's record."""
     path = folder / RECORD
     if not path.is_file():
-        return Found(folder, folder.name, "unfinished", {})
+        return Found(folder, folder.name, "unfinished")
     try:
-        record = parse_json(path.read_bytes())
-    except (OSError, CanonicalError):
+        record = Record.read(path.read_bytes())
+    except OSError:
         record = None
-    if not isinstance(record, dict) or not isinstance(record.get("figures", {}), dict):
-        return Found(folder, folder.name, "unreadable", {})
-    return Found(folder, str(record.get("run", folder.name)), str(record.get("status")), record)
+    if record is None:
+        return Found(folder, folder.name, "unreadable")
+    return Found(folder, record.run, record.status, record)
 
 
 def pick_run(name: str, out: Path) -> Found:

@@ -37,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_json(item: Found) -> dict[str, object]:
+    control = None if item.record is None else item.record.figures.control
     return {
         "path": str(item.path),
         "run": item.run,
         "id": item.row,
         "status": item.status,
         "overheadPct": item.overhead_pct,
-        "control": (item.record.get("figures") or {}).get("control"),
+        "control": None if control is None else control.model_dump(by_alias=True, exclude_unset=True),
         "exclusion": list(item.exclusion),
         "caveats": list(item.caveats),
     }

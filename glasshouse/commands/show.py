@@ -9,15 +9,16 @@ import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from glasshouse.canonical import CanonicalError, parse_json
-from glasshouse.commands.records import RUNS, Found, pick_run
+from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, spark, table
 from glasshouse.judgement.caveats import caveat
+from glasshouse.judgement.record import CheckLine, Figures
 from glasshouse.judgement.rules import RULES
 from glasshouse.judgement.stated import blocks_lost, overhead_stated
 from glasshouse.reasons import reason
+from glasshouse.schema import Report
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,22 +31,26 @@ def run(args: argparse.Namespace) -> int:
     """Print the run; exit code 0 whatever its status: this only shows."""
     found = pick_run(args.run, args.out)
     if args.json:
-        emit({"path": str(found.path), "status": found.status, "record": found.record})
+        emit({"path": str(found.path), "status": found.status, "record": found.as_json()})
         return 0
     say(f"run {found.run}: {found.status}" + (f", row {found.row}" if found.row else ""))
-    if not found.record:
+    record = found.record
+    if record is None:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")
         return 0
     if found.control:
         say(f"this is a {found.control}")
-    exclusion = found.record.get("exclusion")
-    if exclusion:
-        say(f"excluded: {', '.join(exclusion['codes'])}")
-        say(f"  {exclusion['observed']}")
-    _figures(found.record)
-    _curves(found)
-    _checks(found)
-    for code in exclusion["codes"] if exclusion else ():
+    if record.exclusion is not None:
+        say(f"excluded: {', '.join(record.exclusion.codes)}")
+        say(f"  {record.exclusion.observed}")
+    _figures(record.figures)
+    curves = list(_results(found.path / "bundle" / "legs"))
+    if record.figures.order == "abba":
+        _over_slots(record.figures, curves)
+    else:
+        _of_each_leg(curves)
+    _checks(record.checks)
+    for code in record.reasons:
         why = reason(code)
         say(f"\nreason {code}: {why.title}. {why.text}")
     for code in found.caveats:
@@ -55,65 +60,66 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _figures(record: dict[str, Any]) -> None:
-    figures = record.get("figures") or {}
-    arms = [(_second_arm(figures), figures.get("protected")), ("raw", figures.get("raw"))]
+class _Curves(Report):
+    """Of a leg's result, what can be drawn: (units, loss) and (seconds, units)."""
+
+    loss_curve: tuple[tuple[float, float | None], ...]
+    throughput_curve: tuple[tuple[float, float], ...] = ()
+
+
+class _Body(Report):
+    result: _Curves
+
+
+class _Trained(Report):
+    """The event in which a protected leg reports its result."""
+
+    type: Literal["trained"]
+    body: _Body
+
+
+def _figures(figures: Figures) -> None:
+    unit = figures.unit or "units"
     rows = [
-        [
-            name,
-            arm.get("slots"),
-            arm.get("units"),
-            arm.get("elapsedSec"),
-            arm.get("perSec"),
-            arm.get("finalLoss"),
-        ]
-        for name, arm in arms
-        if isinstance(arm, dict)
+        [name, arm.slots, arm.units, arm.elapsed_sec, arm.per_sec, arm.final_loss]
+        for name, arm in ((_second_arm(figures), figures.protected), ("raw", figures.raw))
+        if arm is not None
     ]
-    unit = figures.get("unit") or "units"
     if rows:
         say()
         say(table(["arm", "slots", unit, "seconds", f"{unit}/s", "final loss"], rows))
-    overhead = figures.get("overhead") or {}
-    stated = overhead_stated(record)
-    if lost := blocks_lost(record):
+    if lost := blocks_lost(figures):
         say(f"\nno overhead is stated: {lost}")
+    stated, overhead = overhead_stated(figures), figures.overhead
     if stated is not None:
-        low, high = overhead.get("ciLowPct"), overhead.get("ciHighPct")
-        interval = (
-            f" [{low:.2f}, {high:.2f}], n={overhead.get('n')}" if low is not None and high is not None else ""
-        )
+        interval = ""
+        if overhead is not None and overhead.ci_low_pct is not None and overhead.ci_high_pct is not None:
+            interval = f" [{overhead.ci_low_pct:.2f}, {overhead.ci_high_pct:.2f}], n={overhead.n}"
         say(f"\nsteady-state overhead {stated:.2f} %{interval}")
-    fixed = figures.get("fixedCostSec")
-    if isinstance(fixed, dict):
-        parts = ", ".join(
-            f"{name} {value:.2f}" for name, value in fixed.items() if isinstance(value, int | float)
-        )
+    if figures.fixed_cost_sec is not None:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in figures.fixed_cost_sec.items())
         say(f"fixed cost, seconds: {parts}")
 
 
-def _curves(found: Found) -> None:
-    curves = list(_results(found.path / "bundle" / "legs"))
-    if (found.record.get("figures") or {}).get("order") == "abba":
-        _over_slots(found.record["figures"], curves)
-        return
+def _of_each_leg(curves: Sequence[tuple[str, _Curves]]) -> None:
     for leg, result in curves:
-        losses = [point[1] for point in result.get("lossCurve") or []]
-        rates = _rates(result.get("throughputCurve") or [])
+        losses = [loss for _, loss in result.loss_curve if loss is not None]
+        rates = _rates(result.throughput_curve)
         if losses:
             say(f"\n{leg} loss        {spark(losses)}  {losses[0]:.4g} to {losses[-1]:.4g}")
         if rates:
             say(f"{leg} throughput  {spark(rates)}  {min(rates):.4g} to {max(rates):.4g} a second")
 
 
-def _over_slots(figures: dict[str, Any], curves: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _over_slots(figures: Figures, curves: Sequence[tuple[str, _Curves]]) -> None:
     """Of a block design: what each arm did slot after slot, both arms on one scale."""
-    slots = [slot for slot in figures.get("slots") or [] if not slot["burnIn"] and slot["perSec"] is not None]
-    rates = [(slot["leg"], slot["perSec"]) for slot in slots]
+    rates = [
+        (slot.leg, slot.per_sec) for slot in figures.slots if not slot.burn_in and slot.per_sec is not None
+    ]
     counted = {_slot(leg) for leg, _ in rates}
-    ends = [(leg, result["lossCurve"][-1:]) for leg, result in curves if _slot(leg) in counted]
-    losses = [(leg, end[0][1]) for leg, end in ends if end]
-    unit = figures.get("unit") or "units"
+    ends = [(leg, result.loss_curve[-1][1]) for leg, result in curves if result.loss_curve]
+    losses = [(leg, loss) for leg, loss in ends if loss is not None and _slot(leg) in counted]
+    unit = figures.unit or "units"
     for what, points in ((f"{unit}/s of each slot", rates), ("final loss of each slot", losses)):
         if not points:
             continue
@@ -131,50 +137,39 @@ def _slot(leg: str) -> str:
     return leg.partition("-")[0]
 
 
-def _second_arm(figures: dict[str, Any]) -> str:
-    return "raw as protected" if figures.get("control") else "protected"
+def _second_arm(figures: Figures) -> str:
+    return "raw as protected" if figures.control is not None else "protected"
 
 
-def _results(legs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _results(legs: Path) -> Iterator[tuple[str, _Curves]]:
     """Yield each leg's result: a file of its own for a raw leg, the `trained` event for a protected one."""
     for folder in sorted(legs.iterdir()) if legs.is_dir() else ():
-        for line in _lines(folder):
-            try:
-                value = parse_json(line)
-            except CanonicalError:
-                continue
-            if isinstance(value, dict) and value.get("type") == "trained":
-                value = value["body"].get("result")
-            if isinstance(value, dict) and "lossCurve" in value:
-                yield folder.name, value
+        raw, events = folder / "result.json", folder / "events.jsonl"
+        if raw.is_file() and (result := _Curves.read(raw.read_bytes())) is not None:
+            yield folder.name, result
+        for line in events.read_bytes().splitlines() if events.is_file() else ():
+            if (event := _Trained.read(line)) is not None:
+                yield folder.name, event.body.result
 
 
-def _lines(folder: Path) -> list[bytes]:
-    raw, events = folder / "result.json", folder / "events.jsonl"
-    if raw.is_file():
-        return [raw.read_bytes()]
-    return events.read_bytes().splitlines() if events.is_file() else []
-
-
-def _rates(points: list[list[float]]) -> list[float]:
-    """Turn cumulated [seconds, units] into units a second between neighbouring points."""
+def _rates(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Turn cumulated (seconds, units) into units a second between neighbouring points."""
     pairs = itertools.pairwise(points)
     return [
         (after[1] - before[1]) / (after[0] - before[0]) for before, after in pairs if after[0] > before[0]
     ]
 
 
-def _checks(found: Found) -> None:
-    checks = found.record.get("checks") or []
+def _checks(checks: Sequence[CheckLine]) -> None:
     if checks:
         say()
         # A code names the failure: beside a check that holds stands what it demands.
-        demands = {rule.code: rule.text for rule in RULES}
+        demands: dict[str, str] = {rule.code: rule.text for rule in RULES}
         rows = [
             [
-                ("nothing checked" if item["detail"] else "ok") if item["ok"] else "FAILED",
-                item["code"],
-                item["detail"] or demands.get(item["code"], ""),
+                ("nothing checked" if item.detail else "ok") if item.ok else "FAILED",
+                item.code,
+                item.detail or demands.get(item.code, ""),
             ]
             for item in checks
         ]

@@ -42,7 +42,7 @@ class Observed:
     controlled: bool = False
     control_failed: bool = False
     raw_disclosed: bool = False
-    host_key_source: str | None = None
+    unproven_host_key: bool = False
     max_gap_sec: float | None = None
     head_interval_sec: float | None = None
     witnessed: bool = False
@@ -258,7 +258,7 @@ CAVEATS: tuple[Caveat, ...] = (
         "Neither the provider nor the operator gave the machine's SSH host key beforehand, so the first "
         "one offered was believed. Someone between operator and machine at that moment could have stood "
         "in for it.",
-        lambda seen: seen.host_key_source == "first-use",
+        lambda seen: seen.unproven_host_key,
     ),
     Caveat(
         "event-gap",

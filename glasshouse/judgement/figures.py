@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from glasshouse.canonical import MAX_SAFE_INTEGER
-from glasshouse.judgement.facts import LegResult, RunFacts, SlotFacts
+from glasshouse.judgement.facts import RunFacts, SlotFacts
+from glasshouse.judgement.record import (
+    ArmFigures,
+    ControlFigures,
+    Figures,
+    OverheadFigures,
+    RooflineFigures,
+    SlotFigures,
+)
 from glasshouse.judgement.resources import resources_of
 from glasshouse.measurement.controls import expected_delay_pct, judge_aa, judge_delay
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
 from glasshouse.measurement.fixed_cost import fixed_cost
 from glasshouse.measurement.roofline import Roofline, roofline, work
+from glasshouse.schema import Result
 
 DIGITS = 6
 
@@ -29,43 +37,44 @@ def rounded(value: float | None) -> float | None:
     return round(value, DIGITS) + 0.0
 
 
-def figures_of(facts: RunFacts) -> dict[str, Any]:
-    """Every figure of the record as JSON values; null where it cannot be said."""
+def figures_of(facts: RunFacts) -> Figures:
+    """Every figure of the record."""
     protected, raw = facts.results("protected"), facts.results("raw")
     estimate = estimate_of(facts)
     gaps = [life.max_gap_sec for _, _, life in facts.lifecycles if life.max_gap_sec is not None]
     roof = roofline_of(facts)
     some = next(iter((*protected, *raw)), None)
-    arms = {"protected": _arm(protected), "raw": _arm(raw)}
-    return {
-        "order": facts.spec.order,
-        "unit": some.unit if some else None,
-        **arms,
-        **{f"{name}PerSec": None if arm is None else arm["perSec"] for name, arm in arms.items()},
-        "overheadPct": rounded(overhead_pct(facts, estimate)),
-        "overhead": None if estimate is None else _estimate_json(estimate),
-        "control": _control_json(facts, estimate),
-        "fixedCostSec": fixed_sec(facts),
-        "rawUploadSec": raw_upload_sec(facts),
-        "resources": resources_of(facts),
-        "roofline": None
+    arms = (_arm(protected), _arm(raw))
+    figures = Figures(
+        order=facts.spec.order,
+        unit=some.unit if some else None,
+        protected=arms[0],
+        raw=arms[1],
+        protected_per_sec=None if arms[0] is None else arms[0].per_sec,
+        raw_per_sec=None if arms[1] is None else arms[1].per_sec,
+        overhead_pct=rounded(overhead_pct(facts, estimate)),
+        overhead=None if estimate is None else _overhead(estimate),
+        control=_control(facts, estimate),
+        fixed_cost_sec=fixed_sec(facts),
+        raw_upload_sec=raw_upload_sec(facts),
+        resources=resources_of(facts),
+        roofline=None
         if roof is None
-        else {
-            "bound": roof.bound,
-            "attainablePerSec": rounded(roof.attainable_units_per_sec),
-            "share": rounded(roof.fraction),
-        },
-        "maxEventGapSec": rounded(max(gaps)) if gaps else None,
-        "launches": sum(len(slot.launches) for slot in facts.slots),
-        "relaunched": relaunched(facts),
-        "slots": [_slot(slot) for slot in facts.slots],
-        "unitInfo": dict(some.unit_info) if some else {},
-        **(
-            {"heldSec": rounded(held_sec(facts)), "costUsd": rounded(cost_usd(facts))}
-            if facts.spec.paid
-            else {}
+        else RooflineFigures(
+            bound=roof.bound,
+            attainable_per_sec=rounded(roof.attainable_units_per_sec),
+            share=rounded(roof.fraction),
         ),
-    }
+        max_event_gap_sec=rounded(max(gaps)) if gaps else None,
+        launches=sum(len(slot.launches) for slot in facts.slots),
+        relaunched=relaunched(facts),
+        slots=tuple(_slot(slot) for slot in facts.slots),
+        unit_info=some.unit_info if some else {},
+    )
+    if not facts.spec.paid:
+        return figures
+    rented = {"held_sec": rounded(held_sec(facts)), "cost_usd": rounded(cost_usd(facts))}
+    return figures.model_copy(update=rented)
 
 
 def held_sec(facts: RunFacts) -> float | None:
@@ -127,89 +136,83 @@ def _rate(slot: SlotFacts) -> SlotRate:
     if result is None:  # no work: the estimator drops the block as incomplete
         return SlotRate(slot.plan.position, slot.plan.arm, 0.0, 0.0)
     # Only a block among others can be left out; a disturbed pair is shown, with its caveat.
-    disturbed = slot.plan.block is not None and bool(result.disturbed)
+    disturbed = slot.plan.block is not None and bool(slot.disturbed)
     return SlotRate(slot.plan.position, slot.plan.arm, result.units, result.elapsed_sec, disturbed)
 
 
-def _estimate_json(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "ciLowPct": rounded(estimate.ci_low_pct),
-        "ciHighPct": rounded(estimate.ci_high_pct),
-        "n": estimate.n,
-        "method": estimate.method,
-        "verdict": estimate.verdict if estimate.ci_low_pct is not None else None,
-        "marginPct": rounded(estimate.margin_pct),
-        "mde80Pct": rounded(estimate.mde80_pct),
-        "tostLowPct": rounded(estimate.tost_low_pct),
-        "tostHighPct": rounded(estimate.tost_high_pct),
-        "orderEffectPct": rounded(estimate.order_effect_pct),
-        "orderEffectLowPct": rounded(estimate.order_effect_low_pct),
-        "orderEffectHighPct": rounded(estimate.order_effect_high_pct),
-        "randomizationP": rounded(estimate.randomisation_p),
-        "leaveOneOutPct": [rounded(value) for value in estimate.leave_one_out],
-        "blocks": estimate.blocks,
-        "droppedBlocks": len(estimate.dropped.blocks),
-        "droppedProtected": estimate.dropped.protected,
-        "droppedRaw": estimate.dropped.raw,
-    }
+def _overhead(estimate: Estimate) -> OverheadFigures:
+    return OverheadFigures(
+        ci_low_pct=rounded(estimate.ci_low_pct),
+        ci_high_pct=rounded(estimate.ci_high_pct),
+        n=estimate.n,
+        method=estimate.method,
+        verdict=estimate.verdict if estimate.ci_low_pct is not None else None,
+        margin_pct=rounded(estimate.margin_pct),
+        mde80_pct=rounded(estimate.mde80_pct),
+        tost_low_pct=rounded(estimate.tost_low_pct),
+        tost_high_pct=rounded(estimate.tost_high_pct),
+        order_effect_pct=rounded(estimate.order_effect_pct),
+        order_effect_low_pct=rounded(estimate.order_effect_low_pct),
+        order_effect_high_pct=rounded(estimate.order_effect_high_pct),
+        randomization_p=rounded(estimate.randomisation_p),
+        leave_one_out_pct=tuple(rounded(value) for value in estimate.leave_one_out),
+        blocks=estimate.blocks,
+        dropped_blocks=len(estimate.dropped.blocks),
+        dropped_protected=estimate.dropped.protected,
+        dropped_raw=estimate.dropped.raw,
+    )
 
 
-def _control_json(facts: RunFacts, estimate: Estimate | None) -> dict[str, Any] | None:
+def _control(facts: RunFacts, estimate: Estimate | None) -> ControlFigures | None:
     """What a control run shows about the method; None for a run that is no control."""
-    if facts.spec.control == "none":
+    kind = facts.spec.control
+    if kind == "none":
         return None
     if estimate is None:
-        delayed = facts.spec.control == "delay"
-        return {
-            "kind": facts.spec.control,
-            "outcome": "inconclusive",
-            "expectedPct": rounded(expected_delay_pct(facts.spec.measure.delay_pct)) if delayed else 0.0,
-            "reason": "no figure to compare",
-        }
-    if facts.spec.control == "aa":
-        result = judge_aa(estimate)
-    else:
-        result = judge_delay(estimate, facts.spec.measure.delay_pct)
-    return {
-        "kind": result.kind,
-        "outcome": result.outcome,
-        "expectedPct": rounded(result.expected_pct),
-        "reason": result.reason,
-    }
+        expected = rounded(expected_delay_pct(facts.spec.measure.delay_pct)) if kind == "delay" else 0.0
+        return ControlFigures(
+            kind=kind, outcome="inconclusive", expected_pct=expected, reason="no figure to compare"
+        )
+    result = judge_aa(estimate) if kind == "aa" else judge_delay(estimate, facts.spec.measure.delay_pct)
+    return ControlFigures(
+        kind=result.kind,
+        outcome=result.outcome,
+        expected_pct=rounded(result.expected_pct),
+        reason=result.reason,
+    )
 
 
-def _arm(results: Sequence[LegResult]) -> dict[str, Any] | None:
-    """Totals of one arm over its slots; loss and digest are those of its last slot."""
+def _arm(results: Sequence[Result]) -> ArmFigures | None:
     if not results:
         return None
     elapsed = sum(result.elapsed_sec for result in results)
     units = sum(result.units for result in results)
     last = results[-1]
-    return {
-        "slots": len(results),
-        "units": rounded(units),
-        "steps": sum(result.steps for result in results),
-        "elapsedSec": rounded(elapsed),
-        "perSec": rounded(units / elapsed if elapsed > 0 else 0.0),
-        "setupSec": rounded(statistics.median(result.setup_sec for result in results)),
-        "warmupSec": rounded(min(result.warmup_sec for result in results)),
-        "finalLoss": last.final_loss,
-        "outputSha256": last.output_sha256,
-    }
+    return ArmFigures(
+        slots=len(results),
+        units=rounded(units),
+        steps=sum(result.steps for result in results),
+        elapsed_sec=rounded(elapsed),
+        per_sec=rounded(units / elapsed if elapsed > 0 else 0.0),
+        setup_sec=rounded(statistics.median(result.setup_sec for result in results)),
+        warmup_sec=rounded(min(result.warmup_sec for result in results)),
+        final_loss=last.final_loss,
+        output_sha256=last.output_sha256,
+    )
 
 
-def _slot(slot: SlotFacts) -> dict[str, Any]:
+def _slot(slot: SlotFacts) -> SlotFigures:
     result, plan = slot.result, slot.plan
-    return {
-        "leg": slot.name,
-        "block": plan.block,
-        "burnIn": plan.burn_in,
-        "launches": len(slot.launches),
-        "units": None if result is None else rounded(result.units),
-        "elapsedSec": None if result is None else rounded(result.elapsed_sec),
-        "perSec": None if result is None else rounded(result.per_sec),
-        "disturbed": [] if result is None else list(result.disturbed),
-    }
+    return SlotFigures(
+        leg=slot.name,
+        block=plan.block,
+        burn_in=plan.burn_in,
+        launches=len(slot.launches),
+        units=None if result is None else rounded(result.units),
+        elapsed_sec=None if result is None else rounded(result.elapsed_sec),
+        per_sec=None if result is None else rounded(result.per_sec),
+        disturbed=slot.disturbed,
+    )
 
 
 def fixed_sec(facts: RunFacts) -> dict[str, float] | None:

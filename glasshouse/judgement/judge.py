@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from glasshouse.canonical import canonical_json
 from glasshouse.judgement.caveats import Observed, caveats_of
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import figures_of, relaunched, roofline_of
+from glasshouse.judgement.record import CheckLine, Excluded, Figures, Record, Status
 from glasshouse.judgement.rules import METHOD, Check, check_rules, equal_outputs
 from glasshouse.measurement.roofline import host_bound
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
-
-Status = Literal["verified", "excluded"]
 
 
 @dataclass(frozen=True)
@@ -27,45 +24,44 @@ class Judgement:
     status: Status
     exclusion: tuple[Check, ...]
     caveats: tuple[str, ...]
-    figures: dict[str, Any]
+    figures: Figures
     checks: tuple[Check, ...]
 
     @property
     def overhead_pct(self) -> float | None:
         """Steady-state overhead in percent; null also for excluded rows, which count for nothing."""
-        value: float | None = self.figures["overheadPct"]
-        return value if self.status == "verified" else None
+        return self.figures.overhead_pct if self.status == "verified" else None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the record as JSON values."""
-        return {
-            "method": self.method,
-            "run": self.run,
-            "id": self.row,
-            "status": self.status,
-            "exclusion": None
+    def as_record(self) -> Record:
+        """Return what record.json says."""
+        return Record(
+            method=self.method,
+            run=self.run,
+            id=self.row,
+            status=self.status,
+            exclusion=None
             if self.status == "verified"
-            else {
-                "codes": [check.code for check in self.exclusion],
-                "observed": "; ".join(check.detail for check in self.exclusion),
-            },
-            "caveats": list(self.caveats),
-            "figures": self.figures,
+            else Excluded(
+                codes=tuple(check.code for check in self.exclusion),
+                observed="; ".join(check.detail for check in self.exclusion),
+            ),
+            caveats=self.caveats,
+            figures=self.figures,
             # What a check that holds demands is the method's text, not the record's; that there was
             # nothing to check is this run's.
-            "checks": [
-                {
-                    "code": check.code,
-                    "ok": check.ok,
-                    "detail": check.detail if check.vacuous or not check.ok else "",
-                }
+            checks=tuple(
+                CheckLine(
+                    code=check.code,
+                    ok=check.ok,
+                    detail=check.detail if check.vacuous or not check.ok else "",
+                )
                 for check in self.checks
-            ],
-        }
+            ),
+        )
 
     def record(self) -> bytes:
         """Return record.json's bytes: what is compared when the bundle is verified."""
-        return canonical_json(self.as_json())
+        return self.as_record().to_bytes()
 
 
 def judge(facts: RunFacts, method: int = METHOD) -> Judgement:
@@ -85,7 +81,7 @@ def judge(facts: RunFacts, method: int = METHOD) -> Judgement:
     )
 
 
-def observed(facts: RunFacts, figures: dict[str, Any], method: int = METHOD) -> Observed:
+def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observed:
     """Reduce a run to what the caveats look at."""
     spec, lives = facts.spec, [life for _, _, life in facts.lifecycles]
     arms = [facts.results(arm) for arm in ("protected", "raw")]
@@ -94,11 +90,11 @@ def observed(facts: RunFacts, figures: dict[str, Any], method: int = METHOD) -> 
     reports = [life.zeroization for life in lives if life.zeroization is not None]
     needles = [needle for report in reports for needle in report.needles]
     gaps = [life.max_gap_sec for life in lives if life.max_gap_sec is not None]
-    overhead = figures["overhead"]
+    overhead = figures.overhead
     return Observed(
         tier="simulated" if facts.simulated else "signed",
-        overhead_pct=figures["overheadPct"],
-        samples=None if overhead is None else overhead["n"],
+        overhead_pct=figures.overhead_pct,
+        samples=None if overhead is None else overhead.n,
         measured_sec=min(measured) if measured else None,
         warmup_sec=min(warmups) if warmups else None,
         order=spec.order,
@@ -108,12 +104,12 @@ def observed(facts: RunFacts, figures: dict[str, Any], method: int = METHOD) -> 
         host_bound=host_bound(roofline_of(facts)),
         is_control=spec.control != "none",
         raw_disclosed=any(not slot.plan.lifecycle and slot.launches for slot in facts.slots),
-        host_key_source=None if facts.allocation is None else facts.allocation.host_key_source,
+        unproven_host_key=facts.allocation is not None and facts.allocation.unproven_host_key,
         max_gap_sec=max(gaps) if gaps else None,
         head_interval_sec=spec.measure.head_interval_sec,
         witnessed=bool(facts.witnesses),
         provider=spec.provider.kind,
-        dropped_blocks=0 if overhead is None else overhead["droppedBlocks"],
+        dropped_blocks=0 if overhead is None else overhead.dropped_blocks,
         disturbed=_disturbed(facts),
         relaunched=relaunched(facts),
         residue_scanned=_scanned(facts) if reports else None,
@@ -128,7 +124,7 @@ def _disturbed(facts: RunFacts) -> tuple[str, ...]:
     """Reasons for which legs that still count were disturbed: those of a pair, which has no block to drop."""
     if facts.spec.order == "abba":
         return ()
-    return tuple(sorted({reason for _, result in facts.all_results for reason in result.disturbed}))
+    return tuple(sorted({reason for slot in facts.slots for reason in slot.disturbed}))
 
 
 def _weakest(barriers: list[str]) -> str | None:
@@ -147,10 +143,10 @@ def _scanned(facts: RunFacts) -> bool:
         if report is None:
             continue
         result = launch.result
-        on_gpu = result is not None and result.device == "cuda" and bool(result.start.get("gpuUuids"))
+        on_gpu = result is not None and result.device == "cuda" and bool(result.machine_start.gpu_uuids)
         sought = [needle for needle in report.needles if not (on_gpu and needle.on_device)]
         live = {needle.name for needle in sought if needle.positive_control > 0}
-        if not report.residue_scanned or not live or live != {needle.name for needle in sought}:
+        if report.residue != "scanned" or not live or live != {needle.name for needle in sought}:
             return False
         if on_gpu and report.device_cache != "released":
             return False

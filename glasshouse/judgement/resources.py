@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
-from glasshouse.judgement.facts import LegResult, RunFacts
+from glasshouse.judgement.facts import RunFacts
+from glasshouse.judgement.record import ArmResources, ResourceFigures
+from glasshouse.schema import Result
 
 # Steps by the names in launch.json, in the order in which a launch takes them; an arm has its own ones.
 _BEFORE = ("sealSec", "uploadSec", "startSec", "attestSec", "releaseSec", "unsealSec")
@@ -20,12 +21,12 @@ _AFTER = ("sealOutputsSec", "zeroizeSec", "fetchSec")
 DIGITS = 6
 
 
-def resources_of(facts: RunFacts) -> dict[str, Any]:
-    """Per arm: cpuShare (processor seconds per measured second), cpuSec of a launch, wallSec by step."""
-    return {arm: _arm(facts, arm) for arm in ("protected", "raw")}
+def resources_of(facts: RunFacts) -> ResourceFigures:
+    """Processor time and wall time by step, of both arms."""
+    return ResourceFigures(protected=_arm(facts, "protected"), raw=_arm(facts, "raw"))
 
 
-def _arm(facts: RunFacts, arm: str) -> dict[str, Any] | None:
+def _arm(facts: RunFacts, arm: str) -> ArmResources | None:
     launches = [
         (slot.result, slot.final.timings)
         for slot in facts.of(arm)
@@ -37,14 +38,14 @@ def _arm(facts: RunFacts, arm: str) -> dict[str, Any] | None:
     elapsed = math.fsum(result.elapsed_sec for result in measured)
     share = math.fsum(result.cpu_sec or 0.0 for result in measured) / elapsed if elapsed > 0 else None
     total = [result.total_cpu_sec for result, _ in launches if result.total_cpu_sec is not None]
-    return {
-        "cpuShare": None if share is None else round(share, DIGITS),
-        "cpuSec": round(statistics.median(total), DIGITS) if total else None,
-        "wallSec": _wall([_steps(result, timings) for result, timings in launches]),
-    }
+    return ArmResources(
+        cpu_share=None if share is None else round(share, DIGITS),
+        cpu_sec=round(statistics.median(total), DIGITS) if total else None,
+        wall_sec=_wall([_steps(result, timings) for result, timings in launches]),
+    )
 
 
-def _steps(result: LegResult, timings: Mapping[str, float]) -> dict[str, float]:
+def _steps(result: Result, timings: Mapping[str, float]) -> dict[str, float]:
     found = {name: float(timings[name]) for name in _BEFORE if name in timings}
     found |= {
         "setupSec": result.setup_sec,

@@ -180,17 +180,17 @@ def _raw_files(facts: RunFacts) -> Iterator[str]:
 
 
 def _same_machine(facts: RunFacts) -> Iterator[str]:
-    edges = [edge for _, result in facts.all_results for edge in (result.start, result.end)]
+    edges = [edge for _, result in facts.all_results for edge in (result.machine_start, result.machine_end)]
     if not edges:
         return
     if facts.allocation is not None and facts.allocation.machine is not None:
         # The controller reads less about the machine than a leg does: what it did not read is not compared.
-        edges.insert(0, {**edges[0], **facts.allocation.machine})
+        edges.insert(0, edges[0].under(facts.allocation.machine))
     yield from same_machine(edges)
     for slot, launch, life in facts.lifecycles:
-        if launch.result is not None and launch.result.start.get("bootId") != life.boot_id:
+        if launch.result is not None and launch.result.machine_start.boot_id != life.boot_id:
             yield f"{slot.name}: not the boot that the controller saw"
-    if asks_gpu(facts) and not all(edge.get("gpuUuids") for edge in edges):
+    if asks_gpu(facts) and not all(edge.gpu_uuids for edge in edges):
         yield "gpu-uuid-missing"
 
 
@@ -206,9 +206,9 @@ def _gpu(facts: RunFacts) -> Iterator[str]:
     # What the driver calls it, where config says so: providers have names of their own.
     driver = {gpu.provider_names["driver"]} if "driver" in gpu.provider_names else names
     for slot, result in facts.all_results:
-        found = list(result.start.get("gpuNames") or ())
+        found = result.machine_start.gpu_names
         if any(name not in driver for name in found):
-            yield f"{slot.name}: asked for {gpu.name}, the driver reports {', '.join(map(str, found))}"
+            yield f"{slot.name}: asked for {gpu.name}, the driver reports {', '.join(found)}"
         if len(found) < gpu.count:
             yield f"{slot.name}: {len(found)} GPUs, asked for {gpu.count}"
         # A simulated GPU has a name and nothing behind it; such a row never passes as measured.

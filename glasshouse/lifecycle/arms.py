@@ -25,8 +25,8 @@ from glasshouse.lifecycle.leg_display import LegProgress
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready, put_raw_files
 from glasshouse.records import keys
-from glasshouse.records.schema import Result
 from glasshouse.runtime import params
+from glasshouse.schema import Result
 
 _T = TypeVar("_T")
 POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time

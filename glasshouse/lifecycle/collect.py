@@ -13,7 +13,7 @@ from glasshouse.errors import AttestationError, LegError, RemoteError
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
-from glasshouse.records.schema import Ended, Exchange, Result
+from glasshouse.schema import Ended, Exchange, Result
 
 MAX_OUTPUT_BYTES = 64 << 30
 SEALED_OUTPUTS = ("outputs.sealed", "log.sealed")

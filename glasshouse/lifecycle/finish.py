@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glasshouse.canonical import parse_json, sha256_hex
+from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import CleanupNotProven, GlasshouseError, UsageError
 from glasshouse.judgement.judge import Judgement
+from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.providers.base import Provider, ReleaseProof
 from glasshouse.providers.journal import Journal
 from glasshouse.records import keys
 from glasshouse.records.bundle import write_bundle
 from glasshouse.records.ledger import Ledger
-from glasshouse.records.schema import Outcome, Release
+from glasshouse.schema import Outcome, Release
 
 DETAIL_CHARS = 300  # most of a release's detail in the bundle
 
@@ -33,7 +34,7 @@ class Recorded:
 
     run: str
     folder: str
-    record: dict[str, Any]
+    record: Record
     exit_code: int
     alarm: str = ""
 
@@ -125,7 +126,7 @@ def record(live: LiveRun) -> Recorded:
     code = live.ending.exit_code
     if judgement.status == "excluded":
         code = max(code, 1)
-    return Recorded(live.run.id, str(folder.path), parse_json(record_bytes), code, live.ending.alarm)
+    return Recorded(live.run.id, str(folder.path), judgement.as_record(), code, live.ending.alarm)
 
 
 def outcome_file(live: LiveRun, codes: Sequence[str], ended: float) -> Outcome:

@@ -19,10 +19,10 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import HostKeyMismatch, LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.records.chain import sign_head
-from glasshouse.records.schema import Ended
 from glasshouse.remote.pod import Pod
 from glasshouse.retry import Policy, retry
 from glasshouse.runtime.events import check_line, event_hash, first_link
+from glasshouse.schema import Ended
 
 _T = TypeVar("_T")
 # Each try of these is a round of several (remote/pod.py: RECONNECT_DELAYS), or follows one.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import Slot
-from glasshouse.records.schema import Result
+from glasshouse.schema import Result
 
 PHASES = {"measure": "measuring", "warmup": "warming up", "setup": "setting up"}
 

@@ -15,9 +15,9 @@ from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, RemoteError
-from glasshouse.records.schema import SeenMachine
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.machine import distributions_digest
+from glasshouse.schema import SeenMachine
 from glasshouse.spec import RunSpec
 
 POD_SCRIPT = r"""

@@ -20,7 +20,7 @@ from glasshouse.lifecycle.watchdog import wait_for_end
 from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.money import rental_deadline_sec
 from glasshouse.providers.registry import open_provider
-from glasshouse.records.schema import Release
+from glasshouse.schema import Release
 from glasshouse.spec import PAID_PROVIDERS
 from glasshouse.spec import Provider as ProviderConfig
 

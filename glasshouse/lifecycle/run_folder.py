@@ -29,7 +29,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import UsageError
 from glasshouse.records.bundle import NAME
 from glasshouse.records.keys import atomic_write
-from glasshouse.records.schema import Launch, Written
+from glasshouse.schema import Launch, Written
 from glasshouse.spec import Arm, RunSpec
 
 _ARMS: dict[str, Arm] = {"raw": "raw", "protected": "protected"}

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from glasshouse import schema
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
@@ -26,12 +27,12 @@ from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.base import Allocation
-from glasshouse.records import keys, schema
-from glasshouse.records.values import fields_of
+from glasshouse.records import keys
 from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
 from glasshouse.retry import Policy, retry
 from glasshouse.runtime.archive import build_archive
+from glasshouse.schema import fields_of
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite

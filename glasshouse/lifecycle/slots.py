@@ -15,8 +15,8 @@ from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.measurement.schedule import Slot
-from glasshouse.records.schema import Launch, Result
 from glasshouse.retry import Policy, retry
+from glasshouse.schema import Launch, Result
 
 TRANSPORT_CODES = frozenset({Code.BROKER_UNREACHABLE, Code.MALFORMED_ANSWER, Code.START_UNKNOWN})
 

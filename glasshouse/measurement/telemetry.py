@@ -1,18 +1,19 @@
 """Judging what the pod recorded of itself: was it one machine, and was a slot left in peace?
 
-The pod samples (runtime/machine.py); here the samples are judged, from the bundle as well as live.
-Everything judged is self-reported by the pod. Values arrive as nvidia-smi prints them, so numbers may
-be strings, and "N/A" means that the device does not say.
+The pod samples (runtime/machine.py); here the samples are judged, from the bundle. Everything judged is
+self-reported by the pod. Values arrive as nvidia-smi prints them, so numbers may be strings, and "N/A" means
+that the device does not say. What a record does not have was not read: no default stands for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any
+
+from glasshouse.schema import Machine, Sample
 
 # nvmlClocksEventReasons, NVML API reference: HW slowdown, SW thermal, HW thermal, HW power brake.
 # Not counted: idle (0x1), application clocks (0x2), software power cap (0x4, normal at full load),
@@ -20,14 +21,14 @@ from typing import Any
 THROTTLE_MASK = 0x8 | 0x20 | 0x40 | 0x80
 
 _SAME = (
-    ("bootId", "boot-id"),
+    ("boot_id", "boot-id"),
     ("allocation", "allocation"),
-    ("gpuUuids", "gpu-uuid"),
-    ("pciBusIds", "pci-bus-id"),
+    ("gpu_uuids", "gpu-uuid"),
+    ("pci_bus_ids", "pci-bus-id"),
     ("driver", "driver"),
-    ("cpuModel", "cpu-model"),
+    ("cpu_model", "cpu-model"),
 )
-_REQUIRED = ("bootId", "allocation")
+_REQUIRED = ("boot_id", "allocation")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Limits:
     steal_pct: float = 5.0
 
 
-def same_machine(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+def same_machine(machines: Sequence[Machine]) -> list[str]:
     """Why these machine records, in order of time, are not proof of one machine; [] when they are.
 
     Each is recorded at a slot's edge: boot id, allocation, GPU UUIDs, PCI bus ids, driver and CPU must
@@ -56,48 +57,47 @@ def same_machine(machines: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["machine-records-missing"]
     failures = [
         f"{name}-missing"
-        for key, name in _SAME
-        if key in _REQUIRED and not all(machine.get(key) for machine in machines)
+        for field, name in _SAME
+        if field in _REQUIRED and not all(machine.said(field) for machine in machines)
     ]
     first = machines[0]
     failures += [
         f"{name}-changed"
-        for key, name in _SAME
-        if any(machine.get(key) != first.get(key) for machine in machines[1:])
+        for field, name in _SAME
+        if any(machine.said(field) != first.said(field) for machine in machines[1:])
     ]
-    if not _non_decreasing([_number(machine.get("uptimeSec")) for machine in machines]):
+    if not _non_decreasing([machine.uptime_sec for machine in machines]):
         failures.append("uptime-decreased")
-    counters = [[_number(count) for count in machine.get("eccUncorrected") or ()] for machine in machines]
+    counters = [[_number(count) for count in machine.ecc_uncorrected] for machine in machines]
     if not all(_non_decreasing(column) for column in zip(*counters, strict=False)):
         failures.append("ecc-count-decreased")
     return failures
 
 
 def disturbed(
-    samples: Sequence[Mapping[str, Any]],
-    machines: Sequence[Mapping[str, Any]] = (),
+    samples: Sequence[Sample],
+    machines: Sequence[Machine] = (),
     limits: Limits = Limits(),
 ) -> list[str]:
     """Why a slot's telemetry says that it was disturbed; [] when it was not, or nothing was sampled.
 
-    samples: those of the measured stretch, {"t", "othersPct", "stealPct", "gpu": [{"smMhz",
-    "throttle", ...}], "otherProcesses"?}; machines: the records at the slot's two edges.
+    samples: those of the measured stretch; machines: the records at the slot's two edges.
     Reasons: throttled, clock-drop, other-gpu-process, cpu-contended, cpu-steal, ecc-error.
     """
     reasons = []
-    gpus = [gpu for sample in samples for gpu in sample.get("gpu") or ()]
-    if any(_bits(gpu.get("throttle")) & THROTTLE_MASK for gpu in gpus):
+    gpus = [gpu for sample in samples for gpu in sample.gpu]
+    if any(_bits(gpu.throttle) & THROTTLE_MASK for gpu in gpus):
         reasons.append("throttled")
     if _clock_dropped(samples, limits):
         reasons.append("clock-drop")
-    if any((_number(sample.get("otherProcesses")) or 0) > 0 for sample in samples):
+    if any(sample.other_processes > 0 for sample in samples):
         reasons.append("other-gpu-process")
     if not gpus:
-        for key, limit, reason in (
-            ("othersPct", limits.others_pct, "cpu-contended"),
-            ("stealPct", limits.steal_pct, "cpu-steal"),
+        for field, limit, reason in (
+            ("others_pct", limits.others_pct, "cpu-contended"),
+            ("steal_pct", limits.steal_pct, "cpu-steal"),
         ):
-            values = [value for sample in samples if (value := _number(sample.get(key))) is not None]
+            values = [value for sample in samples if (value := _number(sample.said(field))) is not None]
             if values and math.fsum(values) / len(values) > limit:
                 reasons.append(reason)
     if _ecc_rose(machines):
@@ -105,12 +105,12 @@ def disturbed(
     return reasons
 
 
-def _clock_dropped(samples: Sequence[Mapping[str, Any]], limits: Limits) -> bool:
+def _clock_dropped(samples: Sequence[Sample], limits: Limits) -> bool:
     """Whether some GPU of the slot ran well below its own median clock for part of the slot."""
     clocks: dict[int, list[float]] = {}
     for sample in samples:
-        for index, gpu in enumerate(sample.get("gpu") or ()):
-            value = _number(gpu.get("smMhz"))
+        for index, gpu in enumerate(sample.gpu):
+            value = _number(gpu.sm_mhz)
             if value is not None:
                 clocks.setdefault(index, []).append(value)
     for series in clocks.values():
@@ -121,10 +121,10 @@ def _clock_dropped(samples: Sequence[Mapping[str, Any]], limits: Limits) -> bool
     return False
 
 
-def _ecc_rose(machines: Sequence[Mapping[str, Any]]) -> bool:
+def _ecc_rose(machines: Sequence[Machine]) -> bool:
     if len(machines) < 2:
         return False
-    before, after = (machine.get("eccUncorrected") or () for machine in (machines[0], machines[-1]))
+    before, after = machines[0].ecc_uncorrected, machines[-1].ecc_uncorrected
     pairs = [(_number(one), _number(other)) for one, other in zip(before, after, strict=False)]
     return any(one is not None and other is not None and other > one for one, other in pairs)
 

@@ -13,7 +13,6 @@ file is published, the row must stand in that, too.
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def _entry(path: Path, artifact: Artifact | None, signer: str | None, checks: li
 def _reported(artifact: Artifact) -> list[Check]:
     published = artifact.overhead_pct
     checks: list[Check] = []
-    computed = recompute(json.loads(artifact_bytes(artifact))) if published is not None else None
+    computed = recompute(artifact) if published is not None else None
     if published is not None:
         same = computed is not None and computed.agrees(published)
         again = "cannot be recomputed" if computed is None else f"recomputed {computed.overhead_pct:.4f}%"
@@ -149,7 +148,7 @@ def _late(artifact: Artifact, here: Path, keyring: Keyring) -> tuple[bool, str]:
         return owned, "" if owned else unshown
     if log.journey is None or owned or not logs.late(artifact.id):
         return logs.late(artifact.id), ""
-    home = str(log.journey.body["openedIn"])
+    home = log.journey.opened_in
     if logs.of(home) is not None:
         return True, ""
     faults = [code for code in failures if code.endswith(f":{home}")]

@@ -7,13 +7,10 @@ states, and compared to two decimals; a disagreement stops the import.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.judgement.caveats import Observed, caveats_of
@@ -21,6 +18,7 @@ from glasshouse.publishing.artifact import (
     Artifact,
     Check,
     Cleanup,
+    Day,
     Exclusion,
     Id,
     Observation,
@@ -28,24 +26,15 @@ from glasshouse.publishing.artifact import (
     Overhead,
     Public,
     Reported,
+    Setting,
     Text,
 )
 from glasshouse.publishing.artifact import (
     Code as CodeWord,
 )
 
-_FIGURES: Final = frozenset(
-    """
-    id source date label role model unit gpu gpuModel provider providerTier providerInstanceId sameAllocation
-    durationSec warmupSec order steps targetSteps settings overheadPct attestation runtimeState cleanup
-    protectedEpochsPerSec protectedStepsPerSec protectedEpochs protectedSteps protectedElapsedSec
-    protectedTrainElapsedSec protectedSetupSec protectedFinalLoss protectedAdapterSha256
-    rawEpochsPerSec rawStepsPerSec rawEpochs rawSteps rawElapsedSec
-    rawTrainElapsedSec rawSetupSec rawFinalLoss rawAdapterSha256
-    finalLoss adapterSha256 trainableAdapterParams totalParams reasonCodes supersededBy inferred
-    """.split()  # noqa: SIM905 - fifty names read better as a paragraph than one a line
-)
-_TABLES: Final = ("rows", "smoke", "excluded")
+Table = Literal["rows", "smoke", "excluded"]
+Number = int | float  # as published: words about it repeat it digit for digit
 _MAKER: Final = object()
 
 
@@ -56,6 +45,81 @@ class ReportedRow:
         if maker is not _MAKER or artifact.evidence_tier != "reported":
             raise TypeError("only the history importer makes reported rows")
         self.artifact: Final = artifact
+
+
+class PublishedCleanup(Public):
+    """What the source says of the end of the rental."""
+
+    active_pods: int
+
+
+class PublishedRow(Public):
+    """One row as it was published, under the names used then; None where the source does not say.
+
+    `steps`, `final_loss` and `adapter_sha256` are of rows that name one leg alone.
+    """
+
+    id: Id
+    source: Day
+    date: Day | None = None
+    label: str | None = None
+    role: str | None = None
+    model: str
+    unit: str | None = None
+    gpu: str | None = None
+    gpu_model: str | None = None
+    provider: str | None
+    provider_tier: str | None = None
+    provider_instance_id: str | None = None
+    same_allocation: bool | None = None
+    duration_sec: Number | None = None
+    warmup_sec: Number | None = None
+    order: Order | None = None
+    steps: int | None = None
+    target_steps: int | None = None
+    settings: dict[str, Setting] | None = None
+    overhead_pct: Number | None = None
+    attestation: str | None = None
+    runtime_state: str | None = None
+    cleanup: PublishedCleanup | None = None
+    protected_epochs_per_sec: Number | None = None
+    protected_steps_per_sec: Number | None = None
+    protected_epochs: Number | None = None
+    protected_steps: int | None = None
+    protected_elapsed_sec: Number | None = None
+    protected_train_elapsed_sec: Number | None = None
+    protected_setup_sec: Number | None = None
+    protected_final_loss: Number | None = None
+    protected_adapter_sha256: str | None = None
+    raw_epochs_per_sec: Number | None = None
+    raw_steps_per_sec: Number | None = None
+    raw_epochs: Number | None = None
+    raw_steps: int | None = None
+    raw_elapsed_sec: Number | None = None
+    raw_train_elapsed_sec: Number | None = None
+    raw_setup_sec: Number | None = None
+    raw_final_loss: Number | None = None
+    raw_adapter_sha256: str | None = None
+    final_loss: Number | None = None
+    adapter_sha256: str | None = None
+    trainable_adapter_params: int | None = None
+    total_params: int | None = None
+    reason_codes: tuple[str, ...] = ()
+    superseded_by: Id | None = None
+    inferred: tuple[str, ...] = ()
+
+
+class PublishedFigures(Public):
+    """conf/history/published-rows.json: the figures that were published, by the table they stood in."""
+
+    rows: tuple[PublishedRow, ...]
+    smoke: tuple[PublishedRow, ...]
+    excluded: tuple[PublishedRow, ...]
+
+    @property
+    def tables(self) -> tuple[tuple[Table, tuple[PublishedRow, ...]], ...]:
+        """Every table with its rows, in source order."""
+        return (("rows", self.rows), ("smoke", self.smoke), ("excluded", self.excluded))
 
 
 class Remark(Public):
@@ -90,46 +154,40 @@ class Recomputed:
         return f"{self.overhead_pct:.2f}" == f"{published:.2f}"
 
 
-def figures_only(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the figures of a reference document and drop its prose; what the repository holds."""
-    return {
-        table: [{key: value for key, value in row.items() if key in _FIGURES} for row in reference[table]]
-        for table in _TABLES
-    }
-
-
-def figures_bytes(figures: Mapping[str, Any]) -> bytes:
-    """The figures as reviewable JSON: one key a line, in source order."""
-    return (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def recompute(row: Mapping[str, Any]) -> Recomputed | None:
+def recompute(row: PublishedRow | Artifact) -> Recomputed | None:
     """Recompute the overhead: count over elapsed where both are given, else the two published rates.
 
     100 x (1 - protected / raw), the definition of a single pair. None when no raw leg is there.
     """
-    arms: list[float] = []
-    for arm in ("protected", "raw"):
-        elapsed = row.get(f"{arm}ElapsedSec") or row.get(f"{arm}TrainElapsedSec")
-        count = row.get(f"{arm}Steps") or row.get(f"{arm}Epochs") or row.get("steps")
-        if elapsed and count:
-            arms.append(count / elapsed)
-    if len(arms) == 2:
-        return Recomputed(100 * (1 - arms[0] / arms[1]), "counts-and-elapsed")
-    for unit in ("Epochs", "Steps"):
-        protected, raw = row.get(f"protected{unit}PerSec"), row.get(f"raw{unit}PerSec")
-        if protected and raw:
-            return Recomputed(100 * (1 - protected / raw), "rates")
+    protected = _rate(
+        row.protected_elapsed_sec or row.protected_train_elapsed_sec,
+        row.protected_steps or row.protected_epochs or row.steps,
+    )
+    raw = _rate(
+        row.raw_elapsed_sec or row.raw_train_elapsed_sec, row.raw_steps or row.raw_epochs or row.steps
+    )
+    if protected is not None and raw is not None:
+        return Recomputed(100 * (1 - protected / raw), "counts-and-elapsed")
+    for one, other in (
+        (row.protected_epochs_per_sec, row.raw_epochs_per_sec),
+        (row.protected_steps_per_sec, row.raw_steps_per_sec),
+    ):
+        if one and other:
+            return Recomputed(100 * (1 - one / other), "rates")
     return None
 
 
-def import_history(figures: Mapping[str, Any], remarks: Remarks) -> tuple[ReportedRow, ...]:
+def _rate(elapsed: float | None, count: float | None) -> float | None:
+    return count / elapsed if elapsed and count else None
+
+
+def import_history(figures: PublishedFigures, remarks: Remarks) -> tuple[ReportedRow, ...]:
     """Turn the figures into reported rows, in source order.
 
     Raises VerificationError listing every row whose published overhead does not follow from its own
     figures, every id used twice, and every remark about a row that is not there.
     """
-    artifacts = [_artifact(row, table, remarks) for table in _TABLES for row in figures[table]]
+    artifacts = [_artifact(row, table, remarks) for table, rows in figures.tables for row in rows]
     codes = [f"{Code.ARITHMETIC_DISAGREES}:{item.id}" for item in artifacts if not _arithmetic_holds(item)]
     ids = [item.id for item in artifacts]
     codes += sorted({f"{Code.ID_USED_TWICE}:{item}" for item in ids if ids.count(item) > 1})
@@ -147,7 +205,7 @@ def read_remarks(folder: Path) -> Remarks:
 
 def read_history(folder: Path) -> tuple[ReportedRow, ...]:
     """Import published-rows.json with remarks.json from a folder of history data (conf/history)."""
-    figures = parse_json((folder / "published-rows.json").read_bytes())
+    figures = PublishedFigures.model_validate_json((folder / "published-rows.json").read_bytes())
     return import_history(figures, read_remarks(folder))
 
 
@@ -155,78 +213,78 @@ def _arithmetic_holds(artifact: Artifact) -> bool:
     return all(check.ok for check in artifact.checks if check.code.endswith("-recomputed"))
 
 
-def _artifact(row: Mapping[str, Any], table: str, remarks: Remarks) -> Artifact:
-    order: Order | None = "protected-only" if table == "smoke" else row.get("order")
+def _artifact(row: PublishedRow, table: Table, remarks: Remarks) -> Artifact:
+    order: Order | None = "protected-only" if table == "smoke" else row.order
     computed = recompute(row) if table == "rows" else None
-    published = row.get("overheadPct") if table == "rows" else None
-    model = str(row["model"])
-    observations = tuple(Observation(code=item.code, text=item.text) for item in remarks.about(row["id"]))
+    published = row.overhead_pct if table == "rows" else None
+    model = row.model
+    observations = tuple(Observation(code=item.code, text=item.text) for item in remarks.about(row.id))
     exclusion = None
     if table == "excluded":
-        exclusion = Exclusion(codes=tuple(row["reasonCodes"]), observed=remarks.exclusions[row["id"]])
-    cleanup = row.get("cleanup")
+        exclusion = Exclusion(codes=row.reason_codes, observed=remarks.exclusions[row.id])
+    cleanup = row.cleanup
     return Artifact(
         schema_version=1,
-        id=row["id"],
-        date=row.get("date", row["source"]),
+        id=row.id,
+        date=row.date or row.source,
         status="excluded" if exclusion else "reported",
         evidence_tier="reported",
-        provider=row["provider"],
-        provider_tier=row.get("providerTier"),
-        provider_instance_id=row.get("providerInstanceId"),
-        gpu=row.get("gpu"),
-        gpu_model=row.get("gpuModel"),
+        provider=row.provider,
+        provider_tier=row.provider_tier,
+        provider_instance_id=row.provider_instance_id,
+        gpu=row.gpu,
+        gpu_model=row.gpu_model,
         model=model,
-        unit=row.get("unit", "epochs" if model == "mlp" else "steps"),
+        unit=row.unit or ("epochs" if model == "mlp" else "steps"),
         order=order,
         control="none",
-        duration_sec=row.get("durationSec"),
-        warmup_sec=row.get("warmupSec"),
-        target_steps=row.get("targetSteps"),
-        steps=row.get("steps"),
-        protected_epochs_per_sec=row.get("protectedEpochsPerSec"),
-        raw_epochs_per_sec=row.get("rawEpochsPerSec"),
-        protected_steps_per_sec=row.get("protectedStepsPerSec"),
-        raw_steps_per_sec=row.get("rawStepsPerSec"),
-        protected_epochs=row.get("protectedEpochs"),
-        raw_epochs=row.get("rawEpochs"),
-        protected_steps=row.get("protectedSteps"),
-        raw_steps=row.get("rawSteps"),
-        protected_elapsed_sec=row.get("protectedElapsedSec"),
-        raw_elapsed_sec=row.get("rawElapsedSec"),
-        protected_train_elapsed_sec=row.get("protectedTrainElapsedSec"),
-        raw_train_elapsed_sec=row.get("rawTrainElapsedSec"),
-        protected_setup_sec=row.get("protectedSetupSec"),
-        raw_setup_sec=row.get("rawSetupSec"),
-        protected_final_loss=row.get("protectedFinalLoss", row.get("finalLoss")),
-        raw_final_loss=row.get("rawFinalLoss"),
-        protected_adapter_sha256=row.get("protectedAdapterSha256", row.get("adapterSha256")),
-        raw_adapter_sha256=row.get("rawAdapterSha256"),
-        trainable_params=row.get("trainableAdapterParams"),
-        total_params=row.get("totalParams"),
-        settings=row.get("settings"),
+        duration_sec=row.duration_sec,
+        warmup_sec=row.warmup_sec,
+        target_steps=row.target_steps,
+        steps=row.steps,
+        protected_epochs_per_sec=row.protected_epochs_per_sec,
+        raw_epochs_per_sec=row.raw_epochs_per_sec,
+        protected_steps_per_sec=row.protected_steps_per_sec,
+        raw_steps_per_sec=row.raw_steps_per_sec,
+        protected_epochs=row.protected_epochs,
+        raw_epochs=row.raw_epochs,
+        protected_steps=row.protected_steps,
+        raw_steps=row.raw_steps,
+        protected_elapsed_sec=row.protected_elapsed_sec,
+        raw_elapsed_sec=row.raw_elapsed_sec,
+        protected_train_elapsed_sec=row.protected_train_elapsed_sec,
+        raw_train_elapsed_sec=row.raw_train_elapsed_sec,
+        protected_setup_sec=row.protected_setup_sec,
+        raw_setup_sec=row.raw_setup_sec,
+        protected_final_loss=row.final_loss if row.protected_final_loss is None else row.protected_final_loss,
+        raw_final_loss=row.raw_final_loss,
+        protected_adapter_sha256=row.protected_adapter_sha256 or row.adapter_sha256,
+        raw_adapter_sha256=row.raw_adapter_sha256,
+        trainable_params=row.trainable_adapter_params,
+        total_params=row.total_params,
+        settings=row.settings,
         overhead_pct=published,
         overhead=_single_pair() if published is not None else None,
         fixed_cost_sec=None,
-        cleanup=Cleanup(proof="reported", active=cleanup["activePods"]) if cleanup else None,
-        attestation=row.get("attestation"),
-        runtime_state=row.get("runtimeState"),
-        same_allocation=row.get("sameAllocation"),
+        cleanup=Cleanup(proof="reported", active=cleanup.active_pods) if cleanup else None,
+        attestation=row.attestation,
+        runtime_state=row.runtime_state,
+        same_allocation=row.same_allocation,
         caveats=_caveats(row, order, published),
         checks=_checks(row, computed, published),
         exclusion=exclusion,
-        superseded_by=row.get("supersededBy"),
+        superseded_by=row.superseded_by,
         retracted=None,
         evidence=None,
         command=None,
         reported=Reported(
-            source=row["source"],
-            label=row.get("label"),
-            role=row.get("role"),
+            source=row.source,
+            label=row.label,
+            role=row.role,
             published_overhead_pct=published,
             recomputed_overhead_pct=round(computed.overhead_pct, 4) if computed else None,
             recomputed_from=computed.source if computed else None,
-            inferred=tuple(row.get("inferred", ())),
+            inferred=row.inferred,
             observations=observations,
         ),
     )
@@ -245,9 +303,7 @@ def _single_pair() -> Overhead:
     )
 
 
-def _checks(
-    row: Mapping[str, Any], computed: Recomputed | None, published: float | None
-) -> tuple[Check, ...]:
+def _checks(row: PublishedRow, computed: Recomputed | None, published: float | None) -> tuple[Check, ...]:
     checks: list[Check] = []
     if computed is not None and published is not None:
         basis = "work over seconds" if computed.source == "counts-and-elapsed" else "the two rates"
@@ -258,9 +314,10 @@ def _checks(
                 detail=f"published {published:.2f}%, recomputed {computed.overhead_pct:.4f}% from {basis}",
             )
         )
-    for arm in ("protected", "raw"):
-        count, elapsed = row.get(f"{arm}Epochs"), row.get(f"{arm}ElapsedSec")
-        rate = row.get(f"{arm}EpochsPerSec")
+    for arm, count, elapsed, rate in (
+        ("protected", row.protected_epochs, row.protected_elapsed_sec, row.protected_epochs_per_sec),
+        ("raw", row.raw_epochs, row.raw_elapsed_sec, row.raw_epochs_per_sec),
+    ):
         if count and elapsed and rate:
             again = count / elapsed
             checks.append(
@@ -270,7 +327,7 @@ def _checks(
                     detail=f"published {rate} epochs/s, {count} epochs in {elapsed} s give {again:.3f}",
                 )
             )
-    digests = row.get("protectedAdapterSha256"), row.get("rawAdapterSha256")
+    digests = (row.protected_adapter_sha256, row.raw_adapter_sha256)
     if all(digests):
         differ = digests[0] != digests[1]
         word = "distinct" if differ else "equal"
@@ -283,18 +340,18 @@ def _checks(
     return tuple(checks)
 
 
-def _caveats(row: Mapping[str, Any], order: Order | None, published: float | None) -> tuple[str, ...]:
+def _caveats(row: PublishedRow, order: Order | None, published: float | None) -> tuple[str, ...]:
     """The same rules as for rows of ours, over what the figures tell."""
     return caveats_of(
         Observed(
             tier="reported",
             overhead_pct=published,
             samples=None if published is None else 1,
-            measured_sec=row.get("durationSec") or row.get("rawElapsedSec") or row.get("rawTrainElapsedSec"),
-            warmup_sec=row.get("warmupSec"),
+            measured_sec=row.duration_sec or row.raw_elapsed_sec or row.raw_train_elapsed_sec,
+            warmup_sec=row.warmup_sec,
             order=order,
             order_clear=order is not None,
-            synthetic_workload=row["model"] == "mlp",
-            provider=row["provider"],
+            synthetic_workload=row.model == "mlp",
+            provider=row.provider,
         )
     )

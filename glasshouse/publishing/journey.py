@@ -32,7 +32,7 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing import archive
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog, check_log
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, KeyLeaf, PublishedLog, check_log
 from glasshouse.publishing.secrets import holds_private_key
 from glasshouse.records.bundle import ENVELOPE, bundle_of, read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, parse_keyring
@@ -105,7 +105,7 @@ class Returned:
     @property
     def id(self) -> str:
         """The journey's name."""
-        return "" if self.log.journey is None else str(self.log.journey.body["journey"])
+        return "" if self.log.journey is None else self.log.journey.journey
 
     def rows(self, keyring: Keyring) -> list[VerifiedRow]:
         """Verify every bundle under a keyring. Raises VerificationError."""
@@ -325,8 +325,8 @@ def read_journey(path: Path) -> Returned:
     _require_begun(log, ring)
     returned = Returned(log, ring, bundles, tuple(extra), _left_out(files[LEFT_OUT]))
     for row in returned.rows(ring):
-        leaf = log.rows.get(row.id)
-        told = None if leaf is None else (leaf.body["run"], leaf.body["status"], leaf.body["bundleSha256"])
+        entry = log.rows.get(row.id)
+        told = None if entry is None else (entry.run, entry.status, entry.bundle_sha256)
         if told != (row.run, row.judgement.status, row.bundle_sha256):
             raise _refused(Code.JOURNEY_BUNDLE, f"the log does not name the bundle of {row.run}")
     return returned
@@ -347,11 +347,11 @@ def _require_begun(log: PublishedLog, ring: Keyring) -> None:
     """The log is a journey's, and names the other two keys before its first plan: nobody can slip one in."""
     if log.journey is None:
         raise _refused(Code.JOURNEY_NONE, "its log is not a journey's")
-    first = min((leaf.serial for leaf in log.plans), default=len(log.leaves))
+    first = min((plan.serial for plan in log.plans), default=len(log.entries))
     named = {
-        (leaf.body["role"], leaf.body["keyid"])
-        for leaf in log.leaves[:first]
-        if leaf.kind == "key" and leaf.body["state"] == "added"
+        (entry.role, entry.keyid)
+        for entry in log.entries[:first]
+        if isinstance(entry, KeyLeaf) and entry.state == "added"
     }
     for entry in ring.entries:
         if entry.role != "publisher" and (entry.role, entry.keyid) not in named:

@@ -9,10 +9,10 @@ Leaves are an allow-list like artifacts: a field that is not named here is not p
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -29,8 +29,6 @@ from glasshouse.records.ledger import (
     hashes,
     log_key,
     log_name,
-    open_journeys,
-    open_plans,
     parse_leaves,
 )
 from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
@@ -141,20 +139,9 @@ class JourneyEndLeaf(_Leaf):
     checkpoint_sha256: Hex32
 
 
-_ANY: TypeAdapter[Any] = TypeAdapter(
-    Annotated[
-        PlanLeaf
-        | RowLeaf
-        | ReportedLeaf
-        | RetractLeaf
-        | SupersedeLeaf
-        | KeyLeaf
-        | JourneyLeaf
-        | JourneyLogLeaf
-        | JourneyEndLeaf,
-        Field(discriminator="kind"),
-    ]
-)
+Statement = ReportedLeaf | RetractLeaf | SupersedeLeaf  # about a row, the newest of its kind counts
+Entry = PlanLeaf | RowLeaf | Statement | KeyLeaf | JourneyLeaf | JourneyLogLeaf | JourneyEndLeaf
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
@@ -162,17 +149,18 @@ class Place:
     """Where a row stands: its log, its leaf and its plan's, each with the audit path to the signed root."""
 
     log: PublishedLog
-    plan: Leaf
-    row: Leaf
+    plan: PlanLeaf
+    row: RowLeaf
     plan_proof: tuple[str, ...]
     row_proof: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PublishedLog:
-    """A log whose leaves are public, whole, and what its checkpoint signs."""
+    """A log whose leaves are public, whole, and what its checkpoint signs; entries: what each leaf says."""
 
     leaves: tuple[Leaf, ...]
+    entries: tuple[Entry, ...]
     note: str
     checkpoint: Checkpoint
     signer: KeyEntry
@@ -194,43 +182,53 @@ class PublishedLog:
         return merkle.Tree(hashes(self.leaves))
 
     @cached_property
-    def rows(self) -> Mapping[str, Leaf]:
-        """Row leaves by row id."""
-        return {str(leaf.body["row"]): leaf for leaf in self.leaves if leaf.kind == "row"}
+    def rows(self) -> Mapping[str, RowLeaf]:
+        """Row entries by row id."""
+        return {entry.row: entry for entry in self.entries if isinstance(entry, RowLeaf)}
 
     @cached_property
-    def plans(self) -> tuple[Leaf, ...]:
+    def plans(self) -> tuple[PlanLeaf, ...]:
         """Every plan, open or not."""
-        return tuple(leaf for leaf in self.leaves if leaf.kind == "plan")
+        return tuple(entry for entry in self.entries if isinstance(entry, PlanLeaf))
 
     @cached_property
-    def open_plans(self) -> tuple[Leaf, ...]:
+    def open_plans(self) -> tuple[PlanLeaf, ...]:
         """Plans that no row resolves."""
-        return open_plans(self.leaves)
+        resolved = {entry.plan_serial for entry in self.entries if isinstance(entry, RowLeaf)}
+        return tuple(plan for plan in self.plans if plan.serial not in resolved)
 
     @property
-    def journey(self) -> Leaf | None:
-        """The leaf that makes this log a journey's, None where it is a machine's own."""
-        first = self.leaves[0] if self.leaves else None
-        return first if first is not None and first.kind == "journey-log" else None
+    def journey(self) -> JourneyLogLeaf | None:
+        """The entry that makes this log a journey's, None where it is a machine's own."""
+        first = self.entries[0] if self.entries else None
+        return first if isinstance(first, JourneyLogLeaf) else None
 
     @cached_property
-    def open_journeys(self) -> tuple[Leaf, ...]:
+    def ends(self) -> tuple[JourneyEndLeaf, ...]:
+        """Ends of journeys that were opened here, in the order in which they were entered."""
+        return tuple(entry for entry in self.entries if isinstance(entry, JourneyEndLeaf))
+
+    @cached_property
+    def open_journeys(self) -> tuple[JourneyLeaf, ...]:
         """Journeys opened here of which nothing came back."""
-        return open_journeys(self.leaves)
+        ended = {entry.open_serial for entry in self.ends}
+        opened = (entry for entry in self.entries if isinstance(entry, JourneyLeaf))
+        return tuple(entry for entry in opened if entry.serial not in ended)
 
-    def withheld(self, shown: Container[str]) -> tuple[Leaf, ...]:
+    def withheld(self, shown: Container[str]) -> tuple[RowLeaf, ...]:
         """Rows that were entered and are not among those shown."""
-        return tuple(leaf for row, leaf in self.rows.items() if row not in shown)
+        return tuple(entry for row, entry in self.rows.items() if row not in shown)
 
     @cached_property
-    def statements(self) -> Mapping[tuple[str, str], Leaf]:
+    def statements(self) -> Mapping[tuple[str, str], Statement]:
         """The newest statement of each kind (retract, supersede, reported) about each row."""
-        return {
-            (leaf.kind, str(leaf.body["row"])): leaf
-            for leaf in self.leaves
-            if leaf.kind not in ("plan", "row") and "row" in leaf.body
-        }
+        return {(entry.kind, entry.row): entry for entry in self.entries if isinstance(entry, Statement)}
+
+    def plan_of(self, row: RowLeaf) -> PlanLeaf:
+        """The plan that a row of this log resolves: check_log has seen that there is one."""
+        plan = self.entries[row.plan_serial]
+        assert isinstance(plan, PlanLeaf)
+        return plan
 
     def proof(self, serial: int) -> tuple[str, ...]:
         """Audit path of a leaf, as hex."""
@@ -241,14 +239,14 @@ class PublishedLog:
         leaf = self.rows.get(row)
         if leaf is None:
             return None
-        plan = self.leaves[int(leaf.body["planSerial"])]
+        plan = self.plan_of(leaf)
         return Place(self, plan, leaf, self.proof(plan.serial), self.proof(leaf.serial))
 
-    def inclusion(self, **named: Leaf) -> bytes:
-        """The file with which anyone can check that leaves are in this log; canonical JSON."""
+    def inclusion(self, **named: Entry) -> bytes:
+        """The file with which anyone can check that entries are in this log; canonical JSON."""
         entries = {
-            name: {"leaf": dict(leaf.body), "proof": list(self.proof(leaf.serial))}
-            for name, leaf in named.items()
+            name: {"leaf": dict(self.leaves[entry.serial].body), "proof": list(self.proof(entry.serial))}
+            for name, entry in named.items()
         }
         return canonical_json({"checkpoint": self.note, **entries})
 
@@ -261,33 +259,31 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
     """
     # 1. Only public fields, serials without gaps.
     leaves = parse_leaves(data)
-    codes = [f"{Code.LEDGER_FIELD}:{leaf.serial}:{name}" for leaf in leaves for name in _not_public(leaf)]
+    entries, codes = _public(leaves)
     if codes:
         raise VerificationError("the log is not one that may be published", codes=codes)
     # 2. Every row resolves one plan of its own run, which stands before it.
-    plans = {leaf.serial: leaf.body["run"] for leaf in leaves if leaf.kind == "plan"}
+    plans = {entry.serial: entry.run for entry in entries if isinstance(entry, PlanLeaf)}
     if len(set(plans.values())) != len(plans):
         codes.append(Code.LEDGER_PLAN_TWICE)
-    resolved: set[object] = set()
-    for leaf in leaves:
-        if leaf.kind == "row":
-            serial = leaf.body.get("planSerial")
-            own = serial in plans and plans[serial] == leaf.body["run"] and serial < leaf.serial
-            if not own or serial in resolved:
-                codes.append(f"{Code.LEDGER_ROW_WITHOUT_PLAN}:{leaf.serial}")
-            resolved.add(serial)
+    resolved: set[int] = set()
+    for entry in entries:
+        if isinstance(entry, RowLeaf):
+            own = plans.get(entry.plan_serial) == entry.run and entry.plan_serial < entry.serial
+            if not own or entry.plan_serial in resolved:
+                codes.append(f"{Code.LEDGER_ROW_WITHOUT_PLAN}:{entry.serial}")
+            resolved.add(entry.plan_serial)
     # 3. A journey's log says so from the start, and speaks of its own runs and keys alone: whoever owns the
     # machine can sign it, and must not retract another's row. An end names an opening of the same journey.
-    away = bool(leaves) and leaves[0].kind == "journey-log"
-    opened = {leaf.serial: leaf.body.get("journey") for leaf in leaves if leaf.kind == "journey"}
-    for leaf in leaves:
-        if leaf.kind == "journey-end":
-            serial = leaf.body.get("openSerial")
-            good = serial in opened and opened[serial] == leaf.body.get("journey") and serial < leaf.serial
+    away = bool(entries) and isinstance(entries[0], JourneyLogLeaf)
+    opened = {entry.serial: entry.journey for entry in entries if isinstance(entry, JourneyLeaf)}
+    for entry in entries:
+        if isinstance(entry, JourneyEndLeaf):
+            good = opened.get(entry.open_serial) == entry.journey and entry.open_serial < entry.serial
         else:
-            good = leaf.kind != "journey-log" or leaf.serial == 0
-        if not good or (away and not _of_a_journey(leaf)):
-            codes.append(f"{Code.LEDGER_JOURNEY}:{leaf.serial}")
+            good = not isinstance(entry, JourneyLogLeaf) or entry.serial == 0
+        if not good or (away and not _of_a_journey(entry)):
+            codes.append(f"{Code.LEDGER_JOURNEY}:{entry.serial}")
     if codes:
         raise VerificationError("the log is not one that may be published", codes=codes)
     # 4. The checkpoint signs exactly these leaves.
@@ -295,20 +291,26 @@ def check_log(data: bytes, note: str, keyring: Keyring) -> PublishedLog:
     check_leaves(leaves, checkpoint)
     if len(leaves) != checkpoint.size:
         raise VerificationError("the checkpoint does not cover every leaf", codes=[Code.LEDGER_SIZE])
-    return PublishedLog(leaves, note, checkpoint, signer, witnesses)
+    return PublishedLog(leaves, entries, note, checkpoint, signer, witnesses)
 
 
-def _of_a_journey(leaf: Leaf) -> bool:
-    """Whether a journey's log may hold the leaf."""
-    return leaf.kind in _OF_A_JOURNEY and (leaf.kind != "key" or leaf.body["state"] == "added")
+def _of_a_journey(entry: Entry) -> bool:
+    """Whether a journey's log may hold the entry."""
+    added = not isinstance(entry, KeyLeaf) or entry.state == "added"
+    return entry.kind in _OF_A_JOURNEY and added
 
 
-def _not_public(leaf: Leaf) -> list[str]:
-    try:
-        _ANY.validate_json(leaf.data)
-    except ValidationError as error:
-        return sorted({str(item["loc"][-1]) if item["loc"] else "kind" for item in error.errors()})
-    return []
+def _public(leaves: Sequence[Leaf]) -> tuple[tuple[Entry, ...], list[str]]:
+    """What the leaves say, and `ledger-field:serial:name` for what may not be published."""
+    entries: list[Entry] = []
+    codes: list[str] = []
+    for leaf in leaves:
+        try:
+            entries.append(_ENTRY.validate_json(leaf.data))
+        except ValidationError as error:
+            names = {str(item["loc"][-1]) if item["loc"] else "kind" for item in error.errors()}
+            codes += [f"{Code.LEDGER_FIELD}:{leaf.serial}:{name}" for name in sorted(names)]
+    return tuple(entries), codes
 
 
 def open_checkpoint(note: str, keyring: Keyring) -> tuple[Checkpoint, KeyEntry, tuple[str, ...]]:

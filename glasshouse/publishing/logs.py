@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, overload
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -23,7 +24,21 @@ from glasshouse import host
 from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, PublishedLog, check_log
+from glasshouse.publishing.ledger import (
+    CHECKPOINT,
+    LEAVES,
+    JourneyEndLeaf,
+    JourneyLeaf,
+    Place,
+    PlanLeaf,
+    PublishedLog,
+    ReportedLeaf,
+    RetractLeaf,
+    RowLeaf,
+    Statement,
+    SupersedeLeaf,
+    check_log,
+)
 from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Leaf, check_leaves, log_key, sign_checkpoint
 from glasshouse.records.note import MAX_NOTE_BYTES
@@ -54,10 +69,8 @@ class PublishedLogs:
     @property
     def faults(self) -> list[str]:
         """Runs and rows that stand more than once: ledger-run-twice, ledger-row-twice."""
-        runs = Counter(str(leaf.body["run"]) for log in self.logs for leaf in log.plans)
-        rows = Counter(
-            str(leaf.body["row"]) for log in self.logs for leaf in log.leaves if leaf.kind == "row"
-        )
+        runs = Counter(plan.run for log in self.logs for plan in log.plans)
+        rows = Counter(entry.row for log in self.logs for entry in log.entries if isinstance(entry, RowLeaf))
         return [
             f"{code}:{name}"
             for code, counted in ((Code.LEDGER_RUN_TWICE, runs), (Code.LEDGER_ROW_TWICE, rows))
@@ -71,50 +84,44 @@ class PublishedLogs:
         return {row: log for log in self.logs for row in log.rows}
 
     @property
-    def plans(self) -> tuple[Leaf, ...]:
+    def plans(self) -> tuple[PlanLeaf, ...]:
         """Plans of all logs, open or not."""
         return tuple(leaf for log in self.logs for leaf in log.plans)
 
     @property
-    def open_plans(self) -> tuple[Leaf, ...]:
+    def open_plans(self) -> tuple[PlanLeaf, ...]:
         """Plans of all logs that no row resolves."""
         return tuple(leaf for log in self.logs for leaf in log.open_plans)
 
     @property
-    def open_journeys(self) -> tuple[Leaf, ...]:
+    def open_journeys(self) -> tuple[JourneyLeaf, ...]:
         """Journeys of all logs of which nothing came back."""
         return tuple(leaf for log in self.logs for leaf in log.open_journeys)
 
-    def opening(self, log: PublishedLog) -> Leaf | None:
-        """The leaf that opened a journey's log: in the log it names, of the same journey, key and budget.
+    def opening(self, log: PublishedLog) -> JourneyLeaf | None:
+        """The entry that opened a journey's log: in the log it names, of the same journey, key and budget.
 
         None where there is none, or where it is not older than the first plan. A journey's log opens none.
         """
         said = log.journey
-        home = None if said is None else self.of(str(said.body["openedIn"]))
-        if (
-            said is None
-            or home is None
-            or home.journey is not None
-            or said.body["openSerial"] >= len(home.leaves)
-        ):
+        home = None if said is None else self.of(said.opened_in)
+        if said is None or home is None or home.journey is not None or said.open_serial >= len(home.entries):
             return None
-        leaf = home.leaves[int(said.body["openSerial"])]
-        same = all(leaf.body.get(name) == said.body[name] for name in ("journey", "seed", "budgetSec"))
-        if leaf.kind != "journey" or not same or leaf.body["commitment"] != log.signer.keyid:
+        entry = home.entries[said.open_serial]
+        if not isinstance(entry, JourneyLeaf) or entry.commitment != log.signer.keyid:
             return None
-        if any(plan.body["time"] <= leaf.body["time"] for plan in log.plans):
+        told = (said.journey, said.seed, said.budget_sec)
+        if (entry.journey, entry.seed, entry.budget_sec) != told:
             return None
-        return leaf
+        return None if any(plan.time <= entry.time for plan in log.plans) else entry
 
-    def ended(self, log: PublishedLog) -> Leaf | None:
-        """The first leaf that ended a journey, in the log that opened it; None while it is away."""
+    def ended(self, log: PublishedLog) -> JourneyEndLeaf | None:
+        """The first entry that ended a journey, in the log that opened it; None while it is away."""
         opening = self.opening(log)
-        home = None if opening is None or log.journey is None else self.of(str(log.journey.body["openedIn"]))
+        home = None if opening is None or log.journey is None else self.of(log.journey.opened_in)
         if opening is None or home is None:
             return None
-        ends = (leaf for leaf in home.leaves if leaf.kind == "journey-end")
-        return next((leaf for leaf in ends if leaf.body["openSerial"] == opening.serial), None)
+        return next((end for end in home.ends if end.open_serial == opening.serial), None)
 
     def late(self, row: str) -> bool:
         """Whether a row's journey was not announced, or its plan does not belong to what was announced.
@@ -128,11 +135,11 @@ class PublishedLogs:
         opening, ended = self.opening(log), self.ended(log)
         if opening is None:
             return True
-        plan = log.leaves[int(log.rows[row].body["planSerial"])]
-        until = opening.body["time"] + opening.body["budgetSec"] + GETTING_THERE_SEC
-        return bool(plan.body["time"] > until or (ended is not None and plan.serial >= ended.body["size"]))
+        plan = log.plan_of(log.rows[row])
+        until = opening.time + opening.budget_sec + GETTING_THERE_SEC
+        return plan.time > until or (ended is not None and plan.serial >= ended.size)
 
-    def withheld(self, shown: Collection[str]) -> tuple[Leaf, ...]:
+    def withheld(self, shown: Collection[str]) -> tuple[RowLeaf, ...]:
         """Rows of all logs that are not among those shown."""
         return tuple(leaf for log in self.logs for leaf in log.withheld(shown))
 
@@ -141,11 +148,15 @@ class PublishedLogs:
         log = self.rows.get(row)
         return None if log is None else log.place(row)
 
-    def stated(self, kind: str, row: str) -> tuple[PublishedLog, Leaf] | None:
+    def stated(self, kind: str, row: str) -> tuple[PublishedLog, Statement] | None:
         """The newest statement of a kind about a row, and its log: the newest by time of each log's last."""
         return max(self._said(kind, row), key=_time, default=None)
 
-    def latest(self, kind: str, row: str) -> Leaf | None:
+    @overload
+    def latest(self, kind: Literal["retract"], row: str) -> RetractLeaf | None: ...
+    @overload
+    def latest(self, kind: Literal["supersede"], row: str) -> SupersedeLeaf | None: ...
+    def latest(self, kind: str, row: str) -> Statement | None:
         """The newest statement of a kind about a row, in whichever log."""
         found = self.stated(kind, row)
         return None if found is None else found[1]
@@ -153,7 +164,7 @@ class PublishedLogs:
     def entered(self, artifact: Artifact) -> bool:
         """Whether a log's last word on a reported row is its present bytes."""
         digest = artifact_sha256(artifact)
-        return any(leaf.body["artifactSha256"] == digest for _, leaf in self._said("reported", artifact.id))
+        return any(entry.artifact_sha256 == digest for _, entry in self._reported(artifact.id))
 
     def inclusion(self, item: str, sha256: str) -> bytes | None:
         """The file with which anyone can check that a row is in a log, or None where none names it.
@@ -164,19 +175,22 @@ class PublishedLogs:
         place = self.place(item)
         if place is not None:
             return place.log.inclusion(plan=place.plan, row=place.row)
-        said = self._said("reported", item)
+        said = self._reported(item)
         if not said:
             return None
-        present = [(log, leaf) for log, leaf in said if leaf.body["artifactSha256"] == sha256]
-        log, leaf = max(present or said, key=_time)
-        return log.inclusion(row=leaf)
+        present = [(log, entry) for log, entry in said if entry.artifact_sha256 == sha256]
+        log, entry = max(present or said, key=_time)
+        return log.inclusion(row=entry)
 
-    def _said(self, kind: str, row: str) -> list[tuple[PublishedLog, Leaf]]:
-        return [(log, leaf) for log in self.logs if (leaf := log.statements.get((kind, row))) is not None]
+    def _said(self, kind: str, row: str) -> list[tuple[PublishedLog, Statement]]:
+        return [(log, entry) for log in self.logs if (entry := log.statements.get((kind, row))) is not None]
+
+    def _reported(self, row: str) -> list[tuple[PublishedLog, ReportedLeaf]]:
+        return [(log, entry) for log, entry in self._said("reported", row) if isinstance(entry, ReportedLeaf)]
 
 
-def _time(said: tuple[PublishedLog, Leaf]) -> float:
-    return float(said[1].body["time"])
+def _time(said: tuple[PublishedLog, Statement]) -> float:
+    return said[1].time
 
 
 def read_logs(
@@ -238,10 +252,10 @@ def inclusion_failures(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> lis
         if place is None:
             failures.append(f"{Code.ROW_NOT_IN_LEDGER}:{item}")
             continue
-        told = (place.row.body["run"], place.row.body["status"], place.row.body["bundleSha256"])
+        told = (place.row.run, place.row.status, place.row.bundle_sha256)
         if told != (artifact.run, artifact.status, artifact.evidence.bundle_sha256):
             failures.append(f"{Code.LEDGER_ROW_DIFFERS}:{item}")
-        if place.plan.body["planSha256"] != artifact.evidence.plan_sha256:
+        if place.plan.plan_sha256 != artifact.evidence.plan_sha256:
             failures.append(f"{Code.LEDGER_PLAN_DIFFERS}:{item}")
         failures += statement_failures(logs, artifact)
     return failures
@@ -251,11 +265,11 @@ def statement_failures(logs: PublishedLogs, artifact: Artifact) -> list[str]:
     """What the logs say of a row since it was entered and its artifact does not, or the other way round."""
     failures = []
     retract, supersede = logs.latest("retract", artifact.id), logs.latest("supersede", artifact.id)
-    said = None if retract is None else (retract.body["date"], retract.body["reason"])
+    said = None if retract is None else (retract.date, retract.reason)
     shown = None if artifact.retracted is None else (artifact.retracted.date, artifact.retracted.reason)
     if said != shown:
         failures.append(f"{Code.LEDGER_RETRACTION_DIFFERS}:{artifact.id}")
-    if (None if supersede is None else supersede.body["by"]) != artifact.superseded_by:
+    if (None if supersede is None else supersede.by) != artifact.superseded_by:
         failures.append(f"{Code.LEDGER_SUPERSESSION_DIFFERS}:{artifact.id}")
     return failures
 

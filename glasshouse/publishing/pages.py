@@ -24,14 +24,14 @@ from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.claim_sources import SOURCES, Sourced
 from glasshouse.publishing.history import Remark
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, SupersedeLeaf
 from glasshouse.publishing.logs import KEYS, PublishedLogs
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
 from glasshouse.publishing.tamper import PUBLISHED
 from glasshouse.reasons import GROUPS, REASONS, reason
 from glasshouse.records.keys import KeyEntry, Keyring
-from glasshouse.records.ledger import Leaf, log_key
+from glasshouse.records.ledger import log_key
 
 LOCAL_LEDGER = "research/local-ledger"
 
@@ -58,7 +58,7 @@ class RowView:
         return self.logs.inclusion(self.id, self.sha256)
 
     @property
-    def supersession(self) -> Leaf | None:
+    def supersession(self) -> SupersedeLeaf | None:
         """The newest entry that says by what the row is superseded, and why; None where no log says so."""
         return self.logs.latest("supersede", self.id)
 

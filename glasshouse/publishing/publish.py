@@ -31,7 +31,7 @@ from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.journey import Returned
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
 from glasshouse.publishing.logs import (
     KEYS,
     PublishedLogs,
@@ -73,7 +73,7 @@ class Published:
     """What a publication did: row ids, paths written relative to the root, runs withheld.
 
     retracted: those of the rows that stand retracted, with the reason. artifacts: the rows' own.
-    opening, ending: of a journey, the leaves of this machine's log that opened and ended it, if any.
+    opening, ending: of a journey, what opened and ended it in this machine's log, if anything did.
     """
 
     rows: tuple[str, ...]
@@ -81,7 +81,7 @@ class Published:
     withheld: tuple[str, ...]
     retracted: Mapping[str, str] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
-    opening: Leaf | None = None
+    opening: JourneyLeaf | None = None
     ending: Leaf | None = None
 
 
@@ -227,18 +227,17 @@ def _ending(returned: Returned, logs: PublishedLogs, own: PublishedLog) -> dict[
     """The leaf that ends a journey in this machine's log; None where it opened none, or has said so."""
     said = returned.log.journey
     log = logs.of(returned.log.key)
-    if said is None or log is None or said.body["openedIn"] != own.key:
+    if said is None or log is None or said.opened_in != own.key:
         return None
     body = {
-        "journey": said.body["journey"],
-        "openSerial": said.body["openSerial"],
+        "journey": said.journey,
+        "openSerial": said.open_serial,
         "size": log.checkpoint.size,
         "root": log.checkpoint.root.hex(),
         "checkpointSha256": sha256_hex(log.note.encode("utf-8")),
     }
-    ends = [leaf.body for leaf in own.leaves if leaf.kind == "journey-end"]
-    known = any(all(end[name] == body[name] for name in ("journey", "size", "root")) for end in ends)
-    return None if known else body
+    now = (said.journey, log.checkpoint.size, log.checkpoint.root.hex())
+    return None if any((end.journey, end.size, end.root) == now for end in own.ends) else body
 
 
 def _put(
@@ -389,7 +388,7 @@ def supersede(
     own = log_key(public_bytes(key))
     log = logs.rows.get(old)
     away = log is not None and log.journey is not None and logs.opening(log) is not None
-    if log is None or own not in (log.key, log.journey.body["openedIn"] if away and log.journey else None):
+    if log is None or own not in (log.key, log.journey.opened_in if away and log.journey else None):
         raise UsageError(
             "another machine's log holds the row",
             field="old",
@@ -399,7 +398,7 @@ def supersede(
     before, after = logs.latest("supersede", old), logs.latest("supersede", new)
     body = {"row": old, "by": new, "date": day, "reason": " ".join(reason.split())}
     if before is not None:
-        if before.body["by"] != new:
+        if before.by != new:
             raise UsageError(
                 f"the row is superseded by {before.body['by']} already",
                 field="old",
@@ -429,8 +428,8 @@ def supersede(
 def _replacements(logs: PublishedLogs, row: str) -> tuple[str, ...]:
     """The rows that took the place of `row`, one after the other; ends where they go round."""
     found: list[str] = []
-    while (leaf := logs.latest("supersede", row)) is not None and leaf.body["by"] not in found:
-        row = str(leaf.body["by"])
+    while (leaf := logs.latest("supersede", row)) is not None and leaf.by not in found:
+        row = leaf.by
         found.append(row)
     return tuple(found)
 
@@ -501,10 +500,8 @@ def _said(row: Artifact, logs: PublishedLogs) -> Artifact:
     retract, supersede = logs.latest("retract", row.id), logs.latest("supersede", row.id)
     return row.model_copy(
         update={
-            "retracted": None
-            if retract is None
-            else Retraction(date=retract.body["date"], reason=retract.body["reason"]),
-            "superseded_by": None if supersede is None else str(supersede.body["by"]),
+            "retracted": None if retract is None else Retraction(date=retract.date, reason=retract.reason),
+            "superseded_by": None if supersede is None else supersede.by,
         }
     )
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from glasshouse.codes import Code
 from glasshouse.judgement.caveats import with_controls, with_registration
-from glasshouse.judgement.facts import LegResult, RunFacts
+from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.headline import Candidate
+from glasshouse.judgement.record import Figures, OverheadFigures, ResourceFigures
 from glasshouse.judgement.rules import Check as Judged
 from glasshouse.measurement.schedule import lead_sec
 from glasshouse.publishing.artifact import (
@@ -31,6 +32,7 @@ from glasshouse.publishing.artifact import (
     Setting,
 )
 from glasshouse.records.verify import VerifiedRow
+from glasshouse.schema import Result
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
 CURVE_POINTS = 60
@@ -39,19 +41,11 @@ MAX_OBSERVED = 4000
 _PUBLISHED = frozenset(
     {"warmup_sec", "discard_sec", "blocks", "burn_in_slots", "margin_pct", "delay_pct", "head_interval_sec"}
 )
+# Of the interval, what is published.
 _OVERHEAD = (
-    ("ci_low_pct", "ciLowPct"),
-    ("ci_high_pct", "ciHighPct"),
-    ("n", "n"),
-    ("method", "method"),
-    ("verdict", "verdict"),
-    ("margin_pct", "marginPct"),
-    ("mde80_pct", "mde80Pct"),
-    ("order_effect_pct", "orderEffectPct"),
-    ("order_effect_low_pct", "orderEffectLowPct"),
-    ("order_effect_high_pct", "orderEffectHighPct"),
-    ("randomization_p", "randomizationP"),
-    ("dropped_blocks", "droppedBlocks"),
+    *("ci_low_pct", "ci_high_pct", "n", "method", "verdict", "margin_pct", "mde80_pct"),
+    *("order_effect_pct", "order_effect_low_pct", "order_effect_high_pct"),
+    *("randomization_p", "dropped_blocks"),
 )
 
 
@@ -79,23 +73,23 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         gpu=spec.gpu.name,
         gpu_model=None if machine is None else machine.gpu_model,
         model=spec.model.model_id if isinstance(spec.model, LoraModel) else spec.model.name,
-        unit=figures["unit"] or _unit(spec),
+        unit=figures.unit or _unit(spec),
         order=spec.order,
         control=spec.control,
-        control_outcome=figures["control"]["outcome"] if figures["control"] else None,
+        control_outcome=None if figures.control is None else figures.control.outcome,
         duration_sec=spec.duration,
         warmup_sec=lead_sec(spec),
         target_steps=spec.steps,
         settings=_settings(spec),
         overhead_pct=overhead,
-        overhead=_overhead(figures["overhead"], facts) if overhead is not None else None,
-        fixed_cost_sec=_fixed(figures["fixedCostSec"]),
-        resources=_resources(figures["resources"]),
-        cost_usd=figures.get("costUsd"),
+        overhead=_overhead(figures.overhead, facts) if overhead is not None else None,
+        fixed_cost_sec=_fixed(figures.fixed_cost_sec),
+        resources=_resources(figures.resources),
+        cost_usd=figures.cost_usd,
         cleanup=None if release is None else Cleanup(proof=release.proof, active=release.active),
         attestation=_attestation(row, released=released),
         runtime_state=_runtime_state(row, released=released),
-        same_allocation=_holds(row, Code.SAME_MACHINE_NOT_PROVEN) if figures["launches"] else None,
+        same_allocation=_holds(row, Code.SAME_MACHINE_NOT_PROVEN) if figures.launches else None,
         caveats=judgement.caveats,
         checks=tuple(_check(check, facts) for check in judgement.checks),
         exclusion=None
@@ -247,10 +241,10 @@ def _check(check: Judged, facts: RunFacts) -> Check:
     return Check(code=check.code, ok=check.ok, detail=_clip(check.detail), vacuous=check.vacuous)
 
 
-def _overhead(estimate: dict[str, Any] | None, facts: RunFacts) -> Overhead | None:
+def _overhead(estimate: OverheadFigures | None, facts: RunFacts) -> Overhead | None:
     if estimate is None:
         return None
-    values = {name: estimate[key] for name, key in _OVERHEAD}
+    values = {name: getattr(estimate, name) for name in _OVERHEAD}
     return Overhead(**values, block_pct=_blocks(facts))
 
 
@@ -262,7 +256,7 @@ def _blocks(facts: RunFacts) -> tuple[float, ...]:
         block, result = slot.plan.block, slot.result
         if block is None or slot.plan.burn_in:
             continue
-        if result is None or result.disturbed or result.per_sec <= 0:
+        if result is None or slot.disturbed or result.per_sec <= 0:
             broken.add(block)
             continue
         logs.setdefault(block, {}).setdefault(slot.plan.arm, []).append(math.log(result.per_sec))
@@ -277,28 +271,27 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _arms(facts: RunFacts, figures: dict[str, Any]) -> dict[str, Any]:
+def _arms(facts: RunFacts, figures: Figures) -> dict[str, Any]:
     """Per-arm fields under the names published before: epochs for the MLP, steps and adapters for LoRA."""
     found: dict[str, Any] = {}
     lora = facts.spec.workload == "lora"
-    for arm in ("protected", "raw"):
-        values = figures[arm]
+    unit = figures.unit if figures.unit in ("epochs", "steps") else "units"
+    for arm, values in (("protected", figures.protected), ("raw", figures.raw)):
         if values is None:
             continue
-        unit = figures["unit"] if figures["unit"] in ("epochs", "steps") else "units"
-        if values["perSec"]:
-            found[f"{arm}_{unit}_per_sec"] = values["perSec"]
+        if values.per_sec:
+            found[f"{arm}_{unit}_per_sec"] = values.per_sec
         if unit == "epochs":
-            found[f"{arm}_epochs"] = values["units"]
-        found[f"{arm}_steps"] = values["steps"]
-        found[f"{arm}_elapsed_sec"] = values["elapsedSec"] or None
-        found[f"{arm}_setup_sec"] = values["setupSec"]
-        found[f"{arm}_final_loss"] = values["finalLoss"]
-        found[f"{arm}_adapter_sha256" if lora else f"{arm}_output_sha256"] = values["outputSha256"]
-    info = figures["unitInfo"]
+            found[f"{arm}_epochs"] = values.units
+        found[f"{arm}_steps"] = values.steps
+        found[f"{arm}_elapsed_sec"] = values.elapsed_sec or None
+        found[f"{arm}_setup_sec"] = values.setup_sec
+        found[f"{arm}_final_loss"] = values.final_loss
+        found[f"{arm}_adapter_sha256" if lora else f"{arm}_output_sha256"] = values.output_sha256
+    info = figures.unit_info
     for name, key in (("trainable_params", "trainableParams"), ("total_params", "totalParams")):
-        if isinstance(info.get(key), int):
-            found[name] = info[key]
+        if isinstance(count := info.get(key), int):
+            found[name] = count
     return found
 
 
@@ -313,14 +306,14 @@ def _fixed(cost: dict[str, float] | None) -> dict[str, float] | None:
     return {name.removesuffix("Sec"): value for name, value in cost.items()}
 
 
-def _resources(found: dict[str, Any]) -> Resources | None:
+def _resources(found: ResourceFigures) -> Resources | None:
     arms = {
         arm: LegResources(
-            cpu_share=values["cpuShare"],
-            cpu_sec=values["cpuSec"],
-            wall_sec={_step(name): value for name, value in values["wallSec"].items()},
+            cpu_share=values.cpu_share,
+            cpu_sec=values.cpu_sec,
+            wall_sec={_step(name): value for name, value in values.wall_sec.items()},
         )
-        for arm, values in found.items()
+        for arm, values in (("protected", found.protected), ("raw", found.raw))
         if values is not None
     }
     return Resources(**arms) if arms else None
@@ -355,7 +348,7 @@ def _curves(facts: RunFacts) -> Curves | None:
     return Curves(**found) if found else None
 
 
-def _leg(result: LegResult) -> LegCurves:
+def _leg(result: Result) -> LegCurves:
     losses = [(float(units), float(loss)) for units, loss in result.loss_curve if loss is not None]
     finite = [point for point in losses if math.isfinite(point[1])]
     return LegCurves(

@@ -27,8 +27,8 @@ from glasshouse.canonical import (
 )
 from glasshouse.codes import Code
 from glasshouse.records.keys import KeyEntry
-from glasshouse.records.schema import Head
 from glasshouse.runtime.events import FINAL_TYPES, MAX_EVENT_BYTES, check_line, event_hash, first_link
+from glasshouse.schema import Head
 
 HEAD_DOMAIN = "glasshouse/head/v1"
 MAX_HEAD_BYTES = 2048

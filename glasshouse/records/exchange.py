@@ -32,7 +32,7 @@ from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, VerificationError
 from glasshouse.records.keys import Keyring
-from glasshouse.records.schema import Exchange
+from glasshouse.schema import Exchange
 from glasshouse.spec import Policy
 
 _BUILD = re.compile(r"glasshouse [0-9][0-9A-Za-z.+]{0,31}")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from glasshouse import schema
 from glasshouse.attestation.claims import Reference
 from glasshouse.canonical import canonical_json, parse_canonical, sha256_hex
 from glasshouse.codes import Code
@@ -21,19 +22,12 @@ from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
 from glasshouse.judgement.rules import Check
 from glasshouse.measurement.schedule import Slot, build_schedule
-from glasshouse.records import schema
 from glasshouse.records.chain import Chain, check_chain
 from glasshouse.records.exchange import Verified, verify_exchange
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import plan_witnesses
 from glasshouse.records.signing import PLAN_TYPE, Opened, open_statement
-from glasshouse.records.values import (
-    allocation_facts,
-    fields_of,
-    read_result,
-    read_zeroization,
-    release_facts,
-)
+from glasshouse.schema import fields_of
 
 _LEG = re.compile(r"legs/(s(\d{3})-(raw|protected))(?:-l(\d+))?/(.+)\Z")
 SIMULATED = "simulated"  # the tier of what a fake provider rents out
@@ -99,8 +93,8 @@ def collect_facts(files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry
         serial=plan.serial,
         spec=plan.spec,
         slots=tuple(SlotFacts(slot, tuple(launches.get(slot.index, ()))) for slot in slots),
-        allocation=None if allocation is None else allocation_facts(allocation),
-        release=None if release is None else release_facts(release),
+        allocation=allocation,
+        release=release,
         failures=outcome.codes,
         witnesses=witnesses,
         simulated=outcome.simulated or (allocation is not None and allocation.tier == SIMULATED),
@@ -239,7 +233,7 @@ def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, writ
     else:
         data = reader.files.get(f"{folder}result.json")
     if data is not None and written.status == "complete":
-        result = read_result(data)
+        result = schema.Result.read(data)
         if result is not None and result.output_sha256 is None and plan.spec.payload == "public":
             result = None
         code = code if result is not None else Code.RESULT_MALFORMED
@@ -278,7 +272,7 @@ def _lifecycle(
     claims, report = verified.claims, None
     chain_codes = None if chain is None else list(chain.codes)
     if chain is not None and "zeroized" in bodies:
-        report = read_zeroization(canonical_json(bodies["zeroized"]))
+        report = schema.Zeroized.read(canonical_json(bodies["zeroized"]))
         if report is None:
             chain_codes = [*chain.codes, Code.ZEROIZATION_MALFORMED]
     if chain is not None and chain_codes is not None and written.status == "complete" and not chain.whole:
@@ -308,18 +302,7 @@ def _misplaced(
     codes = []
     if (reference.run, reference.leg, reference.launch) != (plan.run, f"s{written.slot:03d}", written.launch):
         codes.append(Code.REFERENCE_OF_ANOTHER_LAUNCH)
-    machine = None if allocation is None else allocation.machine
-    told = (reference.host_key, reference.image_digest, reference.boot_id)
-    if (
-        allocation is None
-        or machine is None
-        or told
-        != (
-            allocation.host_key_source,
-            allocation.image_digest,
-            machine.boot_id,
-        )
-    ):
+    if allocation is None or not allocation.agrees(reference):
         codes.append(Code.REFERENCE_OF_ANOTHER_ALLOCATION)
     if verified.at and not (
         written.started_at - CLOCK_SLACK_SEC <= verified.at <= written.ended_at + CLOCK_SLACK_SEC

@@ -1,6 +1,6 @@
 """What a leg reports, as values: its result, what was wiped and searched, and how it ended.
 
-Their JSON (canonical.record_json) is what stands in events.jsonl and result.json, and what records/schema.py
+Their JSON (canonical.record_json) is what stands in events.jsonl and result.json, and what schema.py
 reads. Part of the archive that runs on the pod: standard library only.
 """
 

@@ -49,19 +49,38 @@ def some_run(elsewhere: Path) -> Path:
     folder = elsewhere / "runs" / "20260102-030405-abcdef"
     leg = folder / "bundle" / "legs" / "s001-protected"
     leg.mkdir(parents=True)
+    counted = {"slots": 1, "steps": 600, "setupSec": 0.5, "warmupSec": 5.0, "outputSha256": None}
     record = {
+        "method": 2,
         "run": folder.name,
         "id": "2026-01-02-local-cpu-mlp-60s-raw-first-abcdef",
         "status": "excluded",
         "exclusion": {"codes": ["final-loss-missing"], "observed": "no final loss in s001"},
         "caveats": ["not-a-tee", "short"],
         "figures": {
+            "order": "raw-first",
             "unit": "epochs",
             "overheadPct": 1.25,
-            "protected": {"slots": 1, "units": 30, "elapsedSec": 60.5, "perSec": 0.5, "finalLoss": None},
-            "raw": {"slots": 1, "units": 31, "elapsedSec": 60.25, "perSec": 0.51, "finalLoss": 0.25},
-            "overhead": {"ciLowPct": None, "ciHighPct": None, "n": 1},
+            "protected": {
+                **counted,
+                "units": 30,
+                "elapsedSec": 60.5,
+                "perSec": 0.5,
+                "finalLoss": None,
+            },
+            "raw": {**counted, "units": 31, "elapsedSec": 60.25, "perSec": 0.51, "finalLoss": 0.25},
+            "overhead": {
+                "ciLowPct": None,
+                "ciHighPct": None,
+                "n": 1,
+                "method": "single-pair",
+                "blocks": 1,
+                "droppedBlocks": 0,
+            },
+            "control": None,
             "fixedCostSec": {"sealSec": 0.5},
+            "launches": 2,
+            "relaunched": 0,
         },
         "checks": [{"code": "final-loss-missing", "ok": False, "detail": "no final loss in s001"}],
     }

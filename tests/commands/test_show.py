@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from glasshouse.canonical import canonical_json
+from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.run import summary_row
@@ -62,7 +63,8 @@ AA = {"kind": "aa", "outcome": "inconclusive", "expectedPct": 0.0, "reason": "no
 
 
 def summary_of(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
-    record = json.loads((folder / "bundle" / "record.json").read_bytes())
+    record = Record.read((folder / "bundle" / "record.json").read_bytes())
+    assert record is not None
     Screen().summary([summary_row(record)])
     return capfd.readouterr().err
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from glasshouse.judgement.facts import (
-    AllocationFacts,
-    Launch,
-    LegResult,
-    Lifecycle,
-    Needle,
-    ReleaseFacts,
-    RunFacts,
-    SlotFacts,
-    Zeroization,
-)
+from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
 from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.schema import (
+    Allocation,
+    Buffers,
+    GpuSample,
+    Machine,
+    Needle,
+    Release,
+    Result,
+    Sample,
+    Zeroized,
+)
 from glasshouse.spec import RunSpec
 from tests.specs import make_spec
 
 BOOT = "boot-1"
+EDGES = ("machine_start", "machine_end")
+THROTTLED = (Sample(gpu=(GpuSample(throttle="0x0000000000000008"),)),)  # telemetry of a disturbed leg
 H100 = {
     "name": "h100",
     "provider_names": {"runpod": "NVIDIA H100 80GB HBM3", "driver": "NVIDIA H100 80GB HBM3"},
@@ -39,18 +42,18 @@ def ssh_spec(**changes: Any) -> RunSpec:
     return make_spec(**{"provider": provider, "gpu": {"name": "auto"}, "duration": 1800.0} | changes)
 
 
-def machine(**changes: Any) -> dict[str, Any]:
+def machine(**changes: Any) -> Machine:
     values = {
-        "bootId": BOOT, "hostnameDigest": "h", "allocation": "a", "gpuNames": [], "gpuUuids": [],
-        "pciBusIds": [], "driver": "", "eccUncorrected": [], "uptimeSec": 1000.0, "cpuModel": "c",
+        "boot_id": BOOT, "hostname_digest": "h", "allocation": "a", "gpu_names": (), "gpu_uuids": (),
+        "pci_bus_ids": (), "driver": "", "ecc_uncorrected": (), "uptime_sec": 1000.0, "cpu_model": "c",
     }  # fmt: skip
-    return values | changes
+    return Machine(**values | changes)
 
 
-def result(slot: Slot, rate: float = 1000.0, **changes: Any) -> LegResult:
+def result(slot: Slot, rate: float = 1000.0, **changes: Any) -> Result:
     seconds = slot.measured_sec or (slot.steps or 0) / (20 * rate)
     units = round(rate * seconds)
-    start = machine(uptimeSec=2000.0 * (slot.index + 1))
+    start = machine(uptime_sec=2000.0 * (slot.index + 1))
     values: dict[str, Any] = {
         "unit": "epochs",
         "units": units,
@@ -66,28 +69,35 @@ def result(slot: Slot, rate: float = 1000.0, **changes: Any) -> LegResult:
         "initial_digest": "i",
         "output_sha256": f"o{slot.index}",
         "output_differs": True,
-        "start": start,
-        "end": start | {"uptimeSec": start["uptimeSec"] + 1800},
+        "unit_info": {},
+        "machine_start": start,
+        "machine_end": start.model_copy(update={"uptime_sec": start.uptime_sec + 1800}),
         "device": "cpu",
     }
-    return LegResult(**values | changes)
+    return Result.model_construct(**values | changes)  # short words stand for digests
 
 
-def zeroization(**changes: Any) -> Zeroization:
+def needle(name: str, live: int, after: int, where: str = "trainer/heap") -> Needle:
+    return Needle(name=name, where=where, positive_control=live, after=after)
+
+
+def zeroization(unwiped: tuple[str, ...] = (), device_cache: str | None = None, **changes: Any) -> Zeroized:
+    wiped = {name: Buffers(read_back_zero=name not in unwiped) for name in ("host", "device", "package")}
+    wiped["device"] = wiped["device"].model_copy(update={"cache": device_cache})
     values: dict[str, Any] = {
-        "unwiped": (),
+        "buffers": wiped,
         "needles": (
-            Needle("payload-key-prefix", 2, 0),
-            Needle("payload-key-prefix", 0, 0),
-            Needle("marker", 1, 0),
+            needle("payload-key-prefix", 2, 0),
+            needle("payload-key-prefix", 0, 0),
+            needle("marker", 1, 0),
         ),
-        "residue_scanned": True,
+        "residue": "scanned",
         "unscanned_regions": 0,
         "trainer_exit": 0,
         "custodian_exit": 0,
         "tmpfs_removed": True,
     }
-    return Zeroization(**values | changes)
+    return Zeroized(**values | changes)
 
 
 def lifecycle(**changes: Any) -> Lifecycle:
@@ -133,12 +143,27 @@ def facts(spec: RunSpec | None = None, **changes: Any) -> RunFacts:
         "serial": 3,
         "spec": chosen,
         "slots": tuple(SlotFacts(slot, (launch(slot),)) for slot in build_schedule(chosen)),
-        "allocation": AllocationFacts(
-            chosen.provider.kind, None, None, None, "created", "", "0" * 64, machine()
-        ),
-        "release": ReleaseFacts("zero", 0, True, 0),
+        "allocation": allocation(chosen.provider.kind),
+        "release": release(),
     }
     return RunFacts(**values | changes)
+
+
+def allocation(provider: Any = "ssh", **changes: Any) -> Allocation:
+    values: dict[str, Any] = {
+        "provider": provider, "gpu_model": None, "instance_id": None, "tier": None,
+        "host_key_source": "created", "image_digest": "", "usd_per_hour": None,
+        "allocation_id_sha256": "0" * 64, "machine": machine(),
+    }  # fmt: skip
+    return Allocation(**values | changes)
+
+
+def release(**changes: Any) -> Release:
+    values: dict[str, Any] = {
+        "proof": "zero", "active": 0, "detail": "", "account_total": None, "pod_folder_removed": True,
+        "processes_left": 0, "checked_at": (),
+    }  # fmt: skip
+    return Release(**values | changes)
 
 
 def with_launches(found: RunFacts, index: int, *launches: Launch) -> RunFacts:
@@ -150,7 +175,7 @@ def with_launches(found: RunFacts, index: int, *launches: Launch) -> RunFacts:
 def with_result(found: RunFacts, index: int, **changes: Any) -> RunFacts:
     done = found.slots[index].launches[-1]
     assert done.result is not None
-    return with_launches(found, index, replace(done, result=replace(done.result, **changes)))
+    return with_launches(found, index, replace(done, result=done.result.model_copy(update=changes)))
 
 
 def with_lifecycle(found: RunFacts, index: int, **changes: Any) -> RunFacts:
@@ -162,13 +187,13 @@ def with_lifecycle(found: RunFacts, index: int, **changes: Any) -> RunFacts:
 def on_gpu(found: RunFacts, **changes: Any) -> RunFacts:
     """The same run with every leg on one H100."""
     gpu = {
-        "gpuNames": ["NVIDIA H100 80GB HBM3"], "gpuUuids": ["GPU-1"], "pciBusIds": ["00:1"], "driver": "580",
-        "eccUncorrected": ["0"],
+        "gpu_names": ("NVIDIA H100 80GB HBM3",), "gpu_uuids": ("GPU-1",), "pci_bus_ids": ("00:1",),
+        "driver": "580", "ecc_uncorrected": ("0",),
     } | changes  # fmt: skip
     for index, slot in enumerate(found.slots):
         if slot.result is not None:
-            edges = {"start": {**slot.result.start, **gpu}, "end": {**slot.result.end, **gpu}}
+            edges = {edge: getattr(slot.result, edge).model_copy(update=gpu) for edge in EDGES}
             found = with_result(found, index, device="cuda", **edges)
     assert found.allocation is not None
-    seen = replace(found.allocation, gpu_model="NVIDIA H100 80GB HBM3", machine=machine(**gpu))
-    return replace(found, allocation=seen)
+    seen = {"gpu_model": "NVIDIA H100 80GB HBM3", "machine": machine(**gpu)}
+    return replace(found, allocation=found.allocation.model_copy(update=seen))

@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 
 from glasshouse.judgement.caveats import CAVEATS, Observed, caveat, caveats_of, with_controls
-from glasshouse.judgement.facts import AllocationFacts, Needle, RunFacts
+from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
 
 from .facts import (
     H100,
     LORA,
+    THROTTLED,
+    Needle,
+    allocation,
     facts,
     failed,
     launch,
-    machine,
+    needle,
     on_gpu,
     ssh_spec,
     with_launches,
@@ -50,7 +53,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("disturbed", {"disturbed": ("throttled",)}, {"disturbed": ()}),
     ("relaunched", {"relaunched": 1}, {"relaunched": 0}),
     ("payload-disclosed", {"raw_disclosed": True}, {}),
-    ("host-key-tofu", {"host_key_source": "first-use"}, {"host_key_source": "provider-log"}),
+    ("host-key-tofu", {"unproven_host_key": True}, {"unproven_host_key": False}),
     (
         "event-gap",
         {"max_gap_sec": 3.01, "head_interval_sec": 1.0},
@@ -92,10 +95,6 @@ def of(found: RunFacts) -> set[str]:
     return set(judge(found).caveats)
 
 
-def seen_by(source: str, provider: str = "ssh") -> AllocationFacts:
-    return AllocationFacts(provider, None, None, None, source, "", "0" * 64, machine())
-
-
 def test_a_plain_pair() -> None:
     expected = {
         "not-a-tee", "single-sample", "order-confounded", "synthetic-workload", "no-control",
@@ -123,15 +122,15 @@ def test_facts_reach_the_rules() -> None:
         "order-unclear": with_launches(base, 1, launch(slot, started_at=5.0, ended_at=6.0)),
         "random-weights": facts(ssh_spec(model=LORA)),
         "host-bound": on_gpu(facts(ssh_spec(gpu=H100))),
-        "disturbed": with_result(base, 1, disturbed=("throttled",)),
+        "disturbed": with_result(base, 1, telemetry=THROTTLED),
         "relaunched": with_launches(base, 1, failed(slot, "x", lifecycle=None), launch(slot, number=2)),
-        "host-key-tofu": replace(base, allocation=seen_by("first-use")),
+        "host-key-tofu": replace(base, allocation=allocation(host_key_source="first-use")),
         "event-gap": with_lifecycle(base, 1, max_gap_sec=9.0),
         "local-pod": facts(ssh_spec(provider={"kind": "local"})),
         "no-file-barrier": with_lifecycle(base, 1, file_barrier="none"),
         "swap-on": with_lifecycle(base, 1, swap_kib=4096),
-        "residue-not-scanned": with_lifecycle(base, 1, zeroization=zeroization(residue_scanned=False)),
-        "residue-left": with_lifecycle(base, 1, zeroization=zeroization(needles=(Needle("marker", 2, 1),))),
+        "residue-not-scanned": with_lifecycle(base, 1, zeroization=zeroization(residue="not-scanned")),
+        "residue-left": with_lifecycle(base, 1, zeroization=zeroization(needles=(needle("marker", 2, 1),))),
         "legs-bit-identical": with_result(
             with_result(facts(ssh_spec(duration=None, steps=2000)), 0, output_sha256="same"),
             1,
@@ -144,7 +143,7 @@ def test_facts_reach_the_rules() -> None:
     assert "unwitnessed" not in of(replace(base, witnesses=("w",)))
     assert "no-control" not in of(facts(ssh_spec(control="delay")))
     blocks = facts(ssh_spec(order="abba", duration=3200.0))
-    dropped = with_result(blocks, 2, disturbed=("throttled",))
+    dropped = with_result(blocks, 2, telemetry=THROTTLED)
     assert "blocks-dropped" in of(dropped)
     assert "disturbed" not in of(dropped)
 
@@ -155,14 +154,14 @@ def test_a_search_without_its_positive_control_is_no_search() -> None:
         return "residue-not-scanned" not in of(found)
 
     # The key is searched for twice, and must be there once: in the trainer it is gone already.
-    assert scanned(Needle("key", 2, 0), Needle("key", 0, 0))
-    assert not scanned(Needle("key", 2, 0), Needle("marker", 0, 0))
+    assert scanned(needle("key", 2, 0), needle("key", 0, 0))
+    assert not scanned(needle("key", 2, 0), needle("marker", 0, 0))
     assert not scanned()
 
 
 def test_bytes_of_a_device_need_not_have_been_in_host_memory() -> None:
     """On a GPU the search covers the host; the device is read back, and what it freed is given back."""
-    key, parameter = Needle("key", 2, 0), Needle("trained-parameter", 0, 0, on_device=True)
+    key, parameter = needle("key", 2, 0), needle("trained-parameter", 0, 0, "trainer/cuda")
 
     def of_leg(run: RunFacts, *needles: Needle, **report: Any) -> set[str]:
         found = with_lifecycle(run, 1, zeroization=zeroization(needles=needles, **report))
@@ -176,11 +175,13 @@ def test_bytes_of_a_device_need_not_have_been_in_host_memory() -> None:
     assert of_device(key, parameter) == {"residue-not-scanned"}
     assert of_device(key, device_cache="kept") == {"residue-not-scanned"}  # with or without a sample of it
     assert of_device(parameter, device_cache="released") == {"residue-not-scanned"}  # the search saw nothing
-    assert of_device(key, replace(parameter, after=1), device_cache="released") == {"residue-left"}
+    assert of_device(key, parameter.model_copy(update={"after": 1}), device_cache="released") == {
+        "residue-left"
+    }
     # Nor does a device excuse what the host should have shown, under any name,
-    marker = Needle("marker", 0, 0)
+    marker = needle("marker", 0, 0)
     assert of_device(key, parameter, marker, device_cache="released") == {"residue-not-scanned"}
-    namesake = Needle("marker", 1, 0, on_device=True)
+    namesake = needle("marker", 1, 0, "trainer/cuda")
     assert of_device(key, namesake, marker, device_cache="released") == {"residue-not-scanned"}
     # and a leg on the processor has no device to speak of.
     assert of_leg(facts(), key, parameter, device_cache="released") == {"residue-not-scanned"}

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.caveats import CAVEATS
-from glasshouse.judgement.facts import ReleaseFacts, RunFacts
+from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import estimate_of, figures_of, overhead_pct
 from glasshouse.judgement.judge import judge, row_id
 from glasshouse.judgement.rules import METHOD, RULES
 
-from .facts import H100, facts, failed, on_gpu, ssh_spec, with_launches, with_result
+from .facts import H100, facts, failed, on_gpu, release, ssh_spec, with_launches, with_result
 
 
 def at_rates(found: RunFacts, raw: float, protected: float) -> RunFacts:
@@ -48,9 +48,9 @@ def test_a_pairs_overhead_is_as_published(raw: float, protected: float, publishe
 def test_a_blocks_overhead_is_the_geometric_one() -> None:
     found = at_rates(facts(ssh_spec(order="abba", duration=3200.0)), 1000.0, 980.0)
     figures = figures_of(found)
-    assert figures["overheadPct"] == pytest.approx(2.0)
-    assert figures["overhead"]["n"] == 8
-    assert figures["overhead"]["verdict"] in ("within", "exceeds", "inconclusive")
+    assert figures.overhead_pct == pytest.approx(2.0)
+    assert figures.overhead.n == 8
+    assert figures.overhead.verdict in ("within", "exceeds", "inconclusive")
 
 
 def rented(usd_per_hour: float | None, proof: Any = "zero") -> RunFacts:
@@ -60,25 +60,27 @@ def rented(usd_per_hour: float | None, proof: Any = "zero") -> RunFacts:
     assert base.allocation is not None
     return replace(
         base,
-        allocation=replace(base.allocation, usd_per_hour=usd_per_hour, rented_at=1000.0),
-        release=ReleaseFacts(proof, 0, None, None, looked_at=2800.0),
+        allocation=base.allocation.model_copy(update={"usd_per_hour": usd_per_hour, "rented_at": 1000.0}),
+        release=release(
+            proof=proof, pod_folder_removed=None, processes_left=None, checked_at=(2790.0, 2800.0)
+        ),
     )
 
 
 def test_a_rented_run_states_what_it_cost_and_others_do_not() -> None:
     figures = figures_of(rented(3.0))
-    assert (figures["heldSec"], figures["costUsd"]) == (1800.0, 1.5)
-    assert figures_of(rented(None))["costUsd"] is None
+    assert (figures.held_sec, figures.cost_usd) == (1800.0, 1.5)
+    assert figures_of(rented(None)).cost_usd is None
     # What may still bill has no cost yet.
-    assert figures_of(rented(3.0, "unknown"))["costUsd"] is None
-    assert "costUsd" not in figures_of(facts())
+    assert figures_of(rented(3.0, "unknown")).cost_usd is None
+    assert b"costUsd" not in figures_of(facts()).to_bytes()
 
 
 def test_a_machine_that_never_became_usable_cost_at_most_what_would_have_been_accepted() -> None:
     unused = replace(rented(3.0), allocation=None)
-    assert figures_of(unused)["costUsd"] is None  # nothing was created
+    assert figures_of(unused).cost_usd is None  # nothing was created
     figures = figures_of(replace(unused, rented_at=1000.0))
-    assert (figures["heldSec"], figures["costUsd"]) == (1800.0, 4.0)  # half an hour of two GPUs
+    assert (figures.held_sec, figures.cost_usd) == (1800.0, 4.0)  # half an hour of two GPUs
 
 
 def test_a_simulated_run_says_so_before_anything_else() -> None:
@@ -97,28 +99,28 @@ def test_no_overhead_without_both_arms() -> None:
 
 def test_fixed_cost_is_of_protected_launches() -> None:
     figures = figures_of(facts())
-    assert figures["fixedCostSec"] == {"sealSec": 1.0, "uploadSec": 2.0, "unsealSec": 0.5, "totalSec": 3.5}
-    assert figures["rawUploadSec"] == 3.0
-    assert figures_of(with_launches(facts(), 1))["fixedCostSec"] is None
+    assert figures.fixed_cost_sec == {"sealSec": 1.0, "uploadSec": 2.0, "unsealSec": 0.5, "totalSec": 3.5}
+    assert figures.raw_upload_sec == 3.0
+    assert figures_of(with_launches(facts(), 1)).fixed_cost_sec is None
 
 
 def test_the_roofline_is_there_where_the_limits_are_known() -> None:
-    assert figures_of(facts())["roofline"] is None
-    share = figures_of(on_gpu(facts(ssh_spec(gpu=H100))))["roofline"]["share"]
+    assert figures_of(facts()).roofline is None
+    share = figures_of(on_gpu(facts(ssh_spec(gpu=H100)))).roofline.share
     assert 0 < share < 0.2
 
 
 def test_controls_say_what_they_show() -> None:
-    control = figures_of(at_rates(facts(ssh_spec(order="abba", duration=3200.0, control="aa")), 100, 100))[
-        "control"
-    ]
-    assert (control["kind"], control["outcome"]) == ("aa", "passed")
+    control = figures_of(
+        at_rates(facts(ssh_spec(order="abba", duration=3200.0, control="aa")), 100, 100)
+    ).control
+    assert (control.kind, control.outcome) == ("aa", "passed")
     delayed = at_rates(facts(ssh_spec(order="abba", duration=3200.0, control="delay")), 103.0, 100.0)
-    assert figures_of(delayed)["control"]["kind"] == "delay"
-    assert figures_of(facts())["control"] is None
+    assert figures_of(delayed).control.kind == "delay"
+    assert figures_of(facts()).control is None
     # A control that measured nothing is still one.
-    none = figures_of(with_launches(facts(ssh_spec(control="delay")), 0))["control"]
-    assert (none["kind"], none["outcome"], none["reason"]) == (
+    none = figures_of(with_launches(facts(ssh_spec(control="delay")), 0)).control
+    assert (none.kind, none.outcome, none.reason) == (
         "delay",
         "inconclusive",
         "no figure to compare",

@@ -24,15 +24,15 @@ def test_steps_and_what_no_step_accounts_for_add_up_to_the_launch() -> None:
     found = timed(timed(found, 0, raw), 1, protected)
     found = with_result(found, 0, cpu_sec=900.0, total_cpu_sec=903.0)
     arms = resources_of(with_result(found, 1, cpu_sec=1800.0, total_cpu_sec=1802.5))
-    assert (arms["raw"]["cpuShare"], arms["raw"]["cpuSec"]) == (0.5, 903.0)
-    assert (arms["protected"]["cpuShare"], arms["protected"]["cpuSec"]) == (1.0, 1802.5)
-    wall = arms["raw"]["wallSec"]
+    assert (arms.raw.cpu_share, arms.raw.cpu_sec) == (0.5, 903.0)
+    assert (arms.protected.cpu_share, arms.protected.cpu_sec) == (1.0, 1802.5)
+    wall = arms.raw.wall_sec
     assert list(wall) == [
         "uploadSec", "startSec", "setupSec", "warmupSec", "measuredSec", "otherSec", "totalSec",
     ]  # fmt: skip
     assert wall["otherSec"] == pytest.approx(1812.0 - 3.0 - 1.0 - 0.5 - 5.0 - 1800.0)
     # Sealing and the sealed package's upload happen before the launch whose timings carry them.
-    wall = arms["protected"]["wallSec"]
+    wall = arms.protected.wall_sec
     assert wall["otherSec"] == pytest.approx(1811.0 - 1.0 - 0.25 - 0.5 - 0.5 - 5.0 - 1800.0 - 2.75)
     assert wall["sealSec"] == 4.0
 
@@ -42,13 +42,13 @@ def test_figures_are_medians_over_the_launches_of_an_arm() -> None:
     slots = [slot.plan.index for slot in found.of("protected")]
     for nth, index in enumerate(slots):
         found = timed(found, index, {"startSec": float(nth), "totalSec": 300.0})
-    wall = resources_of(found)["protected"]["wallSec"]
+    wall = resources_of(found).protected.wall_sec
     assert wall["startSec"] == 7.5  # of 0 to 15
     assert "zeroizeSec" not in wall
 
 
 def test_what_was_not_measured_is_not_made_up() -> None:
     arms = resources_of(facts())
-    assert arms["raw"]["cpuShare"] is None
-    assert "otherSec" not in arms["raw"]["wallSec"]
-    assert resources_of(facts(ssh_spec(order="protected-only")))["raw"] is None
+    assert arms.raw.cpu_share is None
+    assert "otherSec" not in arms.raw.wall_sec
+    assert resources_of(facts(ssh_spec(order="protected-only"))).raw is None

@@ -50,7 +50,7 @@ def gpu_run(**changes: Any) -> RunFacts:
 def spoil_edge(found: RunFacts, index: int, edge: str, **changes: Any) -> RunFacts:
     done = found.slots[index].result
     assert done is not None
-    return with_result(found, index, **{edge: {**getattr(done, edge), **changes}})
+    return with_result(found, index, **{edge: getattr(done, edge).model_copy(update=changes)})
 
 
 def relaunched(*codes_of_first: str) -> RunFacts:
@@ -78,12 +78,12 @@ def unattested() -> RunFacts:
 def given_back(**changes: Any) -> RunFacts:
     found = facts()
     assert found.release is not None
-    return replace(found, release=replace(found.release, **changes))
+    return replace(found, release=found.release.model_copy(update=changes))
 
 
 def allocated(found: RunFacts, **changes: Any) -> RunFacts:
     assert found.allocation is not None
-    return replace(found, allocation=replace(found.allocation, **changes))
+    return replace(found, allocation=found.allocation.model_copy(update=changes))
 
 
 def wiped(**changes: Any) -> RunFacts:
@@ -130,16 +130,16 @@ FIRES: list[tuple[str, Build]] = [
     ("cleanup-not-proven", lambda: given_back(proof="unknown", active=None)),
     ("cleanup-not-proven", lambda: given_back(pod_folder_removed=False)),
     ("cleanup-not-proven", lambda: given_back(processes_left=2)),
-    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "end", bootId="boot-2")),
-    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "start", allocation="b")),
-    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "start", uptimeSec=5.0)),
-    ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "start", gpuUuids=["GPU-2"])),
-    ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "start", driver="581")),
-    ("same-machine-not-proven", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpuUuids=[])),
+    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "machine_end", boot_id="boot-2")),
+    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "machine_start", allocation="b")),
+    ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "machine_start", uptime_sec=5.0)),
+    ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "machine_start", gpu_uuids=("GPU-2",))),
+    ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "machine_start", driver="581")),
+    ("same-machine-not-proven", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpu_uuids=())),
     ("same-machine-not-proven", lambda: with_lifecycle(facts(), 1, boot_id="another")),
-    ("same-machine-not-proven", lambda: allocated(facts(), machine=machine(bootId="x"))),
-    ("gpu-not-as-asked", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpuNames=["NVIDIA H100 PCIe"])),
-    ("gpu-not-as-asked", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpuNames=[])),
+    ("same-machine-not-proven", lambda: allocated(facts(), machine=machine(boot_id="x"))),
+    ("gpu-not-as-asked", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=("NVIDIA H100 PCIe",))),
+    ("gpu-not-as-asked", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=())),
     ("gpu-not-as-asked", lambda: gpu_run(count=2)),
     ("gpu-not-as-asked", lambda: with_result(gpu_run(), 1, device="cpu")),
     ("gpu-not-as-asked", lambda: allocated(gpu_run(), gpu_model="NVIDIA A100")),
@@ -208,8 +208,8 @@ def test_a_check_with_nothing_to_look_at_says_so() -> None:
     assert said["event-chain-broken"] == "no protected leg got as far as its first event: nothing to check"
     assert said["runtime-not-zeroized"] == "no payload was released to any leg: nothing to check"
     assert said["final-loss-missing"] == "no leg got as far as a result: nothing to check"
-    record = {check["code"]: check for check in judge(cut).as_json()["checks"]}
-    assert record["runtime-not-zeroized"]["detail"] == said["runtime-not-zeroized"]
+    record = {check.code: check for check in judge(cut).as_record().checks}
+    assert record["runtime-not-zeroized"].detail == said["runtime-not-zeroized"]
     assert all(not check.vacuous for check in check_rules(cut) if not check.ok)
 
 
@@ -268,7 +268,7 @@ def test_a_failed_launch_before_release_may_be_repeated() -> None:
 def test_a_burn_in_slot_may_be_cut_but_not_on_another_machine() -> None:
     found = facts(ssh_spec(order="abba", duration=3200.0, measure={"burn_in_slots": 1}))
     assert codes(with_result(found, 0, elapsed_sec=5.0)) == set()
-    assert codes(spoil_edge(found, 0, "end", bootId="other")) == {"same-machine-not-proven"}
+    assert codes(spoil_edge(found, 0, "machine_end", boot_id="other")) == {"same-machine-not-proven"}
 
 
 def test_a_machine_that_is_gone_has_no_folder_to_look_at() -> None:
@@ -276,7 +276,7 @@ def test_a_machine_that_is_gone_has_no_folder_to_look_at() -> None:
 
 
 def test_an_ssh_host_may_have_more_gpus_than_asked() -> None:
-    found = on_gpu(facts(ssh_spec(gpu=H100)), gpuNames=["NVIDIA H100 80GB HBM3"] * 2)
+    found = on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=("NVIDIA H100 80GB HBM3",) * 2)
     assert codes(found) == set()
 
 
@@ -310,7 +310,7 @@ def test_a_simulated_gpu_may_have_nothing_behind_it_but_not_another_name() -> No
     on_cpu = with_result(with_result(gpu_run(), 0, device="cpu"), 1, device="cpu")
     assert codes(on_cpu) == {"gpu-not-as-asked"}
     assert codes(replace(on_cpu, simulated=True)) == set()
-    other = on_gpu(facts(ssh_spec(gpu=H100)), gpuNames=["NVIDIA H100 PCIe"])
+    other = on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=("NVIDIA H100 PCIe",))
     assert "gpu-not-as-asked" in codes(replace(other, simulated=True))
 
 

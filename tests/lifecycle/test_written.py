@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from glasshouse import schema
 from glasshouse.codes import Code
 from glasshouse.errors import RemoteError, UsageError
 from glasshouse.lifecycle.finish import outcome_file, release_file
@@ -26,7 +27,6 @@ from glasshouse.lifecycle.setup import describe
 from glasshouse.lifecycle.slots import launch_file
 from glasshouse.measurement.schedule import Slot
 from glasshouse.providers.base import Allocation, ReleaseProof
-from glasshouse.records import schema
 from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.spec import RunSpec
 

@@ -23,6 +23,7 @@ from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_
 from glasshouse.measurement.fixed_cost import fixed_cost, overhead_at
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.measurement.telemetry import disturbed
+from glasshouse.schema import Machine, Sample
 from glasshouse.spec import RunSpec
 
 from .conftest import abba_spec
@@ -79,6 +80,12 @@ def recompute(folder: Path) -> dict[str, Any]:
     return figures
 
 
+def read(result: dict[str, Any]) -> tuple[list[Sample], list[Machine]]:
+    samples = [Sample.model_validate_json(canonical_json(sample)) for sample in result["telemetry"]]
+    edges = (result["machineStart"], result["machineEnd"])
+    return samples, [Machine.model_construct(ecc_uncorrected=edge["eccUncorrected"]) for edge in edges]
+
+
 def ours(schedule: tuple[Slot, ...], results: dict[int, dict[str, Any]]) -> Estimate:
     rates = {
         slot.index: SlotRate(
@@ -86,12 +93,7 @@ def ours(schedule: tuple[Slot, ...], results: dict[int, dict[str, Any]]) -> Esti
             slot.arm,
             results[slot.index]["units"],
             results[slot.index]["elapsedSec"],
-            bool(
-                disturbed(
-                    results[slot.index]["telemetry"],
-                    [results[slot.index]["machineStart"], results[slot.index]["machineEnd"]],
-                )
-            ),
+            bool(disturbed(*read(results[slot.index]))),
         )
         for slot in schedule
         if slot.index in results

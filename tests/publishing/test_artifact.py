@@ -124,7 +124,7 @@ def test_signed_artifact_says_what_the_record_says(pair: tuple[Path, VerifiedRow
         "verified",
         "zeroized",
     )
-    assert artifact.overhead_pct == figures["overheadPct"] == pytest.approx(2.0, abs=1e-6)
+    assert artifact.overhead_pct == figures.overhead_pct == pytest.approx(2.0, abs=1e-6)
     assert artifact.same_allocation is True
     assert artifact.cleanup is not None
     assert (artifact.cleanup.proof, artifact.cleanup.active) == ("zero", 0)

@@ -12,9 +12,9 @@ from glasshouse.canonical import parse_json
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.history import (
+    PublishedFigures,
+    PublishedRow,
     ReportedRow,
-    figures_bytes,
-    figures_only,
     import_history,
     read_history,
     read_remarks,
@@ -32,6 +32,20 @@ def figures() -> Any:
     return parse_json((HISTORY / "published-rows.json").read_bytes())
 
 
+def parsed(figures: Any) -> PublishedFigures:
+    return PublishedFigures.model_validate_json(json.dumps(figures))
+
+
+def figures_of(reference: Any) -> bytes:
+    """What conf/history holds of the reference: its figures without its prose, one key a line."""
+    names = {field.alias for field in PublishedRow.model_fields.values()}
+    kept = {
+        table: [{key: value for key, value in row.items() if key in names} for row in reference[table]]
+        for table in PublishedFigures.model_fields
+    }
+    return (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def test_importing_again_gives_the_committed_bytes() -> None:
     made = {row.artifact.id: artifact_bytes(row.artifact) for row in read_history(HISTORY)}
     there = {path.stem: path.read_bytes() for path in COMMITTED.glob("*.json")}
@@ -41,7 +55,7 @@ def test_importing_again_gives_the_committed_bytes() -> None:
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the reference figures are not beside this checkout")
 def test_figures_are_those_of_the_reference_and_no_more() -> None:
     reference = json.loads(REFERENCE.read_text("utf-8"))
-    assert (HISTORY / "published-rows.json").read_bytes() == figures_bytes(figures_only(reference))
+    assert (HISTORY / "published-rows.json").read_bytes() == figures_of(reference)
     prose = [item["what"] for item in reference["observations"]]
     ours = (HISTORY / "remarks.json").read_text("utf-8") + (HISTORY / "published-rows.json").read_text(
         "utf-8"
@@ -62,23 +76,23 @@ def test_counts_tiers_and_statuses(reported: tuple[Artifact, ...]) -> None:
 
 
 def test_every_overhead_follows_from_its_own_figures(figures: Any) -> None:
-    for row in figures["rows"]:
+    for row in parsed(figures).rows:
         computed = recompute(row)
         assert computed is not None
-        assert f"{computed.overhead_pct:.2f}" == f"{row['overheadPct']:.2f}", row["id"]
+        assert f"{computed.overhead_pct:.2f}" == f"{row.overhead_pct:.2f}", row.id
 
 
 def test_rule_prefers_counts_over_rates() -> None:
     # 10 units in 2 s against 10 in 1 s, whatever the rates beside them say: 100 (1 - 5/10).
-    row = {"protectedEpochs": 10, "protectedElapsedSec": 2.0, "rawEpochs": 10, "rawElapsedSec": 1.0}
-    row |= {"protectedEpochsPerSec": 1.0, "rawEpochsPerSec": 1.0}
-    computed = recompute(row)
+    counts = {"protected_epochs": 10, "protected_elapsed_sec": 2.0, "raw_epochs": 10, "raw_elapsed_sec": 1.0}
+    rates = {"protected_epochs_per_sec": 1.0, "raw_epochs_per_sec": 1.0}
+    computed = recompute(PublishedRow.model_construct(**counts, **rates))
     assert computed is not None
     assert (computed.overhead_pct, computed.source) == (50.0, "counts-and-elapsed")
-    rates = recompute({"protectedStepsPerSec": 3.0, "rawStepsPerSec": 4.0})
-    assert rates is not None
-    assert (rates.overhead_pct, rates.source) == (25.0, "rates")
-    assert recompute({"protectedStepsPerSec": 3.0}) is None
+    computed = recompute(PublishedRow.model_construct(protected_steps_per_sec=3.0, raw_steps_per_sec=4.0))
+    assert computed is not None
+    assert (computed.overhead_pct, computed.source) == (25.0, "rates")
+    assert recompute(PublishedRow.model_construct(protected_steps_per_sec=3.0)) is None
 
 
 def test_one_wrong_digit_stops_the_import(figures: Any) -> None:
@@ -87,21 +101,21 @@ def test_one_wrong_digit_stops_the_import(figures: Any) -> None:
         wrong = copy.deepcopy(figures)
         wrong["rows"][index]["overheadPct"] = round(row["overheadPct"] + 0.01, 2)
         with pytest.raises(VerificationError) as caught:
-            import_history(wrong, remarks)
+            import_history(parsed(wrong), remarks)
         assert caught.value.codes == (f"arithmetic-disagrees:{row['id']}",)
 
 
 def test_a_remark_about_a_row_that_is_not_there_stops_the_import(figures: Any) -> None:
     figures["rows"] = [row for row in figures["rows"] if row["gpu"] != "pro6000"]
     with pytest.raises(VerificationError) as caught:
-        import_history(figures, read_remarks(HISTORY))
+        import_history(parsed(figures), read_remarks(HISTORY))
     assert "remark-without-row:2026-05-15-runpod-pro6000-mlp-30m-raw-first" in caught.value.codes
 
 
 def test_an_id_used_twice_stops_the_import(figures: Any) -> None:
     figures["rows"].append(figures["rows"][0])
     with pytest.raises(VerificationError) as caught:
-        import_history(figures, read_remarks(HISTORY))
+        import_history(parsed(figures), read_remarks(HISTORY))
     assert caught.value.codes == (f"id-used-twice:{figures['rows'][0]['id']}",)
 
 

@@ -22,7 +22,7 @@ from glasshouse.publishing import archive
 from glasshouse.publishing.artifact import artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.journey import MAX_LEAVES, budget_seconds, open_journey, read_journey
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, PublishedLog
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
 from glasshouse.publishing.logs import PublishedLogs
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published, publish_journey
@@ -176,7 +176,7 @@ def test_a_run_cut_at_any_moment_leaves_an_archive_that_verifies(root: Path, go:
     done = bring(path)
     assert done.rows == ()
     assert run in done.withheld
-    assert [leaf.body["run"] for leaf in _log_of(root, away).open_plans] == [run]
+    assert [plan.run for plan in _log_of(root, away).open_plans] == [run]
 
 
 def test_a_row_without_its_bundle_is_listed_as_left_out(root: Path, go: Leave, bring: Bring) -> None:
@@ -188,7 +188,7 @@ def test_a_row_without_its_bundle_is_listed_as_left_out(root: Path, go: Leave, b
     assert packed.left_out == ((f"bundles/{folder.name}", "its bundle is not among the runs given"),)
     assert read_journey(path).left_out == packed.left_out
     bring(path)
-    assert [leaf.body["row"] for leaf in _log_of(root, away).withheld([])] == [row]
+    assert [entry.row for entry in _log_of(root, away).withheld([])] == [row]
 
 
 # --- registered late ---------------------------------------------------------------------------------
@@ -281,16 +281,15 @@ def test_what_is_planned_after_the_budget_is_late(
 
 def test_a_journeys_log_announces_no_other(go: Leave) -> None:
     home, away = (read_journey(go().pack()[0]).log for _ in range(2))
-    said = away.leaves[0].body | {"openedIn": home.key, "openSerial": 1}
-    away = dataclasses.replace(
-        away, leaves=(dataclasses.replace(away.leaves[0], body=said), *away.leaves[1:])
-    )
-    body = {name: said[name] for name in ("journey", "seed", "budgetSec", "time")}
-    body |= {"commitment": away.signer.keyid, "serial": 1}
-    leaf = dataclasses.replace(home.leaves[1], kind="journey", body=body)
-    for first, opens in (("key", True), ("journey-log", False)):
-        leaves = (dataclasses.replace(home.leaves[0], kind=first), leaf, *home.leaves[2:])
-        logs = PublishedLogs((dataclasses.replace(home, leaves=leaves), away))
+    said = away.entries[0].model_copy(update={"opened_in": home.key, "open_serial": 1})
+    away = dataclasses.replace(away, entries=(said, *away.entries[1:]))
+    opening = JourneyLeaf(
+        serial=1, time=said.time, kind="journey", journey=said.journey, seed=said.seed,
+        budget_sec=said.budget_sec, commitment=away.signer.keyid,
+    )  # fmt: skip
+    for first, opens in ((home.entries[1], True), (home.entries[0], False)):
+        entries = (first, opening, *home.entries[2:])
+        logs = PublishedLogs((dataclasses.replace(home, entries=entries), away))
         assert (logs.opening(away) is not None) == opens
 
 

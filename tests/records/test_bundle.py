@@ -54,16 +54,17 @@ def test_blocks_give_an_interval(factory: Factory) -> None:
         legs[index] = Leg(rate=100.0 + index % 3)
     judgement, _ = bundled(factory, spec, legs)
     assert judgement.status == "verified", judgement.exclusion
-    overhead = judgement.figures["overhead"]
-    assert (overhead["n"], overhead["method"], overhead["blocks"]) == (8, "t-blocks", 8)
-    assert overhead["ciLowPct"] < judgement.figures["overheadPct"] < overhead["ciHighPct"]
+    overhead = judgement.figures.overhead
+    assert overhead is not None
+    assert (overhead.n, overhead.method, overhead.blocks) == (8, "t-blocks", 8)
+    assert overhead.ci_low_pct < judgement.figures.overhead_pct < overhead.ci_high_pct
     assert not {"single-sample", "order-confounded"} & set(judgement.caveats)
 
 
 def test_controls_run_without_lifecycle(factory: Factory) -> None:
     judgement, _ = bundled(factory, make_spec(control="aa"))
     assert judgement.status == "verified"
-    assert judgement.figures["control"]["kind"] == "aa"
+    assert judgement.figures.control.kind == "aa"
     assert judgement.row.split("-raw-first-")[1].startswith("aa-")
     assert "no-control" not in judgement.caveats
 
@@ -129,7 +130,7 @@ def test_a_launch_that_is_repeated_counts_once(factory: Factory) -> None:
     judgement, found = bundled(factory, make_spec(), {1: [refused, Leg()]})
     assert judgement.status == "verified"
     assert "relaunched" in judgement.caveats
-    assert judgement.figures["relaunched"] == 1
+    assert judgement.figures.relaunched == 1
     details = [check.detail for check in found.checks if check.code == "leg-evidence"]
     assert any("launch 1: found" in item and "as the record says" in item for item in details)
 
@@ -161,7 +162,7 @@ def test_release_and_allocation_enter_the_judgement(factory: Factory) -> None:
 def test_long_gaps_and_witnesses_enter_the_caveats(factory: Factory) -> None:
     judgement, _ = bundled(factory, make_spec(), {1: Leg(head_every_sec=4.0)})
     assert "event-gap" in judgement.caveats
-    assert judgement.figures["maxEventGapSec"] == 4.0
+    assert judgement.figures.max_event_gap_sec == 4.0
     run, files = factory.parts(make_spec())
     files["inclusion.json"] = factory.inclusion(files, witnessed=True)
     judgement = factory.write(factory.folder / run, run, files)

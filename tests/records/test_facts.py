@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.judge import judge
 from glasshouse.measurement.schedule import build_schedule
+from glasshouse.measurement.telemetry import disturbed
 from glasshouse.records.facts import collect_facts
-from glasshouse.records.values import read_result
+from glasshouse.schema import Result
 from tests.specs import make_spec
 
 from .conftest import Made
@@ -52,20 +53,20 @@ def put(value: Any, path: tuple[Any, ...], item: Any) -> Any:
 
 
 def test_a_good_result_reads() -> None:
-    found = read_result(canonical_json(GOOD))
+    found = Result.read(canonical_json(GOOD))
     assert found is not None
     assert (found.units, found.elapsed_sec, found.per_sec) == (600, 60, 10.0)
-    assert found.start["uptimeSec"] == 1000
+    assert found.machine_start.uptime_sec == 1000
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(paths(GOOD)), json_values)
 def test_any_value_anywhere_reads_or_is_refused(path: tuple[Any, ...], item: Any) -> None:
-    found = read_result(canonical_json(put(GOOD, path, item)))
+    found = Result.read(canonical_json(put(GOOD, path, item)))
     if found is not None:
         assert 0 < found.elapsed_sec <= 1e7
         assert canonical_json(dict(found.unit_info))
-        assert isinstance(found.disturbed, tuple)
+        assert isinstance(disturbed(found.telemetry, (found.machine_start, found.machine_end)), list)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +79,12 @@ def test_any_value_anywhere_reads_or_is_refused(path: tuple[Any, ...], item: Any
     ],
 )  # fmt: skip
 def test_nonsense_is_no_result(name: str, value: Any) -> None:
-    assert read_result(canonical_json(GOOD | {name: value})) is None
+    assert Result.read(canonical_json(GOOD | {name: value})) is None
 
 
 def test_no_result_is_made_of_other_documents() -> None:
     for data in (b"", b"null", b"[]", b"{}", b"\xff"):
-        assert read_result(data) is None
+        assert Result.read(data) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -99,7 +100,7 @@ def test_a_record_can_always_be_written(made: Made, data: st.DataObject) -> None
         "elapsedSec": data.draw(st.floats(2e-6, 1e7)),
         "finalLoss": data.draw(st.none() | st.floats(-1e15, 1e15)),
     }
-    result = read_result(canonical_json(changed))
+    result = Result.read(canonical_json(changed))
     assert result is not None
     slot = facts.slots[0]
     launch = replace(slot.launches[0], result=result)

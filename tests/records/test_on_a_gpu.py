@@ -12,6 +12,7 @@ from glasshouse.measurement.telemetry import disturbed
 from glasshouse.paths import Workspace
 from glasshouse.publishing.store import committed_keyring
 from glasshouse.records.verify import VerifiedRow, verify
+from glasshouse.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = "2026-11-27-local-h100-"
@@ -40,7 +41,7 @@ def test_every_launch_trained_on_the_gpu_that_was_asked_for(row: tuple[Path, Ver
     results = [result for _, result in found.facts.all_results]
     assert results
     assert {result.device for result in results} == {"cuda"}
-    assert {tuple(result.start["gpuNames"]) for result in results} == {("NVIDIA H100 80GB HBM3",)}
+    assert {result.machine_start.gpu_names for result in results} == {("NVIDIA H100 80GB HBM3",)}
     assert all(check.ok for check in found.judgement.checks if check.code == "gpu-not-as-asked")
 
 
@@ -79,7 +80,9 @@ def test_telemetry_of_a_real_driver_reads(row: tuple[Path, VerifiedRow]) -> None
             assert 300 <= float(gpu["smMhz"]) <= 1980
             assert 50 <= float(gpu["powerW"]) <= 750
         # At full load the software power cap is always on (0x4); it is no disturbance.
-        assert disturbed(samples, [result["machineStart"], result["machineEnd"]]) == []
+        read = Result.read(json.dumps(result | {"telemetry": samples}).encode())
+        assert read is not None
+        assert disturbed(read.telemetry, [read.machine_start, read.machine_end]) == []
 
 
 def test_a_row_that_ran_out_of_time_is_excluded_though_its_blocks_would_give_a_figure() -> None:

@@ -72,9 +72,9 @@ def test_a_private_bundle_verifies_and_confirms_no_guess(factory: Factory, model
     assert found.ok, [check for check in found.checks if not check.ok]
     assert judgement.status == "verified", judgement.exclusion
     figures = judgement.figures
-    assert figures["protected"]["outputSha256"] is None
-    assert figures["unitInfo"] == {}
-    assert figures["roofline"] is None
+    assert figures.protected.output_sha256 is None
+    assert figures.unit_info == {}
+    assert figures.roofline is None
     assert f"-private-{model['kind']}-" in judgement.row
     assert ("synthetic-workload" in judgement.caveats) == (model["kind"] != "custom")
     artifact = artifact_from_verified(found.require())

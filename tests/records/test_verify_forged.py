@@ -15,9 +15,9 @@ from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.rules import METHOD
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD
 from glasshouse.records.exchange import verify_exchange
-from glasshouse.records.schema import Exchange
 from glasshouse.records.signing import PLAN_TYPE, open_statement, sign_statement
 from glasshouse.records.verify import Verification, verify
+from glasshouse.schema import Exchange
 from tests.specs import make_spec
 
 from .conftest import Made

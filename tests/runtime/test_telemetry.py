@@ -6,11 +6,19 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from glasshouse.canonical import canonical_json
 from glasshouse.measurement.telemetry import disturbed
 from glasshouse.runtime import gpus, machine
+from glasshouse.schema import Sample
+
+
+def read(samples: list[dict[str, Any]]) -> list[Sample]:
+    return [Sample.model_validate_json(canonical_json(sample)) for sample in samples]
+
 
 # Speaks as nvidia-smi does, of two GPUs; counts its own starts, since each costs time on a real machine. A
 # query that names a refused field fails as a whole, as the tool does it.
@@ -91,7 +99,7 @@ def test_every_sample_asks_every_gpu_once(tool) -> None:
     assert [gpu["smMhz"] for gpu in samples[0]["gpu"]] == ["1980", "1200"]
     assert samples[0]["gpu"][1]["tempC"] == "[N/A]"
     assert samples[-1]["otherProcesses"] == 0  # the one listed is ours, under the host's number
-    assert disturbed(samples) == []
+    assert disturbed(read(samples)) == []
     calls = Path(f"{path}.calls").read_text().splitlines()
     assert sum("clocks.sm" in call for call in calls) == len(samples) + 1  # and once before the clock starts
     assert sum("compute-apps" in call for call in calls) == 2  # at the edges
@@ -161,7 +169,7 @@ def test_a_neighbour_and_throttled_clocks_disturb_a_slot(tool) -> None:
     tool(apps="4711 4712", throttle="0x0000000000000040")
     samples = watch()
     assert samples[-1]["otherProcesses"] == 1
-    assert set(disturbed(samples)) == {"throttled", "other-gpu-process"}
+    assert set(disturbed(read(samples))) == {"throttled", "other-gpu-process"}
 
 
 def test_a_leg_on_the_processor_counts_everyone_on_the_gpu(tool) -> None:
@@ -173,7 +181,7 @@ def test_a_tool_that_fails_leaves_samples_without_gpu(tool) -> None:
     tool(text="#!/bin/sh\nexit 9\n")
     samples = watch()
     assert all(sample.get("gpu", []) == [] for sample in samples)
-    assert {"throttled", "clock-drop", "other-gpu-process"}.isdisjoint(disturbed(samples))
+    assert {"throttled", "clock-drop", "other-gpu-process"}.isdisjoint(disturbed(read(samples)))
 
 
 def test_long_slots_keep_a_bounded_number_of_samples() -> None:

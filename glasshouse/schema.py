@@ -1,15 +1,16 @@
-"""The shapes of a bundle's files, strict: what the controller writes is an allow-list.
+"""One frozen model for each file of a bundle, and for each report of a pod: what is read is what is judged.
 
-Hosts, ports, accounts and paths have no field here, so they cannot enter a bundle. Reports that the
-pod signed (leg results, zeroization) are read for what is judged; the rest of them is kept as it is.
-Units are in the names: Sec seconds, Usd US dollars; times are Unix seconds.
+Strict: what the controller writes is an allow-list. Hosts, ports, accounts and paths have no field here, so
+they cannot enter a bundle. Reports that the pod signed (leg results, zeroization) are read for what is
+judged; the rest of them is kept as it is. Units are in the names: Sec seconds, Usd US dollars; times are
+Unix seconds.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from glasshouse.canonical import canonical_json
@@ -28,6 +29,7 @@ Work = Annotated[int, Field(ge=0, le=10**15)]  # whole units: a leg ends on one
 Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Count = Annotated[int, Field(ge=0)]
+UnitInfo = bool | int | float | Words | None
 Timings = dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9]{1,40}$")], Seconds]
 
 
@@ -51,10 +53,25 @@ class Written(BaseModel):
         return canonical_json(self.model_dump(by_alias=True, exclude_unset=True))
 
 
-class Signed(Written):
-    """Base of what the pod signed: fields beyond those judged are allowed."""
+class Report(Written):
+    """Base of what somebody else wrote, such as the pod: fields beyond those named here are allowed."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """Read a report; None when it is not of this form.
+
+        One of the pod's that cannot be read is a leg without it, not a bad bundle.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError:
+            return None
+
+    def said(self, name: str) -> object:
+        """Return a field's value, None where the report does not have it: a default is no measurement."""
+        return getattr(self, name) if name in self.model_fields_set else None
 
 
 class SlotPlan(BaseModel):
@@ -74,7 +91,7 @@ class SlotPlan(BaseModel):
     delay_pct: float
 
 
-class Machine(Signed):
+class Machine(Report):
     """What runtime/machine.py reads of a machine, or as much of it as the controller read itself.
 
     Counters are as nvidia-smi prints them: digits, or words for a GPU that does not count.
@@ -91,9 +108,9 @@ class Machine(Signed):
     ecc_uncorrected: Counters = ()
     cpu_model: Annotated[str, Field(max_length=200)] = ""
 
-    def plain(self) -> dict[str, Any]:
-        """Return the fields that were there, by their names in the file."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+    def under(self, seen: Machine) -> Machine:
+        """Return this machine with everything in its place that `seen` says; what that does not say stays."""
+        return self.model_copy(update={name: getattr(seen, name) for name in seen.model_fields_set})
 
 
 class SeenMachine(Machine):
@@ -103,20 +120,36 @@ class SeenMachine(Machine):
     kernel: Annotated[str, Field(max_length=400)]
 
 
-class GpuSample(Signed):
+class GpuSample(Report):
     """Telemetry of one GPU at one moment, as nvidia-smi prints it."""
 
     sm_mhz: Annotated[str, Field(max_length=40)] = ""
     throttle: Annotated[str, Field(max_length=40)] = ""
 
 
-class Sample(Signed):
+class Sample(Report):
     """Telemetry at one moment; shares in percent of the whole machine."""
 
     others_pct: float = 0.0
     steal_pct: float = 0.0
     other_processes: Count = 0
     gpu: Annotated[tuple[GpuSample, ...], Field(max_length=64)] = ()
+
+
+class Told(Protocol):
+    """What else in a bundle says of the allocation: a launch's reference values."""
+
+    @property
+    def host_key(self) -> str:
+        """How the SSH host key became known."""
+
+    @property
+    def image_digest(self) -> str:
+        """The image that was rented, as `sha256:` and hex, "" where there is none."""
+
+    @property
+    def boot_id(self) -> str:
+        """The boot that the controller saw."""
 
 
 class Plan(Written):
@@ -147,6 +180,17 @@ class Allocation(Written):
     machine: SerializeAsAny[Machine] | None
     rented_at: Time | None = None
 
+    @property
+    def unproven_host_key(self) -> bool:
+        """Whether the first SSH host key that was offered was believed."""
+        return self.host_key_source == "first-use"
+
+    def agrees(self, told: Told) -> bool:
+        """Whether `told` is of this allocation, and of the boot that the controller saw."""
+        mine = (self.host_key_source, self.image_digest)
+        same = mine == (told.host_key, told.image_digest)
+        return same and self.machine is not None and self.machine.boot_id == told.boot_id
+
 
 class Release(Written):
     """release.json: what was found when the allocation was given back, at each time looked."""
@@ -158,6 +202,11 @@ class Release(Written):
     pod_folder_removed: bool | None
     processes_left: Count | None
     checked_at: tuple[Time, ...]
+
+    @property
+    def looked_at(self) -> float | None:
+        """Unix seconds of the last look."""
+        return max(self.checked_at, default=None)
 
 
 class Outcome(Written):
@@ -219,8 +268,14 @@ class Head(Written):
     sig: str
 
 
-class Result(Signed):
-    """A leg's result: result.json of a raw leg, the event `trained` of a protected one."""
+class Result(Report):
+    """A leg's result: result.json of a raw leg, the event `trained` of a protected one.
+
+    The work done in the measured stretch, and what it started and ended with: `units` of `unit` in
+    elapsed_sec; steps are optimiser steps. loss_curve: (units, loss); throughput_curve: (seconds, units). A
+    loss that was missing or not finite is None. cpu_sec: of the training process, in the measured stretch;
+    total_cpu_sec: from building the session to the end of training.
+    """
 
     unit: Words
     units: Work
@@ -236,7 +291,7 @@ class Result(Signed):
     initial_digest: Hex64
     output_sha256: Hex64 | None = None  # withheld of a private job, as are sizes and the loss curve
     output_differs: bool
-    unit_info: Annotated[dict[Words, bool | int | float | Words | None], Field(max_length=64)]
+    unit_info: Annotated[dict[Words, UnitInfo], Field(max_length=64)]
     machine_start: Machine
     machine_end: Machine
     device: Words
@@ -244,8 +299,27 @@ class Result(Signed):
     cpu_sec: Seconds | None = None
     total_cpu_sec: Seconds | None = None
 
+    @property
+    def per_sec(self) -> float:
+        """Units per measured second; 0 where nothing was measured."""
+        return self.units / self.elapsed_sec if self.elapsed_sec > 0 else 0.0
 
-class Ended(Signed):
+    @property
+    def trained_steps(self) -> float:
+        """Optimiser steps taken from the start, those of the warm-up included."""
+        return (
+            self.steps / self.units * (self.units + self.warmup_units)
+            if self.units > 0
+            else float(self.steps)
+        )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the workload declares equal steps to give equal bits on this device."""
+        return self.unit_info.get("deterministic") is True
+
+
+class Ended(Report):
     """result.json of a leg: what the controller believes of how it ended. Nobody signed it.
 
     events_head and event_count: what the chain of a protected leg must come to.
@@ -259,29 +333,69 @@ class Ended(Signed):
     event_count: Count | None = None
 
 
-class BufferReport(Signed):
+class Buffers(Report):
     """Registered buffers of one kind after the wipe; of the device's, what became of memory freed before."""
 
     read_back_zero: bool
     cache: Annotated[str, Field(max_length=200)] | None = None
 
 
-class NeedleReport(Signed):
-    """One class of needle: hits while live, hits after the wipe; where: process, and place of the bytes."""
+class Needle(Report):
+    """One class of bytes searched for in one process: hits while live, hits after the wipe.
 
-    class_: Annotated[Words, Field(alias="class")]
+    where: process, and place of the bytes.
+    """
+
+    name: Annotated[Words, Field(alias="class")]
     where: Annotated[str, Field(max_length=200)] = ""
     positive_control: Count
     after: Count
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it was taken from a device's memory, which no search of a process reaches.
 
-class Zeroized(Signed):
-    """Body of the last event of a whole chain."""
+        Host memory is searched for it, and need not have held it.
+        """
+        return self.where.startswith("trainer/cuda")
 
-    buffers: dict[Words, BufferReport]
-    needles: tuple[NeedleReport, ...]
+
+WIPED = frozenset({"host", "device", "package"})  # what every leg wipes, each with its read-back
+
+
+class Zeroized(Report):
+    """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
+
+    The exits are those of trainer and custodian as their supervisor reaped them, None where it did not.
+    """
+
+    buffers: dict[Words, Buffers]
+    needles: tuple[Needle, ...]
     residue: Literal["scanned", "not-scanned"]
     unscanned_regions: Count
     trainer_exit: int | None
     custodian_exit: int | None
     tmpfs_removed: bool
+
+    @model_validator(mode="after")
+    def _names_every_buffer(self) -> Self:
+        """What is not named was not read back, and an empty list is no wipe."""
+        if missing := WIPED - self.buffers.keys():
+            raise ValueError(f"buffers that no leg is without: {', '.join(sorted(missing))}")
+        return self
+
+    @property
+    def unwiped(self) -> tuple[str, ...]:
+        """Buffer classes whose read-back was not all zero."""
+        return tuple(name for name, part in sorted(self.buffers.items()) if not part.read_back_zero)
+
+    @property
+    def device_cache(self) -> str | None:
+        """What became of device memory that was freed before the wipe: released, kept, none."""
+        return self.buffers["device"].cache
+
+
+def fields_of(error: ValidationError) -> str:
+    """Name the fields at fault, without their values."""
+    names = (".".join(str(part) for part in item["loc"]) or "(file)" for item in error.errors())
+    return ", ".join(sorted(set(names)))[:300]
