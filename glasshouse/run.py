@@ -161,7 +161,7 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
         journal.created(run.allocation, allocation.id)
         rental.allocation_id = allocation.id
         live.save()
-    source = allocation.endpoint.host_key_source
+    source = allocation.endpoint.host_key.source
     described = describe(live, allocation, gpu_model=allocation.gpu_model, source=source)
     live.folder.write("allocation.json", described)
     return allocation

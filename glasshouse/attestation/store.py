@@ -16,8 +16,9 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,10 +39,30 @@ from glasshouse.attestation.database import (
     schema,
     tickets,
 )
+from glasshouse.attestation.exchange import Exchange
 from glasshouse.canonical import length_prefixed
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, UsageError
 from glasshouse.extras import install_line
+
+
+@dataclass(frozen=True)
+class SpentTicket:
+    """A ticket that was just used: its hash, and what was said when it was issued (JSON texts)."""
+
+    sha256: str
+    reference: str
+    policy: str
+
+
+@dataclass(frozen=True)
+class AskedChallenge:
+    """A challenge that was just consumed: its token, its ticket's hash, what was said at that one's issue."""
+
+    token: str
+    ticket: str
+    reference: str
+    policy: str
 
 
 class Store:
@@ -148,8 +169,8 @@ class Store:
         except IntegrityError as error:
             raise AttestationError("this launch has a ticket already", codes=[Code.TICKET_ISSUED]) from error
 
-    def spend_ticket(self, sha256: str, launch: tuple[str, str, int], now: int) -> dict[str, Any]:
-        """Mark the ticket of a launch used, durably, and return its row; one that is refused is not spent.
+    def spend_ticket(self, sha256: str, launch: tuple[str, str, int], now: int) -> SpentTicket:
+        """Mark the ticket of a launch used, durably, and return it; one that is refused is not spent.
 
         Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch`, `ticket-expired`,
         `ticket-mismatch` (for another launch) or `launch-superseded`.
@@ -174,7 +195,7 @@ class Store:
             spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
             if tx.execute(spent.values(used=now)).rowcount != 1:
                 raise AttestationError("this ticket was used", codes=[Code.TICKET_USED])
-        return dict(row)
+        return SpentTicket(row["sha256"], row["reference"], row["policy"])
 
     def put_challenge(
         self, nonce: str, ticket: str, token: str, launch: tuple[str, str, int], *, at: int
@@ -184,8 +205,8 @@ class Store:
             tx.execute(insert(challenges).values(nonce=nonce, ticket=ticket, store=self.id, token=token))
             tx.execute(self._audit_line("challenge-issued", at, launch, ()))
 
-    def consume_challenge(self, nonce: str, now: int) -> dict[str, Any]:
-        """Consume a challenge, durably, and return its row joined with its ticket's.
+    def consume_challenge(self, nonce: str, now: int) -> AskedChallenge:
+        """Consume a challenge, durably, and return it with what its ticket was issued for.
 
         Raises AttestationError `nonce-unknown`, `nonce-replay`, `challenge-store-mismatch` or
         `launch-superseded`.
@@ -209,7 +230,7 @@ class Store:
             )
         if superseded:
             raise AttestationError("the leg was launched again since", codes=[Code.LAUNCH_SUPERSEDED])
-        return dict(row)
+        return AskedChallenge(row["token"], row["ticket"], row["reference"], row["policy"])
 
     # Grants and records
 
@@ -244,21 +265,20 @@ class Store:
                 select(func.count()).select_from(grants).where(grants.c.run == run)
             ).scalar_one()
 
-    def put_exchange(
-        self, run: str, leg: str, launch: int, document: Mapping[str, Any], *, at: int, event_name: str
-    ) -> None:
+    def put_exchange(self, run: str, leg: str, launch: int, exchange: Exchange, *, at: int) -> None:
         """Record a finished exchange and its audit line in one write."""
         with self._transaction() as tx:
-            text = json.dumps(document, sort_keys=True)
+            text = json.dumps(exchange.to_json(), sort_keys=True)
             tx.execute(insert(exchanges).values(run=run, leg=leg, launch=launch, document=text))
-            tx.execute(self._audit_line(event_name, at, (run, leg, launch), document["reasonCodes"]))
+            line = self._audit_line(exchange.event_name, at, (run, leg, launch), exchange.reason_codes)
+            tx.execute(line)
 
-    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
+    def exchange(self, run: str, leg: str, launch: int) -> Exchange | None:
         """The recorded exchange of a launch, or None."""
         where = (exchanges.c.run == run, exchanges.c.leg == leg, exchanges.c.launch == launch)
         with self._transaction() as tx:
             text = tx.execute(select(exchanges.c.document).where(*where)).scalar()
-        return None if text is None else dict(json.loads(text))
+        return None if text is None else Exchange.from_json(json.loads(text))
 
     def log(
         self, event_name: str, at: int, launch: tuple[str, str, int] | None = None, codes: Sequence[str] = ()

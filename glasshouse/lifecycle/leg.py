@@ -128,5 +128,5 @@ def reference(live: LiveRun, ready: Ready, leg: Leg) -> Reference:
         pid_namespace=seen.pid_namespace,
         image_digest=ready.allocation.image_digest,
         gpu_name=seen.gpus[0][0] if seen.gpus else None,
-        host_key_source=ready.pod.host_key_source,
+        host_key=ready.pod.host_key.source,
     )

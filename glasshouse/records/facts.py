@@ -309,7 +309,7 @@ def _misplaced(
     if (reference.run, reference.leg, reference.launch) != (plan.run, f"s{written.slot:03d}", written.launch):
         codes.append(Code.REFERENCE_OF_ANOTHER_LAUNCH)
     machine = None if allocation is None else allocation.machine
-    told = (reference.host_key_source, reference.image_digest, reference.boot_id)
+    told = (reference.host_key, reference.image_digest, reference.boot_id)
     if (
         allocation is None
         or machine is None

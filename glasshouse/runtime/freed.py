@@ -14,16 +14,21 @@ glibc keeps freed memory in several places, and each is visited where that can b
 - stacks, below what is in use: of the threads just named, and of threads that ended, whose stacks glibc keeps
   and gives to new threads.
 
+A block in use is its owner's, and may still hold what lay there before it was given out. So from the wipe
+on every block is filled when it is given out (M_PERTURB); and lists, which are lengthened in place, have what
+they hold in reserve overwritten.
+
 malloc_trim(3) alone is not enough: it drops whole free pages, but not what shares a page with something in
-use, nor the end of any arena but the first, where a worker's packing buffers were found. M_PERTURB is not: it
-overwrites what is freed from then on. Of another C library's memory, only what it gives the calling thread is
-overwritten.
+use, nor the end of any arena but the first, where a worker's packing buffers were found. M_PERTURB alone is
+not: it overwrites what is freed from then on. Of another C library's memory, only what it gives the calling
+thread is overwritten.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import mmap
 import os
 import sys
@@ -39,8 +44,10 @@ from glasshouse.sealing.memory import overwrite
 PAGE = mmap.PAGESIZE
 LARGE = 1 << 16  # from here on whole pages go back to the kernel, which is cheaper than to overwrite them
 THREAD_CACHED = 1032  # glibc: a thread keeps freed blocks of up to this size, each size apart
+THREAD_KEEPS = 7  # ... and so many of each
 # As sizes halve, a free block of any length is taken in few pieces; small ones are kept by their exact size.
-HEAP_SIZES = (*(1 << power for power in range(26, 10, -1)), *range(THREAD_CACHED, 0, -16))
+SMALL_SIZES = range(THREAD_CACHED, 0, -16)
+HEAP_SIZES = (*(1 << power for power in range(26, 10, -1)), *SMALL_SIZES)
 OBJECT_SIZES = range(512, 0, -16)  # the interpreter's small objects
 POOL = 1 << 14  # ... lie in pools of this size, or less
 THRESHOLD = 128 << 10
@@ -90,7 +97,7 @@ def fill_what_is_allocated() -> None:
 
 
 def wipe() -> None:
-    """Overwrite what this process has freed, as the module says. Takes hundredths of a second.
+    """Overwrite what this process has freed, as the module says. Takes tenths of a second.
 
     Call it when the work is done: threads that start afterwards share what arenas there are.
     """
@@ -99,6 +106,7 @@ def wipe() -> None:
     # Small thresholds, or what it takes to exhaust each size would stay mapped, for the search to read.
     _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, THRESHOLD), (_M_TRIM_THRESHOLD, THRESHOLD))
     mapped = Mapped.read()
+    _clear_reserves_of_lists()
     threads: set[int] = set()
     stretches: set[int] = set()  # of arenas that a thread had
     turn = threading.Lock()
@@ -132,12 +140,21 @@ def leave_traces(size: int) -> bytearray | None:
     A search must find them until `wipe`: its positive control for freed memory. There are several, since what
     is allocated meanwhile may land on one. None: the allocator unmaps what is freed, and left no trace.
     """
+    # The first time, what only has to be there once for such calls is allocated, and kept; the second time
+    # nothing of it comes to lie where the bytes are.
+    _leave(bytearray(size), (THREAD_CACHED + size,))
     sample = bytearray(size)
     with Path("/dev/urandom").open("rb", buffering=0) as source:
         source.readinto(sample)
-    blocks = [(block, length) for length in TRACE_SIZES if (block := _c.malloc(length)) is not None]
+    return sample if _leave(sample, TRACE_SIZES) else None
+
+
+def _leave(sample: bytearray, sizes: tuple[int, ...]) -> int:
+    """Put the bytes into blocks and free these; in how many they can still be read."""
+    size = len(sample)
+    blocks = [(block, length) for length in sizes if (block := _c.malloc(length)) is not None]
     # Kept for good: at the end of the heap, what is freed may go back to the system.
-    _c.malloc(max(TRACE_SIZES))
+    _c.malloc(max(sizes))
     places = [block + length - 2 * size for block, length in blocks]  # allocators write at either end
     for place in places:
         ctypes.memmove(place, (ctypes.c_char * size).from_buffer(sample), size)
@@ -148,7 +165,7 @@ def leave_traces(size: int) -> bytearray | None:
         there = bytearray(size)
         left += read_own_memory(place, memoryview(there)) == size and there == sample
         overwrite(there)
-    return sample if left else None
+    return left
 
 
 class Mapped:
@@ -225,7 +242,14 @@ def _drain_heap(mapped: Mapped) -> None:
     usable = getattr(_c, "malloc_usable_size", None)
     if usable is not None:
         usable.argtypes, usable.restype = [ctypes.c_void_p], ctypes.c_size_t
+    _mallopt((_M_PERTURB, 0))  # what is taken is overwritten here, and what comes fresh needs no filling
     drain(_c.malloc, _c.free, HEAP_SIZES, mapped, usable=usable)
+    fill_what_is_allocated()
+    # Each call from here into C has a block of its own while it lasts, and so was never given that one. It is
+    # filled when the thread has as many of its size as it keeps.
+    for size in SMALL_SIZES:
+        for block in [_c.malloc(size) for _ in range(THREAD_KEEPS + 1)]:
+            _c.free(block)
 
 
 def _drain_objects(mapped: Mapped) -> None:
@@ -237,6 +261,37 @@ def _drain_objects(mapped: Mapped) -> None:
     give.argtypes, give.restype = [ctypes.c_void_p], None
     # Spare, because this loop's own objects come from there, too, and may have been given a new pool.
     drain(take, give, OBJECT_SIZES, mapped, spare=POOL)
+
+
+class _List(ctypes.Structure):
+    """PyListObject: `size` of `allocated` places are in use."""
+
+    _fields_ = (
+        ("references", ctypes.c_ssize_t),
+        ("type", ctypes.c_void_p),
+        ("size", ctypes.c_ssize_t),
+        ("items", ctypes.c_void_p),
+        ("allocated", ctypes.c_ssize_t),
+    )
+
+
+def _clear_reserves_of_lists() -> None:
+    """Overwrite what lists hold in reserve to grow: realloc(3) adds it in place, with what lay there."""
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return  # other insides
+    gc.collect()
+    place = ctypes.sizeof(ctypes.c_void_p)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e6)  # no other thread may lengthen a list between the look and the write
+    try:
+        for item in gc.get_objects():
+            if issubclass(type(item), list):
+                head = _List.from_address(id(item))
+                if head.items and head.allocated > head.size:
+                    start, spare = head.items + place * head.size, head.allocated - head.size
+                    _c.memset(start, 0, place * spare)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def _clear(start: int, size: int) -> None:

@@ -81,7 +81,7 @@ def test_container_id_keeps_its_parts_apart() -> None:
 
 
 def test_round_trip_adds_what_is_missing() -> None:
-    claims = parse_evidence(make_evidence(CLAIMS, KEY))
+    claims = parse_evidence(make_evidence(CLAIMS, KEY)).claims
     assert {name: claims[name] for name in CLAIMS} == CLAIMS
     assert b64u_decode(claims["event_key"]) == public_bytes_of(KEY)
     assert claims["composite_hash"] == composite_hash(claims)
@@ -89,7 +89,7 @@ def test_round_trip_adds_what_is_missing() -> None:
 
 def test_nothing_that_is_given_is_overwritten() -> None:
     given_claims = {**CLAIMS, "composite_hash": "wrong", "eat_profile": "other"}
-    claims = parse_evidence(make_evidence(given_claims, KEY))
+    claims = parse_evidence(make_evidence(given_claims, KEY)).claims
     assert claims["composite_hash"] == "wrong"
     assert claims["eat_profile"] == "other"
 
@@ -198,7 +198,7 @@ def test_the_pod_archive_needs_no_more_than_it_ships() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     ours = {name for name in loaded if name.startswith("glasshouse")}
-    top = "glasshouse glasshouse.canonical glasshouse.errors glasshouse.attestation"
+    top = "glasshouse glasshouse.canonical glasshouse.codes glasshouse.errors glasshouse.attestation"
     assert ours == {
         *top.split(),
         *(f"glasshouse.attestation.{name}" for name in ("evidence", "tokens", "client")),

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from glasshouse import cli, paths
-from glasshouse.canonical import canonical_json
+from glasshouse.canonical import canonical_json, record_json
 from glasshouse.paths import Workspace
 from glasshouse.records import keys
 from glasshouse.sealing.grant import kem_public_bytes
@@ -85,7 +85,7 @@ def some_run(elsewhere: Path) -> Path:
         seal_outputs(
             out, owner_public=public, context=context, files={"logs/trainer.log": b"said\n"}, tensors=()
         )
-    event = {"seq": 0, "type": "zeroized", "body": {"outputs": report}}
+    event = {"seq": 0, "type": "zeroized", "body": {"outputs": record_json(report)}}
     (leg / "events.jsonl").write_bytes(canonical_json(event) + b"\n")
     (elsewhere / "runs" / "20260101-000000-aaaaaa").mkdir()
     (elsewhere / "runs" / ".sweeps").mkdir()

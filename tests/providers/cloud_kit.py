@@ -98,10 +98,10 @@ def rented(
 def over_ssh(allocation: Allocation, command: str) -> str:
     """Run one command on the pod, with the pinned host key and the per-rental login key only."""
     endpoint = allocation.endpoint
-    assert endpoint.known_hosts is not None
+    assert endpoint.host_key.lines is not None
 
     async def go() -> str:
-        known = asyncssh.import_known_hosts("\n".join(endpoint.known_hosts or ()) + "\n")
+        known = asyncssh.import_known_hosts("\n".join(endpoint.host_key.lines or ()) + "\n")
         async with asyncssh.connect(
             endpoint.host, endpoint.port, username=endpoint.user, client_keys=[str(endpoint.key_path)],
             known_hosts=known, config=None, agent_path=None,

@@ -59,7 +59,7 @@ def test_a_pod_lives_and_leaves_nothing(glasshouse_home: Path) -> None:
         assert [oct(path.stat().st_mode)[-3:] for path in (place, place / "home", place / "keys")] == [
             "700"
         ] * 3
-        assert allocation.endpoint.host_key_source == "created"
+        assert allocation.endpoint.host_key.source == "created"
         assert allocation.endpoint.key_path.stat().st_mode & 0o077 == 0
         with Pod(allocation.endpoint) as pod:
             assert pod.run(["pwd"]).stdout.decode().strip() == str(place / "home")

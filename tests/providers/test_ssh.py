@@ -62,7 +62,7 @@ def test_an_allocation_is_a_private_folder_and_release_proves_it_gone(config: sp
     name = new_name()
     with SshProvider(config) as provider:
         allocation = provider.allocate(name, make_spec(), silent)
-        assert allocation.endpoint.host_key_source == "pinned"
+        assert allocation.endpoint.host_key.source == "pinned"
         folder = f"{allocation.endpoint.workdir}/{name}"
         with Pod(allocation.endpoint) as pod:
             assert pod.run(["stat", "-c", "%a", folder]).stdout == b"700\n"
@@ -94,8 +94,8 @@ def test_first_use_is_recorded_and_pinned_in_the_allocation(server: PodServer) -
     name = new_name()
     with SshProvider(embedded(server, known_hosts=None)) as provider:
         allocation = provider.allocate(name, make_spec(), silent)
-        assert allocation.endpoint.host_key_source == "first-use"
-        assert allocation.endpoint.known_hosts == (server.known_hosts_line(),)
+        assert allocation.endpoint.host_key.source == "first-use"
+        assert allocation.endpoint.host_key.lines == (server.known_hosts_line(),)
         assert provider.release(name).proof == "zero"
 
 

@@ -24,7 +24,7 @@ def test_one_rental_from_create_to_proven_gone() -> None:
         assert allocation.gpu_model == "RTX A4000"
         assert allocation.usd_per_hour == pytest.approx(0.12)
         assert allocation.tier == "simulated"
-        assert allocation.endpoint.host_key_source == "created"
+        assert allocation.endpoint.host_key.source == "created"
         # the first address answers nothing; the second was probed too
         assert over_ssh(allocation, "nvidia-smi -L").startswith("GPU 0: NVIDIA RTX A4000")
         proof = it.provider.release(NAME, allocation.id)

@@ -225,7 +225,7 @@ class Factory:
             "boot_id": BOOT,
             "pid_namespace": "4026531836",
             "image_digest": allocation["imageDigest"],
-            "host_key_source": allocation["hostKeySource"],
+            "host_key": allocation["hostKeySource"],
         }
         reference = Reference(**values | dict(leg.reference))
         files = {"reference.json": canonical_json(reference.to_dict())}
@@ -238,15 +238,15 @@ class Factory:
         challenge = verify_challenge(broker.challenge(request), broker.public_bytes)
         self.now += 1
         claims = honest_claims(
-            reference, spec.policy, nonce=challenge["nonce"], iat=int(self.now), kem_key=_KEM
-        )
+            reference, spec.policy, nonce=challenge.binding.nonce, iat=int(self.now), kem_key=_KEM
+        ).to_json()
         evidence = leg.evidence(make_evidence({**claims, **leg.claims}, event_key))
         try:
-            released = broker.attest(evidence, challenge["launch_token"])
+            released = broker.attest(evidence, challenge.launch_token.token.jws)
         except AttestationError:
-            files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number))
+            files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number).to_json())
             return files
-        files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number))
+        files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number).to_json())
         items: list[tuple[str, dict[str, Any]]] = [
             ("released", {"run": run, "leg": leg_id, "launch": number}),
             ("unsealed", {"bytes": 1000}),

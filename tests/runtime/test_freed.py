@@ -81,11 +81,22 @@ def objects():
         while made:
             made.pop()
 
+def reserve():
+    held = list(range(1000))
+    held.append(1)
+    head = freed._List.from_address(id(held))
+    fill(head.items + 8 * head.size, 8 * (head.allocated - head.size))
+    kept.append(held)
+
 {statement}
 os.write(2, b"f")
 while order := os.read(0, 1):
     if order == b"w":
         freed.wipe()
+    if order == b"p":
+        freed.fill_what_is_allocated()
+    if order == b"a":
+        kept.append(libc.malloc(3000))
     os.write(2, order)
 """
 PLACES = {
@@ -99,6 +110,7 @@ PLACES = {
     # Nine: by then glibc would have settled how many arenas there may be.
     "the arenas of nine threads": "[in_a_thread(lambda: leave(3000), False) for _ in range(9)]",
     "small objects": "objects()",
+    "what a list holds in reserve": "reserve()",
     "the stack": "on_the_stack()",
     "the stack of a thread that ended": "in_a_thread(on_the_stack, True)",
 }
@@ -146,6 +158,16 @@ def test_what_was_freed_is_found_until_the_wipe_and_not_after(place: str) -> Non
         assert min(scanned.scan(needles).counts) >= 1
         order(b"w")
         assert scanned.scan(needles).counts == [0] * len(needles)
+
+
+@pytest.mark.parametrize(("orders", "left"), [(b"a", 1), (b"pa", 0)])
+def test_what_is_given_out_from_then_on_is_filled(orders: bytes, left: int) -> None:
+    """A block that comes into use before the wipe is not overwritten by it."""
+    with process("leave(3000)") as (scanned, needles, order):
+        for each in orders:
+            order(bytes([each]))
+        order(b"w")
+        assert scanned.scan(needles).counts == [left]
 
 
 @pytest.mark.train
