@@ -400,16 +400,16 @@ def supersede(
     if before is not None:
         if before.by != new:
             raise UsageError(
-                f"the row is superseded by {before.body['by']} already",
+                f"the row is superseded by {before.by} already",
                 field="old",
                 value=old,
-                remedy=f"supersede that one: glasshouse supersede {before.body['by']} {new}",
+                remedy=f"supersede that one: glasshouse supersede {before.by} {new}",
             )
         return _state(home, present, "supersede", None, old)
     if after is not None:
         in_a_circle = old in _replacements(logs, new)
         raise UsageError(
-            f"the row is superseded by {after.body['by']} itself" + (", in a circle" if in_a_circle else ""),
+            f"the row is superseded by {after.by} itself" + (", in a circle" if in_a_circle else ""),
             field="new",
             value=new,
             remedy="give a row that nothing supersedes",
