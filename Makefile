@@ -1,5 +1,6 @@
 # make demo       install, run the main job on this machine, build the site with its result
 # make demo-cloud the same on simulated RunPod machines: the sweep over rented GPUs, without an account
+# make quick      install, run the tests that need neither pod nor server nor torch: what to run while you change something
 # make test       install, run the tests that Python alone can run; names what it left out
 # make test-all   the rest too: OpenSSH, Chromium, PostgreSQL, installed from Debian's packages where missing
 # make lint       ruff and mypy
@@ -16,6 +17,10 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || tr
 # A file's tests share servers and runs, so files are spread, not tests; four, since many of them wait.
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
+# What decides, judges, signs and checks: no machine, real or simulated, no whole runs.
+QUICK := tests/judgement tests/measurement tests/records tests/sealing tests/attestation \
+	tests/config/test_compose.py tests/config/test_conf_files.py tests/config/test_mistakes.py \
+	tests/test_canonical.py tests/test_codes.py tests/test_docs.py tests/test_imports.py tests/test_retry.py
 LEFT_OUT := sshd chromium postgres index slow soak
 # Tests start Python some hundred times: where this is set, each start would compile our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,7 +38,7 @@ ifneq ($(TORCH),$(shell cat $(VENV)/.torch 2>/dev/null))
 endif
 endif
 
-.PHONY: demo demo-cloud test test-all lint collect services soak site lock clean
+.PHONY: demo demo-cloud quick test test-all lint collect services soak site lock clean
 
 $(VENV)/.base: pyproject.toml $(LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) (PYTHON=$(PYTHON)): on Debian, apt install python3 python3-venv" >&2; exit 2; }
@@ -54,6 +59,10 @@ demo: linux $(VENV)/.base
 
 demo-cloud: linux $(VENV)/.base
 	@$(BIN)/python -m glasshouse.providers.fakes -- $(BIN)/python tools/demo.py --cloud
+
+quick: linux $(VENV)/.dev
+	@code=0; $(PYTEST) -m '$(ALONE) and not train' $(QUICK) || code=$$?; \
+	echo "left out: whatever needs a pod, a server or torch; make test runs most of it"; exit $$code
 
 test: linux $(VENV)/.dev
 	@code=0; $(PYTEST) -m '$(ALONE)' || code=$$?; \

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.pod import Pod
 
 SSHD = "/usr/sbin/sshd"
@@ -52,7 +52,7 @@ def server(folder: Path) -> Iterator[tuple[Endpoint, int]]:
     (folder / "known_hosts").write_text(f"{line}\n")
     process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
     endpoint = Endpoint(
-        "127.0.0.1", port, "root", folder / "client", (line,), "pinned", sys.executable, str(folder)
+        "127.0.0.1", port, "root", folder / "client", HostKey("pinned", (line,)), sys.executable, str(folder)
     )
     try:
         for _ in range(100):

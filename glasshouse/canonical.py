@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 MAX_SAFE_INTEGER = 2**53 - 1  # RFC 8785 section 3.2.2.3: beyond it, IEEE doubles lose integers
@@ -108,6 +109,32 @@ def _number(value: float) -> str:
     exponent = point - 1
     tail = f"e{'+' if exponent >= 0 else '-'}{abs(exponent)}"
     return sign + digits[0] + ("." + digits[1:] if count > 1 else "") + tail
+
+
+def record_json(record: Any) -> Any:
+    """JSON data of a frozen dataclass, through and through: `elapsed_sec` is written elapsedSec.
+
+    A field whose metadata has `json` is written under that name; one whose metadata has `optional` is left
+    out where it is None.
+    """
+    if is_dataclass(record) and not isinstance(record, type):
+        found = {}
+        for item in fields(record):
+            value = getattr(record, item.name)
+            if value is None and item.metadata.get("optional"):
+                continue
+            found[item.metadata.get("json") or _camel(item.name)] = record_json(value)
+        return found
+    if isinstance(record, Mapping):
+        return {name: record_json(value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [record_json(value) for value in record]
+    return record
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:

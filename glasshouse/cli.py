@@ -40,6 +40,7 @@ COMMANDS = {
     "ledger": "the ledger of plans and rows: list, checkpoint, check",
     "publish": "verify runs and publish them, ready for review",
     "unpublish": "retract a published row; its page stays, with the reason",
+    "supersede": "say which published row takes the place of another, and why",
     "pages": "write the site's generated pages to a folder",
 }
 # What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.

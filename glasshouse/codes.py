@@ -353,6 +353,7 @@ class Code(StrEnum):
     ARTIFACT_RECOMPUTED = "artifact-recomputed"
     MEASURED = "measured"
     RETRACTED = "retracted"
+    SUPERSEDED = "superseded"
     BUNDLE_MISSING = "bundle-missing"
     BUNDLE_UNREADABLE = "bundle-unreadable"
     BUNDLE_WITHOUT_ROW = "bundle-without-row"

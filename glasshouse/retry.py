@@ -24,6 +24,11 @@ class Policy:
     waits: tuple[float, ...] = ()
     deadline: float = math.inf
 
+    @classmethod
+    def doubling(cls, tries: int, first_sec: float, max_sec: float) -> Policy:
+        """Tries whose waits begin at `first_sec` and double, up to `max_sec`."""
+        return cls(tries, tuple(min(first_sec * 2.0**number, max_sec) for number in range(max(tries - 1, 1))))
+
     def wait_after(self, number: int) -> float:
         """Seconds between try `number`, counted from 1, and the next."""
         return self.waits[min(number, len(self.waits)) - 1] if self.waits else 0.0
@@ -31,26 +36,32 @@ class Policy:
 
 def retry(
     step: Callable[[int], T],
-    policy: Policy,
+    policy: Policy | Callable[[], Policy],
     *,
     on: type[E],
     unless: tuple[type[E], ...] = (),
+    when: Callable[[E], bool] = lambda _: True,
+    asked: Callable[[E], float | None] = lambda _: None,
     between: Callable[[E], None] = lambda _: None,
 ) -> T:
     """Call `step` with the number of the try, from 1, until it returns; what it returns is returned.
 
-    It is tried again after an error of the type `on` that is none of `unless`. `between` is called with that
-    error before the wait: it says so, or mends what broke, and whatever it raises ends the tries. The last
-    try's error is raised as it is.
+    policy: or a function that says it, asked after each failure, where what was answered so far decides.
+    It is tried again after an error of the type `on` that is none of `unless` and of which `when` holds.
+    `asked`: seconds to wait that the error itself asks for; None leaves it to the policy. `between` is called
+    with that error before the wait: it says so, or mends what broke, and whatever it raises ends the tries.
+    The last try's error is raised as it is.
     """
     number = 1
     while True:
         try:
             return step(number)
         except on as error:
-            wait = policy.wait_after(number)
-            late = time.monotonic() + wait >= policy.deadline
-            if number >= policy.tries or late or isinstance(error, unless):
+            chosen = policy() if callable(policy) else policy
+            own = asked(error)
+            wait = chosen.wait_after(number) if own is None else own
+            late = time.monotonic() + wait >= chosen.deadline
+            if number >= chosen.tries or late or isinstance(error, unless) or not when(error):
                 raise
             between(error)
         time.sleep(wait)

@@ -108,15 +108,15 @@ def _attempt(live: LiveRun, provider: Provider, journal: Journal, reservation: s
             journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
             allocation = _allocate(live, provider, journal)
-        with ExitStack() as until:
+        # What fails in none of the steps inside, in the legs or in letting go, is the legs' failure.
+        with live.step(Code.LEG_FAILED), ExitStack() as until:
             # 3. Connect.
             with live.step(Code.CONNECT_FAILED, "connecting"):
                 pod = until.enter_context(Pod(allocation.endpoint, deadline=live.rental.deadline))
             # 4. Make the pod ready, seal, upload.
             ready = until.enter_context(prepared(live, pod, allocation))
             # 5. and 6. The legs, in the order of the plan.
-            with live.step(Code.LEG_FAILED):
-                _legs(live, ready)
+            _legs(live, ready)
     except KeyboardInterrupt:
         live.screen.warn("interrupted: the run is excluded; releasing what it holds")
         live.fail(Code.INTERRUPTED)
@@ -163,7 +163,7 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
         journal.created(run.allocation, allocation.id)
         rental.allocation_id = allocation.id
         live.save()
-    source = allocation.endpoint.host_key_source
+    source = allocation.endpoint.host_key.source
     described = describe(live, allocation, gpu_model=allocation.gpu_model, source=source)
     live.folder.write("allocation.json", described)
     return allocation

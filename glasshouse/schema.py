@@ -140,7 +140,7 @@ class Told(Protocol):
     """What else in a bundle says of the allocation: a launch's reference values."""
 
     @property
-    def host_key_source(self) -> str:
+    def host_key(self) -> str:
         """How the SSH host key became known."""
 
     @property
@@ -188,7 +188,7 @@ class Allocation(Written):
     def agrees(self, told: Told) -> bool:
         """Whether `told` is of this allocation, and of the boot that the controller saw."""
         mine = (self.host_key_source, self.image_digest)
-        same = mine == (told.host_key_source, told.image_digest)
+        same = mine == (told.host_key, told.image_digest)
         return same and self.machine is not None and self.machine.boot_id == told.boot_id
 
 

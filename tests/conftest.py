@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import pytest
 from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, settings
 
-from glasshouse import spec
 from tests.sshd import SSHD, start_sshd
 
 # Nothing here is timed: how long an example takes says how busy the machine is.
@@ -64,50 +63,6 @@ def glasshouse_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("GLASSHOUSE_HOME", str(home))
     monkeypatch.delenv("GLASSHOUSE_STATE", raising=False)
     return home
-
-
-@pytest.fixture(scope="session")
-def make_spec() -> Callable[..., spec.RunSpec]:
-    """Build a small valid RunSpec; keyword arguments replace its top-level fields."""
-
-    def make(**changes: object) -> spec.RunSpec:
-        values: dict[str, object] = {
-            "provider": spec.LocalProvider(kind="local"),
-            "gpu": spec.Gpu(name="cpu"),
-            "model": spec.MlpModel(
-                kind="mlp",
-                name="tiny",
-                inputs=8,
-                hidden=8,
-                layers=1,
-                classes=2,
-                batch=4,
-                batches_per_epoch=2,
-                learning_rate=0.01,
-            ),
-            "policy": spec.Policy(
-                name="standard",
-                freshness_sec=60,
-                require_landlock=False,
-                require_memfd_secret=False,
-                allow_host_key_first_use=True,
-                anti_debug_profile="standard",
-            ),
-            "measure": spec.Measure(
-                warmup_sec=0.0,
-                discard_sec=0.0,
-                blocks=8,
-                margin_pct=2.0,
-                duration_tolerance_pct=10.0,
-                head_interval_sec=1.0,
-            ),
-            "order": "raw-first",
-            "duration": 1.0,
-            "seed": 1,
-        }
-        return spec.RunSpec.model_validate(values | changes)
-
-    return make
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ ARGUMENTS = {
     "check": 0,
     "Rule": 0,
     "require": 0,
-    "compare": 2,
     "refuse": 1,
     "_refused": 0,
     "_Refused": 1,

@@ -22,6 +22,7 @@ from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.packing import thread_count
 from glasshouse.spec import LocalProvider as Config
 from tests.mac.kit import HERE
+from tests.specs import make_spec
 
 
 @pytest.fixture
@@ -174,9 +175,9 @@ def test_a_mac_seals_and_opens(mac: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
-def test_a_leg_on_this_machine_needs_linux(mac: Path, make_spec: object) -> None:
+def test_a_leg_on_this_machine_needs_linux(mac: Path) -> None:
     with LocalProvider(Config(kind="local")) as provider, pytest.raises(UsageError) as caught:
-        provider.check(make_spec())  # type: ignore[operator]
+        provider.check(make_spec())
     assert caught.value.exit_code == 2
     assert caught.value.line() == (
         "provider=local needs Linux (platform=darwin): gpu=a4000 rents a machine, provider=ssh takes one of "

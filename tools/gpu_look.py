@@ -100,6 +100,7 @@ def sealed() -> dict[str, Any]:
     """Seal a tensor, unseal it in memory, take it to the device, wipe it there."""
     import torch
 
+    from glasshouse.canonical import record_json
     from glasshouse.runtime.trainer import wipe_tensors
     from glasshouse.sealing.container import TensorSpec, fresh_payload_key, open_package, seal_package
 
@@ -118,7 +119,7 @@ def sealed() -> dict[str, Any]:
     return {
         "unsealSec": round(opened, 4),
         "same": same,
-        "wiped": wipe_tensors([tensor]),
+        "wiped": record_json(wipe_tensors([tensor])),
         "package": package.wipe(),
     }
 

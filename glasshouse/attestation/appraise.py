@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse import __version__
-from glasshouse.attestation.claims import CLAIMS, Reference, is_kem_key
-from glasshouse.attestation.evidence import AWAITING_RELEASE, EAT_PROFILE, composite_hash
-from glasshouse.attestation.tokens import thumbprint
+from glasshouse.attestation.claims import CLAIMS, FIXED, REFERENCED, Reference, is_kem_key
+from glasshouse.attestation.evidence import composite_hash
+from glasshouse.attestation.tokens import Challenge, LaunchToken, thumbprint
 from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.spec import Policy
 
-__all__ = ["Appraisal", "Check", "Reference", "appraise", "challenge_context", "policy_id", "refusal"]
+__all__ = ["Answer", "Appraisal", "Check", "Reference", "appraise", "policy_id", "refusal"]
 
 # The profile whose claim names (`ear.status`, ...) the results use; its consumers read them as they are.
 EAR_PROFILE = "tag:github.com,2023:veraison/ear"
@@ -53,232 +53,190 @@ class Appraisal:
         return tuple(dict.fromkeys(check.code for check in self.checks if not check.ok))
 
 
-# Claims that must equal the reference value of the same name, and the reason code when they do not.
-_REFERENCE_CODES: Mapping[str, Code] = {
-    "run": Code.RUN_MISMATCH,
-    "leg": Code.LEG_MISMATCH,
-    "launch": Code.LAUNCH_MISMATCH,
-    "allocation_id": Code.ALLOCATION_ID_MISMATCH,
-    "container_id": Code.CONTAINER_ID_MISMATCH,
-    "manifest_hash": Code.MANIFEST_HASH_MISMATCH,
-    "runtime_sha256": Code.RUNTIME_HASH_MISMATCH,
-    "interpreter_sha256": Code.INTERPRETER_HASH_MISMATCH,
-    "boot_id": Code.BOOT_ID_MISMATCH,
-    "pid_namespace": Code.PID_NAMESPACE_MISMATCH,
-    "image_digest": Code.IMAGE_DIGEST_MISMATCH,
-    "python_version": Code.PYTHON_VERSION_MISMATCH,
-    "distributions_sha256": Code.DISTRIBUTIONS_MISMATCH,
-}
-
-# Claims that have one good value, whatever the run.
-_FIXED: Mapping[str, tuple[Any, Code]] = {
-    "eat_profile": (EAT_PROFILE, Code.EAT_PROFILE_MISMATCH),
-    "runtime_state": (AWAITING_RELEASE, Code.RUNTIME_STATE_SPOOFED),
-    "interpreter_isolated": (True, Code.INTERPRETER_NOT_ISOLATED),
-    "hardening.dumpable": (0, Code.ANTI_DEBUG_DISABLED),
-    "hardening.core_limit": (0, Code.CORE_DUMPS_ENABLED),
-    "hardening.no_new_privs": (True, Code.NO_NEW_PRIVS_MISSING),
-    "hardening.tracer_pid": (0, Code.DEBUGGER_ATTACHED),
-    "hardening.subreaper": (True, Code.SUBREAPER_MISSING),
-}
-
 _PROFILES = ("standard", "strict")  # weakest first
 
-# AR4SI trustworthiness claims that a failed check contraindicates; others touch instance-identity.
+# Reason codes of what the policy demands, beside those that the claims declare. AR4SI trustworthiness claims
+# that a failed check contraindicates; all others touch instance-identity.
 _CONFIGURATION = frozenset(
     {
-        Code.ANTI_DEBUG_DISABLED,
         Code.ANTI_DEBUG_PROFILE_DOWNGRADE,
         Code.ANTI_DEBUG_PROFILE_MISMATCH,
-        Code.CORE_DUMPS_ENABLED,
-        Code.NO_NEW_PRIVS_MISSING,
-        Code.DEBUGGER_ATTACHED,
-        Code.SUBREAPER_MISSING,
         Code.LANDLOCK_MISSING,
         Code.LANDLOCK_CLAIM_INCONSISTENT,
         Code.MEMFD_SECRET_MISSING,
         Code.HOST_KEY_FIRST_USE,
-        Code.INTERPRETER_NOT_ISOLATED,
+        *(claim.code for claim in CLAIMS.values() if claim.part == "configuration"),
     }
 )
 _EXECUTABLES = frozenset(
     {
-        Code.RUNTIME_HASH_MISMATCH,
-        Code.INTERPRETER_HASH_MISMATCH,
-        Code.MANIFEST_HASH_MISMATCH,
-        Code.IMAGE_DIGEST_MISMATCH,
-        Code.PYTHON_VERSION_MISMATCH,
-        Code.DISTRIBUTIONS_MISMATCH,
         Code.DISTRIBUTIONS_NOT_LISTED,
-        Code.RUNTIME_STATE_SPOOFED,
+        *(claim.code for claim in CLAIMS.values() if claim.part == "executables"),
     }
 )
 
 
-def challenge_context(
-    challenge: Mapping[str, Any], launch: Mapping[str, Any] | None, received: int
-) -> dict[str, Any]:
-    """What `appraise` needs to know of the exchange: verified challenge claims, the verified claims of the
-    launch token that came back with the evidence (None: it did not verify), when evidence came (Unix s)."""
-    names = ("nonce", "iat", "exp")
-    return {
-        **{name: challenge[name] for name in names},
-        "cnf": challenge.get("cnf"),
-        "launch": None if launch is None else dict(launch),
-        "received": received,
-    }
+@dataclass(frozen=True)
+class Answer:
+    """What evidence answers, and with what it came back.
+
+    launch: the launch token that came with it (None: it did not verify); received: when it came, Unix s.
+    """
+
+    challenge: Challenge
+    launch: LaunchToken | None
+    received: int
 
 
-def appraise(
-    claims: Mapping[str, Any], reference: Reference, policy: Policy, challenge: Mapping[str, Any]
-) -> Appraisal:
+def appraise(claims: Mapping[str, Any], reference: Reference, policy: Policy, answer: Answer) -> Appraisal:
     """Appraise parsed evidence claims. Never raises for JSON data.
 
-    `challenge` is `challenge_context(...)`. 1. form, 2. composite hash, 3. freshness, 4. launch token and
-    event key, 5. reference values, 6. fixed values, 7. policy. All seven always run.
+    1. form, 2. composite hash, 3. freshness, 4. launch token and event key, 5. reference values, 6. fixed
+    values, 7. policy. All seven always run.
     """
-    checks: list[Check] = []
-    values = _flatten(claims)
     # 1. Each claim present, known, and of its type; the steps below skip what is not, so it is named once.
-    good = _check_form(claims, values, checks)
-
-    def compare(name: str, expected: Any, code: Code, source: str) -> None:
-        if name in good:
-            same = type(good[name]) is type(expected) and good[name] == expected
-            detail = (
-                f"{name} as expected" if same else f"{name} is {_show(good[name])}, not {_show(expected)}"
-            )
-            checks.append(Check(code, same, detail, source))
-
+    said = _Said(claims)
+    nonce = answer.challenge.binding.nonce
     # 2. The composite hash over all claims as sent.
-    if "composite_hash" in good:
+    if "composite_hash" in said.good:
         try:
             composite = composite_hash(claims)
         except CanonicalError:
             composite = ""
-        compare("composite_hash", composite, Code.COMPOSITE_HASH_MISMATCH, "broker")
+        said.compare("composite_hash", composite, "broker")
     # 3. Freshness, by the broker's clock only.
-    compare("eat_nonce", challenge["nonce"], Code.NONCE_MISMATCH, "broker")
-    _check_freshness(good, policy, challenge, checks)
+    said.compare("eat_nonce", nonce, "broker")
+    _check_freshness(said, policy, answer)
     # 4. The launch token that came back is the one issued for this launch, and the key the one it was for.
-    _check_launch_token(reference, challenge, checks)
-    _check_event_key(good, challenge, checks)
+    _check_launch_token(said, reference, answer)
+    _check_event_key(said, answer.challenge)
     # 5. Reference values.
-    for name, code in _REFERENCE_CODES.items():
+    for name in REFERENCED:
         expected = getattr(reference, name)
         if expected is not None:
-            compare(name, expected, code, reference.sources.get(name, "controller-observed"))
-    if reference.gpu_name is not None and "gpu" in good:
-        names = good["gpu"].get("names", [])
-        same = bool(names) and all(name == reference.gpu_name for name in names)
-        detail = "gpu as expected" if same else f"gpu is {_show(names)}, not {_show(reference.gpu_name)}"
-        checks.append(
-            Check(Code.GPU_MISMATCH, same, detail, reference.sources.get("gpu", "provider-declared"))
-        )
+            said.compare(name, expected, reference.source(name))
+    _check_gpu(said, reference)
     # 6. Values that are the same for every run.
-    for name, (expected, code) in _FIXED.items():
-        compare(name, expected, code, "self-reported")
-    if "kem_key" in good:
-        usable = is_kem_key(good["kem_key"])
+    for name in FIXED:
+        said.compare(name, CLAIMS[name].must_be, "self-reported")
+    if "kem_key" in said.good:
+        usable = is_kem_key(said.good["kem_key"])
         detail = "kem_key can be wrapped to" if usable else "kem_key is no X-Wing public key"
-        checks.append(Check(Code.KEM_KEY_INVALID, usable, detail, "self-reported"))
+        said.check(CLAIMS["kem_key"].code, usable, detail, "self-reported")
     # 7. What the policy demands.
-    weak = _check_policy(good, reference, policy, checks)
-    ok = all(check.ok for check in checks)
-    return Appraisal(tuple(checks), ok, _ear_claims(checks, weak, reference, policy, str(challenge["nonce"])))
+    weak = _check_policy(said, reference, policy)
+    ok = all(check.ok for check in said.checks)
+    return Appraisal(tuple(said.checks), ok, _ear_claims(said.checks, weak, reference, policy, nonce))
 
 
-def refusal(
-    codes: tuple[str, ...], reference: Reference, policy: Policy, challenge: Mapping[str, Any]
-) -> Appraisal:
+def refusal(codes: tuple[str, ...], reference: Reference, policy: Policy, answer: Answer) -> Appraisal:
     """The appraisal of evidence that could not be read or was not signed by its own key."""
-    checks = tuple(Check(code, False, "refused before its claims were read", "broker") for code in codes)
-    return Appraisal(checks, False, _ear_claims(checks, [], reference, policy, str(challenge["nonce"])))
+    checks = [Check(code, False, "refused before its claims were read", "broker") for code in codes]
+    ear = _ear_claims(checks, [], reference, policy, answer.challenge.binding.nonce)
+    return Appraisal(tuple(checks), False, ear)
 
 
-def _flatten(claims: Mapping[str, Any]) -> dict[str, Any]:
-    values = dict(claims)
-    hardening = claims.get("hardening")
-    if isinstance(hardening, Mapping):
-        values.update({f"hardening.{name}": value for name, value in hardening.items()})
-    return values
+class _Said:
+    """What evidence says: its claims of their declared types, by name, and the checks made so far."""
+
+    def __init__(self, claims: Mapping[str, Any]) -> None:
+        self.checks: list[Check] = []
+        self.good: dict[str, Any] = {}
+        values = dict(claims)
+        hardening = claims.get("hardening")
+        if isinstance(hardening, Mapping):
+            values.update({f"hardening.{name}": value for name, value in hardening.items()})
+        # A dotted name at the top level would pass for a nested one.
+        unknown = sorted((set(values) - set(CLAIMS)) | {name for name in claims if "." in name})
+        for name in unknown:
+            self.check(Code.CLAIM_UNKNOWN, False, f"unknown claim {_show(name)}", "broker")
+        for name, claim in CLAIMS.items():
+            if name not in values:
+                self.check(Code.CLAIM_MISSING, False, f"no claim {name}", "broker")
+            elif not claim.is_type(values[name]):
+                self.check(Code.CLAIM_MALFORMED, False, f"claim {name} is not of its type", "broker")
+            else:
+                self.good[name] = values[name]
+        if not unknown and len(self.good) == len(CLAIMS):
+            detail = f"all {len(CLAIMS)} claims present and of their type"
+            self.check(Code.CLAIM_MALFORMED, True, detail, "broker")
+
+    def check(self, code: str, ok: bool, detail: str, source: str) -> None:
+        """Note a check."""
+        self.checks.append(Check(code, ok, detail, source))
+
+    def compare(self, name: str, expected: object, source: str) -> None:
+        """Hold a claim against the value that it must equal, of the same type, too."""
+        if name in self.good:
+            found = self.good[name]
+            same = type(found) is type(expected) and found == expected
+            detail = f"{name} as expected" if same else f"{name} is {_show(found)}, not {_show(expected)}"
+            self.check(CLAIMS[name].code, same, detail, source)
 
 
-def _check_form(claims: Mapping[str, Any], values: dict[str, Any], checks: list[Check]) -> dict[str, Any]:
-    good: dict[str, Any] = {}
-    # A dotted name at the top level would pass for a nested one.
-    unknown = sorted((set(values) - set(CLAIMS)) | {name for name in claims if "." in name})
-    checks += [Check(Code.CLAIM_UNKNOWN, False, f"unknown claim {_show(name)}", "broker") for name in unknown]
-    for name, is_type in CLAIMS.items():
-        if name not in values:
-            checks.append(Check(Code.CLAIM_MISSING, False, f"no claim {name}", "broker"))
-        elif not is_type(values[name]):
-            checks.append(Check(Code.CLAIM_MALFORMED, False, f"claim {name} is not of its type", "broker"))
-        else:
-            good[name] = values[name]
-    if not unknown and len(good) == len(CLAIMS):
-        checks.append(
-            Check(Code.CLAIM_MALFORMED, True, f"all {len(CLAIMS)} claims present and of their type", "broker")
-        )
-    return good
-
-
-def _check_freshness(
-    good: Mapping[str, Any], policy: Policy, challenge: Mapping[str, Any], checks: list[Check]
-) -> None:
-    received = challenge["received"]
-    in_time = received < challenge["exp"]
-    detail = "within the challenge's lifetime" if in_time else "evidence came after the challenge expired"
-    checks.append(Check(Code.CHALLENGE_EXPIRED, in_time, detail, "broker"))
-    if "iat" not in good:
+def _check_gpu(said: _Said, reference: Reference) -> None:
+    if reference.gpu_name is None or "gpu" not in said.good:
         return
-    iat = good["iat"]
-    fresh = iat >= challenge["iat"] and received - iat <= policy.freshness_sec
+    names = said.good["gpu"].get("names", [])
+    same = bool(names) and all(name == reference.gpu_name for name in names)
+    detail = "gpu as expected" if same else f"gpu is {_show(names)}, not {_show(reference.gpu_name)}"
+    said.check(CLAIMS["gpu"].code, same, detail, reference.source("gpu"))
+
+
+def _check_freshness(said: _Said, policy: Policy, answer: Answer) -> None:
+    received, times = answer.received, answer.challenge.token.times
+    in_time = received < times.exp
+    detail = "within the challenge's lifetime" if in_time else "evidence came after the challenge expired"
+    said.check(Code.CHALLENGE_EXPIRED, in_time, detail, "broker")
+    if "iat" not in said.good:
+        return
+    iat = said.good["iat"]
+    fresh = iat >= times.iat and received - iat <= policy.freshness_sec
     detail = "iat is fresh" if fresh else f"iat is {received - iat} s old, or before its challenge"
-    checks.append(Check(Code.STALE_TIMESTAMP, fresh, detail, "broker"))
+    said.check(Code.STALE_TIMESTAMP, fresh, detail, "broker")
     reached = iat <= received + MAX_AHEAD_SEC
     detail = "iat is not ahead" if reached else f"iat is {iat - received} s ahead"
-    checks.append(Check(Code.FUTURE_TIMESTAMP, reached, detail, "broker"))
+    said.check(Code.FUTURE_TIMESTAMP, reached, detail, "broker")
 
 
-def _check_launch_token(reference: Reference, challenge: Mapping[str, Any], checks: list[Check]) -> None:
-    launch = challenge["launch"]
-    bound = {
-        "run": reference.run,
-        "leg": reference.leg,
-        "launch": reference.launch,
-        "allocation_id": reference.allocation_id,
-        "manifest_hash": reference.manifest_hash,
-        "nonce": challenge["nonce"],
-        "cnf": challenge["cnf"],
-    }
+def _check_launch_token(said: _Said, reference: Reference, answer: Answer) -> None:
+    asked, launch = answer.challenge.binding, answer.launch
     if launch is None:
         wrong = ["signature"]
     else:
-        wrong = [name for name, value in bound.items() if launch.get(name) != value]
+        found = launch.binding
+        same = {
+            "run": found.run == reference.run,
+            "leg": found.leg == reference.leg,
+            "launch": found.launch == reference.launch,
+            "allocation_id": launch.allocation_id == reference.allocation_id,
+            "manifest_hash": launch.manifest_hash == reference.manifest_hash,
+            "nonce": found.nonce == asked.nonce,
+            "cnf": found.cnf == asked.cnf,
+        }
+        wrong = [name for name, as_issued in same.items() if not as_issued]
     detail = f"launch token differs in {', '.join(wrong)}" if wrong else "launch token is the one issued"
-    checks.append(Check(Code.JWT_CLAIM_MISMATCH, not wrong, detail, "broker"))
+    said.check(Code.JWT_CLAIM_MISMATCH, not wrong, detail, "broker")
 
 
-def _check_event_key(good: Mapping[str, Any], challenge: Mapping[str, Any], checks: list[Check]) -> None:
+def _check_event_key(said: _Said, challenge: Challenge) -> None:
     # A broker names the key in every challenge that it signs. One without comes from a recorded exchange of
     # before it did, and is appraised as it was then: no part of a record but the challenge itself says which
     # protocol it was, and nobody else can have taken the claim out of what the broker signed.
-    if challenge["cnf"] is None or "event_key" not in good:
+    named = challenge.binding.cnf
+    if named is None or "event_key" not in said.good:
         return
-    same = challenge["cnf"] == {"jkt": thumbprint(b64u_decode(good["event_key"]))}
+    same = named == {"jkt": thumbprint(b64u_decode(said.good["event_key"]))}
     detail = "event_key is the one that asked" if same else "event_key is not the one that asked"
-    checks.append(Check(Code.EVENT_KEY_MISMATCH, same, detail, "broker"))
+    said.check(CLAIMS["event_key"].code, same, detail, "broker")
 
 
-def _check_policy(
-    good: Mapping[str, Any], reference: Reference, policy: Policy, checks: list[Check]
-) -> list[str]:
+def _check_policy(said: _Said, reference: Reference, policy: Policy) -> list[str]:
     """Append the policy's checks; return what is weaker than we can do, for status `warning`."""
-    weak: list[str] = []
+    good, weak = said.good, list[str]()
 
-    def require(code: Code, ok: bool, detail: str, source: str = "self-reported") -> None:
-        checks.append(Check(code, ok, detail if not ok else f"{detail}: no", source))
+    def require(code: str, ok: bool, detail: str, source: str = "self-reported") -> None:
+        said.check(code, ok, detail if not ok else f"{detail}: no", source)
 
     if "anti_debug_profile" in good:
         claimed, demanded = good["anti_debug_profile"], policy.anti_debug_profile
@@ -306,15 +264,15 @@ def _check_policy(
             weak.append("no memfd_secret")
     if policy.require_distributions:
         listed = reference.distributions_sha256 is not None
-        source = reference.sources.get("distributions_sha256", "controller-observed")
+        source = reference.source("distributions_sha256")
         require(
             Code.DISTRIBUTIONS_NOT_LISTED, listed, "installed distributions not listed beforehand", source
         )
-    first_use = reference.host_key_source not in ("created", "pinned", "provider-log")
+    vouched = reference.host_key_vouched
     if not policy.allow_host_key_first_use:
-        source = reference.sources.get("host_key_source", "controller-observed")
-        require(Code.HOST_KEY_FIRST_USE, not first_use, "host key trusted on first use", source)
-    elif first_use:
+        told_by = reference.host_key_told_by
+        require(Code.HOST_KEY_FIRST_USE, vouched, "host key trusted on first use", told_by)
+    elif not vouched:
         weak.append("host key trusted on first use")
     return weak
 
@@ -330,7 +288,7 @@ def policy_id(policy: Policy) -> str:
 
 
 def _ear_claims(
-    checks: tuple[Check, ...] | list[Check],
+    checks: list[Check],
     weak: list[str],
     reference: Reference,
     policy: Policy,

@@ -11,12 +11,12 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.attestation.client import check_challenge, check_release
+from glasshouse.attestation.client import Challenge, check_challenge, check_release
 from glasshouse.attestation.evidence import EAT_PROFILE, EVIDENCE_TYP, composite_hash
 from glasshouse.attestation.stage import Attack, Launch, Stage, with_launch_token
 from glasshouse.attestation.ticket import TICKET_TYP
@@ -350,40 +350,53 @@ def foreign_challenge(_stage: Stage, mine: Launch, _control: Launch) -> None:
     check_challenge(mine.fetch().token, mine.where, mine.broker_public, own)
 
 
-def change_answer(change: Callable[[dict[str, Any], Launch], object]) -> Attack:
+@dataclass(frozen=True)
+class Sent:
+    """What a client checks of an answer, and what it checks it against."""
+
+    ear: str
+    grant: str
+    evidence: str
+    challenge: Challenge
+    broker_public: bytes
+
+
+def change_answer(change: Callable[[Sent, Launch], Sent]) -> Attack:
     """A hijacked port: what the control was sent, changed, checked as the client would."""
 
     def attack(_stage: Stage, mine: Launch, control: Launch) -> None:
         if control.released is None:
             raise RuntimeError("the control was not released")
-        sent: dict[str, Any] = {
-            "ear": control.released.ear,
-            "grant": control.released.grant,
-            "evidence": control.evidence,
-            "challenge": control.fetch(),
-            "broker_public": control.broker_public,
-        }
-        change(sent, mine)
-        check_release(**sent)
+        sent = change(
+            Sent(
+                ear=control.released.ear,
+                grant=control.released.grant,
+                evidence=control.evidence,
+                challenge=control.fetch(),
+                broker_public=control.broker_public,
+            ),
+            mine,
+        )
+        check_release(sent.ear, sent.grant, sent.evidence, sent.challenge, sent.broker_public)
 
     return attack
 
 
-def resigned(sent: dict[str, Any], name: str, typ: str, **changed: Any) -> None:
-    """Sign a token's claims again, with a key of our own."""
-    claims = json.loads(b64u_decode(sent[name].split(".")[1]))
-    sent[name] = sign_jws({**claims, **changed}, Ed25519PrivateKey.generate(), typ)
+def resigned(token: str, typ: str) -> str:
+    """A token's claims, signed again with a key of our own."""
+    claims = json.loads(b64u_decode(token.split(".")[1]))
+    return sign_jws(claims, Ed25519PrivateKey.generate(), typ)
 
 
 def shift_challenge(seconds: int) -> Attack:
     """Check the answer as if the challenge had been given at another time (seconds)."""
     return change_answer(
-        lambda sent, _mine: sent.update(
-            challenge=replace(sent["challenge"], server_time=sent["challenge"].server_time + seconds)
+        lambda sent, _mine: replace(
+            sent, challenge=replace(sent.challenge, server_time=sent.challenge.server_time + seconds)
         )
     )
 
 
-def another_transcript(sent: dict[str, Any], mine: Launch) -> None:
+def another_transcript(sent: Sent, mine: Launch) -> Sent:
     """Put another challenge into the transcript."""
-    sent["challenge"] = replace(sent["challenge"], token=mine.fetch().token)
+    return replace(sent, challenge=replace(sent.challenge, token=mine.fetch().token))

@@ -11,25 +11,23 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.attestation.appraise import Appraisal, Reference, appraise, challenge_context, refusal
+from glasshouse.attestation.appraise import Answer, Appraisal, Reference, appraise, refusal
 from glasshouse.attestation.evidence import evidence_nonce, parse_evidence
-from glasshouse.attestation.store import Store
+from glasshouse.attestation.exchange import Exchange
+from glasshouse.attestation.store import AskedChallenge, SpentTicket, Store
 from glasshouse.attestation.ticket import TICKET_BYTES, read_request, ticket_hash
 from glasshouse.attestation.tokens import (
-    LAUNCH_TYP,
     check_launch,
     check_name,
-    check_signature,
     grant_info,
     jwks,
     key_id,
     public_bytes_of,
-    read_jws,
+    returned_launch,
     sign_challenge,
     sign_ear,
     sign_grant,
@@ -80,7 +78,7 @@ class Broker:
     def _now(self) -> int:
         return int(self._clock())
 
-    def jwks(self) -> dict[str, Any]:
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
         """JWK Set of the signing key, and behind it of those before: what they signed stays verifiable."""
         return jwks(self.public_bytes, *self._earlier)
 
@@ -92,7 +90,7 @@ class Broker:
             raise AttestationError("no 32-byte key, or no grant allowed", codes=[Code.MALFORMED_REQUEST])
         check_name(run, "run")
         self.store.put_payload(run, manifest_hash, bytes(payload_key), max_grants)
-        self.store.log("payload-registered", self._now(), (run, "", 0))
+        self.store.log(Code.PAYLOAD_REGISTERED, self._now(), (run, "", 0))
 
     def issue_ticket(self, reference: Reference, policy: Policy) -> bytes:
         """Make a one-use ticket for one launch, with what its evidence will be held against.
@@ -119,7 +117,7 @@ class Broker:
             policy=policy.model_dump_json(),
             expires=now + TICKET_LIFETIME_SEC,
         )
-        self.store.log("ticket-issued", now, (run, leg, launch))
+        self.store.log(Code.TICKET_ISSUED, now, (run, leg, launch))
         return ticket
 
     def challenge(self, request: object) -> str:
@@ -131,12 +129,11 @@ class Broker:
         now = self._now()
         try:
             asked = read_request(request, self.id)
-            row = self.store.spend_ticket(asked.ticket, asked.launch, now)
+            ticket = self.store.spend_ticket(asked.ticket, asked.launch, now)
         except AttestationError as error:
             self._log_refusal("challenge-refused", now, error)
             raise
-        reference = Reference.from_dict(json.loads(row["reference"]))
-        policy = Policy.model_validate_json(row["policy"])
+        reference, policy = _expected(ticket)
         nonce = secrets.token_bytes(32)
         token = sign_challenge(
             self._key,
@@ -151,7 +148,7 @@ class Broker:
             nonce=nonce,
             event_key=asked.event_key,
         )
-        self.store.put_challenge(b64u(nonce), row["sha256"], token, asked.launch, at=now)
+        self.store.put_challenge(b64u(nonce), ticket.sha256, token, asked.launch, at=now)
         return token
 
     def attest(self, evidence: object, launch_token: object) -> Release:
@@ -167,61 +164,55 @@ class Broker:
                 parse_evidence(evidence)
                 raise AttestationError("evidence has no nonce", codes=[Code.MALFORMED_EVIDENCE])
             # 2. Consume it, durably, before anything is appraised.
-            row = self.store.consume_challenge(nonce, now)
+            asked = self.store.consume_challenge(nonce, now)
         except AttestationError as error:
             self._log_refusal("evidence-refused", now, error)
             raise
-        reference = Reference.from_dict(json.loads(row["reference"]))
-        policy = Policy.model_validate_json(row["policy"])
-        challenge = verify_challenge(row["token"], self.public_bytes)
+        reference, policy = _expected(asked)
+        challenge = verify_challenge(asked.token, self.public_bytes)
         # 3. Appraise.
-        launch = launch_claims(launch_token, self.public_bytes, self.store.id)
-        context = challenge_context(challenge, launch, now)
-        appraisal, kem_key = _appraise(evidence, reference, policy, context)
+        answer = Answer(challenge, returned_launch(launch_token, self.public_bytes, self.store.id), now)
+        appraisal, kem_key = _appraise(evidence, reference, policy, answer)
         # 4. Sign the EAR.
-        digest = {"ear.glasshouse.evidence-sha256": sha256_hex(evidence.encode("utf-8"))}
         ear = sign_ear(
             self._key,
             audience=self.store.id,
             now=now,
             ttl=RESULT_LIFETIME_SEC,
-            ear_claims={**appraisal.ear_claims, **digest},
+            evidence_sha256=sha256_hex(evidence.encode("utf-8")),
+            ear_claims=appraisal.ear_claims,
         )
-        exchange = {
-            "ticketSha256": row["ticket"],
-            "challenge": row["token"],
-            "launchToken": launch_token if isinstance(launch_token, str) else "",
-            "evidence": evidence,
-            "ear": ear,
-        }
-        where = (reference.run, reference.leg, reference.launch)
+        exchange = Exchange(
+            ticket_sha256=asked.ticket,
+            challenge=asked.token,
+            launch_token=launch_token if isinstance(launch_token, str) else "",
+            evidence=evidence,
+            ear=ear,
+        )
         # 5. to 7. Release.
         try:
             if not appraisal.ok:
                 raise AttestationError("the evidence was refused", codes=appraisal.codes)
             grant = self._grant(exchange, reference, nonce, kem_key, now)
         except AttestationError as error:
-            document = {**exchange, "grant": None, "reasonCodes": list(error.codes)}
-            self.store.put_exchange(*where, document, at=now, event_name="exchange-refused")
+            refused = replace(exchange, reason_codes=tuple(error.codes))
+            self.store.put_exchange(*reference.where, refused, at=now)
             raise
-        document = {**exchange, "grant": grant, "reasonCodes": []}
-        self.store.put_exchange(*where, document, at=now, event_name="grant-issued")
+        self.store.put_exchange(*reference.where, replace(exchange, grant=grant), at=now)
         return Release(ear, grant)
 
-    def _grant(
-        self, exchange: dict[str, str], reference: Reference, nonce: str, kem_key: str, now: int
-    ) -> str:
-        where = (reference.run, reference.leg, reference.launch)
+    def _grant(self, exchange: Exchange, reference: Reference, nonce: str, kem_key: str, now: int) -> str:
+        where = reference.where
         # 5. Book the grant, durably: it can be lost now, never given twice.
         self.store.reserve_grant(nonce, *where, manifest_hash=reference.manifest_hash, now=now)
         # 6. Bind it to the whole transcript and wrap the key.
         info = grant_info(
             self.id,
             *where,
-            challenge=exchange["challenge"],
-            launch_token=exchange["launchToken"],
-            evidence=exchange["evidence"],
-            ear=exchange["ear"],
+            challenge=exchange.challenge,
+            launch_token=exchange.launch_token,
+            evidence=exchange.evidence,
+            ear=exchange.ear,
         )
         payload_key = self.store.unwrap(reference.run, reference.manifest_hash)
         try:
@@ -246,34 +237,21 @@ class Broker:
         if next(self._knocks) < MAX_KNOCKS_LOGGED:
             self.store.log(event, now, None, error.codes)
 
-    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
-        """The exchange of a launch for the bundle, or None when no evidence named its challenge.
-
-        {"ticketSha256", "challenge", "launchToken", "evidence", "ear", "grant", "reasonCodes"}:
-        strings; when it was refused, grant is null and reasonCodes is not empty. Nothing in it is secret: the
-        key in the grant opens only with the KEM key, which never leaves the pod.
-        """
+    def exchange(self, run: str, leg: str, launch: int) -> Exchange | None:
+        """The exchange of a launch for the bundle, or None when no evidence named its challenge."""
         return self.store.exchange(run, leg, launch)
 
 
-def launch_claims(token: object, public_bytes: bytes, audience: str) -> dict[str, Any] | None:
-    """Claims of a launch token signed by us for this store, or None.
-
-    Its times are the challenge's and are judged with it (appraise.py, step 3).
-    """
-    try:
-        claims = check_signature(read_jws(token, LAUNCH_TYP, what="launch"), public_bytes, what="launch")
-    except AttestationError:
-        return None
-    return claims if claims.get("aud") == audience else None
+def _expected(row: SpentTicket | AskedChallenge) -> tuple[Reference, Policy]:
+    """What evidence is held against, as it was said when the ticket was issued."""
+    reference = Reference.from_dict(json.loads(row.reference))
+    return reference, Policy.model_validate_json(row.policy)
 
 
-def _appraise(
-    evidence: str, reference: Reference, policy: Policy, context: dict[str, Any]
-) -> tuple[Appraisal, str]:
+def _appraise(evidence: str, reference: Reference, policy: Policy, answer: Answer) -> tuple[Appraisal, str]:
     """Appraise evidence; with the KEM key to wrap to, which means something only if the appraisal is good."""
     try:
-        claims = parse_evidence(evidence)
+        claims = parse_evidence(evidence).claims
     except AttestationError as error:
-        return refusal(error.codes, reference, policy, context), ""
-    return appraise(claims, reference, policy, context), claims.get("kem_key", "")
+        return refusal(error.codes, reference, policy, answer), ""
+    return appraise(claims, reference, policy, answer), claims.get("kem_key", "")

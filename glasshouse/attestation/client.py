@@ -12,11 +12,14 @@ from __future__ import annotations
 import hmac
 import http.client
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from glasshouse.attestation.tokens import (
-    ear_status,
+    Challenge as SignedChallenge,
+)
+from glasshouse.attestation.tokens import (
     grant_info,
     key_id,
     thumbprint,
@@ -24,7 +27,7 @@ from glasshouse.attestation.tokens import (
     verify_ear,
     verify_grant,
 )
-from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, parse_json, sha256_hex
+from glasshouse.canonical import CanonicalError, canonical_json, parse_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 
@@ -86,19 +89,19 @@ def fetch_challenge(
     AttestationError with the broker's reason codes, `broker-unreachable`, or what did not verify.
     """
     asked = time.monotonic()
-    token = _text(post(port, "/v1/challenge", {"request": request}, timeout), "challenge")
+    token = post(port, "/v1/challenge", {"request": request}, timeout).text("challenge")
     received = time.monotonic()
-    claims = check_challenge(token, launch, broker_public, event_key)
+    signed = check_challenge(token, launch, broker_public, event_key)
     run, leg, number = launch
     return Challenge(
         token=token,
-        launch_token=claims["launch_token"],
-        nonce=claims["nonce"],
+        launch_token=signed.launch_token.token.jws,
+        nonce=signed.binding.nonce,
         run=run,
         leg=leg,
         launch=number,
-        audience=claims["aud"],
-        server_time=claims["server_time"],
+        audience=signed.token.audience,
+        server_time=signed.server_time,
         asked=asked,
         received=received,
     )
@@ -106,17 +109,17 @@ def fetch_challenge(
 
 def check_challenge(
     token: str, launch: tuple[str, str, int], broker_public: bytes, event_key: bytes
-) -> dict[str, Any]:
-    """Verify that a challenge is the broker's, for our launch, and answered by our evidence; its claims.
+) -> SignedChallenge:
+    """Verify that a challenge is the broker's, for our launch, and answered by our evidence.
 
     Raises AttestationError; `event-key-mismatch` where only somebody else's evidence answers it.
     """
-    claims = verify_challenge(token, broker_public)
-    if (claims["run"], claims["leg"], claims["launch"]) != launch:
+    signed = verify_challenge(token, broker_public)
+    if signed.binding.where != launch:
         raise AttestationError("the challenge is for another launch", codes=[Code.JWT_CLAIM_MISMATCH])
-    if claims.get("cnf") != {"jkt": thumbprint(event_key)}:
+    if signed.binding.cnf != {"jkt": thumbprint(event_key)}:
         raise AttestationError("the challenge is for another event key", codes=[Code.EVENT_KEY_MISMATCH])
-    return claims
+    return signed
 
 
 def submit_evidence(
@@ -127,8 +130,7 @@ def submit_evidence(
     Raises AttestationError with every reason code of a refusal, or with what did not verify.
     """
     answer = post(port, "/v1/attest", {"evidence": evidence, "launchToken": challenge.launch_token}, timeout)
-    ear, grant = _text(answer, "ear"), _text(answer, "grant")
-    return check_release(ear, grant, evidence, challenge, broker_public)
+    return check_release(answer.text("ear"), answer.text("grant"), evidence, challenge, broker_public)
 
 
 def check_release(
@@ -144,15 +146,15 @@ def check_release(
     # 1.
     result = verify_ear(ear, broker_public, now, audience=challenge.audience)
     if (
-        result.get("eat_nonce") != challenge.nonce
-        or result.get("ear.glasshouse.evidence-sha256") != sha256_hex(evidence.encode("ascii"))
-        or ear_status(result) not in ("affirming", "warning")
+        result.nonce != challenge.nonce
+        or result.evidence_sha256 != sha256_hex(evidence.encode("ascii"))
+        or result.status not in ("affirming", "warning")
     ):
         raise AttestationError("the EAR is not about this evidence", codes=[Code.EAR_MISMATCH])
     # 2.
     granted = verify_grant(grant, broker_public, now, audience=challenge.audience)
     expected = (challenge.run, challenge.leg, challenge.launch)
-    if (granted.get("run"), granted.get("leg"), granted.get("launch")) != expected:
+    if granted.where != expected:
         raise AttestationError("the grant is for another launch", codes=[Code.GRANT_MISMATCH])
     # 3.
     info = grant_info(
@@ -163,12 +165,26 @@ def check_release(
         evidence=evidence,
         ear=ear,
     )
-    if not hmac.compare_digest(info, b64u_decode(granted["info"])):
+    if not hmac.compare_digest(info, granted.info):
         raise AttestationError("the grant answers another exchange", codes=[Code.GRANT_INFO_MISMATCH])
-    return Released(ear, grant, info, b64u_decode(granted["ct"]))
+    return Released(ear, grant, info, granted.ciphertext)
 
 
-def post(port: int, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reply:
+    """What the broker answered: the members of one JSON object."""
+
+    members: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """The member of this name, a string. Raises AttestationError `malformed-answer`."""
+        value = self.members.get(name)
+        if not isinstance(value, str):
+            raise AttestationError(f"the broker's answer has no {name}", codes=[Code.MALFORMED_ANSWER])
+        return value
+
+
+def post(port: int, path: str, body: Mapping[str, str], timeout: float) -> Reply:
     """Ask the broker on this port of loopback (timeout in seconds). Raises AttestationError."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
@@ -189,12 +205,11 @@ def post(port: int, path: str, body: dict[str, Any], timeout: float) -> dict[str
     if not isinstance(answer, dict):
         raise AttestationError("the broker's answer is no object", codes=[Code.MALFORMED_ANSWER])
     if status != 200:
-        _refuse(answer)
-    return answer
+        _refuse(answer.get("error"))
+    return Reply(answer)
 
 
-def _refuse(answer: dict[str, Any]) -> NoReturn:
-    error = answer.get("error")
+def _refuse(error: object) -> NoReturn:
     codes: list[str] = []
     if isinstance(error, dict):
         listed = error.get("reasonCodes")
@@ -203,10 +218,3 @@ def _refuse(answer: dict[str, Any]) -> NoReturn:
         if not codes and isinstance(error.get("code"), str):
             codes = [error["code"][:64]]
     raise AttestationError("the broker refused", codes=codes or [Code.MALFORMED_ANSWER])
-
-
-def _text(answer: dict[str, Any], name: str) -> str:
-    value = answer.get(name)
-    if not isinstance(value, str):
-        raise AttestationError(f"the broker's answer has no {name}", codes=[Code.MALFORMED_ANSWER])
-    return value

@@ -9,6 +9,7 @@ Part of the archive that runs on the pod: standard library, cryptography and jwt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -68,8 +69,17 @@ def evidence_nonce(jws: object) -> str | None:
     return nonce
 
 
-def parse_evidence(jws: object) -> dict[str, Any]:
-    """Parse evidence strictly and verify its proof of possession; return the claims, not yet appraised.
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence whose form and proof of possession hold: the claims as sent, not yet appraised, and the raw
+    key (32 bytes) that signed them."""
+
+    claims: Mapping[str, Any]
+    event_key: bytes
+
+
+def parse_evidence(jws: object) -> Evidence:
+    """Parse evidence strictly and verify its proof of possession.
 
     Raises AttestationError with `malformed-evidence`, `algorithm-not-allowed`, `forbidden-header`,
     `token-type-mismatch`, `key-id-mismatch` or `evidence-signature-invalid`.
@@ -80,4 +90,5 @@ def parse_evidence(jws: object) -> dict[str, Any]:
         public = b64u_decode(event_key if isinstance(event_key, str) else "", size=32)
     except CanonicalError as error:
         raise AttestationError("evidence names no event key", codes=[Code.MALFORMED_EVIDENCE]) from error
-    return check_signature(token, public, what="evidence")
+    check_signature(token, public, what="evidence")
+    return Evidence(token.claims, public)

@@ -16,15 +16,16 @@ package are for the operator that registered it at this start of the broker, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.claims import Reference
-from glasshouse.attestation.client import post
+from glasshouse.attestation.client import Reply, post
+from glasshouse.attestation.exchange import Exchange
 from glasshouse.attestation.ticket import TICKET_TYP
 from glasshouse.attestation.tokens import (
     ReadToken,
@@ -46,6 +47,54 @@ REQUEST_TYP = "gh-operator+jwt"
 LIFETIME_SEC = 60
 SKEW_SEC = 5  # an operator's clock may be ahead of the broker's
 MAX_GRANTS = 1_000_000
+
+
+# What the broker answers to an operator: a string by its name, or a recorded exchange.
+Answer = Mapping[str, str | dict[str, str | list[str] | None] | None]
+
+
+def _reference(value: object) -> Reference:
+    return value if isinstance(value, Reference) else Reference.from_dict(value)
+
+
+class _Asked(BaseModel):
+    """What a signed request holds beside its envelope: exactly these names, of exactly these types."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class _Package(_Asked):
+    """Keep a payload key, sealed to the broker's card."""
+
+    action: Literal["payload"]
+    run: str
+    manifest_hash: str
+    max_grants: Annotated[int, Field(ge=1, le=MAX_GRANTS)]
+    key: str
+
+
+class _Ticket(_Asked):
+    """Issue a ticket for one launch, sealed to reply_to."""
+
+    action: Literal["ticket"]
+    reference: Annotated[Reference, PlainValidator(_reference), PlainSerializer(Reference.to_dict)]
+    policy: Policy
+    reply_to: str
+
+
+class _Recorded(_Asked):
+    """Show the recorded exchange of one launch."""
+
+    action: Literal["exchange"]
+    run: str
+    leg: str
+    launch: int
+
+
+_REQUEST: TypeAdapter[_Package | _Ticket | _Recorded] = TypeAdapter(
+    Annotated[_Package | _Ticket | _Recorded, Field(discriminator="action")]
+)
+_ENVELOPE = ("iss", "aud", "iat", "nbf", "exp")
 
 
 def _payload_info(audience: str, run: str, manifest_hash: str) -> bytes:
@@ -79,7 +128,7 @@ class Desk:
         told = {"kem": b64u(kem_public_bytes(self._kem)), "ticket": TICKET_TYP}
         return sign_jws({**claims, **told}, self._key, CARD_TYP)
 
-    def operate(self, request: object) -> dict[str, Any]:
+    def operate(self, request: object) -> Answer:
         """Do what a signed request asks. Raises AttestationError; `operator-unknown` for anybody else's."""
         token = read_jws(request, REQUEST_TYP, what="request")
         public = self._find(token.kid)
@@ -87,11 +136,16 @@ class Desk:
             raise AttestationError("no operator of this broker", codes=[Code.OPERATOR_UNKNOWN])
         claims = verify_typed(
             token.text, public, self._clock(), self._broker.store.id, typ=REQUEST_TYP, what="request"
-        )
+        ).claims
+        said = {name: value for name, value in claims.items() if name not in _ENVELOPE}
         try:
-            action = {"payload": self._payload, "ticket": self._ticket, "exchange": self._exchange}
-            return action[claims["action"]](claims, token)
-        except (KeyError, TypeError, ValueError, CanonicalError, ValidationError, SealError) as error:
+            asked = _REQUEST.validate_json(canonical_json(said))
+            if isinstance(asked, _Package):
+                return self._payload(asked, token)
+            if isinstance(asked, _Ticket):
+                return self._ticket(asked, token)
+            return self._exchange(asked, token)
+        except (TypeError, ValueError, SealError) as error:  # also ValidationError and CanonicalError
             raise AttestationError(
                 "the request is not of its form", codes=[Code.MALFORMED_REQUEST]
             ) from error
@@ -106,36 +160,32 @@ class Desk:
         if found != {kid}:
             raise AttestationError("the package is another operator's", codes=[Code.OPERATOR_MISMATCH])
 
-    def _payload(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
-        run, manifest_hash = check_name(claims["run"], "run"), str(claims["manifest_hash"])
+    def _payload(self, asked: _Package, token: ReadToken) -> Answer:
+        run = check_name(asked.run, "run")
         if any(named == run for named, _ in list(self._owners)):
             self._check_owner(run, token.kid)
-        grants = claims["max_grants"]
-        if type(grants) is not int or not 1 <= grants <= MAX_GRANTS:
-            raise ValueError("max_grants")
-        info = _payload_info(self._broker.store.id, run, manifest_hash)
-        key = unwrap_key(b64u_decode(claims["key"]), self._kem, info)
+        info = _payload_info(self._broker.store.id, run, asked.manifest_hash)
+        key = unwrap_key(b64u_decode(asked.key), self._kem, info)
         try:
-            self._broker.register_payload(run, manifest_hash, key, max_grants=grants)
-            self._owners[run, manifest_hash] = token.kid
+            self._broker.register_payload(run, asked.manifest_hash, key, max_grants=asked.max_grants)
+            self._owners[run, asked.manifest_hash] = token.kid
         finally:
             overwrite(key)
         return {}
 
-    def _ticket(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
-        reply_to = b64u_decode(claims["reply_to"])
-        reference = Reference.from_dict(claims["reference"])
+    def _ticket(self, asked: _Ticket, token: ReadToken) -> Answer:
+        reply_to, reference = b64u_decode(asked.reply_to), asked.reference
         self._check_owner(reference.run, token.kid, manifest_hash=reference.manifest_hash)
-        policy = Policy.model_validate_json(canonical_json(claims["policy"]))
         wrap_key(
             b"\x01" * 32, reply_to, _ticket_info(token.text)
         )  # a ticket that nobody could open is not issued
-        ticket = self._broker.issue_ticket(reference, policy)
+        ticket = self._broker.issue_ticket(reference, asked.policy)
         return {"ticket": b64u(wrap_key(ticket, reply_to, _ticket_info(token.text)))}
 
-    def _exchange(self, claims: dict[str, Any], token: ReadToken) -> dict[str, Any]:
-        self._check_owner(claims["run"], token.kid)
-        return {"exchange": self._broker.exchange(claims["run"], claims["leg"], claims["launch"])}
+    def _exchange(self, asked: _Recorded, token: ReadToken) -> Answer:
+        self._check_owner(asked.run, token.kid)
+        found = self._broker.exchange(asked.run, asked.leg, asked.launch)
+        return {"exchange": None if found is None else found.to_json()}
 
 
 class RemoteBroker:
@@ -148,24 +198,24 @@ class RemoteBroker:
         """find_broker: gives the raw public key of a broker's key id from a keyring, or raises."""
         self.port = port
         self._operator = operator
-        card = str(post(port, "/v1/card", {}, 30.0).get("card"))
+        card = post(port, "/v1/card", {}, 30.0).text("card")
         self.public_bytes = find_broker(read_jws(card, CARD_TYP, what="card").kid)
         # At its own time: an older card names a store that is closed and a key that is gone.
         at = read_jws(card, CARD_TYP, what="card").claims.get("iat", 0)
-        claims = verify_typed(card, self.public_bytes, at, None, typ=CARD_TYP, what="card")
-        if claims.get("ticket") != TICKET_TYP:
+        told = verify_typed(card, self.public_bytes, at, None, typ=CARD_TYP, what="card")
+        if told.claims.get("ticket") != TICKET_TYP:
             # Said here: its tickets would be issued and sent, and the first launch refused without a reason.
             raise AttestationError(
                 "the broker is of another release, whose tickets this one does not use",
                 codes=[Code.BROKER_PROTOCOL_MISMATCH],
                 remedy="restart `glasshouse broker` with this release, or unset GLASSHOUSE_BROKER",
             )
-        self._audience = str(claims["aud"])
-        self._kem = b64u_decode(claims["kem"])
+        self._audience = told.audience
+        self._kem = b64u_decode(told.text("kem"))
 
-    def _ask(self, action: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _ask(self, asked: _Asked) -> tuple[str, Reply]:
         claims = envelope(self._operator, self._audience, int(time.time()) - SKEW_SEC, LIFETIME_SEC)
-        request = sign_jws({**claims, **fields, "action": action}, self._operator, REQUEST_TYP)
+        request = sign_jws({**claims, **asked.model_dump(mode="json")}, self._operator, REQUEST_TYP)
         return request, post(self.port, "/v1/operate", {"request": request}, 30.0)
 
     def register_payload(
@@ -173,24 +223,37 @@ class RemoteBroker:
     ) -> None:
         """As Broker.register_payload; the key (32 bytes) travels sealed."""
         sealed = wrap_key(payload_key, self._kem, _payload_info(self._audience, run, manifest_hash))
-        fields = {"run": run, "manifest_hash": manifest_hash, "max_grants": max_grants, "key": b64u(sealed)}
-        self._ask("payload", fields)
+        self._ask(
+            _Package(
+                action="payload",
+                run=run,
+                manifest_hash=manifest_hash,
+                max_grants=max_grants,
+                key=b64u(sealed),
+            )
+        )
 
     def issue_ticket(self, reference: Reference, policy: Policy) -> bytes:
         """As Broker.issue_ticket; the ticket (32 bytes) travels sealed."""
         key = generate_kem_key()
-        fields = {"reference": reference.to_dict(), "policy": policy.model_dump(mode="json")}
-        request, answer = self._ask("ticket", {**fields, "reply_to": b64u(kem_public_bytes(key))})
+        asked = _Ticket(
+            action="ticket",
+            reference=reference,
+            policy=policy,
+            reply_to=b64u(kem_public_bytes(key)),
+        )
+        request, answer = self._ask(asked)
         try:
-            return bytes(unwrap_key(b64u_decode(answer["ticket"]), key, _ticket_info(request)))
-        except (KeyError, CanonicalError, SealError) as error:
+            return bytes(unwrap_key(b64u_decode(answer.text("ticket")), key, _ticket_info(request)))
+        except (CanonicalError, SealError) as error:
             raise AttestationError(
                 "the broker's answer holds no ticket", codes=[Code.MALFORMED_ANSWER]
             ) from error
         finally:
             key.wipe()
 
-    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
+    def exchange(self, run: str, leg: str, launch: int) -> Exchange | None:
         """As Broker.exchange."""
-        found = self._ask("exchange", {"run": run, "leg": leg, "launch": launch})[1].get("exchange")
-        return found if isinstance(found, dict) else None
+        _, answer = self._ask(_Recorded(action="exchange", run=run, leg=leg, launch=launch))
+        found = answer.members.get("exchange")
+        return None if found is None else Exchange.from_json(found)

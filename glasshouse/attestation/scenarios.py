@@ -6,6 +6,7 @@ things, and then nobody knows which of them was caught.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -109,7 +110,7 @@ CLAIMS = (
         "host-key-first-use",
         "the pod's host key was trusted on first use, under policy strict",
         a.set_claims(),
-        host_key_source="first-use",
+        host_key="first-use",
     ),
     _case(
         "future-timestamp",
@@ -278,31 +279,31 @@ ANSWERS = (
     _case(
         "forged-ear",
         "an EAR signed by a stranger",
-        a.change_answer(lambda sent, _mine: a.resigned(sent, "ear", EAR_TYP)),
+        a.change_answer(lambda sent, _mine: replace(sent, ear=a.resigned(sent.ear, EAR_TYP))),
         "key-id-mismatch",
     ),
     _case(
         "forged-grant",
         "a grant signed by a stranger",
-        a.change_answer(lambda sent, _mine: a.resigned(sent, "grant", GRANT_TYP)),
+        a.change_answer(lambda sent, _mine: replace(sent, grant=a.resigned(sent.grant, GRANT_TYP))),
         "key-id-mismatch",
     ),
     _case(
         "broker-key-substitution",
         "the broker's key exchanged",
-        a.change_answer(lambda sent, _mine: sent.update(broker_public=bytes(32))),
+        a.change_answer(lambda sent, _mine: replace(sent, broker_public=bytes(32))),
         "key-id-mismatch",
     ),
     _case(
         "grant-as-ear",
         "a grant where the EAR belongs",
-        a.change_answer(lambda sent, _mine: sent.update(ear=sent["grant"])),
+        a.change_answer(lambda sent, _mine: replace(sent, ear=sent.grant)),
         "token-type-mismatch",
     ),
     _case(
         "ear-mismatch",
         "the EAR of other evidence",
-        a.change_answer(lambda sent, mine: sent.update(evidence=mine.sign(mine.claims()))),
+        a.change_answer(lambda sent, mine: replace(sent, evidence=mine.sign(mine.claims()))),
     ),
     _case(
         "grant-info-mismatch", "another challenge in the transcript", a.change_answer(a.another_transcript)

@@ -16,14 +16,14 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from glasshouse.attestation.broker import Broker
-from glasshouse.attestation.operator import Desk
+from glasshouse.attestation.operator import Answer, Desk
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, GlasshouseError
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "glasshouse"
 
     def do_GET(self) -> None:
-        routes: dict[str, Any] = {
+        routes: dict[str, Callable[[], object]] = {
             "/.well-known/jwks.json": self.server.broker.jwks,
             "/healthz": lambda: {"ok": True},
         }
@@ -172,19 +172,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            answer: dict[str, Any]
+            answer: Answer
             if self.path == "/v1/challenge":
-                request = self._body(("request",))["request"]
+                (request,) = self._body("request")
                 answer = {"challenge": self.server.broker.challenge(request)}
             elif self.path == "/v1/attest":
-                body = self._body(("evidence", "launchToken"))
-                release = self.server.broker.attest(body["evidence"], body["launchToken"])
+                release = self.server.broker.attest(*self._body("evidence", "launchToken"))
                 answer = {"ear": release.ear, "grant": release.grant}
             elif self.path == "/v1/card" and self.server.desk is not None:
-                self._body(())
+                self._body()
                 answer = {"card": self.server.desk.card()}
             elif self.path == "/v1/operate" and self.server.desk is not None:
-                answer = self.server.desk.operate(self._body(("request",))["request"])
+                answer = self.server.desk.operate(*self._body("request"))
             elif self.path in ("/.well-known/jwks.json", "/healthz"):
                 raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, Code.METHOD_NOT_ALLOWED, "use GET")
             else:
@@ -202,8 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(HTTPStatus.OK, answer)
 
-    def _body(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Read a JSON object with exactly these names."""
+    def _body(self, *names: str) -> tuple[object, ...]:
+        """Read a JSON object with exactly these names; its values in this order, of whatever type."""
         if "Transfer-Encoding" in self.headers:
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, Code.LENGTH_REQUIRED, "chunked bodies are not taken")
         lengths = self.headers.get_all("Content-Length") or []
@@ -232,12 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
             ) from error
         if not isinstance(body, dict) or set(body) != set(names):
             raise _Refused(HTTPStatus.BAD_REQUEST, Code.MALFORMED_REQUEST, f"send exactly {', '.join(names)}")
-        return body
+        return tuple(body[name] for name in names)
 
     def _refuse(self, refused: _Refused) -> None:
         self._answer(refused.status, _error(refused.code, refused.message, (refused.code,)))
 
-    def _answer(self, status: HTTPStatus, document: dict[str, Any]) -> None:
+    def _answer(self, status: HTTPStatus, document: object) -> None:
         body = canonical_json(document)
         try:
             self.send_response(status)
@@ -267,5 +266,5 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay silent: the audit log is the store's."""
 
 
-def _error(code: str, message: str, reason_codes: tuple[str, ...]) -> dict[str, Any]:
+def _error(code: str, message: str, reason_codes: tuple[str, ...]) -> dict[str, dict[str, str | list[str]]]:
     return {"error": {"code": code, "reasonCodes": list(reason_codes), "message": message}}

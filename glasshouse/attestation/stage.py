@@ -18,9 +18,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.broker import Broker
-from glasshouse.attestation.claims import Reference
+from glasshouse.attestation.claims import Claims, GpuClaim, Hardening, Reference
 from glasshouse.attestation.client import Challenge, Released, fetch_challenge, submit_evidence
-from glasshouse.attestation.evidence import AWAITING_RELEASE, make_evidence
+from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.attestation.ticket import sign_request
@@ -43,50 +43,45 @@ STRICT = Policy(
 )
 
 
-def honest_claims(
-    reference: Reference, policy: Policy, *, nonce: str, iat: int, kem_key: bytes
-) -> dict[str, Any]:
+def honest_claims(reference: Reference, policy: Policy, *, nonce: str, iat: int, kem_key: bytes) -> Claims:
     """Claims of an honest runtime in the place that `reference` describes, without event key and composite.
 
     nonce base64url, iat in Unix seconds, kem_key 1216 raw bytes.
     """
-    gpu: dict[str, Any] = {}
-    if reference.gpu_name is not None:
-        gpu = {"names": [reference.gpu_name], "uuids": ["GPU-0"], "driver": "580.00"}
-    return {
-        "eat_nonce": nonce,
-        "iat": iat,
-        "run": reference.run,
-        "leg": reference.leg,
-        "launch": reference.launch,
-        "allocation_id": reference.allocation_id,
-        "container_id": reference.container_id,
-        "manifest_hash": reference.manifest_hash,
-        "runtime_sha256": reference.runtime_sha256,
-        "interpreter_sha256": reference.interpreter_sha256,
-        "interpreter_isolated": True,
-        "python_version": reference.python_version or "3.11.7",
-        "distributions_sha256": reference.distributions_sha256 or sha256_hex(b"distributions"),
-        "boot_id": reference.boot_id,
-        "pid_namespace": reference.pid_namespace,
-        "image_digest": reference.image_digest,
-        "kem_key": b64u(kem_key),
-        "runtime_state": AWAITING_RELEASE,
-        "anti_debug_profile": policy.anti_debug_profile,
-        "hardening": {
-            "dumpable": 0,
-            "core_limit": 0,
-            "no_new_privs": True,
-            "tracer_pid": 0,
-            "landlock_abi": 7,
-            "memfd_secret": True,
-            "swap_total_kib": 0,
-            "subreaper": True,
-        },
-        "fs": "landlock",
-        "gpu": gpu,
-        "clock_skew_sec": 0,
-    }
+    gpu = reference.gpu_name
+    return Claims(
+        eat_nonce=nonce,
+        iat=iat,
+        run=reference.run,
+        leg=reference.leg,
+        launch=reference.launch,
+        allocation_id=reference.allocation_id,
+        container_id=reference.container_id,
+        manifest_hash=reference.manifest_hash,
+        runtime_sha256=reference.runtime_sha256,
+        interpreter_sha256=reference.interpreter_sha256,
+        interpreter_isolated=True,
+        python_version=reference.python_version or "3.11.7",
+        distributions_sha256=reference.distributions_sha256 or sha256_hex(b"distributions"),
+        boot_id=reference.boot_id,
+        pid_namespace=reference.pid_namespace,
+        image_digest=reference.image_digest,
+        kem_key=b64u(kem_key),
+        anti_debug_profile=policy.anti_debug_profile,
+        hardening=Hardening(
+            dumpable=0,
+            core_limit=0,
+            no_new_privs=True,
+            tracer_pid=0,
+            landlock_abi=7,
+            memfd_secret=True,
+            swap_total_kib=0,
+            subreaper=True,
+        ),
+        fs="landlock",
+        gpu=None if gpu is None else GpuClaim([gpu], ["GPU-0"], "580.00"),
+        clock_skew_sec=0,
+    )
 
 
 def synthetic_reference(run: str, leg: str = "s000", launch: int = 1, **changed: Any) -> Reference:
@@ -101,7 +96,7 @@ def synthetic_reference(run: str, leg: str = "s000", launch: int = 1, **changed:
         "pid_namespace": "pid:[4026531836]",
         "image_digest": "sha256:" + sha256_hex(b"image"),
         "gpu_name": GPU,
-        "host_key_source": "created",
+        "host_key": "created",
     }
     return Reference(run=run, leg=leg, launch=launch, **{**values, **changed})
 
@@ -136,7 +131,7 @@ class Launch:
     @property
     def where(self) -> tuple[str, str, int]:
         """Run, leg and launch number."""
-        return self.reference.run, self.reference.leg, self.reference.launch
+        return self.reference.where
 
     def request(self) -> str:
         """The request for a challenge, signed by the ticket."""
@@ -165,7 +160,7 @@ class Launch:
             nonce=challenge.nonce,
             iat=challenge.iat(),
             kem_key=kem_public_bytes(self.kem_key),
-        )
+        ).to_json()
 
     def sign(self, claims: Mapping[str, Any]) -> str:
         """Sign claims as evidence, with the composite hash recomputed unless the claims hold one."""
@@ -230,9 +225,11 @@ class Stage:
         ticket = self.broker.issue_ticket(reference, policy)
         return Launch(self.port, self.broker.public_bytes, reference, policy, ticket, payload_key)
 
-    def post(self, path: str, body: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+    def post(
+        self, path: str, body: bytes | Mapping[str, str | int], headers: Mapping[str, str] | None = None
+    ) -> None:
         """Send raw bytes to the broker; raise AttestationError with the codes of its refusal."""
-        raw = canonical_json(body) if isinstance(body, dict) else body
+        raw = body if isinstance(body, bytes) else canonical_json(body)
         sent = {"Content-Type": "application/json", "Content-Length": str(len(raw)), **(headers or {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:

@@ -11,12 +11,15 @@ with the run and manifest hash as AAD. `Store.unwrap` is the one function that o
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -36,10 +39,30 @@ from glasshouse.attestation.database import (
     schema,
     tickets,
 )
+from glasshouse.attestation.exchange import Exchange
 from glasshouse.canonical import length_prefixed
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, UsageError
 from glasshouse.extras import install_line
+
+
+@dataclass(frozen=True)
+class SpentTicket:
+    """A ticket that was just used: its hash, and what was said when it was issued (JSON texts)."""
+
+    sha256: str
+    reference: str
+    policy: str
+
+
+@dataclass(frozen=True)
+class AskedChallenge:
+    """A challenge that was just consumed: its token, its ticket's hash, what was said at that one's issue."""
+
+    token: str
+    ticket: str
+    reference: str
+    policy: str
 
 
 class Store:
@@ -146,8 +169,8 @@ class Store:
         except IntegrityError as error:
             raise AttestationError("this launch has a ticket already", codes=[Code.TICKET_ISSUED]) from error
 
-    def spend_ticket(self, sha256: str, launch: tuple[str, str, int], now: int) -> dict[str, Any]:
-        """Mark the ticket of a launch used, durably, and return its row; one that is refused is not spent.
+    def spend_ticket(self, sha256: str, launch: tuple[str, str, int], now: int) -> SpentTicket:
+        """Mark the ticket of a launch used, durably, and return it; one that is refused is not spent.
 
         Raises AttestationError `ticket-unknown`, `ticket-used`, `ticket-store-mismatch`, `ticket-expired`,
         `ticket-mismatch` (for another launch) or `launch-superseded`.
@@ -172,7 +195,7 @@ class Store:
             spent = update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used.is_(None))
             if tx.execute(spent.values(used=now)).rowcount != 1:
                 raise AttestationError("this ticket was used", codes=[Code.TICKET_USED])
-        return dict(row)
+        return SpentTicket(row["sha256"], row["reference"], row["policy"])
 
     def put_challenge(
         self, nonce: str, ticket: str, token: str, launch: tuple[str, str, int], *, at: int
@@ -182,8 +205,8 @@ class Store:
             tx.execute(insert(challenges).values(nonce=nonce, ticket=ticket, store=self.id, token=token))
             tx.execute(self._audit_line("challenge-issued", at, launch, ()))
 
-    def consume_challenge(self, nonce: str, now: int) -> dict[str, Any]:
-        """Consume a challenge, durably, and return its row joined with its ticket's.
+    def consume_challenge(self, nonce: str, now: int) -> AskedChallenge:
+        """Consume a challenge, durably, and return it with what its ticket was issued for.
 
         Raises AttestationError `nonce-unknown`, `nonce-replay`, `challenge-store-mismatch` or
         `launch-superseded`.
@@ -207,7 +230,7 @@ class Store:
             )
         if superseded:
             raise AttestationError("the leg was launched again since", codes=[Code.LAUNCH_SUPERSEDED])
-        return dict(row)
+        return AskedChallenge(row["token"], row["ticket"], row["reference"], row["policy"])
 
     # Grants and records
 
@@ -242,21 +265,20 @@ class Store:
                 select(func.count()).select_from(grants).where(grants.c.run == run)
             ).scalar_one()
 
-    def put_exchange(
-        self, run: str, leg: str, launch: int, document: Mapping[str, Any], *, at: int, event_name: str
-    ) -> None:
+    def put_exchange(self, run: str, leg: str, launch: int, exchange: Exchange, *, at: int) -> None:
         """Record a finished exchange and its audit line in one write."""
         with self._transaction() as tx:
-            text = json.dumps(document, sort_keys=True)
+            text = json.dumps(exchange.to_json(), sort_keys=True)
             tx.execute(insert(exchanges).values(run=run, leg=leg, launch=launch, document=text))
-            tx.execute(self._audit_line(event_name, at, (run, leg, launch), document["reasonCodes"]))
+            line = self._audit_line(exchange.event_name, at, (run, leg, launch), exchange.reason_codes)
+            tx.execute(line)
 
-    def exchange(self, run: str, leg: str, launch: int) -> dict[str, Any] | None:
+    def exchange(self, run: str, leg: str, launch: int) -> Exchange | None:
         """The recorded exchange of a launch, or None."""
         where = (exchanges.c.run == run, exchanges.c.leg == leg, exchanges.c.launch == launch)
         with self._transaction() as tx:
             text = tx.execute(select(exchanges.c.document).where(*where)).scalar()
-        return None if text is None else dict(json.loads(text))
+        return None if text is None else Exchange.from_json(json.loads(text))
 
     def log(
         self, event_name: str, at: int, launch: tuple[str, str, int] | None = None, codes: Sequence[str] = ()
@@ -274,12 +296,16 @@ class Store:
 
     def audit_log(self, run: str | None = None) -> list[dict[str, Any]]:
         """The audit lines in order, of one run or of all."""
-        query = select(audit).order_by(audit.c.seq)
-        if run is not None:
-            query = query.where(audit.c.run == run)
         with self._transaction() as tx:
-            rows = tx.execute(query).mappings().all()
-        return [{**row, "codes": json.loads(row["codes"])} for row in rows]
+            return _audit_lines(tx, run, None)
+
+
+def _audit_lines(tx: Connection, run: str | None, last: int | None) -> list[dict[str, Any]]:
+    query = select(audit).order_by(audit.c.seq.desc()).limit(last)
+    if run is not None:
+        query = query.where(audit.c.run == run)
+    rows = tx.execute(query).mappings().all()
+    return [{**row, "codes": json.loads(row["codes"])} for row in reversed(rows)]
 
 
 def _superseded(tx: Connection, row: Any) -> bool:
@@ -303,12 +329,36 @@ def _aad(run: str, manifest_hash: str) -> bytes:
 
 def open_store(url: str, kek: bytes) -> Store:
     """Open the store at an SQLAlchemy URL that a person gave. Raises UsageError, never showing a password."""
+    with _named(url):
+        return Store(url, kek)
+
+
+def read_audit(url: str, *, last: int, run: str | None = None) -> list[dict[str, Any]]:
+    """The last audit lines of a store, newest last, of one run or of all; makes nothing, and needs no KEK.
+
+    A line holds a number, a Unix time, the opening of the store, an event, the launch and reason codes:
+    nothing secret, and nothing that a caller sent. Raises UsageError, never showing a password.
+    """
+    with _named(url):
+        if make_url(url).get_backend_name() == "sqlite" and not Path(make_url(url).database or "").is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is none")
+        engine = open_engine(url)
+        try:
+            with engine.begin() as tx:
+                return _audit_lines(tx, run, last)
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Turn what goes wrong at a database into a UsageError that names it without its password."""
     try:
         shown = make_url(url).render_as_string(hide_password=True)
     except ArgumentError as error:
         raise _no_store("not a database URL", "withheld") from error
     try:
-        return Store(url, kek)
+        yield
     except NoSuchModuleError as error:
         raise _no_store("no such kind of database", shown) from error
     except ImportError as error:

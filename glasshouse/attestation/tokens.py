@@ -22,8 +22,8 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeGuard
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -45,6 +45,7 @@ CHALLENGE_TYP = "gh-challenge+jwt"
 LAUNCH_TYP = "gh-launch+jwt"
 EAR_TYP = "gh-ear+jwt"
 GRANT_TYP = "gh-grant+jwt"
+EVIDENCE_DIGEST = "ear.glasshouse.evidence-sha256"
 
 MAX_TOKEN_CHARS = 24 << 10
 _MAX_HEADER_CHARS = 1024
@@ -149,8 +150,8 @@ def read_jws(token: object, typ: str, *, what: str) -> ReadToken:
     return ReadToken(token, kid, claims)
 
 
-def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> dict[str, Any]:
-    """Verify a parsed token against one known key and return its claims.
+def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> None:
+    """Verify a parsed token against one known key; its claims may be believed from then on.
 
     Raises AttestationError with `key-id-mismatch` or `<what>-signature-invalid`.
     """
@@ -165,37 +166,90 @@ def check_signature(token: ReadToken, public_bytes: bytes, *, what: str) -> dict
         raise AttestationError(
             f"{what} was not signed by that key", codes=[Code(f"{what}-signature-invalid")]
         ) from error
-    return token.claims
 
 
-def check_times(claims: Mapping[str, Any], now: float, *, what: str) -> None:
-    """Check iat, nbf and exp (whole seconds) against `now`, leeway 0.
+@dataclass(frozen=True)
+class Times:
+    """When a token was issued, from when and until when it holds: whole Unix seconds."""
 
-    Raises AttestationError with `<what>-not-yet-valid`, `<what>-expired` or `malformed-<what>`.
-    """
-    times = [claims.get(name) for name in ("iat", "nbf", "exp")]
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in times):
-        raise AttestationError(f"{what} lacks iat, nbf or exp", codes=[Code(f"malformed-{what}")])
-    if claims["iat"] > now or claims["nbf"] > now:
-        raise AttestationError(f"{what} is not valid yet", codes=[Code(f"{what}-not-yet-valid")])
-    if claims["exp"] <= now:
-        raise AttestationError(f"{what} has expired", codes=[Code(f"{what}-expired")])
+    iat: int
+    nbf: int
+    exp: int
+
+    @classmethod
+    def of(cls, token: ReadToken, *, what: str) -> Times:
+        """Read them from a token. Raises AttestationError `malformed-<what>`."""
+        iat, nbf, exp = (token.claims.get(name) for name in ("iat", "nbf", "exp"))
+        if not (_is_whole(iat) and _is_whole(nbf) and _is_whole(exp)):
+            raise AttestationError(f"{what} lacks iat, nbf or exp", codes=[Code(f"malformed-{what}")])
+        return cls(iat, nbf, exp)
+
+    def check(self, now: float, *, what: str) -> None:
+        """Hold them against `now`, leeway 0.
+
+        Raises AttestationError `<what>-not-yet-valid` or `<what>-expired`.
+        """
+        if self.iat > now or self.nbf > now:
+            raise AttestationError(f"{what} is not valid yet", codes=[Code(f"{what}-not-yet-valid")])
+        if self.exp <= now:
+            raise AttestationError(f"{what} has expired", codes=[Code(f"{what}-expired")])
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token whose signature, issuer, audience and times hold; `claims` are all of its claims, as signed."""
+
+    what: str
+    jws: str
+    audience: str
+    times: Times
+    claims: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """The claim of this name, which is a string; raises AttestationError `malformed-<what>`."""
+        value = self.claims.get(name)
+        if not isinstance(value, str):
+            raise self._malformed(name)
+        return value
+
+    def whole(self, name: str) -> int:
+        """The claim of this name, which is an integer; raises AttestationError `malformed-<what>`."""
+        value = self.claims.get(name)
+        if not _is_whole(value):
+            raise self._malformed(name)
+        return value
+
+    def _malformed(self, name: str) -> AttestationError:
+        return AttestationError(f"{self.what} has no usable {name}", codes=[Code(f"malformed-{self.what}")])
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def verify_typed(
-    token: str, public_bytes: bytes, now: float, audience: str | None, *, typ: str, what: str
-) -> dict[str, Any]:
-    """Verify a token of one type by one key, at a time (Unix s); its claims. Raises AttestationError."""
-    claims = check_signature(read_jws(token, typ, what=what), public_bytes, what=what)
-    check_times(claims, now, what=what)
-    if claims.get("iss") != key_id(public_bytes):
+    jws: str, public_bytes: bytes, now: float, audience: str | None, *, typ: str, what: str
+) -> Token:
+    """Verify a token of one type by one key, at a time (Unix s). Raises AttestationError."""
+    read = read_jws(jws, typ, what=what)
+    check_signature(read, public_bytes, what=what)
+    times = Times.of(read, what=what)
+    times.check(now, what=what)
+    if read.claims.get("iss") != key_id(public_bytes):
         raise AttestationError(f"{what} names another issuer", codes=[Code(f"{what}-issuer-mismatch")])
-    if audience is not None and claims.get("aud") != audience:
+    if audience is not None and read.claims.get("aud") != audience:
         raise AttestationError(f"{what} is for another store", codes=[Code(f"{what}-audience-mismatch")])
-    return claims
+    return _token(read, times, what)
 
 
-def envelope(key: Ed25519PrivateKey, audience: str, now: int, ttl: int) -> dict[str, Any]:
+def _token(read: ReadToken, times: Times, what: str) -> Token:
+    named = read.claims.get("aud")
+    if not isinstance(named, str):
+        raise AttestationError(f"{what} names no store", codes=[Code(f"malformed-{what}")])
+    return Token(what, read.text, named, times, read.claims)
+
+
+def envelope(key: Ed25519PrivateKey, audience: str, now: int, ttl: int) -> dict[str, str | int]:
     """Issuer, audience and times that every token of ours begins with; now and ttl in whole seconds."""
     return {
         "iss": key_id(public_bytes_of(key)),
@@ -204,6 +258,65 @@ def envelope(key: Ed25519PrivateKey, audience: str, now: int, ttl: int) -> dict[
         "nbf": now,
         "exp": now + ttl,
     }
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a challenge and its launch token say alike: for which launch, under which nonce, answered by whom.
+
+    cnf names the key whose evidence answers: {"jkt": thumbprint}, compared as a whole. Tokens recorded before
+    keys were named have none (None).
+    """
+
+    run: str
+    leg: str
+    launch: int
+    nonce: str
+    cnf: object
+
+    @classmethod
+    def of(cls, token: Token) -> Binding:
+        """Read it from a token. Raises AttestationError `malformed-<what>`."""
+        return cls(
+            run=token.text("run"),
+            leg=token.text("leg"),
+            launch=token.whole("launch"),
+            nonce=token.text("nonce"),
+            cnf=token.claims.get("cnf"),
+        )
+
+    @property
+    def where(self) -> tuple[str, str, int]:
+        """Run, leg and launch number."""
+        return self.run, self.leg, self.launch
+
+
+_BINDING = tuple(item.name for item in fields(Binding))
+
+
+@dataclass(frozen=True)
+class LaunchToken:
+    """A verified launch token: the challenge's binding, and on which machine which package is launched."""
+
+    token: Token
+    binding: Binding
+    allocation_id: str
+    manifest_hash: str
+
+    @classmethod
+    def of(cls, token: Token) -> LaunchToken:
+        """Read it from a token. Raises AttestationError `malformed-launch`."""
+        return cls(token, Binding.of(token), token.text("allocation_id"), token.text("manifest_hash"))
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A verified challenge with the launch token in it; server_time in Unix seconds."""
+
+    token: Token
+    binding: Binding
+    server_time: int
+    launch_token: LaunchToken
 
 
 def sign_challenge(
@@ -226,46 +339,60 @@ def sign_challenge(
     event_key = the raw public key (32 bytes) that evidence must be signed by.
     Claims: envelope, run, leg, launch, nonce (base64url), cnf, server_time, launch_token.
     """
-    common = envelope(key, audience, now, ttl)
-    bound = {"run": run, "leg": leg, "launch": launch, "nonce": b64u(nonce)}
-    bound["cnf"] = {"jkt": thumbprint(event_key)}
+    binding = Binding(run, leg, launch, b64u(nonce), {"jkt": thumbprint(event_key)})
+    common = {**envelope(key, audience, now, ttl), **asdict(binding)}
     token = sign_jws(
-        {**common, **bound, "allocation_id": allocation_id, "manifest_hash": manifest_hash}, key, LAUNCH_TYP
+        {**common, "allocation_id": allocation_id, "manifest_hash": manifest_hash}, key, LAUNCH_TYP
     )
-    return sign_jws({**common, **bound, "server_time": now, "launch_token": token}, key, CHALLENGE_TYP)
+    return sign_jws({**common, "server_time": now, "launch_token": token}, key, CHALLENGE_TYP)
 
 
 def verify_challenge(
-    token: str, public_bytes: bytes, now: float | None = None, *, audience: str | None = None
-) -> dict[str, Any]:
-    """Verify a challenge and the launch token in it; return the challenge's claims.
+    jws: str, public_bytes: bytes, now: float | None = None, *, audience: str | None = None
+) -> Challenge:
+    """Verify a challenge and the launch token in it.
 
     now=None judges it at its own issue time: the pod has no clock it trusts, and the one-use ticket already
     makes the answer fresh. Whose event key it must name is the caller's. Raises AttestationError.
     """
-    read = read_jws(token, CHALLENGE_TYP, what="challenge")
+    read = read_jws(jws, CHALLENGE_TYP, what="challenge")
     at = read.claims.get("iat") if now is None else now
     if isinstance(at, bool) or not isinstance(at, int | float):
         raise AttestationError("challenge has no issue time", codes=[Code.MALFORMED_CHALLENGE])
-    claims = verify_typed(token, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
-    launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=claims["aud"])
+    token = verify_typed(jws, public_bytes, at, audience, typ=CHALLENGE_TYP, what="challenge")
+    claims = token.claims
+    launch = verify_launch(claims.get("launch_token"), public_bytes, at, audience=token.audience)
     _check_nonce(claims.get("nonce"), "challenge")
-    if claims.get("cnf", {}) is None:  # to name nothing is not to name none, as before
+    if claims.get("cnf", {}) is None:  # null is not the absence that recorded challenges have
         raise AttestationError("the challenge names no key", codes=[Code.MALFORMED_CHALLENGE])
-    if claims.get("server_time") != claims["iat"]:
+    if claims.get("server_time") != token.times.iat:
         raise AttestationError("challenge has two times", codes=[Code.MALFORMED_CHALLENGE])
-    if any(claims.get(name) != launch.get(name) for name in ("run", "leg", "launch", "nonce", "exp", "cnf")):
+    if any(claims.get(name) != launch.token.claims.get(name) for name in (*_BINDING, "exp")):
         raise AttestationError("challenge and launch token differ", codes=[Code.JWT_CLAIM_MISMATCH])
-    return claims
+    return Challenge(token, Binding.of(token), token.whole("server_time"), launch)
 
 
 def verify_launch(
-    token: object, public_bytes: bytes, now: float, *, audience: str | None = None
-) -> dict[str, Any]:
-    """Verify a launch token and return its claims. Raises AttestationError."""
-    if not isinstance(token, str):
+    jws: object, public_bytes: bytes, now: float, *, audience: str | None = None
+) -> LaunchToken:
+    """Verify a launch token. Raises AttestationError."""
+    if not isinstance(jws, str):
         raise AttestationError("no launch token", codes=[Code.MALFORMED_LAUNCH])
-    return verify_typed(token, public_bytes, now, audience, typ=LAUNCH_TYP, what="launch")
+    return LaunchToken.of(verify_typed(jws, public_bytes, now, audience, typ=LAUNCH_TYP, what="launch"))
+
+
+def returned_launch(jws: object, public_bytes: bytes, audience: str) -> LaunchToken | None:
+    """The launch token that came back with evidence, if that key signed it for this store; else None.
+
+    Its times are the challenge's and are judged with it (appraise.py, step 3).
+    """
+    try:
+        read = read_jws(jws, LAUNCH_TYP, what="launch")
+        check_signature(read, public_bytes, what="launch")
+        launch = LaunchToken.of(_token(read, Times.of(read, what="launch"), "launch"))
+    except AttestationError:
+        return None
+    return launch if launch.token.audience == audience else None
 
 
 def _check_nonce(value: object, what: str) -> None:
@@ -275,29 +402,62 @@ def _check_nonce(value: object, what: str) -> None:
         raise AttestationError(f"{what} has no 32-byte nonce", codes=[Code(f"malformed-{what}")]) from error
 
 
+@dataclass(frozen=True)
+class Ear:
+    """A verified attestation result, as far as its readers rely on it.
+
+    nonce and evidence_sha256 say which evidence it is about ("" where it does not say); status is affirming,
+    warning, contraindicated, or none without a usable submodule.
+    """
+
+    token: Token
+    nonce: str
+    evidence_sha256: str
+    status: str
+
+    @classmethod
+    def of(cls, token: Token) -> Ear:
+        """Read it from a token; what is missing or of another type is about nothing, and releases nothing."""
+        claims = token.claims
+        submods = claims.get("submods")
+        runtime = submods.get("runtime") if isinstance(submods, dict) else None
+        status = runtime.get("ear.status") if isinstance(runtime, dict) else None
+        nonce, digest = claims.get("eat_nonce"), claims.get(EVIDENCE_DIGEST)
+        return cls(
+            token,
+            nonce if isinstance(nonce, str) else "",
+            digest if isinstance(digest, str) else "",
+            status if isinstance(status, str) else "none",
+        )
+
+
 def sign_ear(
     key: Ed25519PrivateKey,
     *,
     audience: str,
     now: int,
     ttl: int,
+    evidence_sha256: str,
     ear_claims: Mapping[str, Any],
 ) -> str:
-    """Sign an EAR (attestation result) over the claims that appraise.py made of it."""
-    return sign_jws({**ear_claims, **envelope(key, audience, now, ttl)}, key, EAR_TYP)
+    """Sign an EAR (attestation result) on this evidence, over the claims that appraise.py made of it."""
+    claims = {**ear_claims, EVIDENCE_DIGEST: evidence_sha256, **envelope(key, audience, now, ttl)}
+    return sign_jws(claims, key, EAR_TYP)
 
 
-def verify_ear(token: str, public_bytes: bytes, now: float, *, audience: str | None = None) -> dict[str, Any]:
-    """Verify an EAR and return its claims; what its status means is the caller's. Raises AttestationError."""
-    return verify_typed(token, public_bytes, now, audience, typ=EAR_TYP, what="ear")
+def verify_ear(jws: str, public_bytes: bytes, now: float, *, audience: str | None = None) -> Ear:
+    """Verify an EAR; what its status means is the caller's. Raises AttestationError."""
+    return Ear.of(verify_typed(jws, public_bytes, now, audience, typ=EAR_TYP, what="ear"))
 
 
-def ear_status(claims: Mapping[str, Any]) -> str:
-    """Status of a verified EAR: affirming, warning, contraindicated, or none without a usable submodule."""
-    submods = claims.get("submods")
-    runtime = submods.get("runtime") if isinstance(submods, dict) else None
-    status = runtime.get("ear.status") if isinstance(runtime, dict) else None
-    return status if isinstance(status, str) else "none"
+@dataclass(frozen=True)
+class Grant:
+    """A verified grant. where: its run, leg and launch as signed; info: of the HPKE ciphertext, 32 bytes."""
+
+    token: Token
+    where: tuple[object, object, object]
+    info: bytes
+    ciphertext: bytes
 
 
 def sign_grant(
@@ -317,17 +477,16 @@ def sign_grant(
     return sign_jws({**envelope(key, audience, now, ttl), **claims}, key, GRANT_TYP)
 
 
-def verify_grant(
-    token: str, public_bytes: bytes, now: float, *, audience: str | None = None
-) -> dict[str, Any]:
-    """Verify a grant; return its claims with `info` and `ct` still base64url. Raises AttestationError."""
-    claims = verify_typed(token, public_bytes, now, audience, typ=GRANT_TYP, what="grant")
+def verify_grant(jws: str, public_bytes: bytes, now: float, *, audience: str | None = None) -> Grant:
+    """Verify a grant. Raises AttestationError."""
+    token = verify_typed(jws, public_bytes, now, audience, typ=GRANT_TYP, what="grant")
+    claims = token.claims
     try:
-        b64u_decode(claims.get("info", ""), size=32)
-        b64u_decode(claims.get("ct", ""))
+        info = b64u_decode(claims.get("info", ""), size=32)
+        ciphertext = b64u_decode(claims.get("ct", ""))
     except CanonicalError as error:
         raise AttestationError("grant holds no ciphertext", codes=[Code.MALFORMED_GRANT]) from error
-    return claims
+    return Grant(token, (claims.get("run"), claims.get("leg"), claims.get("launch")), info, ciphertext)
 
 
 def grant_info(
@@ -350,7 +509,7 @@ def grant_info(
     return domain_hash("glasshouse/grant/v1", [text.encode("utf-8") for text in texts])
 
 
-def jwks(*public: bytes) -> dict[str, Any]:
+def jwks(*public: bytes) -> dict[str, list[dict[str, str]]]:
     """JWK Set (RFC 7517, RFC 8037) of raw Ed25519 public keys, each under its key id."""
     return {
         "keys": [

@@ -1,6 +1,7 @@
 """The key broker as a service of its own: challenges, appraisal, grants over HTTP, from a durable store.
 
   glasshouse broker --port 8443
+  glasshouse broker --audit --last 20    what it granted and refused, newest last; --run RUN: of that run
   glasshouse broker --store postgresql+psycopg://broker@db/glasshouse    with the postgres extra installed
 
 A run has a broker of its own built in. With GLASSHOUSE_BROKER=PORT it uses this one instead, at that port of
@@ -20,18 +21,21 @@ import secrets
 import signal
 import sys
 import threading
+import time
 
 from glasshouse import host, paths
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import Desk
 from glasshouse.attestation.server import serve
-from glasshouse.attestation.store import open_store
-from glasshouse.commands.terminal import emit, say
+from glasshouse.attestation.store import open_store, read_audit
+from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.records.keys import broker_key, load_keyring, local_keyring, public_bytes
 
 KEK_FILE = "broker.kek"
 KEK_BYTES = 32
+AUDIT_LINES = 100
+MAX_AUDIT_LINES = 10_000
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,13 +43,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8443, help="port to listen on, 0 for a free one (8443)")
     parser.add_argument("--store", metavar="URL", help="SQLAlchemy URL (a SQLite file in the state folder)")
+    parser.add_argument("--audit", action="store_true", help="print the store's audit log; serves nothing")
+    parser.add_argument("--run", metavar="RUN", help="with --audit: of this run alone")
+    parser.add_argument("--last", type=int, metavar="N", help="with --audit: at most so many lines (100)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until interrupted or terminated."""
+    """Serve until interrupted or terminated, or print the audit log."""
+    url = args.store or f"sqlite:///{paths.state_dir() / 'broker.db'}"
+    if args.audit:
+        return _audit(args, url)
+    for name in ("run", "last"):
+        if (value := getattr(args, name)) is not None:
+            raise UsageError(
+                f"--{name} is for the audit log",
+                field=name,
+                value=str(value)[:80],
+                remedy="give --audit with it",
+            )
     if not 0 <= args.port <= 65535:
         raise UsageError("not a port", field="port", value=args.port, remedy="give 0 to 65535")
-    url = args.store or f"sqlite:///{paths.state_dir() / 'broker.db'}"
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -69,6 +86,37 @@ def run(args: argparse.Namespace) -> int:
                 value=f"{args.host}:{args.port}",
                 remedy="give another --port or --host",
             ) from error
+    return 0
+
+
+def _audit(args: argparse.Namespace, url: str) -> int:
+    last = AUDIT_LINES if args.last is None else args.last
+    if not 1 <= last <= MAX_AUDIT_LINES:
+        raise UsageError(
+            "not a number of lines", field="last", value=last, remedy=f"give 1 to {MAX_AUDIT_LINES}"
+        )
+    lines = read_audit(url, last=last, run=args.run)
+    if args.json:
+        emit({"ok": True, "lines": lines})
+        return 0
+    if not lines:
+        say("no audit lines" + (f" of run {args.run}" if args.run else ""))
+        return 0
+    header = ("line", "time, UTC", "opening", "event", "run", "leg", "launch", "reason codes")
+    rows = [
+        (
+            line["seq"],
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line["at"])),
+            line["store"][:8],
+            line["event"],
+            line["run"],
+            line["leg"],
+            line["launch"],
+            ", ".join(line["codes"]),
+        )
+        for line in lines
+    ]
+    say(table(header, rows))
     return 0
 
 

@@ -106,4 +106,5 @@ def _said(item: Verdict) -> str:
         return f"RETRACTED: its evidence verifies, and the row was {said[Code.RETRACTED]}"
     if item.signer is None:
         return f"checked, not verified by us: a reported row{figure}"
-    return f"verified as what it says: a row that is {item.status}{figure}; signed by {item.signer}"
+    since = f"; {said[Code.SUPERSEDED]}" if Code.SUPERSEDED in said else ""
+    return f"verified as what it says: a row that is {item.status}{figure}; signed by {item.signer}{since}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from glasshouse.attestation.evidence import parse_evidence
-from glasshouse.canonical import b64u_decode, parse_json
+from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
 from glasshouse.lifecycle import collect
@@ -130,7 +130,7 @@ def _pace(live: LiveRun, leg: Leg) -> Pace:
 
 def _event_log(live: LiveRun, leg: Leg) -> EventLog:
     return EventLog(
-        (live.folder.parts / leg.file("events.jsonl")).parent,
+        live.folder.parts / leg.folder,
         keys.operator_key(),
         run=live.run.id,
         leg=leg.id,
@@ -148,8 +148,7 @@ def _events(
         if not log.open and data:
             exchange = collect.exchange(live, ready, leg)
             if exchange is not None and exchange.grant:
-                claims = parse_evidence(exchange.evidence)
-                log.begin(b64u_decode(claims["event_key"]), exchange.grant)
+                log.begin(parse_evidence(exchange.evidence).event_key, exchange.grant)
                 # At once: events without their exchange are worth nothing if this process dies now.
                 collect.keep_exchange(live, leg, exchange, notes)
         for event in log.feed(data):

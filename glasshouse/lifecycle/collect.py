@@ -23,7 +23,7 @@ def exchange(live: LiveRun, ready: Ready, leg: Leg) -> Exchange | None:
     """The broker's record of the launch; None where there is none, or none of its form."""
     try:
         found = ready.broker.exchange(live.run.id, leg.id, leg.launch)
-        return None if found is None else Exchange.model_validate_json(canonical_json(found))
+        return None if found is None else Exchange.model_validate_json(canonical_json(found.to_json()))
     except (AttestationError, KeyError, CanonicalError, ValidationError):
         return None
 

@@ -38,10 +38,15 @@ class Leg:
         """Where the workload of a raw launch lies in the clear on the pod."""
         return f"{self.root}/raw/{self.id}-{self.launch}"
 
-    def file(self, name: str) -> str:
-        """Name in the bundle of one of the launch's files; a later launch's folder carries its number."""
+    @property
+    def folder(self) -> str:
+        """Name in the bundle of the launch's folder; a later launch's carries its number."""
         suffix = "" if self.launch == 1 else f"-l{self.launch}"
-        return f"legs/{self.id}-{self.slot.arm}{suffix}/{name}"
+        return f"legs/{self.id}-{self.slot.arm}{suffix}"
+
+    def file(self, name: str) -> str:
+        """Name in the bundle of one of the launch's files."""
+        return f"{self.folder}/{name}"
 
 
 @dataclass
@@ -59,9 +64,7 @@ class Notes:
 
 def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
     """How long a launch may take, in seconds: as it was budgeted, and never past the whole rental."""
-    own = money.leg_deadline_sec(
-        live.run.spec, warmup_sec=slot.warmup_sec, measured_sec=slot.measured_sec, steps=slot.steps
-    )
+    own = money.leg_deadline_sec(live.run.spec, slot)
     return max(1.0, min(own, live.rental.deadline - time.monotonic()))
 
 
@@ -125,5 +128,5 @@ def reference(live: LiveRun, ready: Ready, leg: Leg) -> Reference:
         pid_namespace=seen.pid_namespace,
         image_digest=ready.allocation.image_digest,
         gpu_name=seen.gpus[0][0] if seen.gpus else None,
-        host_key_source=ready.pod.host_key_source,
+        host_key=ready.pod.host_key.source,
     )

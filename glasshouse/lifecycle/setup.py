@@ -127,7 +127,7 @@ def _equipped(live: LiveRun, pod: Pod, allocation: Allocation, root: str) -> tup
         seen = observe(pod, archive, python)
     if seen.archive_sha256 != digest:
         raise LegError("the runtime archive on the pod is not the one sent", code=Code.RUNTIME_ALTERED)
-    found = describe(live, allocation, gpu_model=gpu_model, source=pod.host_key_source, seen=seen)
+    found = describe(live, allocation, gpu_model=gpu_model, source=pod.host_key.source, seen=seen)
     live.folder.write("allocation.json", found)
     return archive, python, seen
 

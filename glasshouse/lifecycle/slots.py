@@ -51,7 +51,7 @@ def launched(live: LiveRun, ready: Ready, leg: Leg) -> Result:
     Raises LegError, of which TransportFailed is one, and RentalOver.
     """
     notes, began, started = Notes(), time.monotonic(), time.time()
-    (live.folder.parts / leg.file("launch.json")).parent.mkdir(parents=True)
+    (live.folder.parts / leg.folder).mkdir(parents=True)
     arm = arms.protected if leg.slot.lifecycle else arms.raw
     code: Code | None = Code.INTERRUPTED
     try:

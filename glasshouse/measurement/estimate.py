@@ -4,9 +4,8 @@
     d        = mean y(protected) - mean y(raw), per block of slots
     overhead = 100 (1 - e^d) percent of throughput; on one pair it is (raw - protected) / raw
 
-The interval is Student's t on the d of the blocks, or on the means of launch groups where several
-blocks share their processes: the process is then what was repeated. It is never taken over steps,
-which are many but not independent. Ends are transformed as the centre is.
+The interval is Student's t on the d of the blocks, each slot of which is a process of its own. It is never
+taken over steps, which are many but not independent. Ends are transformed as the centre is.
 
 Sources: within-block contrasts, G. W. Cochran and G. M. Cox, Experimental Designs, 2nd ed., 1957,
 chapter 4; log ratios of times, T. Hoefler and R. Belli, Scientific Benchmarking of Parallel
@@ -18,20 +17,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from glasshouse.measurement.randomisation import balanced_sign_p, sign_flip_p
-from glasshouse.measurement.schedule import Slot
+from glasshouse.measurement.randomisation import balanced_sign_p
 from glasshouse.measurement.stats import mean, sample_sd, t_quantile, t_tail
 from glasshouse.spec import Arm
 
 Verdict = Literal["within", "exceeds", "inconclusive"]
-Method = Literal["t-blocks", "t-launch-groups", "single-pair", "none"]
+Method = Literal["t-blocks", "single-pair", "none"]
 
 TOST_ALPHA = 0.05
-MIN_LAUNCH_GROUPS = 4  # fewer repeated launches carry no interval
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,9 @@ class SlotRate:
 
 @dataclass(frozen=True)
 class Block:
-    """The slots of one block, in any order: four for abba, two for a pair.
-
-    launch_group: blocks whose slots ran in the same processes carry the same number; None when
-    every slot was its own process.
-    """
+    """The slots of one block, in any order: four for abba, two for a pair."""
 
     slots: tuple[SlotRate, ...]
-    launch_group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +75,8 @@ class Dropped:
 class Estimate:
     """Overhead in percent of throughput, positive when protection costs. None: cannot be said.
 
-    ci_*: 95%; tost_*: the 90% interval the verdict rests on. n: blocks (or launch groups) that
-    carry the interval; blocks: blocks that were used. sd_log: sample deviation of the d.
+    ci_*: 95%; tost_*: the 90% interval the verdict rests on. n, blocks: blocks that were used, and
+    carry the interval. sd_log: sample deviation of the d.
     order_effect_pct: how much slower the second slot of a neighbouring pair runs than the first,
     whatever its arm, with its 95% interval; a raw-first pair shows the overhead plus about this,
     a protected-first pair minus it. leave_one_out: overhead_pct without each unit of n in turn.
@@ -127,37 +119,15 @@ def pair_overhead_pct(raw_rate: float, protected_rate: float) -> float:
     return 100.0 * (raw_rate - protected_rate) / raw_rate
 
 
-def collect_blocks(schedule: Sequence[Slot], rates: Mapping[int, SlotRate]) -> tuple[Block, ...]:
-    """Gather measured slots, by slot index, into the blocks of their schedule; a pair is one block.
-
-    Burn-in slots are left out. A slot without a rate stands as one without work, so that its block
-    is dropped as incomplete.
-    """
-    members: dict[int | None, list[SlotRate]] = {}
-    for slot in schedule:
-        if not slot.burn_in:
-            nothing = SlotRate(slot.position, slot.arm, 0.0, 0.0)
-            members.setdefault(slot.block, []).append(rates.get(slot.index, nothing))
-    return tuple(Block(tuple(slots)) for slots in members.values())
-
-
-def estimate_pair(raw: tuple[float, float], protected: tuple[float, float], margin_pct: float) -> Estimate:
-    """The estimate of one pair of legs, each (units, elapsed seconds): a centre and nothing else."""
-    slots = (SlotRate(0, "raw", *raw), SlotRate(1, "protected", *protected))
-    return estimate_blocks([Block(slots)], margin_pct)
-
-
 def estimate_blocks(blocks: Sequence[Block], margin_pct: float) -> Estimate:
     """Estimate the overhead from `blocks`, dropping disturbed and incomplete ones whole.
 
     Total: any input gives an Estimate, with None where too little is left. n < 2 blocks give no
-    interval, nor do fewer than MIN_LAUNCH_GROUPS launch groups; the verdict is then inconclusive.
+    interval; the verdict is then inconclusive.
     """
     kept, dropped = _sift(blocks)
-    differences = [_difference(block) for block in kept]
-    groups = _group_means(kept, differences)
-    values = differences if groups is None else groups
-    enough = len(values) >= (2 if groups is None else MIN_LAUNCH_GROUPS)
+    values = [_difference(block) for block in kept]
+    enough = len(values) >= 2
     centre = mean(values) if values else None
     overhead = None if centre is None else overhead_from_log(centre)
 
@@ -178,7 +148,7 @@ def estimate_blocks(blocks: Sequence[Block], margin_pct: float) -> Estimate:
         ci_low_pct=ci[0] if ci else None,
         ci_high_pct=ci[1] if ci else None,
         n=len(values),
-        method=_method(kept, grouped=groups is not None, enough=enough),
+        method=_method(kept),
         verdict=verdict(tost, margin_pct),
         margin_pct=margin_pct,
         mde80_pct=mde80,
@@ -188,7 +158,7 @@ def estimate_blocks(blocks: Sequence[Block], margin_pct: float) -> Estimate:
         order_effect_pct=order,
         order_effect_low_pct=order_ci[0] if order_ci else None,
         order_effect_high_pct=order_ci[1] if order_ci else None,
-        randomisation_p=_randomisation_p(kept, differences, groups) if enough else None,
+        randomisation_p=_randomisation_p(kept, values) if enough else None,
         leave_one_out=tuple(
             overhead_from_log(mean(values[:skip] + values[skip + 1 :])) for skip in range(len(values))
         )
@@ -256,16 +226,6 @@ def _difference(block: Block) -> float:
     return mean(rates["protected"]) - mean(rates["raw"])
 
 
-def _group_means(kept: Sequence[Block], differences: Sequence[float]) -> list[float] | None:
-    """Means of d by launch group, in order of first appearance; None when no block has a group."""
-    if not any(block.launch_group is not None for block in kept):
-        return None
-    members: dict[int | None, list[float]] = {}
-    for block, difference in zip(kept, differences, strict=True):
-        members.setdefault(block.launch_group, []).append(difference)
-    return [mean(values) for values in members.values()]
-
-
 def _interval(centre: float, error: float, df: int, alpha: float) -> tuple[float, float]:
     """The 1 - alpha interval in percent; the transformation reverses the ends."""
     half = t_quantile(1 - alpha / 2, df) * error
@@ -295,12 +255,8 @@ def _order_effect(kept: Sequence[Block]) -> tuple[float | None, tuple[float, flo
     return overhead_from_log(centre), _interval(centre, error, len(effects) - 1, 0.05)
 
 
-def _randomisation_p(
-    kept: Sequence[Block], differences: Sequence[float], groups: Sequence[float] | None
-) -> float:
-    """The exact p of no effect: over the registered shuffle, or over sign flips of launch groups."""
-    if groups is not None:
-        return sign_flip_p(groups)
+def _randomisation_p(kept: Sequence[Block], differences: Sequence[float]) -> float:
+    """The exact p of no effect, over the registered shuffle."""
     signs = [_sign(block) for block in kept]
     contrasts = [sign * difference for sign, difference in zip(signs, differences, strict=True)]
     return balanced_sign_p(contrasts, signs)
@@ -311,9 +267,9 @@ def _sign(block: Block) -> int:
     return 1 if min(block.slots, key=lambda slot: slot.position).arm == "protected" else -1
 
 
-def _method(kept: Sequence[Block], *, grouped: bool, enough: bool) -> Method:
+def _method(kept: Sequence[Block]) -> Method:
     if not kept:
         return "none"
-    if enough:
-        return "t-launch-groups" if grouped else "t-blocks"
+    if len(kept) >= 2:
+        return "t-blocks"
     return "single-pair" if len(kept) == 1 and len(kept[0].slots) == 2 else "none"

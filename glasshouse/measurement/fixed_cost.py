@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 STEPS = ("sealSec", "uploadSec", "startSec", "attestSec", "releaseSec", "unsealSec", "zeroizeSec", "fetchSec")
-PLOTTED_LENGTHS_SEC = (60.0, 300.0, 900.0, 1800.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 86_400.0)
 
 
 def fixed_cost(launches: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -36,21 +35,3 @@ def overhead_at(run_sec: float, fixed_sec: float, steady_pct: float) -> float:
     """
     protected = fixed_sec + run_sec / (1.0 - steady_pct / 100.0)
     return 100.0 * (1.0 - run_sec / protected)
-
-
-def run_length_for(overhead_pct: float, fixed_sec: float, steady_pct: float) -> float | None:
-    """Seconds of training from which a run's overhead is at most overhead_pct; None: never.
-
-    The inverse of overhead_at, for overhead_pct below 100.
-    """
-    room = 1.0 / (1.0 - overhead_pct / 100.0) - 1.0 / (1.0 - steady_pct / 100.0)
-    if fixed_sec <= 0.0:
-        return 0.0 if room >= 0.0 else None
-    return fixed_sec / room if room > 0.0 else None
-
-
-def overhead_curve(
-    fixed_sec: float, steady_pct: float, lengths: Sequence[float] = PLOTTED_LENGTHS_SEC
-) -> tuple[tuple[float, float], ...]:
-    """(run length in seconds, overhead in percent) at each of `lengths`."""
-    return tuple((length, overhead_at(length, fixed_sec, steady_pct)) for length in lengths)

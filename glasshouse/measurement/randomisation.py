@@ -1,8 +1,7 @@
-"""Exact randomisation tests: the p-value under the assignments that could have been drawn.
+"""An exact randomisation test: the p-value under the assignments that could have been drawn.
 
-Two designs occur. `balanced_sign_p` is the registered abba shuffle: signs were dealt to blocks with
-the number of pluses fixed. `sign_flip_p` flips every sign freely, for launch groups. Both are two-sided
-and exact; neither samples. Source: E. S. Edgington and P. Onghena, Randomization Tests, 4th ed., 2007.
+`balanced_sign_p` is the registered abba shuffle: signs were dealt to blocks with the number of pluses fixed.
+It is two-sided and does not sample. Source: E. S. Edgington and P. Onghena, Randomization Tests, 2007.
 Conditioning on the blocks that remain after drops keeps the test exact, since the
 remaining arrangement is uniform over those with the same number of pluses.
 """
@@ -13,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-ENUMERATION_LIMIT = 20  # 20 choose 10 = 184,756 arrangements; 2^20 / 2 sign flips
+ENUMERATION_LIMIT = 20  # 20 choose 10 = 184,756 arrangements
 GRID = 1 << 14  # steps in the sum of all absolute values, for more blocks than that
 _TOLERANCE = 1e-12  # relative: sums in another order must tie with the observed one
 
@@ -36,29 +35,17 @@ def balanced_sign_p(contrasts: Sequence[float], signs: Sequence[int]) -> float:
     return hits / math.comb(len(contrasts), plus)
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """P(|sum of flipped differences| >= |observed sum|) over all 2^n sign flips."""
-    observed = abs(math.fsum(differences))
-    if len(differences) > ENUMERATION_LIMIT:
-        return _convolved(differences, observed, None)
-    sums = [0.0]
-    for value in differences:
-        sums = [total + flipped for total in sums for flipped in (value, -value)]
-    threshold = observed - _slack(differences)
-    return sum(abs(total) >= threshold for total in sums) / len(sums)
-
-
 def _slack(values: Sequence[float]) -> float:
     return _TOLERANCE * math.fsum(abs(value) for value in values)
 
 
-def _convolved(values: Sequence[float], observed: float, plus: int | None) -> float:
+def _convolved(values: Sequence[float], observed: float, plus: int) -> float:
     """The same probability by convolving the exact distribution of the sum on a grid of values.
 
     Values are rounded to steps of (sum of absolute values) / GRID, and the observed sum is lowered by the
     sum of all roundings, the most that they can move any sum: the result is never below the exact p,
     and above it only by arrangements within that distance. No sampling, and counted in whole numbers.
-    plus None: free signs; otherwise exactly `plus` of them are +1.
+    Exactly `plus` of the signs are +1.
     """
     step = math.fsum(abs(value) for value in values) / GRID
     if step == 0.0:
@@ -71,13 +58,10 @@ def _convolved(values: Sequence[float], observed: float, plus: int | None) -> fl
     counts = {0: 1 << (8 * size * reach)}
     for done, tick in enumerate(ticks, start=1):
         up, down = _shifted(counts, 8 * size * tick), _shifted(counts, -8 * size * tick)
-        if plus is None:
-            counts = {0: up[0] + down[0]}
-            continue
         # Of k only what can still end at `plus`.
         needed = range(max(0, plus - (len(ticks) - done)), min(plus, done) + 1)
         counts = {k: up.get(k - 1, 0) + down.get(k, 0) for k in needed}
-    fields = counts[plus or 0].to_bytes(size * (2 * reach + 1), "little")
+    fields = counts[plus].to_bytes(size * (2 * reach + 1), "little")
     rounding = math.fsum(abs(value / step - tick) for value, tick in zip(values, ticks, strict=True))
     threshold = observed / step - rounding - _TOLERANCE * GRID
     hits = sum(
@@ -85,7 +69,7 @@ def _convolved(values: Sequence[float], observed: float, plus: int | None) -> fl
         for s in range(-reach, reach + 1)
         if abs(s) >= threshold
     )
-    return hits / (2 ** len(values) if plus is None else math.comb(len(values), plus))
+    return hits / math.comb(len(values), plus)
 
 
 def _shifted(counts: Mapping[int, int], bits: int) -> dict[int, int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 _TINY = 1e-300
 _EPSILON = 1e-16
@@ -95,8 +94,3 @@ def t_quantile(p: float, df: float) -> float:
         else:
             high = middle
     return high if p > 0.5 else -high
-
-
-def normal_quantile(p: float) -> float:
-    """The z with P(Z <= z) = p (Wichura's AS 241, as the standard library has it)."""
-    return NormalDist().inv_cdf(p)

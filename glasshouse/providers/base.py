@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from glasshouse.remote.endpoint import Endpoint, HostKeySource
+from glasshouse.remote.endpoint import Endpoint, HostKey, HostKeySource
 from glasshouse.spec import RunSpec
 
 __all__ = [
     "Allocation",
     "Endpoint",
+    "HostKey",
     "HostKeySource",
     "Progress",
     "Proof",

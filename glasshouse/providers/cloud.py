@@ -12,6 +12,7 @@ cloud_release.py, prices and caps in money.py.
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -25,9 +26,10 @@ from glasshouse.codes import Code
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import cloud_release, hostkeys, money
 from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
-from glasshouse.providers.cloud_api import CloudApi, Machine, Rental, explain
+from glasshouse.providers.cloud_api import Candidate, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_boot import as_asked, boot
-from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
+from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing, again
+from glasshouse.retry import Policy, retry
 
 # Faults of a machine, not of the request: another machine may do better.
 REPLACEABLE: Final = (Code.BOOT_FAILED, Code.BOOT_TIMEOUT, Code.HOST_KEY_MISMATCH, Code.SSH_UNREACHABLE)
@@ -82,8 +84,11 @@ class Cloud:
         gpu, ceiling = self._wanted(spec)
         self._creates[name] = _Creates()
         avoid: set[str] = set()
-        began = time.monotonic()
-        for attempt in range(1, money.ATTEMPTS + 1):
+        # One that could not boot within what is left of the budget would be rented for nothing.
+        latest = time.monotonic() + money.rental_deadline_sec(spec) - spec.provider.boot_deadline_sec
+        replaceable: list[ProviderError] = []
+
+        def rent(attempt: int) -> Allocation:
             label = name if attempt == 1 else f"{name}-r{attempt}"
             keys = hostkeys.make_keys(keys_folder(name))
             rental = Rental(name, label, spec, gpu, ceiling, keys, progress)
@@ -96,18 +101,20 @@ class Cloud:
                 progress(f"{self.api.label}: {error.what}; destroying it")
                 place = machine.place or self._place(machine.id)
                 cleared = self._clear(name, machine.id)
-                again = attempt < money.ATTEMPTS and error.code in REPLACEABLE
-                # One that could not boot within what is left of the budget would be rented for nothing.
-                left = began + money.rental_deadline_sec(spec) - time.monotonic()
-                again = again and left >= spec.provider.boot_deadline_sec
                 # Without proof of zero a replacement could be the second machine that bills.
-                if not again or cleared.proof != "zero" or place is None:
-                    raise
-                avoid.add(place)
-                progress(f"{self.api.label}: one replacement, elsewhere")
-            else:
-                return self._allocation(machine, name, endpoint)
-        raise AssertionError("unreachable")
+                if error.code in REPLACEABLE and cleared.proof == "zero" and place is not None:
+                    replaceable.append(error)
+                    avoid.add(place)
+                raise
+            return self._allocation(machine, name, endpoint)
+
+        return retry(
+            rent,
+            Policy(tries=money.ATTEMPTS, deadline=latest),
+            on=ProviderError,
+            when=lambda error: error in replaceable,
+            between=lambda _: progress(f"{self.api.label}: one replacement, elsewhere"),
+        )
 
     def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
         """Destroy everything named `name` and prove that none is left; never raises for remote faults."""
@@ -185,30 +192,15 @@ class Cloud:
             raise explain(api, "asking what can be rented", error) from None
         last: ApiError | None = None
         for candidate in candidates:
-            for attempt in range(1, api.http.timing.creates + 1):
-                rental.progress(f"{api.label}: renting {rental.gpu} ({candidate.text})")
-                own.sent = own.under_way = True  # until its answer says otherwise, also when interrupted
-                try:
-                    machine = api.create(rental, candidate)
-                except ApiError as error:
-                    last = error
-                else:
-                    own.ids.add(machine.id)
-                    own.under_way = False
-                    rental.progress(f"{api.label}: created")  # whoever listens writes the id down
-                    return machine
-                own.under_way = uncertain(last)
-                own.doubtful = own.doubtful or own.under_way
-                adopted = self._after_refusal(rental, last)
-                own.under_way = False
-                if adopted is not None:
-                    rental.progress(f"{api.label}: the create went through after all; adopting its machine")
-                    return adopted
-                if last.status in (401, 402, 404, 422):
-                    raise explain(api, "creating", last)
-                if not last.transient or attempt == api.http.timing.creates:
-                    break  # 400, 403 and the like: this candidate is out
-                time.sleep(api.http.pause(attempt, last))
+            try:
+                return again(
+                    functools.partial(self._create_once, rental, candidate, own),
+                    lambda: api.http.timing.retries(api.http.timing.creates),
+                )
+            except ApiError as error:
+                last = error  # 400, 403 and the like: this candidate is out
+                if error.status in (401, 402, 404, 422):
+                    raise explain(api, "creating", error) from None
         if last is None:
             raise ProviderError(
                 f"{api.label} has no {rental.gpu} within {rental.ceiling:.2f} USD an hour",
@@ -222,6 +214,31 @@ class Cloud:
             code=Code.NO_CAPACITY,
             remedy="try later, or another gpu=",
         )
+
+    def _create_once(self, rental: Rental, candidate: Candidate, own: _Creates, _: int) -> Machine:
+        """Send one create; return its machine, also where that was made although the answer was lost.
+
+        Raises ApiError where it made none, and ProviderError where that cannot be known.
+        """
+        rental.progress(f"{self.api.label}: renting {rental.gpu} ({candidate.text})")
+        own.sent = own.under_way = True  # until its answer says otherwise, also when interrupted
+        try:
+            machine = self.api.create(rental, candidate)
+        except ApiError as error:
+            failure = error
+        else:
+            own.ids.add(machine.id)
+            own.under_way = False
+            rental.progress(f"{self.api.label}: created")  # whoever listens writes the id down
+            return machine
+        own.under_way = uncertain(failure)
+        own.doubtful = own.doubtful or own.under_way
+        adopted = self._after_refusal(rental, failure)
+        own.under_way = False
+        if adopted is None:
+            raise failure
+        rental.progress(f"{self.api.label}: the create went through after all; adopting its machine")
+        return adopted
 
     def _after_refusal(self, rental: Rental, error: ApiError) -> Machine | None:
         """After a create that did not clearly succeed: adopt what it made, or show that it made nothing.

@@ -13,7 +13,7 @@ from glasshouse import spec
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError
 from glasshouse.providers import hostkeys
-from glasshouse.providers.base import Endpoint, HostKeySource
+from glasshouse.providers.base import Endpoint, HostKey, HostKeySource
 from glasshouse.providers.cloud_api import Address, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_http import ApiError
 
@@ -155,8 +155,7 @@ def _endpoint(shown: _Shown, source: HostKeySource, rental: Rental, config: spec
         port=address.port,
         user=address.user,
         key_path=rental.keys.client_path,
-        known_hosts=(f"{where} {shown.key}",),
-        host_key_source=source,
+        host_key=HostKey(source, (f"{where} {shown.key}",)),
         python=config.python,
         workdir=WORKDIR,
     )

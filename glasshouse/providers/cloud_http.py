@@ -16,18 +16,21 @@ import ssl
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import httpx
 
 from glasshouse import __version__
 from glasshouse.errors import UsageError
+from glasshouse.retry import Policy, retry
+from glasshouse.secret_patterns import scrub
 
 FAKE_HEADER: Final = "x-glasshouse-fake"
 MAX_REPLY_BYTES: Final = 8 << 20
 MAX_RETRY_AFTER_SEC: Final = 120.0
 WHOLE_ANSWER: Final = 4.0  # times the time-out: httpx's own begins anew with every byte that drips in
 _LOST: Final = 0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Timing:
     log_sec: float = 5.0  # how long one look at a log stream may take
     reads: int = 6  # attempts of one read
     creates: int = 4  # attempts of one create
+
+    def retries(self, tries: int) -> Policy:
+        """How one request is tried again: `tries` in all, each wait twice the one before."""
+        return Policy.doubling(tries, self.backoff_sec, self.backoff_max_sec)
 
 
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
@@ -118,24 +125,9 @@ class Credential(httpx.Auth):
         raise TypeError("a credential is not pickled")
 
 
-_SECRETS: Final = (
-    re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|\Z)", re.DOTALL),
-    re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE),
-    re.compile(
-        r"\b(api[_-]?key|token|secret|password|authorization)\b[\"']?\s*[=:]\s*[\"']?[^\s,;\"'}]+",
-        re.IGNORECASE,
-    ),
-    re.compile(r"\bGLASSHOUSE_\w+=\S+"),
-    re.compile(r"(?<![\w:/@-])[A-Za-z0-9+/_-]{64,}={0,2}(?![\w-])"),  # keys and tokens; image digests stay
-    re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"),
-    re.compile(r"(?<=://)[^/\s@]+@"),
-)  # fmt: skip
-
-
 def clean(text: str, limit: int = 200) -> str:
     """Make a provider's text fit for a terminal and a record: one line, no control characters, no secrets."""
-    for pattern in _SECRETS:
-        text = pattern.sub("[removed]", text)
+    text = scrub(text)
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -200,6 +192,20 @@ def _certificates(tls: bool) -> ssl.SSLContext:
             value=bundle,
             remedy="point it at a PEM file, or unset it",
         ) from error
+
+
+def again(request: Callable[[int], _T], policy: Callable[[], Policy]) -> _T:
+    """Send a request until it goes well, where its failures are transient: Retry-After goes before `policy`.
+
+    The policy is asked for after each failure, since the first answer says whether this is a fake.
+    """
+    return retry(
+        request,
+        policy,
+        on=ApiError,
+        when=lambda error: error.transient,
+        asked=lambda error: error.retry_after,
+    )
 
 
 class CloudHttp:
@@ -279,20 +285,10 @@ class CloudHttp:
         self, method: str, path: str, *, body: Any = None, params: Mapping[str, str | int] | None = None
     ) -> Reply:
         """Send a request that is harmless to repeat, again after transient failures. Raises ApiError."""
-        for attempt in range(1, self.timing.reads + 1):
-            try:
-                return self.send(method, path, body=body, params=params)
-            except ApiError as error:
-                if not error.transient or attempt >= self.timing.reads:
-                    raise
-                time.sleep(self.pause(attempt, error))
-        raise AssertionError("unreachable")
-
-    def pause(self, attempt: int, error: ApiError) -> float:
-        """Seconds to wait after failure number `attempt` (from 1): Retry-After when given, else doubling."""
-        if error.retry_after is not None:
-            return error.retry_after
-        return float(min(self.timing.backoff_sec * 2 ** (attempt - 1), self.timing.backoff_max_sec))
+        return again(
+            lambda _: self.send(method, path, body=body, params=params),
+            lambda: self.timing.retries(self.timing.reads),
+        )
 
     def stream_lines(self, path: str, params: Mapping[str, str | int]) -> list[str]:
         """Read lines of an endless text stream for at most `timing.log_sec`. Raises ApiError."""

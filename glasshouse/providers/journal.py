@@ -300,6 +300,8 @@ def _durable(connection: Any, _record: object) -> None:
             connection.execute("PRAGMA journal_mode=WAL").close()
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
+            # The low byte is the primary code; what is above it says how it came to be busy.
+            held = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not held or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)

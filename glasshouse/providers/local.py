@@ -16,7 +16,7 @@ from typing import Self
 from glasshouse import paths, spec
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.host import need_linux
-from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof, unrented
+from glasshouse.providers.base import Allocation, Endpoint, HostKey, Progress, ReleaseProof, unrented
 from glasshouse.providers.pod_server import USER, PodServer
 from glasshouse.providers.proofs import proof_from_sweep, unknown
 from glasshouse.remote.sweep_script import NAME, sweep
@@ -76,8 +76,7 @@ class LocalProvider:
             port=server.port,
             user=USER,
             key_path=server.key_path,
-            known_hosts=(server.known_hosts_line(),),
-            host_key_source="created",
+            host_key=HostKey("created", (server.known_hosts_line(),)),
             python=python,
             workdir=str(home),
         )

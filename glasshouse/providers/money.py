@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from glasshouse.errors import UsageError
+from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.spec import PAID_PROVIDERS, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
@@ -22,35 +23,22 @@ def price(spec: RunSpec) -> float | None:
     return None if per_gpu is None else per_gpu * spec.gpu.count
 
 
-def leg_deadline_sec(
-    spec: RunSpec, *, warmup_sec: float, measured_sec: float | None, steps: int | None
-) -> float:
-    """Seconds that one launch of a slot may take, after which the leg is ended: what it is planned to take x
+def leg_deadline_sec(spec: RunSpec, slot: Slot) -> float:
+    """Seconds that one launch of `slot` may take, after which the leg is ended: what it is planned to take x
     factor + extra. Where the work is fixed, a step may take `step_ceiling_sec`, which is a ceiling already.
     """
     measure = spec.measure
-    timed = warmup_sec + (measured_sec or 0.0)
-    fixed = 0.0 if measured_sec is not None else (steps or 0) * measure.step_ceiling_sec
+    timed = slot.warmup_sec + (slot.measured_sec or 0.0)
+    fixed = 0.0 if slot.measured_sec is not None else (slot.steps or 0) * measure.step_ceiling_sec
     return measure.leg_deadline_factor * timed + fixed + measure.leg_deadline_extra_sec
 
 
 def leg_deadlines_sec(spec: RunSpec) -> float:
-    """Seconds that all legs together may take: the deadlines of every slot of the schedule."""
-    measure = spec.measure
-    arms = 1.0 if spec.order == "protected-only" else 2.0
-    if spec.order == "abba":
-        slots = 4 * measure.blocks + measure.burn_in_slots
-        arms += measure.burn_in_slots / (2 * measure.blocks)  # a burn-in slot is as long as the others
-        timed = slots * measure.discard_sec
-    else:
-        slots = int(arms)
-        timed = slots * measure.warmup_sec
-    fixed = 0.0
-    if spec.duration is not None:
-        timed += arms * spec.duration
-    else:
-        fixed = arms * (spec.steps or 0) * measure.step_ceiling_sec
-    return measure.leg_deadline_factor * timed + fixed + measure.leg_deadline_extra_sec * slots
+    """Seconds that all legs together may take: the deadlines of every slot of the schedule.
+
+    Raises UsageError where the spec has no schedule (fewer steps than slots).
+    """
+    return sum(leg_deadline_sec(spec, slot) for slot in build_schedule(spec))
 
 
 def rental_deadline_sec(spec: RunSpec) -> float:

@@ -32,6 +32,7 @@ _STATES: Final[dict[str, State]] = {
     "TERMINATED": "gone",
 }
 _TIERS: Final = {"secure": "SECURE", "community": "COMMUNITY"}
+_STOCK: Final = ("HIGH", "MEDIUM", "LOW")
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}(?![A-Za-z0-9+/])")
 
 
@@ -75,32 +76,27 @@ class RunPodApi:
         count = rental.run.gpu.count
         regions = [part.strip() for part in (self._config.region or "").split(",") if part.strip()]
         try:
-            entry = self._catalog_entry(rental.gpu, count)
+            centres, usd = self._listed(rental.gpu, count)
         except ApiError as error:
             if not error.transient:
                 raise
-            entry = {}
+            centres = ()
         else:
-            listed = (entry.get("price") or {}).get(self._config.tier)
-            if isinstance(listed, int | float) and listed * count > rental.ceiling + 1e-6:
+            if usd is not None and usd * count > rental.ceiling + 1e-6:
                 raise ProviderError(
-                    f"RunPod lists {rental.gpu} at {listed * count:.2f} USD an hour, "
+                    f"RunPod lists {rental.gpu} at {usd * count:.2f} USD an hour, "
                     f"accepted are {rental.ceiling:.2f}",
                     code=Code.PRICE_ABOVE_CEILING,
                     remedy="raise gpu.max_usd_per_hour if that is fine",
                 )
         if not regions and avoid:
-            stock = [each for each in entry.get("dataCenters") or [] if isinstance(each, dict)]
-            rank = {"HIGH": 0, "MEDIUM": 1, "LOW": 2}
-            stock = [each for each in stock if each.get("availability") in rank]
-            regions = [
-                str(each.get("id")) for each in sorted(stock, key=lambda each: rank[each["availability"]])
-            ]
+            regions = list(centres)
         elif not regions:
             return [Candidate("", "any data centre")]
         return [Candidate(region, region) for region in regions if region not in avoid]
 
-    def _catalog_entry(self, gpu: str, count: int) -> dict[str, Any]:
+    def _listed(self, gpu: str, count: int) -> tuple[tuple[str, ...], float | None]:
+        """Data centres that have this GPU, those with most of it first, and its price in USD an hour."""
         params: dict[str, str | int] = {
             "include": "AVAILABILITY",
             "product": "POD",
@@ -113,7 +109,15 @@ class RunPodApi:
             raise ApiError(0, "a catalogue without gpus")
         for entry in gpus:
             if isinstance(entry, dict) and entry.get("id") == gpu:
-                return entry
+                price, places = entry.get("price"), entry.get("dataCenters")
+                usd = price.get(self._config.tier) if isinstance(price, dict) else None
+                stock = [
+                    each for each in (places if isinstance(places, list) else []) if isinstance(each, dict)
+                ]
+                stock = [each for each in stock if each.get("availability") in _STOCK]
+                stock.sort(key=lambda each: _STOCK.index(each["availability"]))
+                centres = tuple(str(each.get("id")) for each in stock)
+                return centres, usd if isinstance(usd, int | float) else None
         raise ProviderError(
             f"RunPod's catalogue has no GPU called exactly {gpu}",
             code=Code.GPU_UNKNOWN,

@@ -13,7 +13,7 @@ from typing import Self
 from glasshouse import spec
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import RemoteError, UsageError
-from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof, unrented
+from glasshouse.providers.base import Allocation, Endpoint, HostKey, Progress, ReleaseProof, unrented
 from glasshouse.providers.proofs import proof_from_sweep, unknown
 from glasshouse.remote import sweep_script
 from glasshouse.remote.connection import load_key, pinned_lines
@@ -59,12 +59,13 @@ class SshProvider:
             self._timeouts, connect=min(self._timeouts.connect, self._config.boot_deadline_sec)
         )
         with Pod(endpoint, timeouts=timeouts) as pod:
-            self._pinned = pod.known_hosts
+            host_key = pod.host_key
+            self._pinned = host_key.lines
             _check_host(pod)
             folder = f"{endpoint.workdir}/{name}"
             self._reached = True
             pod.check(["mkdir", "-p", "-m", "700", "--", folder], "making the pod folder")
-        return unrented(self.kind, name, dataclasses.replace(endpoint, known_hosts=self._pinned))
+        return unrented(self.kind, name, dataclasses.replace(endpoint, host_key=host_key))
 
     def release(
         self,
@@ -111,15 +112,15 @@ class SshProvider:
             port=config.port,
             user=config.user,
             key_path=key_path,
-            known_hosts=self._pinned,
-            host_key_source="first-use" if config.known_hosts is None else "pinned",
+            host_key=HostKey("first-use", self._pinned),
             python=config.python,
             workdir=config.workdir,
         )
         if config.known_hosts is None:
             return endpoint
         path = Path(config.known_hosts).expanduser()
-        return dataclasses.replace(endpoint, known_hosts=pinned_lines(path, endpoint.known_hosts_name))
+        pinned = HostKey("pinned", pinned_lines(path, endpoint.known_hosts_name))
+        return dataclasses.replace(endpoint, host_key=pinned)
 
 
 def _check_host(pod: Pod) -> None:

@@ -8,6 +8,7 @@ replies to that name a contract all the same; the v0 list answers 410, so the v1
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -96,26 +97,18 @@ class VastApi:
             query["geolocation"] = {"in": regions}
         if avoid:
             query["machine_id"] = {"notin": sorted(int(machine) for machine in avoid if machine.isdigit())}
-        body = self._read("POST", "v0/bundles/", body=query)
-        offers = body.get("offers")
-        if not isinstance(offers, list):
-            raise ApiError(0, "a search result without offers")
-        found = []
-        for offer in offers:
-            if not isinstance(offer, dict) or not isinstance(offer.get("id"), int):
-                continue
-            cost = offer.get("dph_total")
-            if not isinstance(cost, int | float):
-                continue
-            fits = (
-                offer.get("gpu_name") == rental.gpu
-                and offer.get("num_gpus") == rental.run.gpu.count
-                and 0 < cost <= rental.ceiling + 1e-6
-                and str(offer.get("machine_id")) not in avoid
-            )
-            if fits:
-                found.append((float(cost), str(offer["id"])))
-        found.sort()
+        listed = self._read("POST", "v0/bundles/", body=query).rows(
+            "offers", "a search result without offers"
+        )
+        offers = [offer for offer in map(_Offer.read, listed) if offer is not None]
+        found = sorted(
+            (offer.usd_per_hour, str(offer.id))
+            for offer in offers
+            if offer.gpu == rental.gpu
+            and offer.gpus == rental.run.gpu.count
+            and 0 < offer.usd_per_hour <= rental.ceiling + 1e-6
+            and str(offer.machine) not in avoid
+        )
         self._bids = {offer: min(rental.ceiling, cost * 1.2) for cost, offer in found}
         return [Candidate(offer, f"{cost:.2f} USD an hour") for cost, offer in found[:MAX_CANDIDATES]]
 
@@ -137,10 +130,11 @@ class VastApi:
         if self._config.interruptible:
             body["price"] = round(self._bids[candidate.id], 4)
         try:
-            answer = _whole(self.http.send("PUT", f"v0/asks/{quote(candidate.id, safe='')}/", body=body).body)
+            path = f"v0/asks/{quote(candidate.id, safe='')}/"
+            answer = _Answer.read(self.http.send("PUT", path, body=body).body)
         except ApiError as error:
             raise _mapped(error, gone=400) from None  # an offer that is gone: try the next
-        contract = answer.get("new_contract")
+        contract = answer.members.get("new_contract")
         if not isinstance(contract, int):
             raise ApiError(0, "a create without a contract")
         return Machine(
@@ -162,17 +156,15 @@ class VastApi:
             params: dict[str, str | int] = {"limit": PAGE}
             if token is not None:
                 params["after_token"] = token
-            body = self._read("GET", "v1/instances/", params=params)
-            instances = body.get("instances")
-            if not isinstance(instances, list):
-                raise ApiError(0, "a list without instances")
+            answer = self._read("GET", "v1/instances/", params=params)
+            instances = answer.rows("instances", "a list without instances")
             page = {machine.id: machine for machine in map(self._machine, instances)}
-            following = body.get("next_token")
+            following = answer.members.get("next_token")
             if following and (not page.keys() - found.keys() or following == token):
                 raise ApiError(0, "a list whose pages repeat")
             found |= page
             if not following:
-                total = body.get("total_instances")
+                total = answer.members.get("total_instances")
                 if isinstance(total, int) and total > len(found):
                     raise ApiError(0, f"a list with {len(found)} of {total} instances")
                 return list(found.values())
@@ -182,14 +174,14 @@ class VastApi:
     def machine(self, machine_id: str) -> Machine | None:
         """GET /v0/instances/{id}/; 404 (not `auth_error`) or an empty answer: it does not exist."""
         try:
-            body = self._read("GET", f"v0/instances/{quote(machine_id, safe='')}/")
+            members = self._read("GET", f"v0/instances/{quote(machine_id, safe='')}/").members
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
-        if "instances" not in body:
+        if "instances" not in members:
             raise ApiError(0, "an answer without an instance")
-        instance = body["instances"]
+        instance = members["instances"]
         if isinstance(instance, list):
             instance = instance[0] if instance else None
         return None if not instance else self._machine(instance)
@@ -212,10 +204,10 @@ class VastApi:
 
     def _read(
         self, method: str, path: str, *, body: Any = None, params: Mapping[str, str | int] | None = None
-    ) -> dict[str, Any]:
+    ) -> _Answer:
         """Send what is harmless to repeat; a bad key comes out as 401, whatever it came in as."""
         try:
-            return _whole(self.http.read(method, path, body=body, params=params).body)
+            return _Answer.read(self.http.read(method, path, body=body, params=params).body)
         except ApiError as error:
             raise _mapped(error, gone=error.status) from None
 
@@ -238,34 +230,72 @@ class VastApi:
             gpus=gpus if isinstance(gpus, int) else None,
             usd_per_hour=float(cost) if isinstance(cost, int | float) else None,
             place=str(place) if isinstance(place, int) else None,
-            addresses=_addresses(instance),
+            addresses=_addresses(
+                (instance.get("public_ipaddr"), instance.get("ports")),
+                (instance.get("ssh_host"), instance.get("ssh_port")),
+            ),
         )
 
 
-def _addresses(instance: Mapping[str, Any]) -> tuple[Address, ...]:
-    """The mapped port 22 first, then the provider's SSH proxy, which passes TCP through."""
+def _addresses(direct: tuple[object, object], proxy: tuple[object, object]) -> tuple[Address, ...]:
+    """The mapped port 22 first (host and ports), then the provider's SSH proxy, which passes TCP through."""
     found = []
-    ports = instance.get("ports")
+    host, ports = direct
     mapped = ports.get("22/tcp") if isinstance(ports, dict) else None
     first = mapped[0] if isinstance(mapped, list) and mapped else None
-    direct = first.get("HostPort") if isinstance(first, dict) else None
-    host = instance.get("public_ipaddr")
-    if isinstance(host, str) and host.strip() and str(direct).isdecimal():
-        found.append((host.strip(), int(str(direct))))
-    proxy, port = instance.get("ssh_host"), instance.get("ssh_port")
-    if isinstance(proxy, str) and proxy and str(port).isdecimal():
-        found.append((proxy, int(str(port))))
+    port = first.get("HostPort") if isinstance(first, dict) else None
+    if isinstance(host, str) and host.strip() and str(port).isdecimal():
+        found.append((host.strip(), int(str(port))))
+    through, port = proxy
+    if isinstance(through, str) and through and str(port).isdecimal():
+        found.append((through, int(str(port))))
     return tuple(Address(host, port, USER) for host, port in found if 0 < port < 65536)
 
 
-def _whole(body: Any) -> dict[str, Any]:
-    """A 2xx answer must be an object that does not say `success: false`."""
-    if not isinstance(body, dict):
-        raise ApiError(0, "an answer that is not an object")
-    if body.get("success") is False:
-        contract = body.get("new_contract")
-        raise ApiError(400, _message(body), created_id=str(contract) if isinstance(contract, int) else None)
-    return body
+@dataclass(frozen=True)
+class _Answer:
+    """A 2xx answer: an object that does not say `success: false`."""
+
+    members: dict[str, Any]
+
+    @classmethod
+    def read(cls, body: object) -> _Answer:
+        """Read it. Raises ApiError for anything else, with the contract that a refusal may name."""
+        if not isinstance(body, dict):
+            raise ApiError(0, "an answer that is not an object")
+        if body.get("success") is False:
+            contract = body.get("new_contract")
+            created = str(contract) if isinstance(contract, int) else None
+            raise ApiError(400, _message(body), created_id=created)
+        return cls(body)
+
+    def rows(self, name: str, without: str) -> list[object]:
+        """The member that is a list; ApiError says what an answer `without` it is."""
+        found = self.members.get(name)
+        if not isinstance(found, list):
+            raise ApiError(0, without)
+        return found
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """One offer, as far as it decides; what is missing or of another type fits no rental."""
+
+    id: int
+    gpu: object
+    gpus: object
+    usd_per_hour: float
+    machine: object
+
+    @classmethod
+    def read(cls, value: object) -> _Offer | None:
+        """Read it; None for one without an id or a price."""
+        if not isinstance(value, dict):
+            return None
+        number, cost = value.get("id"), value.get("dph_total")
+        if not isinstance(number, int) or not isinstance(cost, int | float):
+            return None
+        return cls(number, value.get("gpu_name"), value.get("num_gpus"), float(cost), value.get("machine_id"))
 
 
 def _mapped(error: ApiError, *, gone: int) -> ApiError:

@@ -65,6 +65,8 @@ def check_artifact(path: Path, keyring: Keyring) -> Verdict:
     if artifact.retracted is not None:
         said = f"retracted on {artifact.retracted.date}, it counts for nothing: {artifact.retracted.reason}"
         checks.append(Check(Code.RETRACTED, True, said))
+    if artifact.superseded_by is not None:
+        checks.append(Check(Code.SUPERSEDED, True, f"superseded by {artifact.superseded_by}"))
     if artifact.evidence_tier != "simulated":
         checks.append(_ledger(path, artifact, keyring))
     return _verdict(path, artifact, signer, checks)

@@ -141,10 +141,6 @@ class Remarks(Public):
         """The remarks about one row id, in reading order."""
         return tuple(remark for remark in self.remarks if row in remark.rows)
 
-    def general(self) -> tuple[Remark, ...]:
-        """The remarks about the history as a whole."""
-        return tuple(remark for remark in self.remarks if not remark.rows)
-
 
 @dataclass(frozen=True)
 class Recomputed:

@@ -94,6 +94,8 @@ class SupersedeLeaf(_Leaf):
     kind: Literal["supersede"]
     row: Id
     by: Id
+    date: Day
+    reason: Text
 
 
 class KeyLeaf(_Leaf):

@@ -22,8 +22,9 @@ from glasshouse.judgement.caveats import CAVEATS, caveat
 from glasshouse.judgement.headline import MIN_ALLOCATIONS, headlines
 from glasshouse.publishing import charts, downloads, reanalysis, words
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
+from glasshouse.publishing.claim_sources import SOURCES, Sourced
 from glasshouse.publishing.history import Remark
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place
+from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, SupersedeLeaf
 from glasshouse.publishing.logs import KEYS, PublishedLogs
 from glasshouse.publishing.signed import candidates
 from glasshouse.publishing.store import Publication
@@ -44,6 +45,7 @@ class RowView:
     bundle: tuple[str, ...]
     remarks: tuple[Remark, ...]
     logs: PublishedLogs = field(default_factory=PublishedLogs)
+    claims: Sourced = ()
 
     @cached_property
     def place(self) -> Place | None:
@@ -54,6 +56,11 @@ class RowView:
     def inclusion(self) -> bytes | None:
         """The file that shows its entry in a log, None where no log names it."""
         return self.logs.inclusion(self.id, self.sha256)
+
+    @property
+    def supersession(self) -> SupersedeLeaf | None:
+        """The newest entry that says by what the row is superseded, and why; None where no log says so."""
+        return self.logs.latest("supersede", self.id)
 
     @property
     def id(self) -> str:
@@ -141,6 +148,7 @@ def render(publication: Publication) -> dict[str, bytes]:
         "min_allocations": MIN_ALLOCATIONS,
         "caveat": caveat,
         "all_caveats": CAVEATS,
+        "sources": SOURCES,
         "reason": reason,
         "reasons": REASONS,
         "all_reasons": GROUPS,
@@ -211,6 +219,7 @@ def _views(publication: Publication) -> tuple[RowView, ...]:
             bundle=publication.bundles.get(artifact.id, ()),
             remarks=publication.remarks.about(artifact.id),
             logs=publication.local_logs if artifact.id in publication.local else publication.logs,
+            claims=publication.claims.get(artifact.id, ()),
         )
         for artifact in publication.artifacts
     ]

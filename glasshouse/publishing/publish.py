@@ -344,25 +344,117 @@ def unpublish(
         raise UsageError("a retraction needs a reason", field="reason", value="", remedy="say why")
     home = _Home(workspace, keyring, ledger, key, local)
     present = _present(home.artifacts)
-    artifact = present.get(row)
-    if artifact is None:
-        raise UsageError(
-            "no such published row",
-            field="row",
-            value=row,
-            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, home.root)}, without .json"
-            + ("" if local else "; --local for a row of this machine's own site"),
-        )
-    if artifact.reported is not None:
+    if _named(home, present, row, "row").reported is not None:
         raise UsageError("a reported row is not ours to retract", field="row", value=row)
     if not local:
         _require_publisher(home)
     logs = home.read()  # refuse before anything is entered
-    if logs.latest("retract", row) is None:
-        body = {"row": row, "date": day, "reason": " ".join(reason.split())}
-        require_clean({"retraction.json": canonical_json(body)})
-        home.enter("retract", body)
-        logs = home.read()
+    body = {"row": row, "date": day, "reason": " ".join(reason.split())}
+    return _state(home, present, "retract", None if logs.latest("retract", row) else body, row)
+
+
+def supersede(
+    old: str,
+    new: str,
+    *,
+    workspace: Workspace,
+    keyring: Keyring,
+    ledger: Ledger,
+    key: Ed25519PrivateKey,
+    reason: str,
+    day: str,
+    local: bool = False,
+) -> Published:
+    """Say that row `new` takes the place of row `old`: both stay, `old` counts in no headline any more.
+
+    `old` stands in this machine's log, or in a journey's that this log opened. day: date as YYYY-MM-DD.
+    Raises UsageError for a row that is unknown, reported, retracted, another machine's or replaced by
+    another already, for a row by itself and without a reason; VerificationError as `unpublish` does.
+    """
+    if not reason.strip():
+        raise UsageError("a supersession needs a reason", field="reason", value="", remedy="say why")
+    if old == new:
+        raise UsageError("a row cannot supersede itself", field="new", value=new, remedy="give two rows")
+    home = _Home(workspace, keyring, ledger, key, local)
+    present = _present(home.artifacts)
+    for field_name, row in (("old", old), ("new", new)):
+        if _named(home, present, row, field_name).reported is not None:
+            raise UsageError(
+                "a reported row is not ours to supersede, nor supersedes any", field=field_name, value=row
+            )
+    if not local:
+        _require_publisher(home)
+    logs = home.read()
+    own = log_key(public_bytes(key))
+    log = logs.rows.get(old)
+    away = log is not None and log.journey is not None and logs.opening(log) is not None
+    if log is None or own not in (log.key, log.journey.opened_in if away and log.journey else None):
+        raise UsageError(
+            "another machine's log holds the row",
+            field="old",
+            value=old,
+            remedy="supersede it on the machine that entered it, or retract it: glasshouse unpublish",
+        )
+    before, after = logs.latest("supersede", old), logs.latest("supersede", new)
+    body = {"row": old, "by": new, "date": day, "reason": " ".join(reason.split())}
+    if before is not None:
+        if before.by != new:
+            raise UsageError(
+                f"the row is superseded by {before.by} already",
+                field="old",
+                value=old,
+                remedy=f"supersede that one: glasshouse supersede {before.by} {new}",
+            )
+        return _state(home, present, "supersede", None, old)
+    if after is not None:
+        in_a_circle = old in _replacements(logs, new)
+        raise UsageError(
+            f"the row is superseded by {after.by} itself" + (", in a circle" if in_a_circle else ""),
+            field="new",
+            value=new,
+            remedy="give a row that nothing supersedes",
+        )
+    for field_name, row in (("old", old), ("new", new)):
+        if logs.latest("retract", row) is not None:
+            raise UsageError(
+                "the row is retracted and counts for nothing",
+                field=field_name,
+                value=row,
+                remedy="a retracted row needs no other in its place, and takes no other's",
+            )
+    return _state(home, present, "supersede", body, old)
+
+
+def _replacements(logs: PublishedLogs, row: str) -> tuple[str, ...]:
+    """The rows that took the place of `row`, one after the other; ends where they go round."""
+    found: list[str] = []
+    while (leaf := logs.latest("supersede", row)) is not None and leaf.by not in found:
+        row = leaf.by
+        found.append(row)
+    return tuple(found)
+
+
+def _named(home: _Home, present: Mapping[str, Artifact], row: str, field_name: str) -> Artifact:
+    artifact = present.get(row)
+    if artifact is None:
+        raise UsageError(
+            "no such published row",
+            field=field_name,
+            value=row,
+            remedy=f"give the name of a file in {os.path.relpath(home.artifacts, home.root)}, without .json"
+            + ("" if home.local else "; --local for a row of this machine's own site"),
+        )
+    return artifact
+
+
+def _state(
+    home: _Home, present: Mapping[str, Artifact], kind: str, body: Mapping[str, Any] | None, row: str
+) -> Published:
+    """Enter a statement about a row, None where the logs hold it already, and write what follows from it."""
+    if body is not None:
+        require_clean({f"{kind}.json": canonical_json(body)})
+        home.enter(kind, body)
+    logs = home.read()
     written = home.write(logs)
     for item, other in sorted(_as_stated(present, logs).items()):
         written += _write(home.artifacts / f"{item}.json", artifact_bytes(other))

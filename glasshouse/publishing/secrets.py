@@ -20,67 +20,8 @@ from typing import Any, Final
 
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import VerificationError
+from glasshouse.secret_patterns import JWT, PATTERNS, SECRET_NAME, SECRET_VARIABLE
 
-_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-
-PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
-    (
-        "private-key",
-        re.compile(
-            r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|AGE-SECRET-KEY-1[0-9A-Z]{20,}"
-            r"|glasshouse-xwing-seed-v1\s+[A-Za-z0-9_\-]{20,}"  # a KEM key on disk (sealing/grant.py)
-        ),
-    ),
-    ("bearer-token", re.compile(r"\bBearer\s+[A-Za-z0-9._~+/\-]{12,}", re.IGNORECASE)),
-    (
-        "api-token",
-        re.compile(
-            r"\b(?:rpa_[A-Za-z0-9]{16,}|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
-            r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_\-]{16,}|xox[abprs]-[A-Za-z0-9\-]{10,}"
-            r"|A[KS]IA[0-9A-Z]{16}|AIza[0-9A-Za-z_\-]{30,}|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_\-]{30,})"
-        ),
-    ),
-    (
-        "tunnel-url",
-        re.compile(
-            r"\b[\w.\-]+\.(?:ngrok(?:-free)?\.(?:io|app|dev)|trycloudflare\.com|loca\.lt|serveo\.net|ts\.net"
-            r"|proxy\.runpod\.net|vast\.ai|localhost\.run|lhr\.life|pinggy\.link)\b|\bssh\.runpod\.io\b",
-            re.IGNORECASE,
-        ),
-    ),
-    # Of the scheme its last character alone: looking for its beginning takes the square of a text's length.
-    ("url-credentials", re.compile(r"(?<=[a-z0-9+.\-])://[^\s/@:]+:[^\s/@]+@", re.IGNORECASE)),
-    (
-        "private-path",
-        re.compile(
-            r"(?:^|[\s\"'=:(,\[])(?:/(?:root|home|Users|tmp|var|mnt|workspace|private|opt|srv)/|[A-Za-z]:\\|~/)"
-            r"|\.ssh/|\.aws/|file://"
-        ),
-    ),
-    ("ip-address", re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?::\d{{1,5}})?(?![\d.])")),
-    ("ip-address", re.compile(r"\[[0-9a-fA-F:]*:[0-9a-fA-F:]+\]:\d{1,5}\b")),
-    ("host-and-port", re.compile(r"\b[a-z0-9\-]+(?:\.[a-z0-9\-]+)+:\d{2,5}\b", re.IGNORECASE)),
-    # An image by its digest looks like one: name@sha256:...
-    (
-        "account",
-        re.compile(r"\b[A-Za-z0-9._%+\-]+@(?!sha256:[0-9a-f]{64}\b)[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)*\b"),
-    ),
-    ("ssh-key", re.compile(r"\b(?:ssh-(?:rsa|ed25519|dss)|ecdsa-sha2-\S+)\s+AAAA[0-9A-Za-z+/]{20,}")),
-    (
-        "credential",
-        re.compile(
-            r"(?:api[_-]?key|access[_-]?key|secret|passwd|password|token|authorization)\W{0,3}[=:]\s*\S{6,}",
-            re.IGNORECASE,
-        ),
-    ),
-)
-_JWT: Final = re.compile(r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*")
-_SECRET_NAME: Final = re.compile(
-    r"^(?:.*(?:api|access|private|secret)[_-]?key|.*passw(?:or)?d|.*passphrase|.*secret|.*[_-]token|token"
-    r"|authorization|cookie|credentials?)$",
-    re.IGNORECASE,
-)
-_SECRET_VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 # Random bytes by their exact sizes: an Ed25519 signature, an X-Wing ciphertext, a public key. Some spell
 # `sk-` where a word begins: about one bundle of twenty blocks in a hundred could not have been published.
 _RANDOM: Final = re.compile(r"[A-Za-z0-9_\-]{86}\Z|[A-Za-z0-9_\-]{1494}\Z|[A-Za-z0-9_\-]{1622}\Z")
@@ -103,7 +44,7 @@ def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[s
     """Values of environment variables that are named like secrets; none shorter than eight characters."""
     source = os.environ if environment is None else environment
     return tuple(
-        sorted({value for name, value in source.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8})
+        sorted({value for name, value in source.items() if SECRET_VARIABLE.search(name) and len(value) >= 8})
     )
 
 
@@ -148,8 +89,8 @@ def _scan(value: Any, where: str, known: tuple[str, ...], *, tokens: bool, depth
     if isinstance(value, Mapping):
         for key, item in value.items():
             place = f"{where}.{key}"
-            launch_token = tokens and isinstance(item, str) and _JWT.match(item) is not None
-            if _SECRET_NAME.match(str(key)) and isinstance(item, str) and item and not launch_token:
+            launch_token = tokens and isinstance(item, str) and JWT.match(item) is not None
+            if SECRET_NAME.match(str(key)) and isinstance(item, str) and item and not launch_token:
                 yield Finding("credential", place)
             yield from _scan_text(str(key), f"{place} (the name itself)", known, tokens=tokens, depth=depth)
             yield from _scan(item, place, known, tokens=tokens, depth=depth)
@@ -167,7 +108,7 @@ def _scan_text(
         yield Finding(code, where)
     if any(value in text for value in known):
         yield Finding("environment-secret", where)
-    if not tokens and depth == 0 and _JWT.search(text):
+    if not tokens and depth == 0 and JWT.search(text):
         yield Finding("token", where)
     if depth < 3:
         for index, inner in enumerate(_decoded(text)):

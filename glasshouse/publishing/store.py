@@ -27,6 +27,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
+from glasshouse.publishing.claim_sources import Sourced, read_claim_sources
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
 from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
 from glasshouse.publishing.signed import (
@@ -66,6 +67,7 @@ class Publication:
     logs: PublishedLogs = field(default_factory=PublishedLogs)
     local_keyring: Keyring = field(default_factory=Keyring)
     local_logs: PublishedLogs = field(default_factory=PublishedLogs)
+    claims: Mapping[str, Sourced] = field(default_factory=dict)  # id -> what its claims were held against
 
 
 def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Publication:
@@ -123,6 +125,10 @@ def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Pu
         logs=logs,
         local_keyring=local_keyring,
         local_logs=local_logs,
+        claims={
+            item: read_claim_sources((work / OVERLAY_BUNDLES if item in local else root / BUNDLES) / item)
+            for item in every
+        },
     )
 
 

@@ -332,7 +332,7 @@ EXCHANGE: dict[Code, Reason] = {
 SEALED: dict[Code, Reason] = {
     Code.MANIFEST_HASH_MISMATCH: explained(
         "Another package",
-        "The sealed package is another than the one that was registered.",
+        "The evidence, or the sealed file, names another sealed package than the one that was registered.",
         Place.SEALING,
         Place.ATTESTATION,
     ),

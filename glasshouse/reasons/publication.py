@@ -30,6 +30,9 @@ ROWS: dict[Code, Reason] = {
     Code.RETRACTED: explained(
         "Retracted", "The row was withdrawn, and counts for nothing.", Place.PUBLICATION
     ),
+    Code.SUPERSEDED: explained(
+        "Superseded", "Another row took the place of the row, which counts in no headline.", Place.PUBLICATION
+    ),
     Code.BUNDLE_MISSING: explained(
         "Evidence missing", "The row's evidence bundle is not beside it.", Place.PUBLICATION
     ),

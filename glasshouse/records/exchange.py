@@ -13,22 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glasshouse.attestation.appraise import appraise, challenge_context, refusal
+from glasshouse.attestation.appraise import Answer, appraise, refusal
 from glasshouse.attestation.claims import Reference
-from glasshouse.attestation.evidence import parse_evidence
+from glasshouse.attestation.evidence import Evidence, parse_evidence
 from glasshouse.attestation.tokens import (
     CHALLENGE_TYP,
     EAR_TYP,
-    LAUNCH_TYP,
+    Times,
     check_signature,
-    check_times,
     grant_info,
     read_jws,
+    returned_launch,
     verify_challenge,
     verify_ear,
     verify_grant,
 )
-from glasshouse.canonical import b64u_decode, sha256_hex
+from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, VerificationError
 from glasshouse.records.keys import Keyring
@@ -94,35 +94,35 @@ def _verify(
     public = keyring.find(broker_id, "broker", index=index).public
     # 2. The challenge, and the attestation result at its own time, both of one store.
     challenge = verify_challenge(exchange.challenge, public)
-    store = challenge["aud"]
-    at = check_signature(read_jws(exchange.ear, EAR_TYP, what="ear"), public, what="ear").get("iat")
-    if isinstance(at, bool) or not isinstance(at, int):
-        raise AttestationError("the attestation result has no time", codes=[Code.MALFORMED_EAR])
+    store = challenge.token.audience
+    unjudged = read_jws(exchange.ear, EAR_TYP, what="ear")
+    check_signature(unjudged, public, what="ear")
+    at = Times.of(unjudged, what="ear").iat
     ear = verify_ear(exchange.ear, public, at, audience=store)
     codes: list[str] = []
-    where = (reference.run, reference.leg, reference.launch)
+    where = reference.where
     if (
-        ear.get("ear.glasshouse.evidence-sha256") != sha256_hex(exchange.evidence.encode("utf-8"))
-        or ear.get("eat_nonce") != challenge["nonce"]
-        or (challenge["run"], challenge["leg"], challenge["launch"]) != where
+        ear.evidence_sha256 != sha256_hex(exchange.evidence.encode("utf-8"))
+        or ear.nonce != challenge.binding.nonce
+        or challenge.binding.where != where
     ):
         codes.append(Code.EAR_NOT_OF_CHALLENGE)
     # 3. The appraisal again, on the recorded evidence and reference values.
-    launch = _launch_claims(exchange.launch_token, public, store)
-    context = challenge_context(challenge, launch, at)
-    claims: dict[str, Any] = {}
+    answer = Answer(challenge, returned_launch(exchange.launch_token, public, store), at)
+    evidence: Evidence | None = None
     try:
-        claims = parse_evidence(exchange.evidence)
-        appraisal = appraise(claims, reference, policy, context)
+        evidence = parse_evidence(exchange.evidence)
+        appraisal = appraise(evidence.claims, reference, policy, answer)
     except AttestationError as error:
-        appraisal = refusal(error.codes, reference, policy, context)
-    if {name: ear[name] for name in ear if name not in _ENVELOPE} != appraisal.ear_claims | _verifier(ear):
+        appraisal = refusal(error.codes, reference, policy, answer)
+    said = {name: value for name, value in ear.token.claims.items() if name not in _ENVELOPE}
+    if said != appraisal.ear_claims | _verifier(said):
         codes.append(Code.EAR_DIFFERS)
     codes += appraisal.codes
     # 4. The grant: bound to every byte above.
     released = exchange.grant is not None
     if exchange.grant is not None:
-        check_times(challenge, at, what="challenge")
+        challenge.token.times.check(at, what="challenge")
         grant = verify_grant(exchange.grant, public, at, audience=store)
         info = grant_info(
             broker_id,
@@ -132,21 +132,15 @@ def _verify(
             evidence=exchange.evidence,
             ear=exchange.ear,
         )
-        if not hmac.compare_digest(b64u_decode(grant["info"]), info):
+        if not hmac.compare_digest(grant.info, info):
             codes.append(Code.GRANT_INFO_MISMATCH)
-        if (grant.get("run"), grant.get("leg"), grant.get("launch")) != where:
+        if grant.where != where:
             codes.append(Code.GRANT_CLAIM_MISMATCH)
         if exchange.reason_codes or not appraisal.ok:
             codes.append(Code.RELEASED_ON_REFUSAL)
     elif not codes:
         codes += exchange.reason_codes or [Code.EXCHANGE_REFUSED]
-    event_key = b64u_decode(claims["event_key"]) if claims else None
-    return Verified(tuple(dict.fromkeys(codes)), released, float(at), event_key, claims)
-
-
-def _launch_claims(token: str, public: bytes, store: str) -> dict[str, Any] | None:
-    try:
-        claims = check_signature(read_jws(token, LAUNCH_TYP, what="launch"), public, what="launch")
-    except AttestationError:
-        return None
-    return claims if claims.get("aud") == store else None
+    found = tuple(dict.fromkeys(codes))
+    if evidence is None:
+        return Verified(found, released, float(at))
+    return Verified(found, released, float(at), evidence.event_key, evidence.claims)

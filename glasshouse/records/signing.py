@@ -68,11 +68,6 @@ def sign_statement(
     return canonical_json(envelope)
 
 
-def signer_keyid(data: bytes) -> str:
-    """Return the keyid an envelope names, unverified: only good for choosing words."""
-    return _envelope(data)[1]
-
-
 def open_statement(
     data: bytes, keyring: Keyring, *, role: str, predicate_type: str, index: int | None = None
 ) -> Opened:

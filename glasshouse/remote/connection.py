@@ -45,6 +45,17 @@ if _log.level == logging.NOTSET:
     _log.setLevel(logging.CRITICAL + 1)
 
 
+class _UnknownHostKey(paramiko.SSHException):
+    """The host showed a key, and none is known for it."""
+
+
+class _KnownKeysOnly(paramiko.MissingHostKeyPolicy):
+    """As paramiko's RejectPolicy, with an exception that can be told from others by its type."""
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+        raise _UnknownHostKey(hostname)
+
+
 class Link:
     """An open connection with its watchdog. Make it with `open_link`, end it with `close`."""
 
@@ -160,7 +171,7 @@ def open_link(
     key = load_key(endpoint.key_path)
     client = paramiko.SSHClient()
     _pin(client, known_hosts)
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    client.set_missing_host_key_policy(_KnownKeysOnly())
     sock = _dial(endpoint, timeouts)
     connection = fabric.Connection(
         host=endpoint.host,
@@ -212,7 +223,7 @@ def _explain(endpoint: Endpoint, error: Exception) -> Exception:
             value=f"{endpoint.user}@{where}",
             remedy="add the public key to the host's authorized_keys",
         )
-    if isinstance(error, paramiko.SSHException) and "not found in known_hosts" in str(error):
+    if isinstance(error, _UnknownHostKey):
         return HostKeyMismatch(
             "no known host key", field="host", value=where, remedy="add the host's key to known_hosts"
         )

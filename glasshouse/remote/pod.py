@@ -23,10 +23,11 @@ from typing import Self
 from glasshouse.errors import HostKeyMismatch, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.remote.channel import Result, run_command
 from glasshouse.remote.connection import Link, fetch_host_key, open_link
-from glasshouse.remote.endpoint import Endpoint, HostKeySource
+from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.forward import forwarded
 from glasshouse.remote.transfer import TransferProgress, receive_file, send_file
 from glasshouse.remote.watchdog import Timeouts
+from glasshouse.retry import Policy, retry
 
 __all__ = ["Pod", "Result", "Timeouts"]
 
@@ -47,7 +48,7 @@ class Pod:
         self.endpoint = endpoint
         self._timeouts = timeouts or Timeouts()
         self._deadline = deadline
-        self._known_hosts = endpoint.known_hosts
+        self._known_hosts = endpoint.host_key.lines
         self._link: Link | None = None
         self._fingerprint = ""
         self._lock = threading.Lock()
@@ -67,14 +68,9 @@ class Pod:
         return self._fingerprint
 
     @property
-    def host_key_source(self) -> HostKeySource:
-        """Where trust in the host key comes from."""
-        return "first-use" if self.endpoint.known_hosts is None else self.endpoint.host_key_source
-
-    @property
-    def known_hosts(self) -> tuple[str, ...]:
-        """The lines this pod is pinned to; () before a first-use host was first reached."""
-        return self._known_hosts or ()
+    def host_key(self) -> HostKey:
+        """The keys this pod is pinned to, () before a first-use host was first reached; and who vouches."""
+        return HostKey(self.endpoint.host_key.source, self._known_hosts or ())
 
     @property
     def connected(self) -> bool:
@@ -199,17 +195,13 @@ class Pod:
         same stranger, and so does the deadline.
         """
         self.close()
-        last: RemoteError | None = None
-        for delay in delays:
-            time.sleep(delay)
-            try:
-                self._connect()
-                return
-            except (HostKeyMismatch, RentalOver):
-                raise
-            except RemoteError as error:
-                last = error
-        raise last or RemoteError("not connected", remedy="give at least one try")
+        time.sleep(delays[0])
+        retry(
+            lambda _: self._connect(),
+            Policy(tries=len(delays), waits=tuple(delays[1:])),
+            on=RemoteError,
+            unless=(HostKeyMismatch, RentalOver),
+        )
 
     def drop_transport(self) -> None:
         """Cut the socket without a word, as a failing network does; what runs on the pod is not told."""

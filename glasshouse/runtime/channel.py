@@ -13,8 +13,9 @@ import os
 import socket
 import struct
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+from glasshouse.canonical import record_json
 from glasshouse.codes import Code, known
 from glasshouse.errors import LegError
 
@@ -24,6 +25,14 @@ MAX_DESCRIPTORS = 16
 
 class ChannelClosedError(Exception):
     """The peer is gone."""
+
+
+class Message(NamedTuple):
+    """One message: what it is, its JSON object (whose sender may run code that is not ours), raw bytes."""
+
+    kind: str
+    body: dict[str, Any]
+    raw: bytearray
 
 
 class Channel:
@@ -40,11 +49,9 @@ class Channel:
         """Close this end."""
         self.sock.close()
 
-    def send(
-        self, kind: str, body: dict[str, Any] | None = None, raw: bytearray | memoryview | None = None
-    ) -> None:
-        """Send one message; `raw` is sent from the caller's buffer, uncopied."""
-        frame = {"kind": kind, "body": body or {}, "nbytes": len(raw) if raw is not None else 0}
+    def send(self, kind: str, body: object = None, raw: bytearray | memoryview | None = None) -> None:
+        """Send one message. `body` is a record or an object of JSON data; `raw` is sent uncopied."""
+        frame = {"kind": kind, "body": record_json(body) or {}, "nbytes": len(raw) if raw is not None else 0}
         data = json.dumps(frame, separators=(",", ":"), allow_nan=False).encode()
         if len(data) > MAX_FRAME:
             raise LegError("a message is too large", code=Code.MESSAGE_TOO_LARGE)
@@ -62,28 +69,27 @@ class Channel:
         if descriptors:
             socket.send_fds(self.sock, [b"F"], descriptors)
 
-    def receive(self, timeout: float | None = None) -> tuple[str, dict[str, Any], bytearray]:
-        """Wait for one message: (kind, body, raw). Raises LegError after `timeout` seconds."""
+    def receive(self, timeout: float | None = None) -> Message:
+        """Wait for one message. Raises LegError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         (size,) = struct.unpack(">I", self._exactly(4, deadline))
         if size > MAX_FRAME:
             raise ChannelClosedError("oversized frame")
-        kind, body, nbytes = _parse(bytes(self._exactly(size, deadline)))
-        return kind, body, self._exactly(nbytes, deadline)
+        message, nbytes = _parse(bytes(self._exactly(size, deadline)))
+        return message._replace(raw=self._exactly(nbytes, deadline))
 
-    def expect(self, kind: str, timeout: float | None = None) -> tuple[dict[str, Any], bytearray]:
+    def expect(self, kind: str, timeout: float | None = None) -> Message:
         """Wait for a message of `kind`; a `failed` message becomes a LegError with its code."""
-        found, body, raw = self.receive(timeout)
-        if found == "failed":
-            raise LegError("a process of the leg failed", code=failure_code(body))
-        if found != kind:
-            raise LegError(f"expected {kind}, got {found}", code=Code.RUNTIME_ERROR)
-        return body, raw
+        found = self.receive(timeout)
+        if found.kind == "failed":
+            raise LegError("a process of the leg failed", code=failure_code(found.body))
+        if found.kind != kind:
+            raise LegError(f"expected {kind}, got {found.kind}", code=Code.RUNTIME_ERROR)
+        return found
 
     def receive_descriptors(self, timeout: float | None = None) -> list[int]:
         """Receive what send_descriptors sent."""
-        body, _ = self.expect("descriptors", timeout)
-        count = body.get("count")
+        count = self.expect("descriptors", timeout).body.get("count")
         if not isinstance(count, int) or not 0 <= count <= MAX_DESCRIPTORS:
             raise ChannelClosedError("malformed frame")
         if count == 0:
@@ -129,13 +135,16 @@ class Channel:
         return data
 
 
-def failure_code(body: dict[str, Any]) -> Code:
+def failure_code(body: object) -> Code:
     """Return the reason code of a `failed` message: one of ours, and nothing else goes to plain logs."""
-    return known(body.get("code"), Code.RUNTIME_ERROR)
+    return known(body.get("code") if isinstance(body, dict) else None, Code.RUNTIME_ERROR)
 
 
-def _parse(data: bytes) -> tuple[str, dict[str, Any], int]:
-    """Take a frame apart: (kind, body, bytes that follow). The trainer runs code that is not ours."""
+def _parse(data: bytes) -> tuple[Message, int]:
+    """Take a frame apart: a message without its raw bytes, and how many of them follow.
+
+    The trainer runs code that is not ours.
+    """
     try:
         frame = json.loads(data)
         kind, body, nbytes = frame["kind"], frame["body"], frame["nbytes"]
@@ -145,7 +154,7 @@ def _parse(data: bytes) -> tuple[str, dict[str, Any], int]:
         raise ChannelClosedError("malformed frame")
     if not 0 <= nbytes <= MAX_FRAME:
         raise ChannelClosedError("oversized raw part")
-    return kind, body, nbytes
+    return Message(kind, body, bytearray()), nbytes
 
 
 def channel_pair() -> tuple[Channel, Channel]:

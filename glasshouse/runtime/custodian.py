@@ -12,7 +12,6 @@ import signal
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.codes import Code
@@ -21,6 +20,7 @@ from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, prctl
 from glasshouse.runtime.params import Launch
+from glasshouse.runtime.results import Unsealed
 from glasshouse.sealing.container import OpenedPackage, open_package, reserve
 from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
 from glasshouse.sealing.memory import overwrite
@@ -66,7 +66,7 @@ def _serve(channel: Channel, launch: Launch, plumbing: trainer.Plumbing) -> None
     kem_key = generate_kem_key()
     channel.send("kem-key", {"public": b64u(kem_public_bytes(kem_key))})
     reserved = reserve(launch.package)  # while the broker decides
-    body, _ = channel.expect("grant")
+    body = channel.expect("grant").body
     heap_key = unwrap_key(b64u_decode(body["ciphertext"]), kem_key, b64u_decode(body["info"]))
 
     # Positive control: while the keys are live on the heap, the supervisor's scan must find them.
@@ -114,29 +114,31 @@ def _marker(package: OpenedPackage) -> bytearray:
     return bytearray(package.files[MARKER_FILE][:32]) if MARKER_FILE in package.files else bytearray()
 
 
-def _describe(package: OpenedPackage, unseal_sec: float, at_rest: str) -> dict[str, Any]:
-    return {
-        "tensors": len(package.tensors),
-        "files": len(package.files),
-        "bytes": len(package.region) if package.region is not None else 0,
-        "unsealSec": round(unseal_sec, 6),
-        "keyAtRest": at_rest,
-        **_memory(),
-        "ownerPublicKey": package.extra.get("ownerPublicKey", ""),
-    }
+def _describe(package: OpenedPackage, unseal_sec: float, at_rest: str) -> Unsealed:
+    held_kib, peak_rss_kib = _memory()
+    return Unsealed(
+        tensors=len(package.tensors),
+        files=len(package.files),
+        bytes=len(package.region) if package.region is not None else 0,
+        unseal_sec=round(unseal_sec, 6),
+        key_at_rest=at_rest,
+        held_kib=held_kib,
+        peak_rss_kib=peak_rss_kib,
+        owner_public_key=package.extra.get("ownerPublicKey", ""),
+    )
 
 
-def _memory() -> dict[str, int]:
+def _memory() -> tuple[int, int]:
     """Memory of this process in KiB: private and shared pages held now, and the peak of its resident set.
 
-    `heldKib` (anonymous PSS and shmem) is at its highest now, with the package whole. The resident peak
+    What is held (anonymous PSS and shmem) is at its highest now, with the package whole. The resident peak
     also counts pages of the mapped ciphertext and of libraries, which the kernel can drop at will.
     """
-    found = {"heldKib": 0, "peakRssKib": 0}
+    held = peak = 0
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
             if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                found["heldKib"] += int(line.split()[1])
+                held += int(line.split()[1])
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        found["peakRssKib"] = next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM:"))
-    return found
+        peak = next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM:"))
+    return held, peak

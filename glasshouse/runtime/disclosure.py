@@ -7,7 +7,9 @@ as well as its config does. What a leg reports beyond that goes into its sealed 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 LOSS_DIGITS = 3  # of the final loss: enough to see that it trained
 _UNSEALED = ("unsealSec", "keyAtRest", "keyResidue")
@@ -41,5 +43,5 @@ def _result(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**_only(body, _RESULT), "finalLoss": rounded, "lossCurve": [], "unitInfo": {}}
 
 
-def _only(body: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _only(body: Mapping[str, _T], names: tuple[str, ...]) -> dict[str, _T]:
     return {name: body[name] for name in names if name in body}

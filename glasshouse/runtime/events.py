@@ -52,7 +52,7 @@ def first_link(grant: str) -> str:
     return sha256_hex(grant.encode("ascii"))
 
 
-def _digest(core: dict[str, Any]) -> bytes:
+def _digest(core: object) -> bytes:
     return domain_hash("glasshouse/event/v1", [canonical_json(core)])
 
 

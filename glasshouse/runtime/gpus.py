@@ -181,7 +181,7 @@ def _nvml() -> Callable[[], Rows] | None:
 def require_cuda(device: str) -> None:
     """Open CUDA where the machine has an NVIDIA GPU and the leg may use it.
 
-    Raises LegError("cuda-unavailable") where the driver refuses. torch would only warn and train on the
+    Raises LegError(Code.CUDA_UNAVAILABLE) where the driver refuses. torch would only warn and train on the
     processor, a hundred times slower, until the judge finds it out. An image whose torch has no CUDA is no
     fault of the driver: such a leg trains on the processor as before.
     """

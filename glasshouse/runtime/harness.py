@@ -25,7 +25,8 @@ from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine
 from glasshouse.runtime.ranks import build as build_ranks
-from glasshouse.runtime.session import SESSION_PARTS, Report, Session, Stretch
+from glasshouse.runtime.results import LegResult
+from glasshouse.runtime.session import SESSION_PARTS, Report, Session, Stretch, Tensor
 
 CURVE_POINTS = 100
 PROGRESS_SEC = 2.0
@@ -51,7 +52,7 @@ def import_workload(source: bytes | memoryview) -> types.ModuleType:
 class Workload:
     """What is trained, as it lies in memory: files by name, tensors by name as (spec, bytes)."""
 
-    files: Mapping[str, Any]
+    files: Mapping[str, bytes | memoryview]
     tensors: Mapping[str, Any]
     builder: str
 
@@ -95,10 +96,10 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
-) -> tuple[Session, dict[str, Any]]:
-    """Build the session, warm up, measure; return it with the leg's result (see records).
+) -> tuple[Session, LegResult]:
+    """Build the session, warm up, measure; return it with the leg's result.
 
-    Raises LegError("non-finite-loss") when a loss is not finite.
+    Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite.
     """
     began = time.monotonic()
     cpu_began = time.process_time()
@@ -140,31 +141,33 @@ def run(
     final_loss = _finite(session.loss())
     outputs = session.trainable()
     digest, size = export_digest(outputs)
-    result = {
-        "unit": session.unit,
-        "units": units,
-        "steps": units * session.steps_per_unit,
-        "elapsedSec": elapsed,
-        "setupSec": setup_sec,
-        "warmupSec": stretch.warmup_sec,
-        "warmupUnits": warmup_units,
-        "delayPct": stretch.delay_pct,
-        "finalLoss": final_loss,
-        "lossCurve": _thin(losses),
-        "throughputCurve": _thin(throughput),
-        "initialDigest": begins_digest,
-        "outputDigest": tensor_digest(outputs, salt),
-        "outputSha256": digest,
-        "outputBytes": size,
-        "unitInfo": {**session.info, "ranks": ranks} if ranks > 1 else session.info,
-        "machineStart": machine_start,
-        "machineEnd": machine_end,
-        "cpuSec": cpu_sec,
-        "totalCpuSec": time.process_time() - cpu_began,
-        "device": device_type,
-        "telemetry": telemetry.samples,
-    }
-    result["outputDiffers"] = initial != result["outputDigest"]
+    output_digest = tensor_digest(outputs, salt)
+    result = LegResult(
+        unit=session.unit,
+        units=units,
+        steps=units * session.steps_per_unit,
+        elapsed_sec=elapsed,
+        setup_sec=setup_sec,
+        warmup_sec=stretch.warmup_sec,
+        warmup_units=warmup_units,
+        delay_pct=stretch.delay_pct,
+        final_loss=final_loss,
+        loss_curve=_thin(losses),
+        throughput_curve=_thin(throughput),
+        initial_digest=begins_digest,
+        output_digest=output_digest,
+        output_differs=initial != output_digest,
+        output_sha256=digest,
+        output_bytes=size,
+        unit_info={**session.info, "ranks": ranks} if ranks > 1 else session.info,
+        machine_start=machine_start,
+        machine_end=machine_end,
+        cpu_sec=cpu_sec,
+        total_cpu_sec=time.process_time() - cpu_began,
+        device=device_type,
+        telemetry=telemetry.samples,
+        workload_digest=workload_digest(workload.files, salt),
+    )
     return session, result
 
 
@@ -237,7 +240,7 @@ def _thin(points: list[list[float]]) -> list[list[float]]:
     return points
 
 
-def workload_digest(files: Mapping[str, Any], salt: bytes) -> str:
+def workload_digest(files: Mapping[str, bytes | memoryview], salt: bytes) -> str:
     """Salted digest over the workload's files (code, config, data), by name: what both arms ran."""
     parts = [salt]
     for name in sorted(files):
@@ -245,7 +248,7 @@ def workload_digest(files: Mapping[str, Any], salt: bytes) -> str:
     return domain_hash("glasshouse/workload/v1", parts).hex()
 
 
-def tensor_bytes(tensor: Any) -> Any:
+def tensor_bytes(tensor: Tensor) -> tuple[memoryview, Tensor]:
     """A memory view of a tensor's bytes on the host; no copy when it is there and contiguous."""
     host = tensor.detach().contiguous().cpu()
     size = host.numel() * host.element_size()
@@ -254,18 +257,18 @@ def tensor_bytes(tensor: Any) -> Any:
     return memoryview((ctypes.c_char * size).from_address(host.data_ptr())).cast("B"), host
 
 
-def wipe_copy(tensor: Any, host: Any) -> None:
+def wipe_copy(tensor: Tensor, host: Tensor) -> None:
     """Overwrite what tensor_bytes copied to the host; a tensor that lay there already stays as it is."""
     if host.data_ptr() != tensor.data_ptr():
         ctypes.memset(host.data_ptr(), 0, host.numel() * host.element_size())
 
 
-def dtype_name(tensor: Any) -> str:
+def dtype_name(tensor: Tensor) -> str:
     """A tensor's dtype as containers name it: "float32", "bfloat16", ..."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def tensor_digest(tensors: Mapping[str, Any], salt: bytes) -> str:
+def tensor_digest(tensors: Mapping[str, Tensor], salt: bytes) -> str:
     """Salted digest over named tensors: name, dtype, shape and bytes, length-prefixed."""
     parts = [salt]
     for name, tensor in tensors.items():
@@ -315,7 +318,7 @@ def safetensors_layout(tensors: Mapping[str, tuple[str, Sequence[int], int]]) ->
     return struct.pack("<Q", len(text)) + text, order
 
 
-def export_digest(tensors: Mapping[str, Any]) -> tuple[str, int]:
+def export_digest(tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     """SHA-256 and size of the safetensors file of `tensors`, without writing it."""
     described = {
         name: (dtype_name(tensor), list(tensor.shape), tensor.numel() * tensor.element_size())

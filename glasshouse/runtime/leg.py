@@ -19,7 +19,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.canonical import canonical_json
+from glasshouse.canonical import canonical_json, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import disclosure
@@ -27,6 +27,7 @@ from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.linux import is_tmpfs
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.residue import Needle
+from glasshouse.runtime.results import NeedleReport, ProtectedEnd, RawEnd
 from glasshouse.sealing.outputs import seal_outputs
 from glasshouse.sealing.packing import write_all
 
@@ -55,7 +56,7 @@ class Leg:
         self.timings: dict[str, float] = {}
         self.children: set[int] = set()
         self.exits: dict[str, int] = {}
-        self.needles: list[dict[str, Any]] = []  # as recorded: classes and counts, no bytes
+        self.needles: list[NeedleReport] = []  # as recorded: classes and counts, no bytes
         self.live_needles: list[Needle] = []
         self.unscanned = 0
         self.scanned = True
@@ -73,15 +74,16 @@ class Leg:
             raise LegError("the leg's deadline passed", code=Code.LEG_DEADLINE)
         return left
 
-    def event(self, kind: str, body: dict[str, Any]) -> None:
-        """Append an event, where there is a chain yet."""
+    def event(self, kind: str, body: object) -> None:
+        """Append an event, where there is a chain yet; `body` is a record or an object of JSON data."""
+        said = record_json(body)
         if self.launch.private:
-            cut = disclosure.shown(kind, body)
-            if cut != body:
-                self.withheld[kind] = body
-            body = cut
+            cut = disclosure.shown(kind, said)
+            if cut != said:
+                self.withheld[kind] = said
+            said = cut
         if self.events is not None:
-            self.events.append(kind, body)
+            self.events.append(kind, said)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -122,25 +124,23 @@ def end(leg: Leg) -> None:
     if leg.events is not None:
         leg.events.destroy_key()
     leg.event_key = None
-    write_result(
-        leg.folder,
-        {
-            "arm": "protected",
-            "status": leg.status,
-            "code": leg.code,
-            "reasonCodes": leg.reason_codes,
-            "eventsHead": head,
-            "eventCount": count,
-            "timings": leg.timings,
-        },
+    ended = ProtectedEnd(
+        arm="protected",
+        status=leg.status,
+        code=leg.code,
+        reason_codes=leg.reason_codes,
+        events_head=head,
+        event_count=count,
+        timings=leg.timings,
     )
+    write_result(leg.folder, ended)
 
 
 def kill_strays() -> int:
     """Kill and reap everything below this subreaper; return how many there were.
 
     A workload may have started processes that outlive it, with its data in their memory. Raises
-    LegError("process-stuck") where one does not end in STRAY_TIMEOUT_SEC.
+    LegError(Code.PROCESS_STUCK) where one does not end in STRAY_TIMEOUT_SEC.
     """
     deadline = time.monotonic() + STRAY_TIMEOUT_SEC
     reaped = 0
@@ -188,11 +188,11 @@ def _seal_log(leg: Leg) -> None:
         seal_outputs(out, owner_public=leg.owner_public, context=context, files=files, tensors=())
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
+def write_result(folder: Path, result: ProtectedEnd | RawEnd) -> None:
     """Write result.json by atomic rename: it is there whole or not at all."""
     partial = folder / "result.json.partial"
     with partial.open("xb") as stream:
-        stream.write(canonical_json(result))
+        stream.write(canonical_json(record_json(result)))
         stream.flush()
         os.fsync(stream.fileno())
     partial.rename(folder / "result.json")

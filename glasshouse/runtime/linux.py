@@ -13,6 +13,7 @@ import resource
 import stat
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from glasshouse.sealing.memory import address_of
@@ -78,16 +79,26 @@ def harden() -> None:
     prctl(PR_SET_DUMPABLE, 0)
 
 
-def hardening_state() -> dict[str, int | bool]:
-    """Read back what harden() set, from the kernel; integers and booleans only (hashed claims)."""
+@dataclass(frozen=True)
+class ProcessState:
+    """What harden() set, as the kernel says it: integers and booleans only (hashed claims)."""
+
+    dumpable: int
+    core_limit: int
+    no_new_privs: bool
+    tracer_pid: int
+
+
+def hardening_state() -> ProcessState:
+    """Read back what harden() set, from the kernel."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     tracer = next(line for line in status.splitlines() if line.startswith("TracerPid:"))
-    return {
-        "dumpable": prctl(PR_GET_DUMPABLE),
-        "core_limit": min(resource.getrlimit(resource.RLIMIT_CORE)[0], 2**31),
-        "no_new_privs": prctl(PR_GET_NO_NEW_PRIVS) == 1,
-        "tracer_pid": int(tracer.split()[1]),
-    }
+    return ProcessState(
+        dumpable=prctl(PR_GET_DUMPABLE),
+        core_limit=min(resource.getrlimit(resource.RLIMIT_CORE)[0], 2**31),
+        no_new_privs=prctl(PR_GET_NO_NEW_PRIVS) == 1,
+        tracer_pid=int(tracer.split()[1]),
+    )
 
 
 # capabilities(7). What a training job has no use for and can look over the fence or change the machine with:

@@ -17,9 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from glasshouse.attestation.claims import GpuClaim
 from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import domain_hash, sha256_hex
 from glasshouse.runtime import gpus
+from glasshouse.runtime.results import MachineReading
 
 
 def _read(path: str) -> str:
@@ -78,7 +80,7 @@ def swap_total_kib() -> int:
     return 0
 
 
-def identity(allocation: str) -> dict[str, Any]:
+def identity(allocation: str) -> MachineReading:
     """The machine as the same-machine proof needs it; measurement/telemetry.py compares two of them."""
     found = gpus.query_gpus()
     cpu = next(
@@ -89,33 +91,31 @@ def identity(allocation: str) -> dict[str, Any]:
         ),
         platform.machine(),
     )
-    return {
-        "bootId": boot_id(),
-        "hostnameDigest": sha256_hex(socket.gethostname().encode()),
-        "allocation": allocation,
-        "gpuNames": [gpu["name"] for gpu in found],
-        "gpuUuids": [gpu["uuid"] for gpu in found],
-        "pciBusIds": [gpu["pci.bus_id"] for gpu in found],
-        "driver": found[0]["driver_version"] if found else "",
-        "eccUncorrected": [gpu["ecc.errors.uncorrected.volatile.total"] for gpu in found],
-        "uptimeSec": float((_read("/proc/uptime") or "0").split()[0]),
-        "cpuModel": cpu,
-        "cpuCount": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "loadAvg1": float((_read("/proc/loadavg") or "0").split()[0]),
-    }
+    return MachineReading(
+        boot_id=boot_id(),
+        hostname_digest=sha256_hex(socket.gethostname().encode()),
+        allocation=allocation,
+        gpu_names=[gpu["name"] for gpu in found],
+        gpu_uuids=[gpu["uuid"] for gpu in found],
+        pci_bus_ids=[gpu["pci.bus_id"] for gpu in found],
+        driver=found[0]["driver_version"] if found else "",
+        ecc_uncorrected=[gpu["ecc.errors.uncorrected.volatile.total"] for gpu in found],
+        uptime_sec=float((_read("/proc/uptime") or "0").split()[0]),
+        cpu_model=cpu,
+        cpu_count=len(os.sched_getaffinity(0)),
+        kernel=platform.release(),
+        load_avg1=float((_read("/proc/loadavg") or "0").split()[0]),
+    )
 
 
-def gpu_claim() -> dict[str, Any]:
-    """GPU identity as a claim: names, UUIDs, driver; empty without a GPU. Self-reported."""
+def gpu_claim() -> GpuClaim | None:
+    """GPU identity as a claim: names, UUIDs, driver; None without a GPU. Self-reported."""
     found = gpus.query_gpus()
     if not found:
-        return {}
-    return {
-        "names": [gpu["name"] for gpu in found],
-        "uuids": [gpu["uuid"] for gpu in found],
-        "driver": found[0]["driver_version"],
-    }
+        return None
+    return GpuClaim(
+        [gpu["name"] for gpu in found], [gpu["uuid"] for gpu in found], found[0]["driver_version"]
+    )
 
 
 class Telemetry:

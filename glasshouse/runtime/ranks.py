@@ -15,12 +15,14 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
+from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.session import Report, Session
 from glasshouse.runtime.wipe import wipe_tensors
 
@@ -48,34 +50,36 @@ class RankedSession:
             channel.send("unit")
         self._session.run_unit()
 
-    def end_ranks(self) -> dict[str, Any]:
+    def end_ranks(self) -> Wiped:
         """Have the other ranks overwrite what they hold and exit, and reap them; say what they reported.
 
         They must be gone before rank 0 wipes the package: until then they share its pages, and a page that
         is overwritten in one process stays as it was in the other.
         """
-        report: dict[str, Any] = {"count": 0, "bytes": 0, "readBackZero": True, "cache": "none"}
+        total, cache = Wiped(), "none"
         for channel, pid in self._others:
             channel.send("end")
-            wiped, _ = channel.expect("wiped", END_TIMEOUT_SEC)
-            report["count"] += int(wiped["count"])
-            report["bytes"] += int(wiped["bytes"])
-            report["readBackZero"] = report["readBackZero"] and wiped["readBackZero"] is True
+            said = channel.expect("wiped", END_TIMEOUT_SEC).body
+            total = Wiped(
+                total.count + int(said["count"]),
+                total.bytes + int(said["bytes"]),
+                total.read_back_zero and said["readBackZero"] is True,
+            )
             # Of several answers the one that promises least.
-            report["cache"] = max(report["cache"], wiped["cache"], key=CACHE.index)
+            cache = max(cache, said["cache"], key=CACHE.index)
             channel.close()
             _, status = os.waitpid(pid, 0)
             if os.waitstatus_to_exitcode(status) != 0:
                 raise LegError("a rank did not end well", code=Code.RANK_FAILED)
         self._others = []
-        return report
+        return replace(total, cache=cache)
 
 
 def build(make: Build, count: int, report: Report) -> RankedSession:
     """Fork `count` - 1 ranks, have each build its session with `make`, return rank 0's with them behind it.
 
     A rank that fails says so through `report`, past rank 0, which may be waiting for it in a collective.
-    Raises LegError("rank-failed") when one does not build.
+    Raises LegError(Code.RANK_FAILED) when one does not build.
     """
     _environment(count)
     others: list[tuple[Channel, int]] = []
@@ -117,7 +121,7 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
         os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
         session = make()
         channel.send("built")
-        while channel.receive()[0] == "unit":
+        while channel.receive().kind == "unit":
             session.run_unit()
         channel.send("wiped", _wipe(session))
         code = 0
@@ -131,14 +135,11 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
         os._exit(code)
 
 
-def _wipe(session: Session) -> dict[str, Any]:
-    parts = wipe_tensors([*session.trainable().values(), *session.buffers()])
-    return {
-        "count": sum(part["count"] for part in parts.values()),
-        "bytes": sum(part["bytes"] for part in parts.values()),
-        "readBackZero": all(part["readBackZero"] for part in parts.values()),
-        "cache": parts["device"]["cache"],
-    }
+def _wipe(session: Session) -> Wiped:
+    found = wipe_tensors([*session.trainable().values(), *session.buffers()])
+    host, device = found.host, found.device
+    zero = host.read_back_zero and device.read_back_zero
+    return Wiped(host.count + device.count, host.bytes + device.bytes, zero, device.cache)
 
 
 # --- for workloads, which hand in the torch that only they import ----------------------------------

@@ -28,6 +28,7 @@ from glasshouse.runtime.leg import kill_strays, write_result
 from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.ranks import RankedSession
+from glasshouse.runtime.results import RawEnd
 from glasshouse.sealing.container import TensorSpec
 
 INDEX_FILE = "index.json"
@@ -39,7 +40,8 @@ def mind(launch: Launch, folder: Path) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     raw = Path(launch.raw_dir)
-    outcome: dict[str, Any] = {"arm": "raw", "status": "failed", "code": Code.RUNTIME_ERROR, "result": None}
+    result: dict[str, Any] | None = None
+    code: str | None = Code.RUNTIME_ERROR
     deadline = time.monotonic() + launch.deadline_sec
     try:
         channel, other = channel_pair()
@@ -49,15 +51,14 @@ def mind(launch: Launch, folder: Path) -> None:
             channel.close()
             _trainer(other, launch, raw, minder)
         other.close()
-        outcome["result"] = _follow(channel, deadline, folder, raw)
-        outcome["status"], outcome["code"] = "complete", None
+        result, code = _follow(channel, deadline, folder, raw), None
     except LegError as error:
         late = error.code == Code.RUNTIME_TIMEOUT and time.monotonic() >= deadline
-        outcome["code"] = Code.LEG_DEADLINE if late else error.code
+        code = Code.LEG_DEADLINE if late else error.code
     except ChannelClosedError:
-        outcome["code"] = Code.PROCESS_DIED
+        code = Code.PROCESS_DIED
     except OSError as error:
-        outcome["code"] = Code.RUNTIME_OS_ERROR
+        code = Code.RUNTIME_OS_ERROR
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -66,8 +67,9 @@ def mind(launch: Launch, folder: Path) -> None:
         scratch = raw.parent / f"{raw.name}-scratch"
         for place in (raw, scratch):
             shutil.rmtree(place, ignore_errors=True)
-        outcome["rawFilesRemoved"] = not raw.exists() and not scratch.exists()
-        write_result(folder, outcome)
+        removed = not raw.exists() and not scratch.exists()
+        status = "failed" if code else "complete"
+        write_result(folder, RawEnd("raw", status, code, result, raw_files_removed=removed))
 
 
 def _terminated(_signal: int, _frame: object) -> None:
@@ -111,7 +113,7 @@ def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
         sys.dont_write_bytecode = True
         channel.send("loaded")
         channel.expect("go")
-        index = parse_json(bytes(files.pop(INDEX_FILE)))
+        index = parse_json(files.pop(INDEX_FILE))
         session, result = harness.run(
             harness.Workload(files, tensors, index["builder"]),
             stretch=launch.stretch,
@@ -121,7 +123,6 @@ def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
             report=channel.send,
             ranks=launch.ranks,
         )
-        result["workloadDigest"] = harness.workload_digest(files, launch.salt)
         channel.send("trained", {"result": result})
         if isinstance(session, RankedSession):
             session.end_ranks()
@@ -148,11 +149,9 @@ def _failed(channel: Channel, code: Code) -> None:
         channel.send("failed", {"code": code})
 
 
-def load_raw(raw: Path) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, memoryview]]]:
+def load_raw(raw: Path) -> tuple[dict[str, bytes], dict[str, tuple[TensorSpec, memoryview]]]:
     """Read a raw folder into memory: files as bytes, tensors as views of one anonymous mapping."""
-    files: dict[str, Any] = {
-        path.name: path.read_bytes() for path in sorted(raw.iterdir()) if path.name != WEIGHTS_FILE
-    }
+    files = {path.name: path.read_bytes() for path in sorted(raw.iterdir()) if path.name != WEIGHTS_FILE}
     index = json.loads(files[INDEX_FILE])
     size = (raw / WEIGHTS_FILE).stat().st_size
     region = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -11,22 +11,23 @@ import os
 import signal
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
+from glasshouse.runtime.session import Tensor
 from glasshouse.sealing.container import TensorSpec
-from glasshouse.sealing.outputs import seal_outputs
+from glasshouse.sealing.outputs import SealedOutputs, seal_outputs
 
 
 def seal_in_child(
-    descriptor: int, tensors: Mapping[str, Any], *, owner_public: bytes, context: Mapping[str, str]
-) -> dict[str, Any]:
+    descriptor: int, tensors: Mapping[str, Tensor], *, owner_public: bytes, context: Mapping[str, str]
+) -> SealedOutputs:
     """Seal `tensors` to the owner's public key, written to `descriptor`; return digests and size.
 
-    Runs in a forked child; raises LegError("sealing-failed") when it does not end well.
+    Runs in a forked child; raises LegError(Code.SEALING_FAILED) when it does not end well.
     """
     views = []
     keep = []
@@ -45,7 +46,7 @@ def seal_in_child(
                 report = seal_outputs(
                     out, owner_public=owner_public, context=context, files={}, tensors=iter(views)
                 )
-            os.write(write_end, json.dumps(report).encode())
+            os.write(write_end, json.dumps(asdict(report)).encode())
             code = 0
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
             traceback.print_exc()
@@ -60,7 +61,7 @@ def seal_in_child(
         harness.wipe_copy(tensor, host)
     if os.waitstatus_to_exitcode(status) != 0:
         raise LegError("the sealer did not end well", code=Code.SEALING_FAILED)
-    report = json.loads(data)
-    if not isinstance(report, dict):
-        raise LegError("the sealer reported nothing", code=Code.SEALING_FAILED)
-    return report
+    try:
+        return SealedOutputs(**json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise LegError("the sealer reported nothing", code=Code.SEALING_FAILED) from error

@@ -15,7 +15,7 @@ A workload is a module with `build(config, tensors, device) -> session`; a sessi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,23 @@ SESSION_PARTS = (
     "unit", "steps_per_unit", "info", "run_unit", "synchronize", "loss", "trainable", "buffers",
 )  # fmt: skip
 
-Report = Callable[[str, dict[str, Any]], None]
+Report = Callable[[str, object], None]  # kind of a message, its body as Channel.send takes it
+
+
+class Tensor(Protocol):
+    """What is used of a torch tensor; nothing here imports torch."""
+
+    device: Any
+    dtype: Any
+    shape: Any
+
+    def detach(self) -> Tensor: ...  # noqa: D102 -- as torch documents them
+    def contiguous(self) -> Tensor: ...  # noqa: D102
+    def cpu(self) -> Tensor: ...  # noqa: D102
+    def numel(self) -> int: ...  # noqa: D102
+    def element_size(self) -> int: ...  # noqa: D102
+    def data_ptr(self) -> int: ...  # noqa: D102
+    def untyped_storage(self) -> Any: ...  # noqa: D102
 
 
 class Session(Protocol):
@@ -36,8 +52,19 @@ class Session(Protocol):
     def run_unit(self) -> None: ...  # noqa: D102 -- described above, once
     def synchronize(self) -> None: ...  # noqa: D102
     def loss(self) -> float: ...  # noqa: D102
-    def trainable(self) -> dict[str, Any]: ...  # noqa: D102
+    def trainable(self) -> dict[str, Tensor]: ...  # noqa: D102
     def buffers(self) -> list[Any]: ...  # noqa: D102
+
+
+MAX_NUMBER = 10_000_000.0  # of seconds, steps or per cent
+
+
+def check_number(value: object, name: str, *, needed: bool = True) -> None:
+    """Refuse a launch parameter that is no number from 0 to MAX_NUMBER: ValueError."""
+    if value is None and not needed:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_NUMBER:
+        raise ValueError(f"{name} is not a number in range")
 
 
 @dataclass(frozen=True)
@@ -50,8 +77,17 @@ class Stretch:
     delay_pct: float = 0.0
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Stretch:
-        """Read a slot's timing from launch parameters."""
+    def from_json(cls, value: object) -> Stretch:
+        """Read a slot's timing from launch parameters; KeyError, TypeError or ValueError for another form."""
+        if not isinstance(value, dict):
+            raise TypeError("the stretch is no object")
+        for name, needed in {
+            "warmup_sec": True,
+            "measured_sec": False,
+            "steps": False,
+            "delay_pct": False,
+        }.items():
+            check_number(value.get(name), name, needed=needed)
         return cls(
             warmup_sec=float(value["warmup_sec"]),
             measured_sec=None if value["measured_sec"] is None else float(value["measured_sec"]),

@@ -15,12 +15,14 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from glasshouse.attestation.client import Released, fetch_challenge, submit_evidence
+from glasshouse.attestation.claims import Claims, Hardening
+from glasshouse.attestation.client import Challenge, Released, fetch_challenge, submit_evidence
 from glasshouse.attestation.evidence import make_evidence
 from glasshouse.attestation.ticket import sign_request
 from glasshouse.attestation.tokens import key_id, public_bytes_of
@@ -41,6 +43,7 @@ from glasshouse.runtime.linux import (
 )
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
+from glasshouse.runtime.results import NeedleReport, Zeroized
 from glasshouse.runtime.trainer import Plumbing
 from glasshouse.sealing.memory import overwrite
 
@@ -124,7 +127,7 @@ def _lifecycle(leg: Leg) -> None:
         drain.start()
 
     scanned = _scanned("custodian", custodian_channel, leg)
-    kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC)[0]["public"])
+    kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC).body["public"])
     with leg.timed("attestSec"):
         released = _attest(leg, kem_public, request)
     leg.events.begin(released.grant)
@@ -135,7 +138,7 @@ def _lifecycle(leg: Leg) -> None:
     leg.children.discard(pid)
     custodian_channel.close()
 
-    result_outputs = _train(leg, trainer_channel, outputs)
+    wiped, sealed = _train(leg, trainer_channel, outputs)
     leg.exits["trainer"] = _reap(trainer_pid)
     leg.children.discard(trainer_pid)
     # Whatever the workload left running holds its data, too, and keeps the log open.
@@ -143,8 +146,22 @@ def _lifecycle(leg: Leg) -> None:
     log_drain.join(timeout=STEP_TIMEOUT_SEC)
     trainer_channel.close()
     shutil.rmtree(leg.scratch, ignore_errors=True)
-    report = {**result_outputs, **_residue_report(leg), "straysKilled": strays}
-    leg.event("zeroized", {**report, "tmpfsRemoved": not leg.scratch.exists()})
+    leg.event(
+        "zeroized",
+        Zeroized(
+            buffers=wiped,
+            outputs=sealed,
+            needles=leg.needles,
+            # The other ranks wiped and read back, but nobody looked at their memory from outside.
+            residue="scanned" if leg.scanned and launch.ranks == 1 else "not-scanned",
+            scanned_by=leg.scanned_by,
+            unscanned_regions=leg.unscanned,
+            custodian_exit=leg.exits.get("custodian", -1),
+            trainer_exit=leg.exits.get("trainer", -1),
+            strays_killed=strays,
+            tmpfs_removed=not leg.scratch.exists(),
+        ),
+    )
 
 
 def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
@@ -170,11 +187,7 @@ def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
         public_bytes_of(leg.event_key),
         timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
     )
-    claims = _claims(leg, kem_public)
-    claims["eat_nonce"] = challenge.nonce
-    claims["clock_skew_sec"] = challenge.clock_skew_sec()
-    claims["iat"] = challenge.iat()
-    evidence = make_evidence(claims, leg.event_key)
+    evidence = make_evidence(_claims(leg, kem_public, challenge).to_json(), leg.event_key)
     return submit_evidence(
         launch.broker_port,
         evidence,
@@ -184,44 +197,57 @@ def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
     )
 
 
-def _claims(leg: Leg, kem_public: bytes) -> dict[str, Any]:
-    """Everything evidence states about this launch, except nonce and time."""
+def _claims(leg: Leg, kem_public: bytes, challenge: Challenge) -> Claims:
+    """Everything evidence states about this launch."""
     launch = leg.launch
     assert leg.event_key is not None
     secret = secret_memory()
     if secret is not None:
         secret.close()
     landlock = landlock_abi()
-    return {
-        "eat_profile": "tag:glasshouse,2026:eat/v1",
-        "run": launch.run,
-        "leg": launch.leg,
-        "launch": launch.launch,
-        "allocation_id": launch.allocation_id,
-        "container_id": machine.own_container_id(),
-        "manifest_hash": launch.manifest_hash,
-        "runtime_sha256": machine.file_sha256(Path(sys.argv[0])),
-        "interpreter_sha256": machine.interpreter_sha256(),
-        "interpreter_isolated": bool(sys.flags.isolated),
-        "python_version": sys.version.split()[0],
-        "distributions_sha256": machine.distributions_sha256(),
-        "boot_id": machine.boot_id(),
-        "pid_namespace": machine.namespace("pid"),
-        "image_digest": launch.image_digest,
-        "event_key": b64u(leg.event_key.public_key().public_bytes_raw()),
-        "kem_key": b64u(kem_public),
-        "runtime_state": "awaiting-release",
-        "anti_debug_profile": launch.anti_debug_profile,
-        "hardening": {
-            **hardening_state(),
-            "landlock_abi": landlock,
-            "memfd_secret": secret is not None,
-            "swap_total_kib": machine.swap_total_kib(),
-            "subreaper": True,
-        },
-        "fs": "landlock" if landlock else "none",
-        "gpu": machine.gpu_claim(),
-    }
+    process = hardening_state()
+    return Claims(
+        eat_nonce=challenge.nonce,
+        run=launch.run,
+        leg=launch.leg,
+        launch=launch.launch,
+        allocation_id=launch.allocation_id,
+        container_id=machine.own_container_id(),
+        manifest_hash=launch.manifest_hash,
+        runtime_sha256=machine.file_sha256(Path(sys.argv[0])),
+        interpreter_sha256=machine.interpreter_sha256(),
+        interpreter_isolated=bool(sys.flags.isolated),
+        python_version=sys.version.split()[0],
+        distributions_sha256=machine.distributions_sha256(),
+        boot_id=machine.boot_id(),
+        pid_namespace=machine.namespace("pid"),
+        image_digest=launch.image_digest,
+        event_key=b64u(leg.event_key.public_key().public_bytes_raw()),
+        kem_key=b64u(kem_public),
+        anti_debug_profile=launch.anti_debug_profile,
+        hardening=Hardening(
+            dumpable=process.dumpable,
+            core_limit=process.core_limit,
+            no_new_privs=process.no_new_privs,
+            tracer_pid=process.tracer_pid,
+            landlock_abi=landlock,
+            memfd_secret=secret is not None,
+            swap_total_kib=machine.swap_total_kib(),
+            subreaper=True,
+        ),
+        fs="landlock" if landlock else "none",
+        gpu=machine.gpu_claim(),
+        # Last: both are the time at which the rest was found.
+        clock_skew_sec=challenge.clock_skew_sec(),
+        iat=challenge.iat(),
+    )
+
+
+class _Trained(NamedTuple):
+    """What a trainer said it overwrote, and which outputs it had sealed: JSON objects, as it said them."""
+
+    wiped: dict[str, Any]
+    sealed: dict[str, Any]
 
 
 def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Released) -> int:
@@ -229,15 +255,15 @@ def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Rel
     grant = {"ciphertext": b64u(released.ciphertext), "info": b64u(released.info)}
     began = time.monotonic()
     channel.send("grant", grant)
-    _, key_prefix = channel.expect("key-live", STEP_TIMEOUT_SEC)
+    key_prefix = channel.expect("key-live", STEP_TIMEOUT_SEC).raw
     waited = time.monotonic() - began  # for memory that was not taken by then, and for the key
-    _, kem_prefix = channel.expect("kem-live", STEP_TIMEOUT_SEC)
+    kem_prefix = channel.expect("kem-live", STEP_TIMEOUT_SEC).raw
     keys = [Needle("payload-key-prefix", key_prefix), Needle("kem-seed-prefix", kem_prefix)]
     if scanned:
         for needle, count in zip(keys, scanned.scan(keys).counts, strict=True):
             needle.positive_control = count
     channel.send("continue")
-    body, marker = channel.expect("unsealed", leg.remaining())
+    _, body, marker = channel.expect("unsealed", leg.remaining())
     leg.owner_public = b64u_decode(body.pop("ownerPublicKey"))
     package_marker = Needle("package-marker", marker)
     needles = [*keys, package_marker]
@@ -249,19 +275,19 @@ def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Rel
         package_marker.positive_control = scan.counts[-1]
         leg.unscanned += scan.unreadable_regions
         scanned.close()
-    leg.needles = [{**_summary(keys, needle.klass), "where": "custodian"} for needle in keys]
+    leg.needles = [replace(_summary(keys, needle.klass), where="custodian") for needle in keys]
     leg.event("unsealed", {**body, "keyResidue": leg.needles})
     channel.send("continue")
-    forked, _ = channel.expect("forked", STEP_TIMEOUT_SEC)
+    forked = channel.expect("forked", STEP_TIMEOUT_SEC).body
     # Kept for the trainer's scan: it inherited whatever the custodian left behind.
     leg.live_needles = needles
     return int(forked["pid"])
 
 
-def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
+def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> _Trained:
     scanned = _scanned("trainer", channel, leg)
     channel.send("go")
-    body, _ = channel.expect("hardened", STEP_TIMEOUT_SEC)
+    body = channel.expect("hardened", STEP_TIMEOUT_SEC).body
     leg.event("trainer-hardened", body)
     landlocked = body["fs"] == "landlock" or not leg.launch.require_landlock
     if body["dumpable"] != 0 or not body["no_new_privs"] or not landlocked:
@@ -294,7 +320,7 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
             # The key must already be gone; for the rest this is the positive control.
             needle.positive_control = count
     channel.send("wipe")
-    wiped, _ = channel.expect("wiped", leg.remaining())
+    wiped = channel.expect("wiped", leg.remaining()).body
     if scanned:
         scan = scanned.scan(needles)
         leg.unscanned += scan.unreadable_regions
@@ -304,30 +330,18 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> dict[str, Any]:
     leg.needles += [_summary(needles, klass) for klass in dict.fromkeys(needle.klass for needle in needles)]
     channel.send("exit")
     leg.timings["zeroizeSec"] = round(time.monotonic() - began, 6)
-    return {"buffers": wiped, "outputs": sealed}
+    return _Trained(wiped, sealed)
 
 
-def _summary(needles: list[Needle], klass: str) -> dict[str, Any]:
+def _summary(needles: list[Needle], klass: str) -> NeedleReport:
     chosen = [needle for needle in needles if needle.klass == klass]
-    return {
-        "class": klass.partition("@")[0],
-        "where": "trainer" + (f"/{klass.partition('@')[2]}" if "@" in klass else ""),
-        "needles": len(chosen),
-        "positiveControl": sum(needle.positive_control for needle in chosen),
-        "after": sum(needle.after for needle in chosen),
-    }
-
-
-def _residue_report(leg: Leg) -> dict[str, Any]:
-    return {
-        "needles": leg.needles,
-        # The other ranks wiped and read back, but nobody looked at their memory from outside.
-        "residue": "scanned" if leg.scanned and leg.launch.ranks == 1 else "not-scanned",
-        "scannedBy": leg.scanned_by,
-        "unscannedRegions": leg.unscanned,
-        "custodianExit": leg.exits.get("custodian", -1),
-        "trainerExit": leg.exits.get("trainer", -1),
-    }
+    return NeedleReport(
+        klass=klass.partition("@")[0],
+        where="trainer" + (f"/{klass.partition('@')[2]}" if "@" in klass else ""),
+        needles=len(chosen),
+        positive_control=sum(needle.positive_control for needle in chosen),
+        after=sum(needle.after for needle in chosen),
+    )
 
 
 def _reap(pid: int) -> int:

@@ -14,11 +14,11 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glasshouse.canonical import b64u_decode
+from glasshouse.canonical import b64u_decode, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import freed, harness, residue, sealer
@@ -37,7 +37,8 @@ from glasshouse.runtime.linux import (
 )
 from glasshouse.runtime.params import Launch
 from glasshouse.runtime.ranks import RankedSession
-from glasshouse.runtime.session import Session
+from glasshouse.runtime.results import Wiped
+from glasshouse.runtime.session import Session, Tensor
 from glasshouse.runtime.wipe import place_of, wipe_tensors
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import overwrite
@@ -130,7 +131,7 @@ def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
     channel.send(
         "hardened",
         {
-            **state,
+            **asdict(state),
             "fs": "landlock" if landlocked else "none",
             "scratchTmpfs": is_tmpfs(scratch),
             "capabilities": capabilities,
@@ -164,7 +165,6 @@ def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: C
         report=channel.send,
         ranks=launch.ranks,
     )
-    result["workloadDigest"] = harness.workload_digest(shared, salt)
     channel.send("trained", {"result": result})
 
     outputs = session.trainable()
@@ -180,11 +180,13 @@ def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: C
             "manifestHash": launch.manifest_hash,
         },
     )
-    channel.send("sealed-outputs", {**sealed, "sealSec": round(time.monotonic() - began, 6)})
+    channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
     _zeroize(session, outputs, package, channel)
 
 
-def _zeroize(session: Session, outputs: Mapping[str, Any], package: OpenedPackage, channel: Channel) -> None:
+def _zeroize(
+    session: Session, outputs: Mapping[str, Tensor], package: OpenedPackage, channel: Channel
+) -> None:
     # Needles are sampled now, from what is live: initial weights are long gone.
     buffers = session.buffers()
     trained = list(outputs.values())
@@ -202,21 +204,15 @@ def _zeroize(session: Session, outputs: Mapping[str, Any], package: OpenedPackag
     _await(channel, "wipe")
     others = session.end_ranks() if isinstance(session, RankedSession) else None
     report = wipe_tensors([*trained, *rest])
-    if others is not None:
-        report["ranks"] = others
-    report["package"] = {
-        "count": 1,
-        "bytes": len(package.region or b""),
-        "readBackZero": package.wipe(),
-    }
-    channel.send("wiped", report)
+    held = len(package.region or b"")
+    channel.send("wiped", replace(report, ranks=others, package=Wiped(1, held, package.wipe())))
     _await(channel, "exit")
 
 
 def _await(channel: Channel, kind: str) -> None:
     """Wait for a message; serve scans meanwhile (asked for only where no descriptor could be passed)."""
     while True:
-        found, _, _ = channel.receive()
+        found = channel.receive().kind
         if found == "scan":
             residue.serve(channel)
         elif found == kind:

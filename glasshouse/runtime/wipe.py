@@ -9,23 +9,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from dataclasses import replace
 from typing import Any
 
 from glasshouse.runtime import freed
+from glasshouse.runtime.results import Wiped, WipeReport
 from glasshouse.sealing.memory import overwrite
 
 STAGING_BYTES = 64 << 20  # more than a driver stages copies through
 
 
-def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
-    """Overwrite tensors with zeros and read them back: {"host": {...}, "device": {...}}.
+def wipe_tensors(tensors: list[Any]) -> WipeReport:
+    """Overwrite tensors with zeros and read them back.
 
     What is overwritten is the whole storage behind a tensor, once: a view shows only part of it.
-    device["cache"] is what became of device memory that was freed before: see release_device_cache.
+    `device.cache` is what became of device memory that was freed before: see release_device_cache.
     """
-    report: dict[str, Any] = {
-        place: {"count": 0, "bytes": 0, "readBackZero": True} for place in ("host", "device")
-    }
+    done = {True: Wiped(), False: Wiped()}  # by whether it lay on the host
     seen = set()
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -33,22 +33,19 @@ def wipe_tensors(tensors: list[Any]) -> dict[str, Any]:
         if where in seen or storage.nbytes() == 0:
             continue
         seen.add(where)
-        part = report["host" if tensor.device.type == "cpu" else "device"]
-        part["count"] += 1
-        part["bytes"] += storage.nbytes()
-        if tensor.device.type == "cpu":
+        on_host = tensor.device.type == "cpu"
+        if on_host:
             memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
             zero = overwrite(memoryview(memory))
         else:
             storage.fill_(0)
             flat = tensor.detach().new_empty(0).set_(storage, 0, (storage.nbytes() // tensor.element_size(),))
             zero = int(flat.count_nonzero()) == 0
-        if not zero:
-            part["readBackZero"] = False
+        part = done[on_host]
+        done[on_host] = Wiped(part.count + 1, part.bytes + storage.nbytes(), part.read_back_zero and zero)
     overwrite_staging()
     freed.wipe()
-    report["device"]["cache"] = release_device_cache()
-    return report
+    return WipeReport(done[True], replace(done[False], cache=release_device_cache()))
 
 
 def overwrite_staging() -> None:

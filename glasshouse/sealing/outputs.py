@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glasshouse.canonical import canonical_json, domain_hash
 from glasshouse.codes import Code
@@ -49,6 +50,20 @@ class _Digesting:
         return taken
 
 
+@dataclass(frozen=True)
+class SealedOutputs:
+    """Digests of sealed outputs, and their size in bytes.
+
+    plaintext_sha256 is that of the sealed manifest, which holds a salted digest of every output (publishing
+    it confirms no guess; the owner checks it by opening); ciphertext_sha256 and bytes are of all that was
+    written.
+    """
+
+    plaintext_sha256: str
+    ciphertext_sha256: str
+    bytes: int
+
+
 def seal_outputs(
     out: Sink,
     *,
@@ -56,10 +71,9 @@ def seal_outputs(
     context: Mapping[str, str],
     files: Mapping[str, ReadableBuffer],
     tensors: Iterable[tuple[TensorSpec, ReadableBuffer]],
-    extra: Mapping[str, Any] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
-) -> dict[str, Any]:
+) -> SealedOutputs:
     """Write sealed outputs to `out`, under a fresh key wrapped to the owner's X-Wing public key.
 
     Args:
@@ -68,21 +82,13 @@ def seal_outputs(
         context: what names this leg, such as run, leg, launch, package; not empty; needed again to open.
         files: as `seal_package`.
         tensors: as `seal_package`.
-        extra: as `seal_package`; None is {}.
         chunk_bytes: as `seal_package`.
         threads: as `seal_package`.
-
-    Returns:
-        {"plaintextSha256", "ciphertextSha256", "bytes"}: SHA-256 of the sealed manifest, which holds a
-        salted digest of every output (publishing it confirms no guess; the owner checks it by opening);
-        SHA-256 and size of all that was written.
 
     Raises:
         SealError: as `seal_package`, and kem-key-malformed, context-malformed.
     """
-    package = prepare(
-        files=files, tensors=tensors, extra=extra or {}, chunk_bytes=chunk_bytes, threads=threads
-    )
+    package = prepare(files=files, tensors=tensors, extra={}, chunk_bytes=chunk_bytes, threads=threads)
     info = _info(context, package.manifest_hash)
     digesting = _Digesting(out)
     key = fresh_payload_key()
@@ -92,11 +98,7 @@ def seal_outputs(
         package.write(digesting, key)
     finally:
         overwrite(key)
-    return {
-        "plaintextSha256": package.manifest_hash.hex(),
-        "ciphertextSha256": digesting.state.hexdigest(),
-        "bytes": digesting.bytes,
-    }
+    return SealedOutputs(package.manifest_hash.hex(), digesting.state.hexdigest(), digesting.bytes)
 
 
 def open_outputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,17 +12,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glasshouse.attestation.appraise import (
+    Answer,
     Appraisal,
     Reference,
     appraise,
-    challenge_context,
     policy_id,
     refusal,
 )
 from glasshouse.attestation.claims import CLAIMS, SELF_REPORTED, claim_sources, is_kem_key
 from glasshouse.attestation.evidence import composite_hash
 from glasshouse.attestation.stage import STRICT, honest_claims, synthetic_reference
-from glasshouse.attestation.tokens import thumbprint
+from glasshouse.attestation.tokens import Binding, Challenge, LaunchToken, Times, Token, thumbprint
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import SealError
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes, wrap_key
@@ -41,16 +42,28 @@ STANDARD = Policy(
 )
 
 
-def _context(reference: Reference = FULL, **changed: Any) -> dict[str, Any]:
-    names = ("run", "leg", "launch", "allocation_id", "manifest_hash")
-    bound = {"nonce": NONCE, "cnf": {"jkt": thumbprint(b"\x06" * 32)}}
-    launch = {**{name: getattr(reference, name) for name in names}, **bound}
-    context = challenge_context({**bound, "iat": NOW, "exp": NOW + 60}, launch, NOW + 2)
-    return {**context, **changed}
+_AS_ISSUED: dict[str, Any] = {}
+
+
+def _context(
+    reference: Reference = FULL, *, launch: dict[str, Any] | None = _AS_ISSUED, **changed: Any
+) -> Answer:
+    """An honest exchange; `cnf` is the challenge's alone, `launch` holds what differs in the launch token."""
+    token = Token("challenge", "", "store", Times(NOW, NOW, NOW + 60), {})
+    honest = Binding(*reference.where, nonce=NONCE, cnf={"jkt": thumbprint(b"\x06" * 32)})
+    asked = replace(honest, cnf=changed.get("cnf", honest.cnf))
+    came = None
+    if launch is not None:
+        other = {"allocation_id": reference.allocation_id, "manifest_hash": reference.manifest_hash}
+        other |= {name: value for name, value in launch.items() if name in other}
+        bound = replace(honest, **{name: value for name, value in launch.items() if name not in other})
+        came = LaunchToken(token, bound, **other)
+    issued = LaunchToken(token, asked, reference.allocation_id, reference.manifest_hash)
+    return Answer(Challenge(token, asked, NOW, issued), came, changed.get("received", NOW + 2))
 
 
 def _honest(reference: Reference = FULL, policy: Policy = STRICT) -> dict[str, Any]:
-    claims = honest_claims(reference, policy, nonce=NONCE, iat=NOW + 1, kem_key=KEM)
+    claims = honest_claims(reference, policy, nonce=NONCE, iat=NOW + 1, kem_key=KEM).to_json()
     claims.update(eat_profile="tag:glasshouse,2026:eat/v1", event_key=b64u(b"\x06" * 32))
     return _seal(claims)
 
@@ -207,9 +220,7 @@ def test_every_failed_check_is_listed() -> None:
 
 @pytest.mark.parametrize("name", ["run", "leg", "launch", "allocation_id", "manifest_hash", "nonce", "cnf"])
 def test_a_launch_token_that_differs_is_refused(name: str) -> None:
-    context = _context()
-    context["launch"][name] = "other"
-    appraisal = appraise(_honest(), FULL, STRICT, context)
+    appraisal = appraise(_honest(), FULL, STRICT, _context(launch={name: "other"}))
     assert appraisal.codes == ("jwt-claim-mismatch",)
     assert any(name in check.detail for check in appraisal.checks if not check.ok)
 
@@ -238,7 +249,7 @@ def test_freshness_is_by_the_brokers_clock(iat: int, received: int, codes: tuple
 
 @pytest.mark.parametrize("source", ["created", "pinned", "provider-log", "first-use", "unheard-of"])
 def test_host_key_source(source: str) -> None:
-    reference = synthetic_reference("run", host_key_source=source)
+    reference = synthetic_reference("run", host_key=source)
     known = source in ("created", "pinned", "provider-log")
     strict = appraise(_honest(reference), reference, STRICT, _context(reference))
     assert strict.codes == (() if known else ("host-key-first-use",))

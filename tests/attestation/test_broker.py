@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from glasshouse.attestation import broker as broker_module
 from glasshouse.attestation.attacks import ticket_key
 from glasshouse.attestation.client import submit_evidence
+from glasshouse.attestation.exchange import Exchange
 from glasshouse.attestation.stage import STRICT, Launch, Stage, synthetic_reference
 from glasshouse.attestation.ticket import sign_request, ticket_hash
 from glasshouse.attestation.tokens import (
-    ear_status,
     public_bytes_of,
     verify_challenge,
     verify_ear,
@@ -24,7 +23,7 @@ from glasshouse.canonical import b64u
 from glasshouse.errors import AttestationError
 
 
-def _exchange(stage: Stage, launch: Launch) -> dict[str, Any]:
+def _exchange(stage: Stage, launch: Launch) -> Exchange:
     name = launch.reference
     exchange = stage.broker.exchange(name.run, name.leg, name.launch)
     assert exchange is not None
@@ -44,7 +43,7 @@ def test_an_exchange_is_recorded_for_the_bundle(stage: Stage) -> None:
     launch = stage.launch()
     launch.honest()
     exchange = _exchange(stage, launch)
-    assert set(exchange) == {
+    assert set(exchange.to_json()) == {
         "ticketSha256",
         "challenge",
         "launchToken",
@@ -53,13 +52,13 @@ def test_an_exchange_is_recorded_for_the_bundle(stage: Stage) -> None:
         "grant",
         "reasonCodes",
     }
-    assert exchange["ticketSha256"] == ticket_hash(public_bytes_of(ticket_key(launch)))
-    assert exchange["evidence"] == launch.evidence
-    assert exchange["reasonCodes"] == []
-    at = verify_challenge(exchange["challenge"], stage.broker.public_bytes)["server_time"]
-    ear = verify_ear(exchange["ear"], stage.broker.public_bytes, at + 60, audience=stage.broker.store.id)
-    assert ear_status(ear) == "affirming"
-    assert verify_grant(exchange["grant"], stage.broker.public_bytes, at + 60)["run"] == launch.reference.run
+    assert exchange.ticket_sha256 == ticket_hash(public_bytes_of(ticket_key(launch)))
+    assert exchange.evidence == launch.evidence
+    assert exchange.reason_codes == ()
+    at = verify_challenge(exchange.challenge, stage.broker.public_bytes).server_time
+    ear = verify_ear(exchange.ear, stage.broker.public_bytes, at + 60, audience=stage.broker.store.id)
+    assert ear.status == "affirming"
+    assert verify_grant(exchange.grant, stage.broker.public_bytes, at + 60).where[0] == launch.reference.run
 
 
 def test_a_refused_exchange_is_recorded_with_every_code_and_its_ear(stage: Stage) -> None:
@@ -69,11 +68,13 @@ def test_a_refused_exchange_is_recorded_with_every_code_and_its_ear(stage: Stage
         launch.submit(launch.sign(claims))
     assert _codes(error) == ("boot-id-mismatch", "runtime-state-spoofed")
     exchange = _exchange(stage, launch)
-    assert exchange["grant"] is None
-    assert exchange["reasonCodes"] == ["boot-id-mismatch", "runtime-state-spoofed"]
-    ear = verify_ear(exchange["ear"], stage.broker.public_bytes, stage.clock() + 1)
-    assert ear_status(ear) == "contraindicated"
-    assert ear["submods"]["runtime"]["ear.glasshouse.reason-codes"] == exchange["reasonCodes"]
+    assert exchange.grant is None
+    assert exchange.reason_codes == ("boot-id-mismatch", "runtime-state-spoofed")
+    ear = verify_ear(exchange.ear, stage.broker.public_bytes, stage.clock() + 1)
+    assert ear.status == "contraindicated"
+    assert (
+        tuple(ear.token.claims["submods"]["runtime"]["ear.glasshouse.reason-codes"]) == exchange.reason_codes
+    )
 
 
 def test_evidence_with_a_broken_signature_spends_the_challenge(stage: Stage) -> None:
@@ -83,7 +84,7 @@ def test_evidence_with_a_broken_signature_spends_the_challenge(stage: Stage) -> 
     with pytest.raises(AttestationError) as error:
         launch.submit(bad)
     assert _codes(error) == ("evidence-signature-invalid",)
-    assert _exchange(stage, launch)["reasonCodes"] == ["evidence-signature-invalid"]
+    assert _exchange(stage, launch).reason_codes == ("evidence-signature-invalid",)
     with pytest.raises(AttestationError) as error:
         launch.submit(good)
     assert _codes(error) == ("nonce-replay",)

@@ -168,7 +168,7 @@ def test_release_is_refused_for_a_contraindicated_ear(stage: Stage) -> None:
     assert honest.released is not None
     with pytest.raises(AttestationError) as caught:
         client.check_release(
-            exchange["ear"],
+            exchange.ear,
             honest.released.grant,
             refused.evidence,
             refused.fetch(),

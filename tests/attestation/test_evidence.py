@@ -81,7 +81,7 @@ def test_container_id_keeps_its_parts_apart() -> None:
 
 
 def test_round_trip_adds_what_is_missing() -> None:
-    claims = parse_evidence(make_evidence(CLAIMS, KEY))
+    claims = parse_evidence(make_evidence(CLAIMS, KEY)).claims
     assert {name: claims[name] for name in CLAIMS} == CLAIMS
     assert b64u_decode(claims["event_key"]) == public_bytes_of(KEY)
     assert claims["composite_hash"] == composite_hash(claims)
@@ -89,7 +89,7 @@ def test_round_trip_adds_what_is_missing() -> None:
 
 def test_nothing_that_is_given_is_overwritten() -> None:
     given_claims = {**CLAIMS, "composite_hash": "wrong", "eat_profile": "other"}
-    claims = parse_evidence(make_evidence(given_claims, KEY))
+    claims = parse_evidence(make_evidence(given_claims, KEY)).claims
     assert claims["composite_hash"] == "wrong"
     assert claims["eat_profile"] == "other"
 

@@ -62,7 +62,7 @@ def test_a_package_a_ticket_and_an_exchange_through_another_process_s_broker(
     assert broker.store.unwrap_calls == 1
     found = asked.exchange("run", "s000", 1)
     assert found is not None
-    assert (found["evidence"], found["reasonCodes"]) == (launch.evidence, [])
+    assert (found.evidence, found.reason_codes) == (launch.evidence, ())
 
 
 def test_nobody_else_may_ask(served: tuple[Broker, int]) -> None:
@@ -132,7 +132,7 @@ def test_requests_are_for_one_store_one_minute_and_one_purpose(served: tuple[Bro
     ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
     good = _request(broker.store.id, **ask)
     remote(port).register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
-    assert post(port, "/v1/operate", {"request": good}, 10) == {"exchange": None}
+    assert post(port, "/v1/operate", {"request": good}, 10).members == {"exchange": None}
     now = int(time.time())
     for request, code in (
         (_request("0" * 32, **ask), "request-audience-mismatch"),
@@ -158,7 +158,7 @@ def tapped(port: int) -> Iterator[tuple[int, list[tuple[str, dict[str, Any], dic
     class Tap(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, body, post(port, self.path, body, 10)))
+            seen.append((self.path, body, post(port, self.path, body, 10).members))
             answer = canonical_json(seen[-1][2])
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

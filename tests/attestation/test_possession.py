@@ -57,7 +57,7 @@ def test_a_request_kept_back_and_passed_on_later_gets_its_thief_no_key(stage: St
     assert stage.unwrap_calls == 0
     exchange = stage.broker.exchange(*launch.where)
     assert exchange is not None
-    assert (exchange["grant"], exchange["reasonCodes"]) == (None, ["event-key-mismatch"])
+    assert (exchange.grant, exchange.reason_codes) == (None, ("event-key-mismatch",))
     # It costs the launch, whose repetition is good.
     assert _codes(launch.honest) == ("nonce-replay",)
     retry = stage.launch(launch.reference.run, launch=2)
@@ -91,15 +91,14 @@ def test_challenge_and_launch_token_name_the_key_that_asked(stage: Stage) -> Non
     launch = stage.launch()
     challenge = launch.fetch()
     named = {"jkt": thumbprint(public_bytes_of(launch.event_key))}
-    assert verify_challenge(challenge.token, launch.broker_public)["cnf"] == named
+    assert verify_challenge(challenge.token, launch.broker_public).binding.cnf == named
     at = challenge.server_time
-    assert verify_launch(challenge.launch_token, launch.broker_public, at)["cnf"] == named
+    assert verify_launch(challenge.launch_token, launch.broker_public, at).binding.cnf == named
 
 
 @pytest.mark.parametrize("cnf", [{}, {"jkt": ""}, {"jkt": None}, {"jkt": 1, "x": 2}, [], "", 0, False])
 def test_a_challenge_that_names_no_key_of_ours_is_answered_by_none(cnf: object) -> None:
-    context = _context(cnf=cnf)
-    context["launch"]["cnf"] = cnf
+    context = _context(cnf=cnf, launch={"cnf": cnf})
     assert appraise(_honest(), FULL, STRICT, context).codes == ("event-key-mismatch",)
 
 
@@ -111,10 +110,8 @@ def test_another_key_is_listed_beside_every_other_fault() -> None:
 
 def test_a_recorded_challenge_of_before_keys_were_named_is_appraised_as_it_was() -> None:
     """A launch token without the name beside a challenge with it is another token, and vice versa."""
-    old = _context(cnf=None)
-    del old["launch"]["cnf"]
+    old = _context(cnf=None, launch={"cnf": None})
     assert appraise(_honest(), FULL, STRICT, old).ok
-    stripped = _context()
-    del stripped["launch"]["cnf"]
+    stripped = _context(launch={"cnf": None})
     for context in (stripped, _context(cnf=None)):
         assert appraise(_honest(), FULL, STRICT, context).codes == ("jwt-claim-mismatch",)

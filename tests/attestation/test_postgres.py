@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.stage import STRICT, Launch, synthetic_reference
-from glasshouse.attestation.store import Store
+from glasshouse.attestation.store import Store, read_audit
 from glasshouse.errors import AttestationError
 from tests.postgres import postgres
 
@@ -121,3 +121,13 @@ def test_the_audit_log_only_grows(url: str, statement: str) -> None:
         with pytest.raises(SQLAlchemyError, match="only grows"), store._transaction() as tx:
             tx.exec_driver_sql(statement)
         assert {tuple(line["codes"]) for line in store.audit_log("pg-audit")} == {("nonce-replay",)}
+
+
+def test_the_last_audit_lines_are_read_without_the_kek(url: str) -> None:
+    with Store(url, KEK) as store:
+        for number in range(5):
+            store.log("evidence-refused", number, ("pg-last", "s000", number), ["nonce-replay"])
+    lines = read_audit(url, last=3, run="pg-last")
+    assert [(line["at"], line["launch"], line["codes"]) for line in lines] == [
+        (number, number, ["nonce-replay"]) for number in (2, 3, 4)
+    ]

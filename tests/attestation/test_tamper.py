@@ -10,6 +10,7 @@ import pytest
 from glasshouse.attestation import broker as broker_module
 from glasshouse.attestation import store as store_module
 from glasshouse.attestation.appraise import Appraisal, appraise
+from glasshouse.attestation.claims import CLAIMS
 from glasshouse.attestation.scenarios import PUBLISHED, SCENARIOS
 from glasshouse.attestation.tamper import run_suite
 
@@ -59,6 +60,13 @@ def test_codes_are_unique(suite: dict[str, Any]) -> None:
     codes = [row["code"] for row in suite["scenarios"]]
     assert len(set(codes)) == len(codes)
     assert len(SCENARIOS) >= 80
+
+
+def test_every_claim_that_can_be_refused_is_attacked() -> None:
+    """But for the nonce, by which evidence finds its challenge: one of another is unknown or spent."""
+    attacked = {code for scenario in SCENARIOS for code in scenario.codes}
+    declared = {claim.code for claim in CLAIMS.values() if claim.code}
+    assert declared - attacked == {"nonce-mismatch"}
 
 
 def _ignore(code: str) -> Any:

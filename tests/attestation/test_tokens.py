@@ -17,7 +17,7 @@ from joserfc.jwk import KeySet, OKPKey
 
 from glasshouse.attestation import tokens
 from glasshouse.attestation.attacks import compact
-from glasshouse.attestation.broker import Broker, launch_claims
+from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.evidence import EVIDENCE_TYP, make_evidence
 from glasshouse.attestation.operator import CARD_TYP, REQUEST_TYP
 from glasshouse.attestation.stage import STRICT, Stage, synthetic_reference
@@ -48,7 +48,9 @@ def _challenge(now: int = NOW, ttl: int = 60, key: Ed25519PrivateKey = KEY) -> s
 
 
 def _ear() -> str:
-    return tokens.sign_ear(KEY, audience="store", now=NOW, ttl=60, ear_claims={"submods": {}})
+    return tokens.sign_ear(
+        KEY, audience="store", now=NOW, ttl=60, evidence_sha256="0" * 64, ear_claims={"submods": {}}
+    )
 
 
 def _grant() -> str:
@@ -65,10 +67,13 @@ def _grant() -> str:
     )
 
 
-Verify = Callable[..., dict[str, Any]]
+Verify = Callable[..., Any]
 KINDS: dict[str, tuple[Callable[[], str], Verify]] = {
     "challenge": (_challenge, tokens.verify_challenge),
-    "launch": (lambda: tokens.verify_challenge(_challenge(), PUBLIC)["launch_token"], tokens.verify_launch),
+    "launch": (
+        lambda: tokens.verify_challenge(_challenge(), PUBLIC).launch_token.token.jws,
+        tokens.verify_launch,
+    ),
     "ear": (_ear, tokens.verify_ear),
     "grant": (_grant, tokens.verify_grant),
 }
@@ -114,7 +119,7 @@ def test_rfc_8037_thumbprint() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(kind: str) -> None:
     make, verify = KINDS[kind]
-    assert verify(make(), PUBLIC, NOW, audience="store")["aud"] == "store"
+    assert verify(make(), PUBLIC, NOW, audience="store").token.audience == "store"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +128,7 @@ def test_a_second_implementation_accepts_ours(kind: str) -> None:
     key = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": b64u(PUBLIC)})
     token = KINDS[kind][0]()
     verified = other_jws.deserialize_compact(token, key, algorithms=["EdDSA"])
-    assert json.loads(verified.payload) == KINDS[kind][1](token, PUBLIC, NOW)
+    assert json.loads(verified.payload) == KINDS[kind][1](token, PUBLIC, NOW).token.claims
     assert verified.headers() == {"alg": "EdDSA", "typ": f"gh-{kind}+jwt", "kid": tokens.key_id(PUBLIC)}
 
 
@@ -135,9 +140,9 @@ def test_a_second_implementation_accepts_a_whole_exchange(stage: Stage) -> None:
     assert exchange is not None
     broker = OKPKey.import_key(stage.broker.jwks()["keys"][0])
     for name in ("challenge", "launchToken", "ear", "grant"):
-        other_jws.deserialize_compact(exchange[name], broker, algorithms=["EdDSA"])
+        other_jws.deserialize_compact(exchange.to_json()[name], broker, algorithms=["EdDSA"])
     event = {"kty": "OKP", "crv": "Ed25519", "x": b64u(tokens.public_bytes_of(launch.event_key))}
-    other_jws.deserialize_compact(exchange["evidence"], OKPKey.import_key(event), algorithms=["EdDSA"])
+    other_jws.deserialize_compact(exchange.evidence, OKPKey.import_key(event), algorithms=["EdDSA"])
 
 
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
@@ -154,10 +159,10 @@ def test_tokens_from_before_a_rotation_verify_with_the_key_set_after_it(stage: S
     ticket = bytearray(new.issue_ticket(reference, STRICT))
     fresh = new.challenge(sign_request(ticket, ("again", "s000", 1), broker_id=new.id, event_key=PUBLIC))
     ring = KeySet.import_key_set(new.jwks())
-    for token, key in ((exchange["ear"], old.id), (exchange["grant"], old.id), (fresh, new.id)):
+    for token, key in ((exchange.ear, old.id), (exchange.grant, old.id), (fresh, new.id)):
         assert other_jws.deserialize_compact(token, ring, algorithms=["EdDSA"]).headers()["kid"] == key
     # Published, and not accepted: what the old key signed opens nothing at the new one.
-    assert launch_claims(exchange["launchToken"], new.public_bytes, new.store.id) is None
+    assert tokens.returned_launch(exchange.launch_token, new.public_bytes, new.store.id) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,7 +184,7 @@ def test_times_have_no_leeway(kind: str) -> None:
 
 
 def test_a_challenge_without_a_clock_is_judged_at_its_own_time() -> None:
-    assert tokens.verify_challenge(_challenge(now=5), PUBLIC)["server_time"] == 5
+    assert tokens.verify_challenge(_challenge(now=5), PUBLIC).server_time == 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -261,7 +266,7 @@ def test_size_is_bounded_before_parsing() -> None:
 
 @pytest.mark.parametrize("name", ["run", "leg", "launch", "nonce", "cnf", "server_time"])
 def test_challenge_and_launch_token_must_agree(name: str) -> None:
-    claims = tokens.verify_challenge(_challenge(), PUBLIC)
+    claims = tokens.verify_challenge(_challenge(), PUBLIC).token.claims
     changed = {**claims, name: b64u(b"\x01" * 32) if name == "nonce" else 2}
     token = tokens.sign_jws(changed, KEY, tokens.CHALLENGE_TYP)
     expected = "malformed-challenge" if name == "server_time" else "jwt-claim-mismatch"
@@ -307,7 +312,7 @@ def test_any_signed_claims_verify_or_are_refused(claims: dict[str, Any], kind: s
     honest = json.loads(b64u_decode(KINDS[kind][0]().split(".")[1]))
     token = tokens.sign_jws({**honest, **claims}, KEY, f"gh-{kind}+jwt")
     with contextlib.suppress(AttestationError):
-        assert KINDS[kind][1](token, PUBLIC, NOW) == {**honest, **claims}
+        assert KINDS[kind][1](token, PUBLIC, NOW).token.claims == {**honest, **claims}
 
 
 def test_evidence_type_is_not_a_broker_type() -> None:

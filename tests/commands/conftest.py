@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from glasshouse import cli, paths
-from glasshouse.canonical import canonical_json
+from glasshouse.canonical import canonical_json, record_json
 from glasshouse.paths import Workspace
 from glasshouse.records import keys
 from glasshouse.sealing.grant import kem_public_bytes
@@ -19,7 +19,7 @@ from glasshouse.sealing.outputs import seal_outputs
 from tests.commands.kit import Call
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory
-from tests.records.factory import make_spec as make_bundle_spec
+from tests.specs import make_spec
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def some_run(elsewhere: Path) -> Path:
         seal_outputs(
             out, owner_public=public, context=context, files={"logs/trainer.log": b"said\n"}, tensors=()
         )
-    event = {"seq": 0, "type": "zeroized", "body": {"outputs": report}}
+    event = {"seq": 0, "type": "zeroized", "body": {"outputs": record_json(report)}}
     (leg / "events.jsonl").write_bytes(canonical_json(event) + b"\n")
     (elsewhere / "runs" / "20260101-000000-aaaaaa").mkdir()
     (elsewhere / "runs" / ".sweeps").mkdir()
@@ -112,10 +112,15 @@ def some_run(elsewhere: Path) -> Path:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def factory(tmp_path: Path) -> Factory:
+    """The keys, broker and ledger of the machine that makes `repository`'s run."""
+    return Factory(tmp_path / "factory")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A checkout of its own whose conf/trust lists the signers of one good run; returns it and the run."""
-    factory = Factory(tmp_path / "factory")
-    name, files = factory.parts(make_bundle_spec())
+    name, files = factory.parts(make_spec())
     files["inclusion.json"] = factory.inclusion(files)
     bundle = tmp_path / "runs" / name / "bundle"
     bundle.parent.mkdir(parents=True)

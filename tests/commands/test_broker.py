@@ -14,6 +14,7 @@ import pytest
 
 import glasshouse
 from glasshouse import paths
+from glasshouse.attestation.store import Store
 from glasshouse.commands import tamper
 from glasshouse.publishing.tamper import read_tamper
 from glasshouse.records import keys
@@ -90,3 +91,58 @@ def test_broker_serves_until_it_is_told_to_stop(elsewhere: Path) -> None:
     assert (process.returncode, out, err) == (0, "", "")
     kek = paths.keys_dir() / "broker.kek"
     assert kek.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def store(elsewhere: Path) -> Path:
+    """The state folder's broker database, with six audit lines of two runs and a payload key in it."""
+    path = paths.state_dir() / "broker.db"
+    with Store(f"sqlite:///{path}", b"\x11" * 32) as opened:
+        opened.put_payload("run-1", "ab" * 32, b"\x07" * 32, 3)
+        for number in range(1, 4):
+            opened.log("challenge-issued", 1_700_000_000 + number, ("run-1", "s000", number))
+            opened.log(
+                "evidence-refused", 1_700_000_000 + number, ("run-2", "s001", number), ["nonce-replay"]
+            )
+    return path
+
+
+def test_the_audit_log_is_printed_newest_last_and_bounded(store: Path, call: Call) -> None:
+    code, out, _ = call("broker", "--audit")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["1", "2", "3", "4", "5", "6"]
+    assert "2023-11-14 22:13:23" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("evidence-refused  run-2  s001       3  nonce-replay")
+    code, out, _ = call("broker", "--audit", "--run", "run-2", "--last", "2", "--json")
+    lines = json.loads(out)["lines"]
+    assert [(line["seq"], line["run"], line["launch"], line["codes"]) for line in lines] == [
+        (4, "run-2", 2, ["nonce-replay"]),
+        (6, "run-2", 3, ["nonce-replay"]),
+    ]
+    # What rests in the store beside them, and the key that it rests under, are not read, let alone shown.
+    assert set(lines[0]) == {"seq", "at", "store", "event", "run", "leg", "launch", "codes"}
+    assert not (paths.keys_dir() / "broker.kek").exists()
+    assert call("broker", "--audit", "--run", "run-3")[1] == "no audit lines of run run-3\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--audit"], "cannot open the database file: there is none (store="),
+        (["--audit", "--store", "sqlite:////nowhere/broker.db"], "there is none"),
+        (["--audit", "--store", "postgresql+none://me:hunter2@db/x"], "no such kind of database"),
+        (["--audit", "--last", "0"], "give 1 to 10000"),
+        (["--audit", "--last", "10001"], "give 1 to 10000"),
+        (["--last", "5"], "--last is for the audit log"),
+        (["--run", "run-1"], "--run is for the audit log"),
+    ],
+)
+def test_an_audit_log_that_is_not_there_takes_one_line(
+    words: list[str], said: str, call: Call, elsewhere: Path
+) -> None:
+    code, out, err = call("broker", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert "hunter2" not in err
+    assert not (paths.state_dir() / "broker.db").exists()

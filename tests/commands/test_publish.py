@@ -1,4 +1,4 @@
-"""`glasshouse publish` and `unpublish`, and `verify` of what they published."""
+"""`glasshouse publish`, `unpublish` and `supersede`, and `verify` of what they published."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from glasshouse import paths
 from glasshouse.commands import publish
 from glasshouse.records import keys
 from tests.commands.kit import ROOT, Call, served
+from tests.publishing.conftest import enter
+from tests.records.factory import Factory
+from tests.specs import make_spec
 
 
 def test_publishing_verifies_and_a_published_row_verifies_again(
@@ -95,6 +98,30 @@ def test_unpublish_keeps_the_row_and_says_why(repository: tuple[Path, Path], cal
     assert code == 0
     assert "RETRACTED: its evidence verifies, and the row was retracted on " in out
     assert "the clock was wrong" in out
+
+
+def test_supersede_says_which_row_takes_the_place_of_which(
+    repository: tuple[Path, Path], factory: Factory, call: Call
+) -> None:
+    root, folder = repository
+    name, files = factory.parts(make_spec())
+    bundle = folder.parent / name / "bundle"
+    bundle.parent.mkdir()
+    enter(factory, bundle, name, files)
+    shutil.copytree(factory.folder / "ledger", paths.state_dir() / "ledger", dirs_exist_ok=True)
+    old, new = json.loads(call("publish", str(folder), str(bundle), "--json")[1])["rows"]
+    assert call("supersede", old, new)[0] == 2  # no reason
+    code, out, _ = call("supersede", old, new, "--reason", "repeated with the clock set")
+    assert code == 0
+    assert out.startswith(f"{old} is superseded by {new}; changed: ")
+    assert "already" in call("supersede", old, new, "--reason", "again")[1]
+    code, _, err = call("supersede", new, old, "--reason", "x")
+    assert code == 2
+    assert f"superseded by {new} itself, in a circle" in err
+    artifact = root / "site" / "research" / "artifacts" / f"{old}.json"
+    code, out, _ = call("verify", str(artifact), "--keys", str(root / "conf" / "trust" / "keyring.json"))
+    assert code == 0
+    assert f"; superseded by {new}" in out
 
 
 @pytest.mark.parametrize("local", [[], ["--local"]])

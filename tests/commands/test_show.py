@@ -15,7 +15,8 @@ from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.run import summary_row
 from tests.commands.kit import Call
-from tests.records.factory import Factory, Leg, make_spec
+from tests.records.factory import Factory, Leg
+from tests.specs import make_spec
 
 
 def test_runs_lists_what_is_there(some_run: Path, call: Call) -> None:

@@ -17,7 +17,7 @@ from tests.commands.kit import served
 from tests.installed.conftest import COMMIT, ROOT, Installed, install, with_all
 from tests.publishing.conftest import enter
 from tests.records.factory import Factory
-from tests.records.factory import make_spec as make_bundle_spec
+from tests.specs import make_spec
 
 ROW = "2026-11-21-local-auto-mlp-100s-abba-mtrugh"
 BUNDLE = ROOT / "site" / "research" / "bundles" / ROW
@@ -107,6 +107,7 @@ def test_the_simulated_providers_name_theirs(base: Installed, tmp_path: Path) ->
         (["publish", "run"], "publish"),
         (["publish", "--history"], "publish --history"),
         (["unpublish", ROW, "--reason", "x"], "unpublish"),
+        (["supersede", ROW, "another-row", "--reason", "x"], "supersede"),
         (["keys", "--trust", "lab"], "keys --trust"),
     ],
 )
@@ -197,7 +198,7 @@ def test_nothing_beside_it_and_nothing_in_the_current_folder_changes_a_thing(
     wheel: Path, full: Installed, tmp_path: Path
 ) -> None:
     factory = Factory(tmp_path / "factory")
-    name, files = factory.parts(make_bundle_spec())
+    name, files = factory.parts(make_spec())
     files["inclusion.json"] = factory.inclusion(files)
     theirs = tmp_path / "theirs" / name / "bundle"
     theirs.parent.mkdir(parents=True)

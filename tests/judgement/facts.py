@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from glasshouse.canonical import canonical_json
 from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.schema import (
@@ -20,6 +19,7 @@ from glasshouse.schema import (
     Zeroized,
 )
 from glasshouse.spec import RunSpec
+from tests.specs import make_spec
 
 BOOT = "boot-1"
 EDGES = ("machine_start", "machine_end")
@@ -36,28 +36,10 @@ LORA = {
 }  # fmt: skip
 
 
-def make_spec(**changes: Any) -> RunSpec:
-    measure = {
-        "warmup_sec": 5.0, "discard_sec": 1.0, "blocks": 8, "burn_in_slots": 0, "margin_pct": 2.0,
-        "duration_tolerance_pct": 5.0, "head_interval_sec": 1.0,
-    } | changes.pop("measure", {})  # fmt: skip
-    values: dict[str, Any] = {
-        "provider": {"kind": "ssh", "host": "withheld", "user": "withheld", "key": "withheld"},
-        "gpu": {"name": "auto"},
-        "model": {
-            "kind": "mlp", "name": "mlp", "inputs": 64, "hidden": 128, "layers": 2, "classes": 10,
-            "batch": 32, "batches_per_epoch": 20, "learning_rate": 0.001,
-        },
-        "policy": {
-            "name": "standard", "freshness_sec": 60, "require_landlock": False, "require_memfd_secret": False,
-            "allow_host_key_first_use": True, "anti_debug_profile": "standard",
-        },
-        "measure": measure,
-        "order": "raw-first",
-        "duration": 1800.0,
-        "seed": 7,
-    }  # fmt: skip
-    return RunSpec.model_validate_json(canonical_json(values | changes))
+def ssh_spec(**changes: Any) -> RunSpec:
+    """A pair of half an hour an arm, on a machine of our own."""
+    provider = {"kind": "ssh", "host": "withheld", "user": "withheld", "key": "withheld"}
+    return make_spec(**{"provider": provider, "gpu": {"name": "auto"}, "duration": 1800.0} | changes)
 
 
 def machine(**changes: Any) -> Machine:
@@ -154,7 +136,7 @@ def failed(slot: Slot, code: str, **changes: Any) -> Launch:
 
 
 def facts(spec: RunSpec | None = None, **changes: Any) -> RunFacts:
-    chosen = spec or make_spec()
+    chosen = spec or ssh_spec()
     values: dict[str, Any] = {
         "run": "20260102-030405-abcdef",
         "version": "0.1.0",

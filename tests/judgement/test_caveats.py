@@ -20,9 +20,9 @@ from .facts import (
     facts,
     failed,
     launch,
-    make_spec,
     needle,
     on_gpu,
+    ssh_spec,
     with_launches,
     with_lifecycle,
     with_result,
@@ -104,11 +104,11 @@ def test_a_plain_pair() -> None:
 
 
 def test_a_private_job_has_nothing_of_a_comparison() -> None:
-    assert of(facts(make_spec(order="protected-only"))) == {"not-a-tee", "synthetic-workload", "unwitnessed"}
+    assert of(facts(ssh_spec(order="protected-only"))) == {"not-a-tee", "synthetic-workload", "unwitnessed"}
 
 
 def test_blocks_are_neither_single_nor_confounded() -> None:
-    found = facts(make_spec(order="abba", duration=3200.0))
+    found = facts(ssh_spec(order="abba", duration=3200.0))
     assert not {"single-sample", "order-confounded", "short", "short-warmup"} & of(found)
 
 
@@ -117,22 +117,22 @@ def test_facts_reach_the_rules() -> None:
     slot = base.slots[1].plan
     reached = {
         "negative-delta": with_result(base, 1, units=1_900_000),
-        "short": facts(make_spec(duration=60.0)),
+        "short": facts(ssh_spec(duration=60.0)),
         "short-warmup": with_result(base, 0, warmup_sec=1.0),
         "order-unclear": with_launches(base, 1, launch(slot, started_at=5.0, ended_at=6.0)),
-        "random-weights": facts(make_spec(model=LORA)),
-        "host-bound": on_gpu(facts(make_spec(gpu=H100))),
+        "random-weights": facts(ssh_spec(model=LORA)),
+        "host-bound": on_gpu(facts(ssh_spec(gpu=H100))),
         "disturbed": with_result(base, 1, telemetry=THROTTLED),
         "relaunched": with_launches(base, 1, failed(slot, "x", lifecycle=None), launch(slot, number=2)),
         "host-key-tofu": replace(base, allocation=allocation(host_key_source="first-use")),
         "event-gap": with_lifecycle(base, 1, max_gap_sec=9.0),
-        "local-pod": facts(make_spec(provider={"kind": "local"})),
+        "local-pod": facts(ssh_spec(provider={"kind": "local"})),
         "no-file-barrier": with_lifecycle(base, 1, file_barrier="none"),
         "swap-on": with_lifecycle(base, 1, swap_kib=4096),
         "residue-not-scanned": with_lifecycle(base, 1, zeroization=zeroization(residue="not-scanned")),
         "residue-left": with_lifecycle(base, 1, zeroization=zeroization(needles=(needle("marker", 2, 1),))),
         "legs-bit-identical": with_result(
-            with_result(facts(make_spec(duration=None, steps=2000)), 0, output_sha256="same"),
+            with_result(facts(ssh_spec(duration=None, steps=2000)), 0, output_sha256="same"),
             1,
             output_sha256="same",
         ),
@@ -141,8 +141,8 @@ def test_facts_reach_the_rules() -> None:
         assert code in of(found), code
         assert code not in of(base), code
     assert "unwitnessed" not in of(replace(base, witnesses=("w",)))
-    assert "no-control" not in of(facts(make_spec(control="delay")))
-    blocks = facts(make_spec(order="abba", duration=3200.0))
+    assert "no-control" not in of(facts(ssh_spec(control="delay")))
+    blocks = facts(ssh_spec(order="abba", duration=3200.0))
     dropped = with_result(blocks, 2, telemetry=THROTTLED)
     assert "blocks-dropped" in of(dropped)
     assert "disturbed" not in of(dropped)

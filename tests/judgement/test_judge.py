@@ -15,7 +15,7 @@ from glasshouse.judgement.figures import estimate_of, figures_of, overhead_pct
 from glasshouse.judgement.judge import judge, row_id
 from glasshouse.judgement.rules import METHOD, RULES
 
-from .facts import H100, facts, failed, make_spec, on_gpu, release, with_launches, with_result
+from .facts import H100, facts, failed, on_gpu, release, ssh_spec, with_launches, with_result
 
 
 def at_rates(found: RunFacts, raw: float, protected: float) -> RunFacts:
@@ -46,7 +46,7 @@ def test_a_pairs_overhead_is_as_published(raw: float, protected: float, publishe
 
 
 def test_a_blocks_overhead_is_the_geometric_one() -> None:
-    found = at_rates(facts(make_spec(order="abba", duration=3200.0)), 1000.0, 980.0)
+    found = at_rates(facts(ssh_spec(order="abba", duration=3200.0)), 1000.0, 980.0)
     figures = figures_of(found)
     assert figures.overhead_pct == pytest.approx(2.0)
     assert figures.overhead.n == 8
@@ -56,7 +56,7 @@ def test_a_blocks_overhead_is_the_geometric_one() -> None:
 def rented(usd_per_hour: float | None, proof: Any = "zero") -> RunFacts:
     """A rented run held from second 1000 to second 2800."""
     provider = {"kind": "runpod", "base_url": "https://withheld.invalid", "image": "i"}
-    base = facts(make_spec(provider=provider, gpu={**H100, "max_usd_per_hour": {"runpod": 4.0}, "count": 2}))
+    base = facts(ssh_spec(provider=provider, gpu={**H100, "max_usd_per_hour": {"runpod": 4.0}, "count": 2}))
     assert base.allocation is not None
     return replace(
         base,
@@ -89,9 +89,9 @@ def test_a_simulated_run_says_so_before_anything_else() -> None:
 
 
 def test_no_overhead_without_both_arms() -> None:
-    assert overhead(facts(make_spec(order="protected-only"))) is None
+    assert overhead(facts(ssh_spec(order="protected-only"))) is None
     assert overhead(with_launches(facts(), 0)) is None
-    blocks = facts(make_spec(order="abba", duration=3200.0))
+    blocks = facts(ssh_spec(order="abba", duration=3200.0))
     for index in range(len(blocks.slots)):
         blocks = with_launches(blocks, index)
     assert overhead(blocks) is None
@@ -106,20 +106,20 @@ def test_fixed_cost_is_of_protected_launches() -> None:
 
 def test_the_roofline_is_there_where_the_limits_are_known() -> None:
     assert figures_of(facts()).roofline is None
-    share = figures_of(on_gpu(facts(make_spec(gpu=H100)))).roofline.share
+    share = figures_of(on_gpu(facts(ssh_spec(gpu=H100)))).roofline.share
     assert 0 < share < 0.2
 
 
 def test_controls_say_what_they_show() -> None:
     control = figures_of(
-        at_rates(facts(make_spec(order="abba", duration=3200.0, control="aa")), 100, 100)
+        at_rates(facts(ssh_spec(order="abba", duration=3200.0, control="aa")), 100, 100)
     ).control
     assert (control.kind, control.outcome) == ("aa", "passed")
-    delayed = at_rates(facts(make_spec(order="abba", duration=3200.0, control="delay")), 103.0, 100.0)
+    delayed = at_rates(facts(ssh_spec(order="abba", duration=3200.0, control="delay")), 103.0, 100.0)
     assert figures_of(delayed).control.kind == "delay"
     assert figures_of(facts()).control is None
     # A control that measured nothing is still one.
-    none = figures_of(with_launches(facts(make_spec(control="delay")), 0)).control
+    none = figures_of(with_launches(facts(ssh_spec(control="delay")), 0)).control
     assert (none.kind, none.outcome, none.reason) == (
         "delay",
         "inconclusive",
@@ -154,7 +154,7 @@ def test_the_record_is_one_canonical_document() -> None:
     ],
 )
 def test_row_ids_read_like_the_published_ones(changes: dict[str, Any], expected: str) -> None:
-    assert row_id("20260102-030405-abcdef", make_spec(**changes)) == expected
+    assert row_id("20260102-030405-abcdef", ssh_spec(**changes)) == expected
 
 
 def test_order_is_judged_by_what_happened() -> None:
@@ -172,7 +172,7 @@ numbers = st.one_of(st.integers(0, 10**9), st.floats(0, 1e9), st.sampled_from([5
 @given(st.data())
 def test_judging_is_total_and_repeatable(data: st.DataObject) -> None:
     order = data.draw(st.sampled_from(["raw-first", "protected-first", "protected-only"]))
-    found = facts(make_spec(order=order))
+    found = facts(ssh_spec(order=order))
     for index in range(len(found.slots)):
         kind = data.draw(st.sampled_from(["good", "none", "failed"]))
         if kind == "none":

@@ -7,7 +7,7 @@ import pytest
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.resources import resources_of
 
-from .facts import facts, make_spec, with_launches, with_result
+from .facts import facts, ssh_spec, with_launches, with_result
 
 
 def timed(found: RunFacts, index: int, timings: dict[str, float]) -> RunFacts:
@@ -38,7 +38,7 @@ def test_steps_and_what_no_step_accounts_for_add_up_to_the_launch() -> None:
 
 
 def test_figures_are_medians_over_the_launches_of_an_arm() -> None:
-    found = facts(make_spec(order="abba", duration=3200.0))
+    found = facts(ssh_spec(order="abba", duration=3200.0))
     slots = [slot.plan.index for slot in found.of("protected")]
     for nth, index in enumerate(slots):
         found = timed(found, index, {"startSec": float(nth), "totalSec": 300.0})
@@ -51,4 +51,4 @@ def test_what_was_not_measured_is_not_made_up() -> None:
     arms = resources_of(facts())
     assert arms.raw.cpu_share is None
     assert "otherSec" not in arms.raw.wall_sec
-    assert resources_of(facts(make_spec(order="protected-only"))).raw is None
+    assert resources_of(facts(ssh_spec(order="protected-only"))).raw is None

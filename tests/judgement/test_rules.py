@@ -21,9 +21,9 @@ from .facts import (
     launch,
     lifecycle,
     machine,
-    make_spec,
     on_gpu,
     result,
+    ssh_spec,
     with_launches,
     with_lifecycle,
     with_result,
@@ -44,7 +44,7 @@ def slot(found: RunFacts, index: int) -> Any:
 
 
 def gpu_run(**changes: Any) -> RunFacts:
-    return on_gpu(facts(make_spec(gpu=H100 | changes)))
+    return on_gpu(facts(ssh_spec(gpu=H100 | changes)))
 
 
 def spoil_edge(found: RunFacts, index: int, edge: str, **changes: Any) -> RunFacts:
@@ -68,7 +68,7 @@ def equal_adapters(spec: Any, **changes: Any) -> RunFacts:
 
 
 def uneven_adapters() -> RunFacts:
-    return with_result(equal_adapters(make_spec(model=LORA, **STEPS)), 1, steps=2019)
+    return with_result(equal_adapters(ssh_spec(model=LORA, **STEPS)), 1, steps=2019)
 
 
 def unattested() -> RunFacts:
@@ -97,10 +97,10 @@ def raw_launch(**changes: Any) -> RunFacts:
 def test_a_good_run_breaks_no_rule() -> None:
     for found in (
         facts(),
-        facts(make_spec(order="abba", duration=3200.0)),
-        facts(make_spec(order="protected-only")),
-        facts(make_spec(control="aa")),
-        facts(make_spec(**STEPS)),
+        facts(ssh_spec(order="abba", duration=3200.0)),
+        facts(ssh_spec(order="protected-only")),
+        facts(ssh_spec(control="aa")),
+        facts(ssh_spec(**STEPS)),
         gpu_run(),
         relaunched("broker-unreachable"),
     ):
@@ -135,15 +135,15 @@ FIRES: list[tuple[str, Build]] = [
     ("same-machine-not-proven", lambda: spoil_edge(facts(), 1, "machine_start", uptime_sec=5.0)),
     ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "machine_start", gpu_uuids=("GPU-2",))),
     ("same-machine-not-proven", lambda: spoil_edge(gpu_run(), 1, "machine_start", driver="581")),
-    ("same-machine-not-proven", lambda: on_gpu(facts(make_spec(gpu=H100)), gpu_uuids=())),
+    ("same-machine-not-proven", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpu_uuids=())),
     ("same-machine-not-proven", lambda: with_lifecycle(facts(), 1, boot_id="another")),
     ("same-machine-not-proven", lambda: allocated(facts(), machine=machine(boot_id="x"))),
-    ("gpu-not-as-asked", lambda: on_gpu(facts(make_spec(gpu=H100)), gpu_names=("NVIDIA H100 PCIe",))),
-    ("gpu-not-as-asked", lambda: on_gpu(facts(make_spec(gpu=H100)), gpu_names=())),
+    ("gpu-not-as-asked", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=("NVIDIA H100 PCIe",))),
+    ("gpu-not-as-asked", lambda: on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=())),
     ("gpu-not-as-asked", lambda: gpu_run(count=2)),
     ("gpu-not-as-asked", lambda: with_result(gpu_run(), 1, device="cpu")),
     ("gpu-not-as-asked", lambda: allocated(gpu_run(), gpu_model="NVIDIA A100")),
-    ("gpu-not-as-asked", lambda: with_result(facts(make_spec(gpu={"name": "cpu"})), 0, device="cuda")),
+    ("gpu-not-as-asked", lambda: with_result(facts(ssh_spec(gpu={"name": "cpu"})), 0, device="cuda")),
     ("workload-digest-mismatch", lambda: with_result(facts(), 1, workload_digest="other")),
     ("workload-digest-mismatch", lambda: with_result(facts(), 1, workload_digest="")),
     ("initial-weights-mismatch", lambda: with_result(facts(), 1, initial_digest="other")),
@@ -151,13 +151,13 @@ FIRES: list[tuple[str, Build]] = [
     ("non-finite-loss", lambda: with_result(facts(), 0, loss_curve=((1.0, None),))),
     ("non-finite-loss", lambda: with_launches(facts(), 0, failed(slot(facts(), 0), "non-finite-loss"))),
     ("adapter-unchanged", lambda: with_result(facts(), 1, output_differs=False)),
-    ("adapter-digests-equal", lambda: equal_adapters(make_spec(model=LORA))),
+    ("adapter-digests-equal", lambda: equal_adapters(ssh_spec(model=LORA))),
     ("adapter-digests-equal", uneven_adapters),
     ("duration-out-of-tolerance", lambda: with_result(facts(), 1, elapsed_sec=1700.0)),
     ("duration-out-of-tolerance", lambda: with_result(facts(), 1, elapsed_sec=1900.0)),
     ("duration-out-of-tolerance", lambda: with_result(facts(), 1, units=0, elapsed_sec=1800.0)),
-    ("steps-not-as-planned", lambda: with_result(facts(make_spec(**STEPS)), 1, steps=1999)),
-    ("steps-not-as-planned", lambda: with_result(facts(make_spec(**STEPS)), 1, units=101, steps=2020)),
+    ("steps-not-as-planned", lambda: with_result(facts(ssh_spec(**STEPS)), 1, steps=1999)),
+    ("steps-not-as-planned", lambda: with_result(facts(ssh_spec(**STEPS)), 1, units=101, steps=2020)),
 ]  # fmt: skip
 
 
@@ -214,10 +214,10 @@ def test_a_check_with_nothing_to_look_at_says_so() -> None:
 
 
 def test_a_control_has_no_attestation_to_verify_and_says_so() -> None:
-    said = details(facts(make_spec(control="aa")))
+    said = details(facts(ssh_spec(control="aa")))
     assert set(said) == {"attestation-not-verified", "event-chain-broken", "runtime-not-zeroized"}
     assert set(said.values()) == {"no slot was planned to run protected: nothing to check"}
-    only = details(facts(make_spec(order="protected-only")))
+    only = details(facts(ssh_spec(order="protected-only")))
     assert set(only) == {"raw-incomplete", "raw-files-not-removed"}
 
 
@@ -225,11 +225,11 @@ def test_a_control_has_no_attestation_to_verify_and_says_so() -> None:
 
 
 def test_adapters_may_be_equal_where_that_is_what_should_happen() -> None:
-    assert codes(equal_adapters(make_spec(model=LORA, **STEPS))) == set()
-    assert codes(equal_adapters(make_spec())) == set()  # an MLP whose legs happened to take equal steps
+    assert codes(equal_adapters(ssh_spec(model=LORA, **STEPS))) == set()
+    assert codes(equal_adapters(ssh_spec())) == set()  # an MLP whose legs happened to take equal steps
     told = {"unit_info": {"deterministic": True}}
-    assert codes(equal_adapters(make_spec(model=LORA), **told)) == set()
-    uneven = with_result(equal_adapters(make_spec(model=LORA), **told), 1, warmup_units=10)
+    assert codes(equal_adapters(ssh_spec(model=LORA), **told)) == set()
+    uneven = with_result(equal_adapters(ssh_spec(model=LORA), **told), 1, warmup_units=10)
     assert codes(uneven) == {"adapter-digests-equal"}
     # What counts is every step since the start: one more of the warm-up, one less of the measured stretch.
     units = uneven.slots[1].result.units - 1
@@ -239,14 +239,14 @@ def test_adapters_may_be_equal_where_that_is_what_should_happen() -> None:
 
 
 def test_a_stretch_may_end_one_slow_unit_late() -> None:
-    spec = make_spec(duration=2.0)
+    spec = ssh_spec(duration=2.0)
     late = with_result(facts(spec), 0, units=8, elapsed_sec=2.6)
     assert codes(late) == set()
     assert codes(with_result(facts(spec), 0, units=8, elapsed_sec=3.4)) == {"duration-out-of-tolerance"}
 
 
 def test_a_fixed_step_leg_ends_on_a_whole_unit() -> None:
-    spec = make_spec(duration=None, steps=1990)
+    spec = ssh_spec(duration=None, steps=1990)
     whole = with_result(facts(spec), 0, units=100, steps=2000)
     assert codes(with_result(whole, 1, units=100, steps=2000)) == set()
 
@@ -266,7 +266,7 @@ def test_a_failed_launch_before_release_may_be_repeated() -> None:
 
 
 def test_a_burn_in_slot_may_be_cut_but_not_on_another_machine() -> None:
-    found = facts(make_spec(order="abba", duration=3200.0, measure={"burn_in_slots": 1}))
+    found = facts(ssh_spec(order="abba", duration=3200.0, measure={"burn_in_slots": 1}))
     assert codes(with_result(found, 0, elapsed_sec=5.0)) == set()
     assert codes(spoil_edge(found, 0, "machine_end", boot_id="other")) == {"same-machine-not-proven"}
 
@@ -276,13 +276,13 @@ def test_a_machine_that_is_gone_has_no_folder_to_look_at() -> None:
 
 
 def test_an_ssh_host_may_have_more_gpus_than_asked() -> None:
-    found = on_gpu(facts(make_spec(gpu=H100)), gpu_names=("NVIDIA H100 80GB HBM3",) * 2)
+    found = on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=("NVIDIA H100 80GB HBM3",) * 2)
     assert codes(found) == set()
 
 
 def test_providers_may_call_a_gpu_by_another_name_than_its_driver() -> None:
     names = {"vastai": "H100 SXM", "driver": "NVIDIA H100 80GB HBM3"}
-    found = on_gpu(facts(make_spec(gpu=H100 | {"provider_names": names})))
+    found = on_gpu(facts(ssh_spec(gpu=H100 | {"provider_names": names})))
     assert codes(found) == set()
     assert codes(allocated(found, gpu_model="H100 SXM")) == set()
 
@@ -310,7 +310,7 @@ def test_a_simulated_gpu_may_have_nothing_behind_it_but_not_another_name() -> No
     on_cpu = with_result(with_result(gpu_run(), 0, device="cpu"), 1, device="cpu")
     assert codes(on_cpu) == {"gpu-not-as-asked"}
     assert codes(replace(on_cpu, simulated=True)) == set()
-    other = on_gpu(facts(make_spec(gpu=H100)), gpu_names=("NVIDIA H100 PCIe",))
+    other = on_gpu(facts(ssh_spec(gpu=H100)), gpu_names=("NVIDIA H100 PCIe",))
     assert "gpu-not-as-asked" in codes(replace(other, simulated=True))
 
 

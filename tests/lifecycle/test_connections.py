@@ -6,8 +6,9 @@ import contextlib
 
 import pytest
 
-from glasshouse.errors import OutcomeUnknown
-from glasshouse.lifecycle.follow import on_live_connection
+from glasshouse.codes import Code
+from glasshouse.errors import HostKeyMismatch, LegError, OutcomeUnknown, RemoteError, RentalOver
+from glasshouse.lifecycle.follow import on_live_connection, reconnect
 from glasshouse.remote.pod import Pod
 
 
@@ -34,3 +35,36 @@ def test_what_fails_on_the_new_connection_too_is_said(pod: Pod) -> None:
 
     with pytest.raises(OutcomeUnknown):
         on_live_connection(pod, dies, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("errors", "rounds"),
+    [
+        ([RemoteError("no answer"), OutcomeUnknown("cut")], 3),
+        ([RemoteError("no answer")] * 3, 3),
+        ([HostKeyMismatch("another key")], 1),  # a stranger is asked once
+        ([RentalOver()], 1),
+    ],
+)
+def test_a_pod_is_reached_again_in_rounds_and_a_stranger_is_not(
+    pod: Pod, errors: list[RemoteError], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, asked, said = list(errors), [], []
+
+    def answer() -> None:
+        asked.append(1)
+        if left:
+            raise left.pop(0)
+
+    monkeypatch.setattr(pod, "reconnect", answer)
+    if isinstance(errors[0], RentalOver):
+        with pytest.raises(RentalOver):
+            reconnect(pod, said.append)
+    elif len(errors) == rounds:
+        with pytest.raises(LegError) as error:
+            reconnect(pod, said.append)
+        assert error.value.code == Code.POD_UNREACHABLE
+    else:
+        reconnect(pod, said.append)
+    assert len(asked) == rounds
+    assert said == ["connection lost; the leg goes on, reconnecting"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from glasshouse import spec as specs
 from glasshouse.errors import LegError
 from glasshouse.lifecycle.observe import POD_SCRIPT, Observed, check_gpu
+from tests.specs import make_spec
 
 H100 = "NVIDIA H100 80GB HBM3"
 NAMES = {"runpod": H100, "vastai": "H100 SXM", "driver": H100}
@@ -34,9 +34,7 @@ def observed(*gpus: str) -> Observed:
         (specs.Gpu(name="cpu"), [H100], None),
     ],
 )
-def test_what_was_asked_for_is_there(
-    make_spec: Callable[..., specs.RunSpec], gpu: specs.Gpu, found: list[str], answer: str | None
-) -> None:
+def test_what_was_asked_for_is_there(gpu: specs.Gpu, found: list[str], answer: str | None) -> None:
     assert check_gpu(make_spec(gpu=gpu), observed(*found)) == answer
 
 
@@ -50,9 +48,7 @@ def test_what_was_asked_for_is_there(
         (2, [H100, "NVIDIA H200"]),
     ],
 )
-def test_another_or_too_few_are_refused_by_name(
-    make_spec: Callable[..., specs.RunSpec], count: int, found: list[str]
-) -> None:
+def test_another_or_too_few_are_refused_by_name(count: int, found: list[str]) -> None:
     gpu = specs.Gpu(name="h100", provider_names=NAMES, count=count)
     with pytest.raises(LegError, match="asked for h100, found") as caught:
         check_gpu(make_spec(gpu=gpu), observed(*found))
@@ -71,9 +67,7 @@ FAULT = "exit 18: Failed to initialize NVML: Driver/library version mismatch"
     ],
     ids=["named", "any", "a field in error"],
 )
-def test_a_sick_driver_ends_the_run_before_anything_is_sealed(
-    make_spec: Callable[..., specs.RunSpec], gpu: str, seen: Observed
-) -> None:
+def test_a_sick_driver_ends_the_run_before_anything_is_sealed(gpu: str, seen: Observed) -> None:
     spec = make_spec(gpu=specs.Gpu(name=gpu, provider_names=NAMES if gpu == "h100" else {}))
     with pytest.raises(LegError, match=r"mismatch|ERR!") as caught:
         check_gpu(spec, seen)
@@ -105,7 +99,7 @@ def test_what_the_drivers_tool_says_is_told(tmp_path: Path, tool: str, said: lis
     assert [line for line in done.stdout.splitlines() if line.startswith(("gpu=", "fault="))] == said
 
 
-def test_what_a_pod_says_of_its_driver_moves_no_terminal(make_spec: Callable[..., specs.RunSpec]) -> None:
+def test_what_a_pod_says_of_its_driver_moves_no_terminal() -> None:
     with pytest.raises(LegError) as caught:
         check_gpu(
             make_spec(gpu=specs.Gpu(name="auto")),

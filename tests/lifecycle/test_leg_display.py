@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.spec import RunSpec
 from tests.records.legs import leg_result
+from tests.specs import make_spec
 
-MakeSpec = Callable[..., RunSpec]
 SLOT = Slot(0, None, 0, "raw", False, 0.0, 2.0, None, False, 0.0)
 RESULT = readable(leg_result(SLOT, units=30, finalLoss=0.5))
 
@@ -37,15 +36,17 @@ def shown(spec: RunSpec, *, live: bool) -> tuple[str, list[str]]:
     return stream.getvalue(), labels
 
 
-def test_a_pair_shows_each_leg_with_its_rate(make_spec: MakeSpec) -> None:
+def test_a_pair_shows_each_leg_with_its_rate() -> None:
     text, labels = shown(make_spec(), live=False)
     assert labels == ["raw leg", "protected leg"]
     assert text.count("30 epochs in 2.0 s: 15.00 /s, loss 0.5000") == 2
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_block_design_shows_no_rate_before_its_end(make_spec: MakeSpec, live: bool) -> None:
-    text, labels = shown(make_spec(order="abba", duration=3200.0), live=live)
+def test_a_block_design_shows_no_rate_before_its_end(live: bool) -> None:
+    text, labels = shown(
+        make_spec(order="abba", duration=3200.0, measure={"discard_sec": 0.0, "burn_in_slots": 1}), live=live
+    )
     assert "15.00" not in text
     assert "/s" not in text
     assert labels[0].startswith("burn-in, slot 1 of 33 (raw), about 110 min left")
@@ -53,13 +54,15 @@ def test_a_block_design_shows_no_rate_before_its_end(make_spec: MakeSpec, live: 
     assert "measuring 8 blocks, 33 slots" in text
 
 
-def test_a_stream_that_cannot_redraw_gets_a_line_a_block(make_spec: MakeSpec) -> None:
-    text, _ = shown(make_spec(order="abba", duration=3200.0), live=False)
+def test_a_stream_that_cannot_redraw_gets_a_line_a_block() -> None:
+    text, _ = shown(
+        make_spec(order="abba", duration=3200.0, measure={"discard_sec": 0.0, "burn_in_slots": 1}), live=False
+    )
     assert [line for line in text.splitlines() if "done" in line][-1] == "  block 8 of 8 done"
     assert len(text.splitlines()) == 2 + 8
 
 
-def test_a_control_names_the_role_that_runs_raw(make_spec: MakeSpec) -> None:
+def test_a_control_names_the_role_that_runs_raw() -> None:
     _, labels = shown(make_spec(order="abba", duration=3200.0, control="aa"), live=False)
     assert any("(raw in the protected role)" in label for label in labels)
     assert not any("(protected)" in label for label in labels)

@@ -20,7 +20,8 @@ from glasshouse import spec as specs
 from glasshouse.errors import RemoteError
 from glasshouse.lifecycle.pod_python import LORA, RUNTIME, _pinned, prepare_python
 from glasshouse.remote.pod import Pod
-from tests.providers.cloud_kit import make_spec as rented_spec
+from tests.providers.cloud_kit import rented_spec
+from tests.specs import make_spec
 
 MODULES = {
     "pyjwt": "jwt/__init__.py",
@@ -175,9 +176,7 @@ def test_what_cannot_be_installed_is_an_install_that_failed(pod: Pod, index: Pat
     assert "built for another machine" in line
 
 
-def test_on_a_machine_that_is_not_rented_nothing_is_installed(
-    pod: Pod, index: Path, plain: Image, make_spec: Callable[..., specs.RunSpec]
-) -> None:
+def test_on_a_machine_that_is_not_rented_nothing_is_installed(pod: Pod, index: Path, plain: Image) -> None:
     offer_all(index, RUNTIME)
     code, line = _code(lambda: prepare_python(pod, plain.python, pod.endpoint.workdir, make_spec()))
     assert code == "libraries-missing"
@@ -187,7 +186,7 @@ def test_on_a_machine_that_is_not_rented_nothing_is_installed(
 
 @pytest.mark.parametrize("rent", [True, False])
 def test_a_pynacl_without_the_cipher_is_a_library_that_is_missing(
-    pod: Pod, index: Path, tmp_path: Path, make_spec: Callable[..., specs.RunSpec], rent: bool
+    pod: Pod, index: Path, tmp_path: Path, rent: bool
 ) -> None:
     offer_all(index, RUNTIME)
     image = Image(tmp_path / "image")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from glasshouse.records.ledger import Ledger
 from glasshouse.records.plan import register_plan
 from glasshouse.spec import RunSpec
 from tests.providers.cloud_kit import KINDS, VARIABLE, rented
+from tests.specs import make_spec
 
 QUIET = Screen(quiet=True)
 # The intent of a controller that is dead by the time anybody looks.
@@ -50,9 +50,7 @@ def released(live: LiveRun) -> dict:
     return json.loads((live.folder.bundle / "release.json").read_bytes())
 
 
-def test_the_watchdog_keeps_what_its_controller_found_at_the_release(
-    make_spec: Callable[..., RunSpec], tmp_path: Path
-) -> None:
+def test_the_watchdog_keeps_what_its_controller_found_at_the_release(tmp_path: Path) -> None:
     live = planned(make_spec(), tmp_path)
     intended(live)
     found = {
@@ -70,9 +68,7 @@ def test_the_watchdog_keeps_what_its_controller_found_at_the_release(
     )
 
 
-def test_the_watchdog_of_a_run_that_asked_for_nothing_says_so(
-    make_spec: Callable[..., RunSpec], tmp_path: Path
-) -> None:
+def test_the_watchdog_of_a_run_that_asked_for_nothing_says_so(tmp_path: Path) -> None:
     live = planned(make_spec(), tmp_path)
     watch(live.folder.path, QUIET)
     assert released(live)["detail"] == "nothing was asked of the provider"

@@ -27,7 +27,7 @@ from glasshouse.lifecycle.setup import describe
 from glasshouse.lifecycle.slots import launch_file
 from glasshouse.measurement.schedule import Slot
 from glasshouse.providers.base import Allocation, ReleaseProof
-from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.spec import RunSpec
 
 MakeSpec = Callable[..., RunSpec]
@@ -58,8 +58,8 @@ def live(make_spec: MakeSpec, tmp_path: Path) -> LiveRun:
 
 def allocation(tmp_path: Path, **changes: Any) -> Allocation:
     endpoint = Endpoint(
-        host="10.0.0.7", port=22, user="root", key_path=tmp_path / "key", known_hosts=None,
-        host_key_source="created", python="python3", workdir="/workspace",
+        host="10.0.0.7", port=22, user="root", key_path=tmp_path / "key", host_key=HostKey("created", ()),
+        python="python3", workdir="/workspace",
     )  # fmt: skip
     values: dict[str, Any] = {
         "provider": "local", "id": "abc", "name": NAME, "endpoint": endpoint, "gpu_model": None,

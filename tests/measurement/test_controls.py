@@ -5,7 +5,7 @@ import math
 import pytest
 
 from glasshouse.measurement.controls import expected_delay_pct, judge_aa, judge_delay
-from glasshouse.measurement.estimate import Estimate, estimate_blocks, estimate_pair, log_from_overhead
+from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, log_from_overhead
 
 from .test_estimate import with_difference
 
@@ -42,5 +42,6 @@ def test_delay(overhead: float, spread: float, outcome: str) -> None:
 
 
 def test_a_pair_is_no_control() -> None:
-    pair = estimate_pair((100.0, 1.0), (97.0, 1.0), 2.0)
+    slots = SlotRate(0, "raw", 100.0, 1.0), SlotRate(1, "protected", 97.0, 1.0)
+    pair = estimate_blocks([Block(slots)], 2.0)
     assert judge_aa(pair).outcome == judge_delay(pair, 3.0).outcome == "inconclusive"

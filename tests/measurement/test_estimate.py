@@ -11,7 +11,6 @@ from glasshouse.measurement.estimate import (
     Block,
     SlotRate,
     estimate_blocks,
-    estimate_pair,
     log_from_overhead,
     overhead_from_log,
     pair_overhead_pct,
@@ -20,18 +19,18 @@ from glasshouse.measurement.estimate import (
 from glasshouse.measurement.schedule import PATTERNS
 
 
-def block(pattern: str, logs: list[float], group: int | None = None) -> Block:
+def block(pattern: str, logs: list[float]) -> Block:
     """A block whose slots have the given log rates, each over 10 seconds."""
     slots = [
         SlotRate(position, arm, 10.0 * math.exp(y), 10.0)
         for position, (arm, y) in enumerate(zip(PATTERNS[pattern], logs, strict=True))
     ]
-    return Block(tuple(slots), group)
+    return Block(tuple(slots))
 
 
-def with_difference(pattern: str, d: float, group: int | None = None) -> Block:
+def with_difference(pattern: str, d: float) -> Block:
     base = [d if arm == "protected" else 0.0 for arm in PATTERNS[pattern]]
-    return block(pattern, base, group)
+    return block(pattern, base)
 
 
 def test_transformations_are_inverse() -> None:
@@ -41,7 +40,8 @@ def test_transformations_are_inverse() -> None:
 
 
 def test_pair_is_the_published_formula() -> None:
-    estimate = estimate_pair((1000.0, 10.0), (940.0, 10.0), 2.0)
+    slots = SlotRate(0, "raw", 1000.0, 10.0), SlotRate(1, "protected", 940.0, 10.0)
+    estimate = estimate_blocks([Block(slots)], 2.0)
     assert estimate.overhead_pct == pytest.approx(6.0)
     assert pair_overhead_pct(100.0, 94.0) == pytest.approx(6.0)
     assert (estimate.method, estimate.n, estimate.verdict) == ("single-pair", 1, "inconclusive")
@@ -126,20 +126,6 @@ def test_slot_order_in_the_block_does_not_matter() -> None:
     one = block("ABBA", [0.0, 0.1, 0.3, 0.2])
     two = Block(tuple(reversed(one.slots)))
     assert estimate_blocks([one, one], 2.0) == estimate_blocks([two, two], 2.0)
-
-
-def test_launch_groups_carry_the_interval() -> None:
-    d = {0: [-0.01, -0.03], 1: [0.00, -0.02, -0.01], 2: [-0.04], 3: [-0.02, -0.02]}
-    blocks = [with_difference("ABBA", x, group) for group, xs in d.items() for x in xs]
-    got = estimate_blocks(blocks, 2.0)
-    means = [sum(xs) / len(xs) for xs in d.values()]
-    interval = scipy.stats.ttest_1samp(means, 0.0).confidence_interval(0.95)
-    assert (got.method, got.n, got.blocks) == ("t-launch-groups", 4, 8)
-    assert got.ci_high_pct == pytest.approx(100 * (1 - math.exp(interval.low)))
-    assert got.randomisation_p == 2 / 16
-    few = estimate_blocks([b for b in blocks if b.launch_group != 3], 2.0)
-    assert (few.method, few.ci_low_pct, few.verdict) == ("none", None, "inconclusive")
-    assert few.overhead_pct is not None
 
 
 def test_disturbed_blocks_go_whole_and_are_counted_by_arm() -> None:

@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 from glasshouse.canonical import canonical_json
-from glasshouse.measurement.estimate import Estimate, SlotRate, collect_blocks, estimate_blocks
+from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks
 from glasshouse.measurement.fixed_cost import fixed_cost, overhead_at
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.measurement.telemetry import disturbed
 from glasshouse.schema import Machine, Sample
 from glasshouse.spec import RunSpec
 
-from .conftest import make_spec
+from .conftest import abba_spec
 
 SCRIPT = Path(__file__).parents[2] / "site" / "research" / "recompute.py"
 
@@ -98,7 +98,13 @@ def ours(schedule: tuple[Slot, ...], results: dict[int, dict[str, Any]]) -> Esti
         for slot in schedule
         if slot.index in results
     }
-    return estimate_blocks(collect_blocks(schedule, rates), 2.0)
+    members: dict[int | None, list[SlotRate]] = {}
+    for slot in schedule:
+        if not slot.burn_in:
+            # A slot without a rate stands as one without work, so that its block is dropped as incomplete.
+            nothing = SlotRate(slot.position, slot.arm, 0.0, 0.0)
+            members.setdefault(slot.block, []).append(rates.get(slot.index, nothing))
+    return estimate_blocks([Block(tuple(slots)) for slots in members.values()], 2.0)
 
 
 def assert_same(figures: dict[str, Any], estimate: Estimate) -> None:
@@ -122,7 +128,7 @@ def assert_same(figures: dict[str, Any], estimate: Estimate) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_abba_with_trouble(tmp_path: Path, seed: int) -> None:
-    spec = make_spec(seed=seed, duration=600.0, measure={"burn_in_slots": 2})
+    spec = abba_spec(seed=seed, duration=600.0, measure={"burn_in_slots": 2})
     rng = random.Random(seed)
     results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)}
     results[5]["telemetry"] = [{"t": 1.0, "othersPct": 95.0, "stealPct": 0.0}]
@@ -144,7 +150,7 @@ def test_abba_with_trouble(tmp_path: Path, seed: int) -> None:
 
 def test_clean_abba_and_a_control(tmp_path: Path) -> None:
     for control in ("none", "delay"):
-        spec = make_spec(control=control, measure={"blocks": 9})
+        spec = abba_spec(control=control, measure={"blocks": 9})
         rng = random.Random(4)
         results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)}
         schedule, _ = write_bundle(tmp_path / control, spec, results)
@@ -155,7 +161,7 @@ def test_clean_abba_and_a_control(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["raw-first", "protected-first", "protected-only"])
 def test_without_blocks(tmp_path: Path, order: str) -> None:
-    spec = make_spec(order=order)
+    spec = abba_spec(order=order)
     rng = random.Random(8)
     results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)}
     schedule, _ = write_bundle(tmp_path / "bundle", spec, results)
@@ -165,7 +171,7 @@ def test_without_blocks(tmp_path: Path, order: str) -> None:
 
 
 def test_a_run_cut_off_after_two_slots_has_no_block(tmp_path: Path) -> None:
-    spec = make_spec(measure={"burn_in_slots": 0})
+    spec = abba_spec(measure={"burn_in_slots": 0})
     rng = random.Random(3)
     results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)[:2]}
     schedule, _ = write_bundle(tmp_path / "bundle", spec, results)
@@ -175,7 +181,7 @@ def test_a_run_cut_off_after_two_slots_has_no_block(tmp_path: Path) -> None:
 
 
 def test_a_slot_that_was_launched_again_counts_by_its_last_launch(tmp_path: Path) -> None:
-    spec = make_spec()
+    spec = abba_spec()
     rng = random.Random(5)
     results = {slot.index: result_of(slot, rng) for slot in build_schedule(spec)}
     schedule, _ = write_bundle(tmp_path / "bundle", spec, results)
@@ -188,12 +194,12 @@ def test_a_slot_that_was_launched_again_counts_by_its_last_launch(tmp_path: Path
 
 
 def test_nothing_measured(tmp_path: Path) -> None:
-    schedule, _ = write_bundle(tmp_path / "bundle", make_spec(), {})
+    schedule, _ = write_bundle(tmp_path / "bundle", abba_spec(), {})
     assert_same(recompute(tmp_path / "bundle"), ours(schedule, {}))
 
 
 def test_as_readers_start_it(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", make_spec(), {})
+    write_bundle(tmp_path / "bundle", abba_spec(), {})
     command = [sys.executable, "-I", str(SCRIPT), str(tmp_path / "bundle")]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert json.loads(done.stdout) == recompute(tmp_path / "bundle")

@@ -8,14 +8,14 @@ import pytest
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import PATTERNS, block_patterns, build_schedule, uniform_stream
 
-from .conftest import make_spec
+from .conftest import abba_spec
 
 
 @pytest.mark.parametrize(
     ("order", "arms"), [("raw-first", ["raw", "protected"]), ("protected-first", ["protected", "raw"])]
 )
 def test_pair_runs_each_arm_once_in_the_order_named(order: str, arms: list[str]) -> None:
-    slots = build_schedule(make_spec(order=order, duration=300.0))
+    slots = build_schedule(abba_spec(order=order, duration=300.0))
     assert [slot.arm for slot in slots] == arms
     assert [slot.index for slot in slots] == [slot.position for slot in slots] == [0, 1]
     assert all(slot.warmup_sec == 5.0 and slot.measured_sec == 300.0 and slot.steps is None for slot in slots)
@@ -24,12 +24,12 @@ def test_pair_runs_each_arm_once_in_the_order_named(order: str, arms: list[str])
 
 
 def test_protected_only_is_one_slot_with_fixed_work() -> None:
-    (slot,) = build_schedule(make_spec(order="protected-only", duration=None, steps=500, payload="private"))
+    (slot,) = build_schedule(abba_spec(order="protected-only", duration=None, steps=500, payload="private"))
     assert (slot.arm, slot.lifecycle, slot.steps, slot.measured_sec) == ("protected", True, 500, None)
 
 
 def test_abba_splits_the_duration_and_balances_the_kinds() -> None:
-    slots = build_schedule(make_spec(measure={"burn_in_slots": 3}))
+    slots = build_schedule(abba_spec(measure={"burn_in_slots": 3}))
     assert [(slot.arm, slot.burn_in, slot.block) for slot in slots[:3]] == [
         ("raw", True, None), ("protected", True, None), ("raw", True, None),
     ]  # fmt: skip
@@ -47,28 +47,28 @@ def test_abba_splits_the_duration_and_balances_the_kinds() -> None:
 
 
 def test_abba_steps_add_up_and_match_between_arms() -> None:
-    slots = [s for s in build_schedule(make_spec(duration=None, steps=1007)) if not s.burn_in]
+    slots = [s for s in build_schedule(abba_spec(duration=None, steps=1007)) if not s.burn_in]
     by_arm = {arm: [s.steps for s in slots if s.arm == arm] for arm in ("raw", "protected")}
     assert by_arm["raw"] == by_arm["protected"] == [51] * 7 + [50] * 13
     with pytest.raises(UsageError, match="needs steps=20 or more"):
-        build_schedule(make_spec(duration=None, steps=19))
+        build_schedule(abba_spec(duration=None, steps=19))
 
 
 def test_controls_run_without_lifecycle() -> None:
-    for slot in build_schedule(make_spec(control="aa")):
+    for slot in build_schedule(abba_spec(control="aa")):
         assert (slot.lifecycle, slot.delay_pct) == (False, 0.0)
-    for slot in build_schedule(make_spec(control="delay", order="raw-first")):
+    for slot in build_schedule(abba_spec(control="delay", order="raw-first")):
         assert (slot.lifecycle, slot.delay_pct) == (False, 3.0 if slot.arm == "protected" else 0.0)
 
 
 @pytest.mark.parametrize(("duration", "discarded"), [(1800.0, 5.0), (100.0, 5.0), (20.0, 1.0), (4.0, 0.2)])
 def test_what_is_discarded_is_never_longer_than_what_is_measured(duration: float, discarded: float) -> None:
-    for slot in build_schedule(make_spec(duration=duration, measure={"discard_sec": 5.0})):
+    for slot in build_schedule(abba_spec(duration=duration, measure={"discard_sec": 5.0})):
         assert slot.warmup_sec == pytest.approx(discarded)
         assert slot.warmup_sec <= (slot.measured_sec or 0.0)
-    steps = make_spec(duration=None, steps=400, measure={"discard_sec": 5.0})
+    steps = abba_spec(duration=None, steps=400, measure={"discard_sec": 5.0})
     assert {slot.warmup_sec for slot in build_schedule(steps)} == {5.0}
-    pair = make_spec(order="raw-first", duration=1.0)
+    pair = abba_spec(order="raw-first", duration=1.0)
     assert {slot.warmup_sec for slot in build_schedule(pair)} == {5.0}
 
 

@@ -21,6 +21,7 @@ from glasshouse.providers.fakes.server import FakeServer
 from glasshouse.providers.fakes.vastai import serve_vastai
 from glasshouse.providers.runpod import open_runpod
 from glasshouse.providers.vastai import open_vastai
+from tests.specs import make_spec
 
 NAME = "gh-20260101-000000-abcdef-0123abcd"
 KINDS = ("runpod", "vastai")
@@ -34,42 +35,23 @@ FAST = Timing(
 )  # fmt: skip
 
 
-def make_spec(
+def rented_spec(
     kind: str, url: str = "http://127.0.0.1:1/v2", *, gpu: Any = None, **provider: Any
 ) -> specs.RunSpec:
-    """A short run on one GPU; keywords go into provider, `gpu` replaces fields of the GPU."""
+    """A short run on one rented GPU; keywords go into provider, `gpu` replaces fields of the GPU."""
     settings = {
+        "kind": kind,
+        "base_url": url,
         "image": "example/pytorch@sha256:" + "ab" * 32,
         "boot_deadline_sec": 3.0,
         "request_timeout_sec": 0.4,
-        **provider,
     }
-    return specs.RunSpec(
-        provider=specs.CloudProvider(kind=kind, base_url=url, **settings),  # type: ignore[arg-type]
-        gpu=specs.Gpu(
-            **{
-                "name": "a4000",
-                "provider_names": dict(GPU_NAME),
-                "max_usd_per_hour": {"runpod": 0.3, "vastai": 0.2},
-                **(gpu or {}),
-            }
-        ),
-        model=specs.MlpModel(
-            kind="mlp", name="m", inputs=1, hidden=1, layers=1, classes=2, batch=1, batches_per_epoch=1,
-            learning_rate=0.1,
-        ),
-        policy=specs.Policy(
-            name="standard", freshness_sec=60, require_landlock=False, require_memfd_secret=False,
-            allow_host_key_first_use=True, anti_debug_profile="standard",
-        ),
-        measure=specs.Measure(
-            warmup_sec=5, discard_sec=1, blocks=8, margin_pct=2, duration_tolerance_pct=10,
-            head_interval_sec=1
-        ),
-        order="raw-first",
-        duration=60.0,
-        seed=1,
-    )  # fmt: skip
+    card = {
+        "name": "a4000",
+        "provider_names": dict(GPU_NAME),
+        "max_usd_per_hour": {"runpod": 0.3, "vastai": 0.2},
+    }
+    return make_spec(provider=settings | provider, gpu=card | (gpu or {}), measure={"burn_in_slots": 1})
 
 
 @dataclass
@@ -107,7 +89,7 @@ def rented(
     """Serve a fake provider and open our client of it."""
     serve = serve_runpod if kind == "runpod" else serve_vastai
     with serve(boot_sec=boot_sec) as server:
-        spec = make_spec(kind, server.base_url, **settings)
+        spec = rented_spec(kind, server.base_url, **settings)
         assert isinstance(spec.provider, specs.CloudProvider)
         with OPEN[kind](spec.provider, environ={VARIABLE[kind]: server.key}, timing=timing) as provider:
             yield Rented(kind, server, provider, spec)
@@ -116,10 +98,10 @@ def rented(
 def over_ssh(allocation: Allocation, command: str) -> str:
     """Run one command on the pod, with the pinned host key and the per-rental login key only."""
     endpoint = allocation.endpoint
-    assert endpoint.known_hosts is not None
+    assert endpoint.host_key.lines is not None
 
     async def go() -> str:
-        known = asyncssh.import_known_hosts("\n".join(endpoint.known_hosts or ()) + "\n")
+        known = asyncssh.import_known_hosts("\n".join(endpoint.host_key.lines or ()) + "\n")
         async with asyncssh.connect(
             endpoint.host, endpoint.port, username=endpoint.user, client_keys=[str(endpoint.key_path)],
             known_hosts=known, config=None, agent_path=None,

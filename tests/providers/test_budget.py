@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 
 from glasshouse.errors import UsageError
+from glasshouse.lifecycle import leg
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.providers import money
 from glasshouse.providers.budget import reserved
 from glasshouse.providers.journal import Journal
 
-from .cloud_kit import make_spec
+from .cloud_kit import rented_spec
 
 LATER = 4e9
 HOLD = """
@@ -140,7 +143,7 @@ def test_a_reservation_on_another_host_counts_until_its_time() -> None:
 
 
 def test_a_sweep_holds_all_its_cells_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = make_spec("runpod")
+    cell = rented_spec("runpod")
     one = money.cost_ceiling(cell)
     monkeypatch.setenv("GLASSHOUSE_MAX_USD", f"{3 * one + 0.02:.2f}")
     with reserved([cell, cell]):
@@ -155,14 +158,21 @@ def test_a_sweep_holds_all_its_cells_and_gives_them_back(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("order", ["raw-first", "protected-only", "abba"])
-@pytest.mark.parametrize("work", [{"duration": 60.0}, {"duration": None, "steps": 1600}])
-def test_what_is_budgeted_for_legs_is_what_their_deadlines_add_up_to(order: str, work: dict) -> None:
-    spec = make_spec("runpod").model_copy(update={"order": order, **work})
-    deadlines = [
-        money.leg_deadline_sec(spec, warmup_sec=s.warmup_sec, measured_sec=s.measured_sec, steps=s.steps)
-        for s in build_schedule(spec)
-    ]
-    assert sum(deadlines) == pytest.approx(money.leg_deadlines_sec(spec))
+@pytest.mark.parametrize(
+    "work",
+    [
+        {"duration": 60.0},
+        {"duration": 8.0},
+        {"duration": None, "steps": 1600},
+        {"duration": None, "steps": 1607},
+    ],
+)
+def test_what_is_budgeted_for_legs_is_what_they_are_given(order: str, work: dict) -> None:
+    spec = rented_spec("runpod").model_copy(update={"order": order, **work})
+    live = SimpleNamespace(run=SimpleNamespace(spec=spec), rental=SimpleNamespace(deadline=math.inf))
+    given = [leg.leg_deadline_sec(live, slot) for slot in build_schedule(spec)]
+    assert money.leg_deadlines_sec(spec) == pytest.approx(sum(given))
+    assert money.rental_deadline_sec(spec) == pytest.approx(2 * 3.0 + sum(given))
 
 
 def test_the_journal_of_an_older_version_gains_the_table(glasshouse_home: Path) -> None:

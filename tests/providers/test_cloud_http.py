@@ -31,6 +31,8 @@ from glasshouse.providers.cloud_http import (
     clean,
     retry_after,
 )
+from glasshouse.secret_patterns import PATTERNS, SCRUBBED
+from tests.publishing.test_secrets import CANARIES
 
 from .cloud_kit import FAST
 
@@ -104,6 +106,14 @@ def test_clean_removes_secrets(secret: str) -> None:
     assert all(
         part not in cleaned for part in ("abcdef", "hunter2", "203.0.113", "BEGIN", "xyz", "c2VjcmV0c2")
     )
+
+
+@pytest.mark.parametrize(("code", "text"), [case for case in CANARIES if case[0] in SCRUBBED])
+def test_clean_removes_what_a_publication_is_searched_for(code: str, text: str) -> None:
+    cleaned = clean(f"pull failed: {text} for image")
+    assert "[removed]" in cleaned
+    assert not any(pattern.search(cleaned) for name, pattern in PATTERNS if name == code)
+    assert not any(part in cleaned for part in text.split() if len(part) > 20)
 
 
 def test_clean_keeps_the_message_and_image_digests() -> None:

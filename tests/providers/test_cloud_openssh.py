@@ -27,7 +27,7 @@ def test_the_key_of_the_create_call_is_what_openssh_shows(kind: str) -> None:
         it.server.cloud.container = OpenSshContainer
         it.faults("boot-exit")
         allocation = it.allocate()
-        assert allocation.endpoint.host_key_source == "created"
+        assert allocation.endpoint.host_key.source == "created"
         assert over_ssh(allocation, "echo here").strip() == "here"
         assert it.state()["created"] == 2  # the first one's container exited
         it.server.cloud.exit_pod(allocation.id)
@@ -41,7 +41,7 @@ def test_a_key_out_of_the_log_and_a_log_that_lies() -> None:
     with rented("runpod") as it:
         it.server.cloud.container = OpenSshContainer
         it.faults("start-ignored")
-        assert it.allocate().endpoint.host_key_source == "provider-log"
+        assert it.allocate().endpoint.host_key.source == "provider-log"
         assert it.provider.release(NAME, None).proof == "zero"
         it.faults("start-ignored", "log-lies", times=2)
         with pytest.raises(ProviderError) as caught:

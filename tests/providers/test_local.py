@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ from glasshouse.providers.base import Provider
 from glasshouse.providers.local import LocalProvider, pod_place
 from glasshouse.remote import sweep_script
 from glasshouse.remote.pod import Pod
+from tests.specs import make_spec
 
-MakeSpec = Callable[..., spec.RunSpec]
 CONFIG = spec.LocalProvider(kind="local")
 
 
@@ -50,7 +49,7 @@ def start_stubborn(pod: Pod, word: str) -> int:
     return int(text)
 
 
-def test_a_pod_lives_and_leaves_nothing(make_spec: MakeSpec, glasshouse_home: Path) -> None:
+def test_a_pod_lives_and_leaves_nothing(glasshouse_home: Path) -> None:
     name = new_name()
     provider: Provider
     with LocalProvider(CONFIG) as provider:
@@ -60,7 +59,7 @@ def test_a_pod_lives_and_leaves_nothing(make_spec: MakeSpec, glasshouse_home: Pa
         assert [oct(path.stat().st_mode)[-3:] for path in (place, place / "home", place / "keys")] == [
             "700"
         ] * 3
-        assert allocation.endpoint.host_key_source == "created"
+        assert allocation.endpoint.host_key.source == "created"
         assert allocation.endpoint.key_path.stat().st_mode & 0o077 == 0
         with Pod(allocation.endpoint) as pod:
             assert pod.run(["pwd"]).stdout.decode().strip() == str(place / "home")
@@ -77,9 +76,7 @@ def test_a_pod_lives_and_leaves_nothing(make_spec: MakeSpec, glasshouse_home: Pa
         pass
 
 
-def test_the_pod_sees_nothing_of_the_operators_environment(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pod_sees_nothing_of_the_operators_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNPOD_API_KEY", "a-secret-of-the-operator")
     name = new_name()
     with LocalProvider(CONFIG) as provider:
@@ -91,7 +88,7 @@ def test_the_pod_sees_nothing_of_the_operators_environment(
     assert names <= {"HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "PWD", "OLDPWD", "_", "SHLVL"}
 
 
-def test_the_pods_libraries_use_the_threads_that_were_asked_for(make_spec: MakeSpec) -> None:
+def test_the_pods_libraries_use_the_threads_that_were_asked_for() -> None:
     name = new_name()
     with LocalProvider(CONFIG.model_copy(update={"threads": 3})) as provider:
         with Pod(provider.allocate(name, make_spec(), silent).endpoint) as pod:
@@ -99,7 +96,7 @@ def test_the_pods_libraries_use_the_threads_that_were_asked_for(make_spec: MakeS
         provider.release(name)
 
 
-def test_release_kills_what_was_detached_even_if_it_ignores_sigterm(make_spec: MakeSpec) -> None:
+def test_release_kills_what_was_detached_even_if_it_ignores_sigterm() -> None:
     name = new_name()
     with LocalProvider(CONFIG) as provider:
         allocation = provider.allocate(name, make_spec(), silent)
@@ -111,7 +108,7 @@ def test_release_kills_what_was_detached_even_if_it_ignores_sigterm(make_spec: M
     assert not alive(pid)
 
 
-def test_release_finds_processes_by_folder_and_their_children_elsewhere(make_spec: MakeSpec) -> None:
+def test_release_finds_processes_by_folder_and_their_children_elsewhere() -> None:
     """One that does not carry the name, only lives in the pod's home, and its child, which does neither."""
     name = new_name()
     with LocalProvider(CONFIG) as provider:
@@ -133,7 +130,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_release_leaves_other_allocations_alone(make_spec: MakeSpec) -> None:
+def test_release_leaves_other_allocations_alone() -> None:
     mine, other = new_name(), new_name()
     with LocalProvider(CONFIG) as provider:
         provider.allocate(mine, make_spec(), silent)
@@ -188,7 +185,7 @@ def test_after_a_killed_controller_another_process_releases_by_name_alone() -> N
     assert not pod_place(name).exists()
 
 
-def test_leaving_without_release_keeps_the_pod_for_reap(make_spec: MakeSpec) -> None:
+def test_leaving_without_release_keeps_the_pod_for_reap() -> None:
     name = new_name()
     with LocalProvider(CONFIG) as provider:
         provider.allocate(name, make_spec(), silent)
@@ -199,7 +196,7 @@ def test_leaving_without_release_keeps_the_pod_for_reap(make_spec: MakeSpec) -> 
     assert not pod_place(name).exists()
 
 
-def test_a_name_in_use_or_malformed_is_refused(make_spec: MakeSpec) -> None:
+def test_a_name_in_use_or_malformed_is_refused() -> None:
     name = new_name()
     with LocalProvider(CONFIG) as provider:
         provider.allocate(name, make_spec(), silent)
@@ -213,7 +210,7 @@ def test_a_name_in_use_or_malformed_is_refused(make_spec: MakeSpec) -> None:
                 provider.release(bad)
 
 
-def test_a_missing_interpreter_is_a_usage_error(make_spec: MakeSpec) -> None:
+def test_a_missing_interpreter_is_a_usage_error() -> None:
     config = spec.LocalProvider(kind="local", python="/nowhere/python3")
     with LocalProvider(config) as provider, pytest.raises(UsageError, match=r"provider\.python"):
         provider.allocate(new_name(), make_spec(), silent)

@@ -19,7 +19,7 @@ from glasshouse.providers.cloud import keys_folder
 from glasshouse.providers.registry import open_provider
 from glasshouse.providers.runpod import open_runpod
 
-from .cloud_kit import FAST, NAME, make_spec, openapi_document, over_ssh, rented
+from .cloud_kit import FAST, NAME, openapi_document, over_ssh, rented, rented_spec
 
 
 def test_one_rental_from_create_to_proven_gone() -> None:
@@ -29,7 +29,7 @@ def test_one_rental_from_create_to_proven_gone() -> None:
         assert allocation.gpu_model == "NVIDIA RTX A4000"
         assert allocation.usd_per_hour == 0.25
         assert allocation.image_digest == "sha256:" + "ab" * 32
-        assert allocation.endpoint.host_key_source == "created"
+        assert allocation.endpoint.host_key.source == "created"
         assert allocation.endpoint.workdir == ".glasshouse"
         # its real SSH server holds the key that travelled in the create call, and our login key
         assert (
@@ -94,7 +94,7 @@ def test_host_key_from_the_log_when_ours_was_not_installed() -> None:
     with rented("runpod") as it:
         it.faults("start-ignored")
         allocation = it.allocate()
-        assert allocation.endpoint.host_key_source == "provider-log"
+        assert allocation.endpoint.host_key.source == "provider-log"
         assert over_ssh(allocation, "echo pinned").strip() == "pinned"
 
 
@@ -102,8 +102,8 @@ def test_host_key_at_first_use_when_nobody_vouches() -> None:
     with rented("runpod") as it:
         it.faults("start-ignored", "log-empty")
         allocation = it.allocate()
-        assert allocation.endpoint.host_key_source == "first-use"
-        assert allocation.endpoint.known_hosts is not None
+        assert allocation.endpoint.host_key.source == "first-use"
+        assert allocation.endpoint.host_key.lines is not None
 
 
 def test_a_log_that_vouches_for_another_key_is_never_overruled() -> None:
@@ -190,7 +190,7 @@ def test_what_cannot_be_rented_is_refused_before_any_request(settings: dict[str,
 def test_no_key_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     with pytest.raises(UsageError, match="RUNPOD_API_KEY") as caught:
-        open_provider(make_spec("runpod").provider)
+        open_provider(rented_spec("runpod").provider)
     assert caught.value.exit_code == 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncssh
@@ -18,8 +18,7 @@ from glasshouse.providers.ssh import SshProvider
 from glasshouse.remote.pod import Pod, Timeouts
 from tests.providers.test_local import alive, new_name, silent
 from tests.remote.conftest import serving
-
-MakeSpec = Callable[..., spec.RunSpec]
+from tests.specs import make_spec
 
 
 @pytest.fixture
@@ -59,13 +58,11 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> spec.SshProvider:
     )
 
 
-def test_an_allocation_is_a_private_folder_and_release_proves_it_gone(
-    config: spec.SshProvider, make_spec: MakeSpec
-) -> None:
+def test_an_allocation_is_a_private_folder_and_release_proves_it_gone(config: spec.SshProvider) -> None:
     name = new_name()
     with SshProvider(config) as provider:
         allocation = provider.allocate(name, make_spec(), silent)
-        assert allocation.endpoint.host_key_source == "pinned"
+        assert allocation.endpoint.host_key.source == "pinned"
         folder = f"{allocation.endpoint.workdir}/{name}"
         with Pod(allocation.endpoint) as pod:
             assert pod.run(["stat", "-c", "%a", folder]).stdout == b"700\n"
@@ -83,7 +80,7 @@ def test_an_allocation_is_a_private_folder_and_release_proves_it_gone(
     assert not alive(int(text))
 
 
-def test_another_process_releases_by_name_alone(config: spec.SshProvider, make_spec: MakeSpec) -> None:
+def test_another_process_releases_by_name_alone(config: spec.SshProvider) -> None:
     name = new_name()
     with SshProvider(config) as provider:
         allocation = provider.allocate(name, make_spec(), silent)
@@ -93,16 +90,16 @@ def test_another_process_releases_by_name_alone(config: spec.SshProvider, make_s
         assert not pod.exists(f"{allocation.endpoint.workdir}/{name}")
 
 
-def test_first_use_is_recorded_and_pinned_in_the_allocation(server: PodServer, make_spec: MakeSpec) -> None:
+def test_first_use_is_recorded_and_pinned_in_the_allocation(server: PodServer) -> None:
     name = new_name()
     with SshProvider(embedded(server, known_hosts=None)) as provider:
         allocation = provider.allocate(name, make_spec(), silent)
-        assert allocation.endpoint.host_key_source == "first-use"
-        assert allocation.endpoint.known_hosts == (server.known_hosts_line(),)
+        assert allocation.endpoint.host_key.source == "first-use"
+        assert allocation.endpoint.host_key.lines == (server.known_hosts_line(),)
         assert provider.release(name).proof == "zero"
 
 
-def test_a_host_that_cannot_be_asked_proves_nothing(server: PodServer, make_spec: MakeSpec) -> None:
+def test_a_host_that_cannot_be_asked_proves_nothing(server: PodServer) -> None:
     name = new_name()
     with SshProvider(embedded(server), Timeouts(connect=1, banner=1, channel=1)) as provider:
         provider.allocate(name, make_spec(), silent)
@@ -113,7 +110,7 @@ def test_a_host_that_cannot_be_asked_proves_nothing(server: PodServer, make_spec
 
 
 def test_a_host_that_is_not_linux_is_refused_before_anything_is_put_there(
-    server: PodServer, make_spec: MakeSpec, tmp_path: Path
+    server: PodServer, tmp_path: Path
 ) -> None:
     python = tmp_path / "mac-python"
     python.write_text('#!/bin/sh\ncase "$*" in *sys.platform*) echo darwin 3 13;; *) exit 9;; esac\n')
@@ -143,7 +140,7 @@ def test_an_interpreter_that_vanished_proves_nothing(server: PodServer) -> None:
     ],
 )
 def test_what_is_wrong_is_named(
-    server: PodServer, make_spec: MakeSpec, changes: dict[str, object], error: type, field: str
+    server: PodServer, changes: dict[str, object], error: type, field: str
 ) -> None:
     with SshProvider(embedded(server, **changes)) as provider, pytest.raises(error) as caught:
         provider.allocate(new_name(), make_spec(), silent)
@@ -159,9 +156,7 @@ def test_what_is_wrong_is_named(
             provider.check(make_spec())
 
 
-def test_a_changed_host_key_stops_the_allocation(
-    server: PodServer, make_spec: MakeSpec, tmp_path: Path
-) -> None:
+def test_a_changed_host_key_stops_the_allocation(server: PodServer, tmp_path: Path) -> None:
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
     path = tmp_path / "known_hosts"
     path.write_text(f"[127.0.0.1]:{server.port} {other}\n")

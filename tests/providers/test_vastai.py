@@ -13,7 +13,7 @@ from glasshouse.providers import bootscript, hostkeys
 from glasshouse.providers.fakes.vastai import serve_vastai
 from glasshouse.providers.vastai import open_vastai
 
-from .cloud_kit import FAST, NAME, make_spec, over_ssh, rented
+from .cloud_kit import FAST, NAME, over_ssh, rented, rented_spec
 
 
 def test_one_rental_from_create_to_proven_gone() -> None:
@@ -24,7 +24,7 @@ def test_one_rental_from_create_to_proven_gone() -> None:
         assert allocation.gpu_model == "RTX A4000"
         assert allocation.usd_per_hour == pytest.approx(0.12)
         assert allocation.tier == "simulated"
-        assert allocation.endpoint.host_key_source == "created"
+        assert allocation.endpoint.host_key.source == "created"
         # the first address answers nothing; the second was probed too
         assert over_ssh(allocation, "nvidia-smi -L").startswith("GPU 0: NVIDIA RTX A4000")
         proof = it.provider.release(NAME, allocation.id)
@@ -181,7 +181,7 @@ def test_regions_reach_the_search() -> None:
 
 def test_waiting_times_are_a_real_providers_until_the_server_says_that_it_is_fake() -> None:
     with serve_vastai() as server:
-        spec = make_spec("vastai", server.base_url)
+        spec = rented_spec("vastai", server.base_url)
         with open_vastai(spec.provider, environ={"VAST_API_KEY": server.key}) as provider:  # type: ignore[arg-type]
             assert provider.api.http.timing.poll_sec == 5.0
             provider.find_ours()

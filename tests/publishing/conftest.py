@@ -14,13 +14,14 @@ from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact
 from glasshouse.publishing.history import read_history
-from glasshouse.publishing.publish import Published, publish, unpublish
+from glasshouse.publishing.publish import Published, publish, supersede, unpublish
 from glasshouse.publishing.signed import artifact_from_verified
 from glasshouse.publishing.store import HISTORY, LEDGER, TEMPLATES
 from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
-from tests.records.factory import Factory, Leg, make_spec
+from tests.records.factory import Factory, Leg
+from tests.specs import make_spec
 
 ROOT = Path(__file__).parents[2]
 LATE = 2_000_000_000.0  # after everything that factories enter
@@ -165,6 +166,12 @@ class Machine:
         values: dict[str, Any] = {"workspace": workspace, "keyring": self.keyring, "ledger": self.ledger}
         values |= {"key": self.factory.publisher, "reason": reason, "day": "2026-11-21"}
         return unpublish(row, **{**values, **changes})
+
+    def supersede(self, old: str, new: str, reason: str = "it was repeated", **changes: Any) -> Published:
+        workspace = Workspace.of_source(self.root)
+        values: dict[str, Any] = {"workspace": workspace, "keyring": self.keyring, "ledger": self.ledger}
+        values |= {"key": self.factory.publisher, "reason": reason, "day": "2026-11-21"}
+        return supersede(old, new, **{**values, **changes})
 
     def run(self) -> Path:
         """Finish one more run on this machine; its bundle."""

@@ -17,7 +17,8 @@ from glasshouse.records.keys import parse_keyring
 from glasshouse.records.ledger import Ledger
 from glasshouse.records.verify import verify
 from tests.publishing.conftest import enter
-from tests.records.factory import Factory, Leg, make_spec
+from tests.records.factory import Factory, Leg
+from tests.specs import make_spec
 
 
 @dataclass

@@ -347,7 +347,7 @@ def test_a_keyring_without_the_announcing_key_is_told_which_is_missing(
 
 STATEMENTS: list[tuple[str, dict[str, Any]]] = [
     ("retract", {"date": "2026-01-01", "reason": "all of it was invented"}),
-    ("supersede", {"by": "2026-01-01-other"}),
+    ("supersede", {"by": "2026-01-01-other", "date": "2026-01-01", "reason": "it was repeated"}),
     ("reported", {"artifactSha256": "ab" * 32}),
 ]
 

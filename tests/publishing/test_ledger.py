@@ -23,7 +23,8 @@ from glasshouse.records.keys import public_bytes
 from glasshouse.records.ledger import Ledger, log_key, sign_checkpoint
 from glasshouse.records.note import cosign
 from glasshouse.records.verify import VerifiedRow
-from tests.records.factory import Factory, make_spec
+from tests.records.factory import Factory
+from tests.specs import make_spec
 
 Bundle = tuple[Path, VerifiedRow]
 Put = Callable[..., Published]

@@ -22,7 +22,7 @@ from glasshouse.publishing.pages import render
 from glasshouse.publishing.store import LEDGER, read_publication
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import Ledger, log_key, parse_leaves, sign_checkpoint
-from tests.records.factory import make_spec
+from tests.specs import make_spec
 
 from .conftest import Machine, Machines, list_keys
 

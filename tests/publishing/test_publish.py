@@ -17,7 +17,8 @@ from glasshouse.publishing.pages import render
 from glasshouse.publishing.publish import Published
 from glasshouse.publishing.store import read_publication
 from glasshouse.records.verify import VerifiedRow
-from tests.records.factory import Factory, Leg, make_spec
+from tests.records.factory import Factory, Leg
+from tests.specs import make_spec
 
 Bundle = tuple[Path, VerifiedRow]
 Put = Callable[..., Published]
@@ -137,7 +138,7 @@ def test_planted_secrets_in_what_a_bundle_records_are_named(
 
 
 def _spec() -> Any:
-    from tests.records.factory import make_spec
+    from tests.specs import make_spec
 
     return make_spec()
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from glasshouse.judgement.judge import Judgement
+from tests.specs import make_spec
 
-from .factory import Factory, make_spec
+from .factory import Factory
 
 
 @dataclass(frozen=True)

@@ -44,33 +44,6 @@ _KEM = kem_public_bytes(generate_kem_key())
 _RUNS = itertools.count()
 
 
-def make_spec(**changes: Any) -> RunSpec:
-    """A small valid spec; `measure` and `policy` are merged, everything else replaces."""
-    measure = {
-        "warmup_sec": 5.0, "discard_sec": 1.0, "blocks": 8, "burn_in_slots": 0, "margin_pct": 2.0,
-        "duration_tolerance_pct": 5.0, "head_interval_sec": 1.0,
-    } | changes.pop("measure", {})  # fmt: skip
-    policy = {
-        "name": "standard", "freshness_sec": 60, "require_landlock": True, "require_memfd_secret": False,
-        "allow_host_key_first_use": True, "anti_debug_profile": "standard",
-    } | changes.pop("policy", {})  # fmt: skip
-    values: dict[str, Any] = {
-        "provider": {"kind": "local"},
-        "gpu": {"name": "cpu"},
-        "model": {
-            "kind": "mlp", "name": "mlp", "inputs": 64, "hidden": 128, "layers": 2, "classes": 10,
-            "batch": 32, "batches_per_epoch": 20, "learning_rate": 0.001,
-        },
-        "policy": policy,
-        "measure": measure,
-        "order": "raw-first",
-        "duration": 60.0,
-        "seed": 7,
-    }  # fmt: skip
-    # Through JSON, as configuration comes: strict models take lists for tuples only there.
-    return RunSpec.model_validate_json(canonical_json(values | changes))
-
-
 class Factory:
     """Keys, broker, ledger and the parts of one run after another."""
 
@@ -252,7 +225,7 @@ class Factory:
             "boot_id": BOOT,
             "pid_namespace": "4026531836",
             "image_digest": allocation["imageDigest"],
-            "host_key_source": allocation["hostKeySource"],
+            "host_key": allocation["hostKeySource"],
         }
         reference = Reference(**values | dict(leg.reference))
         files = {"reference.json": canonical_json(reference.to_dict())}
@@ -265,15 +238,15 @@ class Factory:
         challenge = verify_challenge(broker.challenge(request), broker.public_bytes)
         self.now += 1
         claims = honest_claims(
-            reference, spec.policy, nonce=challenge["nonce"], iat=int(self.now), kem_key=_KEM
-        )
+            reference, spec.policy, nonce=challenge.binding.nonce, iat=int(self.now), kem_key=_KEM
+        ).to_json()
         evidence = leg.evidence(make_evidence({**claims, **leg.claims}, event_key))
         try:
-            released = broker.attest(evidence, challenge["launch_token"])
+            released = broker.attest(evidence, challenge.launch_token.token.jws)
         except AttestationError:
-            files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number))
+            files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number).to_json())
             return files
-        files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number))
+        files["exchange.json"] = canonical_json(broker.exchange(run, leg_id, number).to_json())
         items: list[tuple[str, dict[str, Any]]] = [
             ("released", {"run": run, "leg": leg_id, "launch": number}),
             ("unsealed", {"bytes": 1000}),

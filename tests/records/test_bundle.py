@@ -12,9 +12,10 @@ from glasshouse.records.keys import Keyring
 from glasshouse.records.plan import public_spec
 from glasshouse.records.signing import PLAN_TYPE, open_statement
 from glasshouse.records.verify import Verification, verify
+from tests.specs import make_spec
 
 from .conftest import Made
-from .factory import Factory, Leg, edited, make_spec
+from .factory import Factory, Leg, edited
 
 WIPED = {name: {"readBackZero": True} for name in ("host", "device", "package")}
 
@@ -97,7 +98,7 @@ def test_controls_run_without_lifecycle(factory: Factory) -> None:
         (Leg(result={"units": "many"}), {"protected-incomplete", "result-malformed"}),
         (Leg(reference={"boot_id": "other"}), {"attestation-not-verified", "same-machine-not-proven"}),
         (Leg(reference={"image_digest": "sha256:" + "0" * 64}), {"attestation-not-verified"}),
-        (Leg(reference={"host_key_source": "first-use"}), {"attestation-not-verified"}),
+        (Leg(reference={"host_key": "first-use"}), {"attestation-not-verified"}),
     ],
 )  # fmt: skip
 def test_a_protected_leg_that_goes_wrong_is_an_excluded_row(

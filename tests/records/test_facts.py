@@ -15,9 +15,9 @@ from glasshouse.measurement.schedule import build_schedule
 from glasshouse.measurement.telemetry import disturbed
 from glasshouse.records.facts import collect_facts
 from glasshouse.schema import Result
+from tests.specs import make_spec
 
 from .conftest import Made
-from .factory import make_spec
 from .legs import leg_result
 
 GOOD = leg_result(build_schedule(make_spec())[0]) | {

@@ -14,8 +14,9 @@ from glasshouse.records.verify import verify
 from glasshouse.runtime.disclosure import shown
 from glasshouse.spec import LoraModel, RunSpec
 from glasshouse.workloads.package import prepare
+from tests.specs import make_spec
 
-from .factory import Factory, Leg, make_spec
+from .factory import Factory, Leg
 
 MLP = {
     "kind": "mlp", "name": "mlp-of-mine", "inputs": 12007, "hidden": 1013, "layers": 13, "classes": 10009,

@@ -17,9 +17,10 @@ from glasshouse.errors import UsageError
 from glasshouse.records.bundle import ENVELOPE, MAX_FILE_BYTES, RECORD
 from glasshouse.records.keys import Keyring
 from glasshouse.records.verify import VerifiedRow, bundle_folder, verify
+from tests.specs import make_spec
 
 from .conftest import Made
-from .factory import Factory, make_spec
+from .factory import Factory
 from .ruin import failed, read
 
 

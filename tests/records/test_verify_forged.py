@@ -18,9 +18,10 @@ from glasshouse.records.exchange import verify_exchange
 from glasshouse.records.signing import PLAN_TYPE, open_statement, sign_statement
 from glasshouse.records.verify import Verification, verify
 from glasshouse.schema import Exchange
+from tests.specs import make_spec
 
 from .conftest import Made
-from .factory import Factory, edited, make_spec
+from .factory import Factory, edited
 from .ruin import asked_by, failed, read, resign
 
 RAW, PROTECTED = "legs/s000-raw/", "legs/s001-protected/"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glasshouse.providers.pod_server import USER, PodServer
-from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.pod import Pod
 
 
@@ -20,8 +20,7 @@ def embedded_endpoint(server: PodServer) -> Endpoint:
         port=server.port,
         user=USER,
         key_path=server.key_path,
-        known_hosts=(server.known_hosts_line(),),
-        host_key_source="created",
+        host_key=HostKey("created", (server.known_hosts_line(),)),
         python=sys.executable,
         workdir=str(server.home),
     )
@@ -57,8 +56,7 @@ def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Endpoint:
         port=sshd.port,
         user=sshd.user,
         key_path=sshd.key,
-        known_hosts=tuple(sshd.known_hosts.read_text().splitlines()),
-        host_key_source="pinned",
+        host_key=HostKey("pinned", tuple(sshd.known_hosts.read_text().splitlines())),
         python=sys.executable,
         workdir=str(tmp_path),
     )

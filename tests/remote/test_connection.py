@@ -20,7 +20,7 @@ import pytest
 from glasshouse.errors import HostKeyMismatch, OutcomeUnknown, RemoteError, UsageError
 from glasshouse.providers.pod_server import PodServer
 from glasshouse.remote.connection import pinned_lines
-from glasshouse.remote.endpoint import Endpoint
+from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.pod import Pod, Timeouts
 from tests.remote.conftest import embedded_endpoint
 
@@ -37,10 +37,10 @@ def wait_for(condition: object, seconds: float = 10.0) -> None:
 @pytest.mark.sshd  # for its ssh-keygen
 def test_the_fingerprint_is_the_one_ssh_keygen_prints(endpoint: Endpoint, pod: Pod, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
-    lines.write_text("\n".join(endpoint.known_hosts or ()) + "\n")
+    lines.write_text("\n".join(endpoint.host_key.lines or ()) + "\n")
     printed = subprocess.run(["ssh-keygen", "-lf", lines], capture_output=True, text=True, check=True).stdout
     assert printed.split()[1] == pod.host_key_fingerprint
-    assert pod.host_key_source == endpoint.host_key_source
+    assert pod.host_key == endpoint.host_key
 
 
 def test_a_wrong_host_key_is_refused_naming_both(endpoint: Endpoint) -> None:
@@ -50,7 +50,7 @@ def test_a_wrong_host_key_is_refused_naming_both(endpoint: Endpoint) -> None:
         found = pod.host_key_fingerprint
     with (
         pytest.raises(RemoteError) as caught,
-        Pod(dataclasses.replace(endpoint, known_hosts=(line,))),
+        Pod(dataclasses.replace(endpoint, host_key=HostKey("pinned", (line,)))),
     ):
         pass
     assert other.get_fingerprint() in caught.value.line()
@@ -61,16 +61,16 @@ def test_a_wrong_host_key_is_refused_naming_both(endpoint: Endpoint) -> None:
 def test_a_host_without_a_pinned_key_is_refused(endpoint: Endpoint) -> None:
     with (
         pytest.raises(HostKeyMismatch, match="no known host key"),
-        Pod(dataclasses.replace(endpoint, known_hosts=())),
+        Pod(dataclasses.replace(endpoint, host_key=HostKey("pinned", ()))),
     ):
         pass
 
 
 def test_first_use_records_and_pins_the_key(endpoint: Endpoint) -> None:
-    with Pod(dataclasses.replace(endpoint, known_hosts=None)) as pod:
-        assert pod.host_key_source == "first-use"
+    with Pod(dataclasses.replace(endpoint, host_key=HostKey("first-use", None))) as pod:
+        assert pod.host_key.source == "first-use"
         assert pod.host_key_fingerprint.startswith("SHA256:")
-        assert pod.known_hosts == endpoint.known_hosts
+        assert pod.host_key.lines == endpoint.host_key.lines
         pod.reconnect()
         assert pod.run(["true"]).exit == 0
 
@@ -78,7 +78,7 @@ def test_first_use_records_and_pins_the_key(endpoint: Endpoint) -> None:
 def test_a_key_pinned_at_first_use_holds_when_another_server_takes_the_port(
     pod_server: PodServer, tmp_path: Path
 ) -> None:
-    endpoint = dataclasses.replace(embedded_endpoint(pod_server), known_hosts=None)
+    endpoint = dataclasses.replace(embedded_endpoint(pod_server), host_key=HostKey("first-use", None))
     with Pod(endpoint, timeouts=QUICK) as pod:
         pod_server.stop()
         (tmp_path / "keys2").mkdir()
@@ -111,7 +111,7 @@ def test_a_server_that_says_nothing_does_not_hold_us(pod_server: PodServer, know
     with socket.create_server(("127.0.0.1", 0)) as mute:
         endpoint = dataclasses.replace(embedded_endpoint(pod_server), port=mute.getsockname()[1])
         if not known:
-            endpoint = dataclasses.replace(endpoint, known_hosts=None)
+            endpoint = dataclasses.replace(endpoint, host_key=HostKey("first-use", None))
         began = time.monotonic()
         with pytest.raises(RemoteError, match="not as an SSH server"), Pod(endpoint, timeouts=QUICK):
             pass
@@ -235,7 +235,13 @@ def freezable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
         lines = tuple(sshd.known_hosts.read_text().splitlines())
         yield (
             Endpoint(
-                sshd.host, sshd.port, sshd.user, sshd.key, lines, "pinned", sys.executable, str(tmp_path)
+                sshd.host,
+                sshd.port,
+                sshd.user,
+                sshd.key,
+                HostKey("pinned", lines),
+                sys.executable,
+                str(tmp_path),
             ),
             sshd.sessions,
         )
@@ -251,7 +257,13 @@ def freezable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
         port = int(line.split()[0].partition("]:")[2])
         yield (
             Endpoint(
-                "127.0.0.1", port, "pod", keys / "client", (line,), "created", sys.executable, str(home)
+                "127.0.0.1",
+                port,
+                "pod",
+                keys / "client",
+                HostKey("created", (line,)),
+                sys.executable,
+                str(home),
             ),
             lambda: [process.pid],
         )

@@ -131,7 +131,7 @@ class Rig:
             "interpreter_sha256": machine.file_sha256(interpreter),
             "boot_id": machine.boot_id(),
             "pid_namespace": machine.namespace("pid"),
-            "host_key_source": "pinned",
+            "host_key": "pinned",
         }
         return Reference(**{**values, **changes})
 

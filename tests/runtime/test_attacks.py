@@ -121,13 +121,13 @@ def test_a_thief_on_the_port_gets_a_request_and_no_key() -> None:
         claims = honest_claims(
             made.reference(),
             POLICY,
-            nonce=challenge["nonce"],
-            iat=challenge["iat"],
+            nonce=challenge.binding.nonce,
+            iat=challenge.token.times.iat,
             kem_key=kem_public_bytes(generate_kem_key()),
-        )
+        ).to_json()
         evidence = make_evidence(claims, Ed25519PrivateKey.generate())
         with pytest.raises(AttestationError) as caught:
-            made.broker.attest(evidence, challenge["launch_token"])
+            made.broker.attest(evidence, challenge.launch_token.token.jws)
         assert caught.value.codes == ("event-key-mismatch",)
         assert made.broker.store.unwrap_calls == 0
         assert made.launch(2).wait()["status"] == "complete"
@@ -141,7 +141,7 @@ def test_a_replayed_grant_is_refused() -> None:
         def answer(path: str, body: bytes) -> bytes:
             if path == "/v1/challenge":
                 return _relay(made.port, path, body)
-            return json.dumps({"ear": old["ear"], "grant": old["grant"]}).encode()
+            return json.dumps({"ear": old.ear, "grant": old.grant}).encode()
 
         with hijacked(answer) as port:
             assert _refused(made, made.launch(2, broker_port=port))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.wipe import release_device_cache, wipe_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ class Cuda:
 
 cuda = Cuda()
 if {there}: sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, _C=None)
-print(wipe_tensors([])["device"]["cache"], cuda.calls, "torch" in sys.modules)
+print(wipe_tensors([]).device.cache, cuda.calls, "torch" in sys.modules)
 """
 
 
@@ -57,7 +58,7 @@ def test_torch_without_a_device_has_nothing_to_release() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is there: the test below is for it")
-    assert wipe_tensors([torch.randn(100)])["device"]["cache"] == "none"
+    assert wipe_tensors([torch.randn(100)]).device.cache == "none"
     assert not torch.cuda.is_initialized()
 
 
@@ -71,6 +72,6 @@ def test_freed_device_memory_goes_back_to_the_driver() -> None:
     del freed
     before = torch.cuda.memory_reserved()
     report = wipe_tensors([kept])
-    assert report["device"] == {"count": 1, "bytes": 4 << 20, "readBackZero": True, "cache": "released"}
+    assert report.device == Wiped(1, 4 << 20, read_back_zero=True, cache="released")
     assert torch.cuda.memory_reserved() <= before - (256 << 20)
     assert release_device_cache() == "released"

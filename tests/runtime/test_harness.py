@@ -13,6 +13,7 @@ import pytest
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
 from glasshouse.runtime.harness import CURVE_POINTS, Workload
+from glasshouse.runtime.results import LegResult, Wiped
 from glasshouse.runtime.session import SESSION_PARTS, Stretch
 from tests.runtime.rig import TINY
 
@@ -22,7 +23,7 @@ SLEEP = 0.01
 def run(
     source: str = "", *, warmup: float = 0.0, seconds: float | None = None, steps: int | None = None,
     delay: float = 0.0, params: bytes = b"{}", builder: str = "Workload",
-) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[Any, LegResult, list[dict[str, Any]]]:  # fmt: skip
     reported: list[dict[str, Any]] = []
     files = {"workload.py": (TINY + source).encode(), "config.json": params, "data.rows": b"rows"}
     session, result = harness.run(
@@ -48,12 +49,12 @@ class Workload(Tiny):
 def test_throughput_is_what_a_sleeping_workload_must_have() -> None:
     session, result, _ = run(SLEEPER, seconds=0.6, warmup=0.1)
     # A unit sleeps SLEEP and wakes a little late; a stretch ends with the unit that passes its time.
-    assert 0.6 <= result["elapsedSec"] < 0.6 + 20 * SLEEP
-    assert result["units"] <= math.ceil(result["elapsedSec"] / SLEEP)
-    assert result["units"] > 0.5 * result["elapsedSec"] / SLEEP
-    assert result["warmupUnits"] > 0
-    assert session.steps == result["units"] + result["warmupUnits"]  # the warm-up is not counted
-    assert result["steps"] == result["units"]
+    assert 0.6 <= result.elapsed_sec < 0.6 + 20 * SLEEP
+    assert result.units <= math.ceil(result.elapsed_sec / SLEEP)
+    assert result.units > 0.5 * result.elapsed_sec / SLEEP
+    assert result.warmup_units > 0
+    assert session.steps == result.units + result.warmup_units  # the warm-up is not counted
+    assert result.steps == result.units
 
 
 SPINNER = """
@@ -71,18 +72,18 @@ class Workload(Tiny):
 def test_a_delay_adds_its_percentage() -> None:
     """The positive control. The workload counts its own work, so that a busy machine changes nothing."""
     session, result, _ = run(SPINNER, seconds=1.5, delay=25.0)
-    slept = result["elapsedSec"] - session.worked
+    slept = result.elapsed_sec - session.worked
     assert slept == pytest.approx(0.25 * session.worked, rel=0.3)
-    assert result["delayPct"] == 25.0
+    assert result.delay_pct == 25.0
     session, result, _ = run(SPINNER, seconds=0.5)
-    assert result["elapsedSec"] - session.worked < 0.1 * session.worked
+    assert result.elapsed_sec - session.worked < 0.1 * session.worked
 
 
 @pytest.mark.parametrize(("per_unit", "steps", "units"), [(1, 7, 7), (4, 40, 10), (4, 41, 11), (5, 1, 1)])
 def test_fixed_steps_are_done_exactly(per_unit: int, steps: int, units: int) -> None:
     source = f"\nclass Workload(Tiny):\n    steps_per_unit = {per_unit}\n"
     session, result, _ = run(source, steps=steps)
-    assert (result["units"], result["steps"]) == (units, units * per_unit)
+    assert (result.units, result.steps) == (units, units * per_unit)
     assert session.steps == units
 
 
@@ -116,14 +117,14 @@ class Workload(Tiny):
     session, result, _ = run(source, steps=3)
     # After the build, around the warm-up, then: idle, three units, idle.
     assert session.calls[-5:] == ["sync", "unit", "unit", "unit", "sync"]
-    assert 0.05 <= result["elapsedSec"] < 0.1  # the last wait is inside, the first is not
+    assert 0.05 <= result.elapsed_sec < 0.1  # the last wait is inside, the first is not
 
 
 def test_curves_are_thinned_and_progress_is_reported_by_the_clock() -> None:
     _, result, reported = run(seconds=2.3)
-    assert 10 <= len(result["lossCurve"]) <= CURVE_POINTS
-    assert [units for units, _ in result["lossCurve"]] == [units for _, units in result["throughputCurve"]]
-    assert result["lossCurve"] == sorted(result["lossCurve"])
+    assert 10 <= len(result.loss_curve) <= CURVE_POINTS
+    assert [units for units, _ in result.loss_curve] == [units for _, units in result.throughput_curve]
+    assert result.loss_curve == sorted(result.loss_curve)
     phases = [body["phase"] for body in reported]
     assert phases[0] == "setup"
     assert 1 <= phases.count("measure") <= 2
@@ -152,7 +153,7 @@ class Workload(Tiny):
         assert {name: bytes(view) for name, view in files.items()} == {"rows": b"rows"}
         super().__init__(params, files, device)
 """
-    assert run(source, steps=1, params=b'{"a":1}')[1]["units"] == 1
+    assert run(source, steps=1, params=b'{"a":1}')[1].units == 1
 
 
 @pytest.mark.parametrize("part", SESSION_PARTS)
@@ -186,8 +187,8 @@ def test_the_workload_digest_is_salted_and_covers_names_and_bytes() -> None:
 
 def test_an_unchanged_output_is_seen() -> None:
     still = "\nclass Workload(Tiny):\n    def run_unit(self): time.sleep(0.001)\n"
-    assert run(still, steps=2)[1]["outputDiffers"] is False
-    assert run(steps=2)[1]["outputDiffers"] is True
+    assert run(still, steps=2)[1].output_differs is False
+    assert run(steps=2)[1].output_differs is True
 
 
 # --- against torch and safetensors ----------------------------------------------------------
@@ -258,12 +259,8 @@ def test_wiping_reaches_whole_storages_once_and_reads_them_back() -> None:
         torch.ones(5, dtype=torch.bool), torch.randn(4).to(torch.bfloat16),
     ]  # fmt: skip
     report = wipe_tensors(held)
-    assert report["host"] == {
-        "count": 8,
-        "bytes": 64 * 64 * 4 + 400 + 128 + 4 + 12 + 24 + 5 + 8,
-        "readBackZero": True,
-    }
-    assert report["device"] == {"count": 0, "bytes": 0, "readBackZero": True, "cache": "none"}
+    assert report.host == Wiped(8, 64 * 64 * 4 + 400 + 128 + 4 + 12 + 24 + 5 + 8, read_back_zero=True)
+    assert report.device == Wiped(0, 0, read_back_zero=True, cache="none")
     assert not base.any()  # also what no view showed
     assert all(not tensor.any() for tensor in held)
 

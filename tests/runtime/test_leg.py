@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from glasshouse.attestation.evidence import parse_evidence
-from glasshouse.canonical import b64u, b64u_decode
+from glasshouse.canonical import b64u
 from glasshouse.runtime.events import check_line, event_hash, first_link
 from glasshouse.runtime.residue import Needle, ScannedProcess
 from tests.runtime.rig import Launched, Rig, forms, processes_of, rig
@@ -32,8 +32,8 @@ def ended() -> Iterator[tuple[Rig, Launched]]:
 def test_the_order_of_events_and_the_chain(ended: tuple[Rig, Launched]) -> None:
     made, leg = ended
     exchange = made.broker.exchange(made.run, "s000", 1)
-    key = Ed25519PublicKey.from_public_bytes(b64u_decode(parse_evidence(exchange["evidence"])["event_key"]))
-    link, kinds = first_link(exchange["grant"]), []
+    key = Ed25519PublicKey.from_public_bytes(parse_evidence(exchange.evidence).event_key)
+    link, kinds = first_link(exchange.grant), []
     for number, line in enumerate((leg.folder / "events.jsonl").read_bytes().splitlines()):
         event = check_line(line, key)
         assert (event["seq"], event["prev"]) == (number, link)

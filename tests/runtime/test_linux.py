@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_hardening_is_read_back_from_the_kernel() -> None:
     def work() -> Any:
         before = linux.hardening_state()
         linux.harden()
-        return before, linux.hardening_state()
+        return asdict(before), asdict(linux.hardening_state())
 
     before, after = in_child(work)
     assert before["dumpable"] == 1
@@ -68,7 +69,7 @@ def test_hardening_is_read_back_from_the_kernel() -> None:
 def test_hardening_passes_to_forked_children() -> None:
     def work() -> Any:
         linux.harden()
-        return in_child(linux.hardening_state)
+        return in_child(lambda: asdict(linux.hardening_state()))
 
     assert in_child(work)["dumpable"] == 0
 
@@ -79,7 +80,7 @@ def test_a_tracer_is_seen() -> None:
     pid = os.fork()
     if pid == 0:
         os.read(read_end, 1)
-        os._exit(0 if linux.hardening_state()["tracer_pid"] == os.getppid() else 1)
+        os._exit(0 if linux.hardening_state().tracer_pid == os.getppid() else 1)
     try:
         if linux._libc.ptrace(0x4206, pid, None, None) != 0:  # PTRACE_SEIZE
             pytest.skip("this machine lets nobody trace")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each case in a fresh process: ranks are forked before torch is imported, as in a leg.
 COMMON = """
 import json, os, sys
+from glasshouse.canonical import record_json
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
 from glasshouse.runtime.session import Stretch
@@ -59,16 +60,16 @@ payload = payload_of(name, **changes)
 two, result = run(payload, 2)
 weights = {key: value.tolist() for key, value in two.trainable().items()}
 children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
-ended = two.end_ranks()
+ended = record_json(two.end_ranks())
 os.environ["WORLD_SIZE"] = "1"
 one, alone = run(payload, 1)
 import torch
 far = max(float((torch.tensor(weights[key]) - value).abs().max()) for key, value in one.trainable().items())
 moved = max(float(value.abs().max()) for value in one.trainable().values())
 print(json.dumps({
-    "far": far, "moved": moved, "children": len(children), "ended": ended, "info": result["unitInfo"],
-    "flops": [result["unitInfo"]["flopsPerUnit"], alone["unitInfo"]["flopsPerUnit"]],
-    "losses": [result["finalLoss"], alone["finalLoss"]], "ranks": alone["unitInfo"].get("ranks"),
+    "far": far, "moved": moved, "children": len(children), "ended": ended, "info": result.unit_info,
+    "flops": [result.unit_info["flopsPerUnit"], alone.unit_info["flopsPerUnit"]],
+    "losses": [result.final_loss, alone.final_loss], "ranks": alone.unit_info.get("ranks"),
 }))
 """
 

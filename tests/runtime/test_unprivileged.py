@@ -116,7 +116,7 @@ def test_the_attack_works_on_a_process_that_is_not_hardened(made: Rig) -> None:
 
 def test_both_memories_are_scanned_all_the_same(made: Rig, training: Launched) -> None:
     assert training.wait()["status"] == "complete"
-    claims = parse_evidence(made.broker.exchange(made.run, "s000", 1)["evidence"])
+    claims = parse_evidence(made.broker.exchange(made.run, "s000", 1).evidence).claims
     kept = "memfd-secret" if claims["hardening"]["memfd_secret"] else "locked"
     assert training.event("unsealed")["keyAtRest"] == kept
     body = training.event("zeroized")
@@ -149,7 +149,7 @@ def test_where_no_memory_may_be_locked_the_key_rests_on_the_heap_and_the_record_
         made.prefix = before
     assert leg.event("unsealed")["keyAtRest"] == "heap"
     exchange = made.broker.exchange(made.run, "s000", 2)
-    assert parse_evidence(exchange["evidence"])["hardening"]["memfd_secret"] is False
+    assert parse_evidence(exchange.evidence).claims["hardening"]["memfd_secret"] is False
     body = leg.event("zeroized")
     assert body["residue"] == "scanned"
     assert all(needle["after"] == 0 for needle in body["needles"])

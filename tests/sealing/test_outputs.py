@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.canonical import canonical_json, record_json, sha256_hex
 from glasshouse.errors import SealError
 from glasshouse.sealing.container import TensorSpec
 from glasshouse.sealing.grant import KemKey, generate_kem_key, kem_public_bytes, load_kem_private
-from glasshouse.sealing.outputs import PREFIX_BYTES, open_outputs, seal_outputs
+from glasshouse.sealing.outputs import PREFIX_BYTES, SealedOutputs, open_outputs, seal_outputs
 
 OWNER = load_kem_private(b"\5" * 32)
 CONTEXT = {"run": "20261121-090000-abcdef", "leg": "s000", "launch": "1"}
@@ -21,7 +21,7 @@ SPEC = TensorSpec("adapter", "float32", (4, 3))
 WEIGHTS = bytes(range(48))
 
 
-def sealed(**arguments: object) -> tuple[bytes, dict]:
+def sealed(**arguments: object) -> tuple[bytes, SealedOutputs]:
     out = io.BytesIO()
     given = {
         "owner_public": kem_public_bytes(OWNER),
@@ -46,25 +46,25 @@ def open_bytes(path, data: bytes, owner: KemKey = OWNER, context: dict = CONTEXT
 
 
 def test_the_owner_opens_what_was_sealed(tmp_path) -> None:
-    package = open_bytes(tmp_path / "o", DATA, plaintext_sha256=REPORT["plaintextSha256"])
+    package = open_bytes(tmp_path / "o", DATA, plaintext_sha256=REPORT.plaintext_sha256)
     assert bytes(package.files["log.txt"]) == b"loss 1.0"
     assert package.tensors["adapter"] == (SPEC, WEIGHTS)
     assert package.wipe()
 
 
 def test_the_report_says_what_was_written(tmp_path) -> None:
-    assert REPORT["bytes"] == len(DATA)
-    assert REPORT["ciphertextSha256"] == hashlib.sha256(DATA).hexdigest()
+    assert REPORT.bytes == len(DATA)
+    assert REPORT.ciphertext_sha256 == hashlib.sha256(DATA).hexdigest()
     package = open_bytes(tmp_path / "o", DATA)
-    assert REPORT["plaintextSha256"] == sha256_hex(canonical_json(package.manifest))
-    assert set(REPORT) == {"plaintextSha256", "ciphertextSha256", "bytes"}
+    assert REPORT.plaintext_sha256 == sha256_hex(canonical_json(package.manifest))
+    assert set(record_json(REPORT)) == {"plaintextSha256", "ciphertextSha256", "bytes"}
 
 
 def test_equal_outputs_have_unlinkable_digests() -> None:
     """Salted: publishing the digest lets nobody confirm a guess of the outputs."""
     _, again = sealed()
-    assert again["plaintextSha256"] != REPORT["plaintextSha256"]
-    assert again["ciphertextSha256"] != REPORT["ciphertextSha256"]
+    assert again.plaintext_sha256 != REPORT.plaintext_sha256
+    assert again.ciphertext_sha256 != REPORT.ciphertext_sha256
 
 
 def test_another_owner_does_not_open(tmp_path) -> None:
@@ -142,8 +142,8 @@ def test_short_writes_lose_nothing(tmp_path) -> None:
     report = seal_outputs(
         out, owner_public=kem_public_bytes(OWNER), context=CONTEXT, files={"a": b"x" * 500}, tensors=[]
     )
-    assert report["bytes"] == len(out.taken)
-    assert report["ciphertextSha256"] == sha256_hex(out.taken)
+    assert report.bytes == len(out.taken)
+    assert report.ciphertext_sha256 == sha256_hex(out.taken)
     assert bytes(open_bytes(tmp_path / "o", bytes(out.taken)).files["a"]) == b"x" * 500
 
 

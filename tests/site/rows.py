@@ -13,7 +13,8 @@ from glasshouse.canonical import parse_json
 from glasshouse.paths import Workspace
 from glasshouse.publishing.publish import publish
 from tests.publishing.conftest import enter
-from tests.records.factory import Factory, Leg, make_spec
+from tests.records.factory import Factory, Leg
+from tests.specs import make_spec
 
 from .conftest import Browse
 

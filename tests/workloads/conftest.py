@@ -13,6 +13,7 @@ import pytest
 from glasshouse import config, spec
 from glasshouse.runtime import harness
 from glasshouse.workloads.package import Payload, prepare
+from tests.specs import make_spec
 
 Tensors = dict[str, tuple[Any, memoryview]]
 
@@ -42,7 +43,7 @@ def session_of(payload: Payload, device: str = "cpu") -> Any:
 
 
 @pytest.fixture
-def payload_of(make_spec: Callable[..., spec.RunSpec]) -> Callable[..., Payload]:
+def payload_of() -> Callable[..., Payload]:
     def make(model: object, **changes: object) -> Payload:
         return prepare(make_spec(model=model, **changes))
 

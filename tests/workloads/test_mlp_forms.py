@@ -86,5 +86,5 @@ def test_what_is_wiped_holds_weights_data_gradients_and_moments(payload_of: Make
     weights = len(session.trainable())
     assert len(held) == 2 + weights + weights + 3 * weights  # data; weights, gradients; step and two moments
     report = wipe_tensors(held)
-    assert report["host"]["readBackZero"]
+    assert report.host.read_back_zero
     assert not any(int(tensor.count_nonzero()) for tensor in session.trainable().values())

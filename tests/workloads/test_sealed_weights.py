@@ -16,6 +16,7 @@ from glasshouse.errors import UsageError
 from glasshouse.records.plan import public_spec
 from glasshouse.spec import LoraModel
 from glasshouse.workloads.package import Payload
+from tests.specs import make_spec
 from tests.workloads.conftest import load_model, session_of
 
 pytestmark = [
@@ -200,7 +201,7 @@ def test_weights_of_another_model_or_dtype_are_refused(payload_of: MakePayload, 
         payload_of(sealed(tmp_path, architecture={**model.architecture, "vocab_size": 512}))
 
 
-def test_the_folder_is_withheld_from_what_is_published(make_spec: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_folder_is_withheld_from_what_is_published(tmp_path: Path) -> None:
     model = save(tmp_path)
     shown = public_spec(make_spec(model=model)).model_dump_json()
     assert str(tmp_path) not in shown

@@ -1,0 +1,159 @@
+"""What a leg reports, as values: its result, what was wiped and searched, and how it ended.
+
+Their JSON (canonical.record_json) is what stands in events.jsonl and result.json, and what schema.py
+reads. Part of the archive that runs on the pod: standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_OPTIONAL = {"optional": True}
+
+
+@dataclass(frozen=True)
+class MachineReading:
+    """The machine as the same-machine proof needs it; measurement/telemetry.py compares two of them.
+
+    One entry a GPU in the lists; uptime in seconds; load_avg1 is the load average over one minute.
+    """
+
+    boot_id: str
+    hostname_digest: str
+    allocation: str
+    gpu_names: list[str]
+    gpu_uuids: list[str]
+    pci_bus_ids: list[str]
+    driver: str
+    ecc_uncorrected: list[str]
+    uptime_sec: float
+    cpu_model: str
+    cpu_count: int
+    kernel: str
+    load_avg1: float
+
+
+@dataclass(frozen=True)
+class LegResult:
+    """What one leg measured. Times in seconds; curves are pairs [units, loss] and [seconds, units].
+
+    Digests are salted, but for output_sha256: that of the outputs as a safetensors file of output_bytes.
+    """
+
+    unit: str
+    units: int
+    steps: int
+    elapsed_sec: float
+    setup_sec: float
+    warmup_sec: float
+    warmup_units: int
+    delay_pct: float
+    final_loss: float
+    loss_curve: list[list[float]]
+    throughput_curve: list[list[float]]
+    initial_digest: str
+    output_digest: str
+    output_differs: bool
+    output_sha256: str
+    output_bytes: int
+    workload_digest: str
+    unit_info: Mapping[str, Any]  # the workload's own numbers
+    machine_start: MachineReading
+    machine_end: MachineReading
+    cpu_sec: float
+    total_cpu_sec: float
+    device: str
+    telemetry: Sequence[Mapping[str, Any]]  # machine.Telemetry
+
+
+@dataclass(frozen=True)
+class Wiped:
+    """Memory of one place that was overwritten: how many pieces, bytes, and whether zeros were read back.
+
+    cache: what became of device memory that was freed before (wipe.release_device_cache); None: not asked.
+    """
+
+    count: int = 0
+    bytes: int = 0
+    read_back_zero: bool = True
+    cache: str | None = field(default=None, metadata=_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class WipeReport:
+    """What a trainer overwrote: tensors on host and device, other ranks' together, and the package."""
+
+    host: Wiped
+    device: Wiped
+    ranks: Wiped | None = field(default=None, metadata=_OPTIONAL)
+    package: Wiped | None = field(default=None, metadata=_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """What the custodian unsealed, how long that took, where the key lay, and the memory it needed in KiB.
+
+    owner_public_key (base64url) is for the supervisor alone, and no part of the event.
+    """
+
+    tensors: int
+    files: int
+    bytes: int
+    unseal_sec: float
+    key_at_rest: str
+    held_kib: int
+    peak_rss_kib: int
+    owner_public_key: str
+
+
+@dataclass(frozen=True)
+class NeedleReport:
+    """What a search from outside found: one class of needles, in one process, before and after the wipe."""
+
+    klass: str = field(metadata={"json": "class"})
+    where: str
+    needles: int
+    positive_control: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Zeroized:
+    """The last event of a leg that ended well: what was wiped, searched, reaped and removed."""
+
+    buffers: Mapping[str, Any]  # WipeReport, as the trainer said it
+    outputs: Mapping[str, Any]  # of the event sealed-outputs
+    needles: list[NeedleReport]
+    residue: str
+    scanned_by: Mapping[str, str]  # role -> how its memory was read
+    unscanned_regions: int
+    custodian_exit: int
+    trainer_exit: int
+    strays_killed: int
+    tmpfs_removed: bool
+
+
+@dataclass(frozen=True)
+class ProtectedEnd:
+    """result.json of a protected leg; code None: it completed."""
+
+    arm: str
+    status: str
+    code: str | None
+    reason_codes: list[str]
+    events_head: str | None
+    event_count: int
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RawEnd:
+    """result.json of a raw leg; code None: it completed. result is a LegResult, as the trainer said it."""
+
+    arm: str
+    status: str
+    code: str | None
+    result: Mapping[str, Any] | None
+    raw_files_removed: bool
