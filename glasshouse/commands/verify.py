@@ -17,16 +17,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from glasshouse.codes import Code
 from glasshouse.commands.download import fetch_row, is_url
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.judgement.rules import Check
 from glasshouse.publishing.check import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
-from glasshouse.records.verify import verify
+from glasshouse.records.verify import Verdict, verify
 
 UNREAD = Code.CANNOT_BE_READ
 
@@ -48,23 +49,21 @@ def run(args: argparse.Namespace) -> int:
     for path in args.paths:
         try:
             item = _verified(path, ring)
-            code = max(code, 0 if item["ok"] else 1)
+            code = max(code, 0 if item.ok else 1)
         except GlasshouseError as error:
             item = _unread(path, error)
             code = max(code, error.exit_code)
             sys.stderr.write(f"error: {error.line()}\n")
         results.append(item)
     if args.json:
-        emit({"ok": code == 0, "runs": results})
+        emit({"ok": code == 0, "runs": [item.as_json() for item in results]})
         return code
     for item in results:
-        if any(check["code"] == UNREAD for check in item["checks"]):
+        if any(check.code == UNREAD for check in item.checks):
             continue  # stderr has it
-        rows = [
-            ["ok" if check["ok"] else "FAILED", check["code"], check["detail"]] for check in item["checks"]
-        ]
-        say(f"{item['path']}\n{table(['', 'check', 'detail'], rows)}")
-        say(_verdict(item) + "\n")
+        rows = [["ok" if check.ok else "FAILED", check.code, check.detail] for check in item.checks]
+        say(f"{item.path}\n{table(['', 'check', 'detail'], rows)}")
+        say(_said(item) + "\n")
     return code
 
 
@@ -80,36 +79,32 @@ def _ring(args: argparse.Namespace) -> Keyring:
     return ring
 
 
-def _verified(path: str, ring: Keyring) -> dict[str, Any]:
+def _verified(path: str, ring: Keyring) -> Verdict:
     if is_url(path):
         with tempfile.TemporaryDirectory(prefix="glasshouse-verify-") as folder:
-            return check_artifact(fetch_row(path, Path(folder), ring), ring) | {"path": path}
+            return replace(check_artifact(fetch_row(path, Path(folder), ring), ring), path=path)
     if path.endswith(".json"):
         return check_artifact(Path(path), ring)
-    return verify(Path(path), ring).as_json(path)
+    return verify(Path(path), ring).verdict(path)
 
 
-def _unread(path: str, error: GlasshouseError) -> dict[str, Any]:
-    """Say in the form of `verify --json` that there was nothing to verify at `path`."""
-    check = {"code": UNREAD, "ok": False, "detail": error.line()}
-    return {"path": path, "ok": False, "status": None, "overheadPct": None, "signer": None, "checks": [check]}
+def _unread(path: str, error: GlasshouseError) -> Verdict:
+    """There was nothing to verify at `path`."""
+    return Verdict(path, False, None, None, None, (Check(UNREAD, False, error.line()),))
 
 
-def _verdict(item: dict[str, Any]) -> str:
-    if not item["ok"]:
+def _said(item: Verdict) -> str:
+    if not item.ok:
         return "NOT VERIFIED"
-    said = {check["code"]: check["detail"] for check in item["checks"]}
-    overhead = item["overheadPct"]
-    figure = f", overhead {overhead:.2f} %" if isinstance(overhead, float | int) else ""
+    said = {check.code: check.detail for check in item.checks}
+    figure = "" if item.overhead_pct is None else f", overhead {item.overhead_pct:.2f} %"
     if Code.CONTROL in said:
         figure = f", a {said[Code.CONTROL]}"
     elif Code.NO_FIGURE in said:
         figure = f", {said[Code.NO_FIGURE]}"
     if Code.RETRACTED in said:
         return f"RETRACTED: its evidence verifies, and the row was {said[Code.RETRACTED]}"
-    if item["signer"] is None:
+    if item.signer is None:
         return f"checked, not verified by us: a reported row{figure}"
     since = f"; {said[Code.SUPERSEDED]}" if Code.SUPERSEDED in said else ""
-    return (
-        f"verified as what it says: a row that is {item['status']}{figure}; signed by {item['signer']}{since}"
-    )
+    return f"verified as what it says: a row that is {item.status}{figure}; signed by {item.signer}{since}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
@@ -36,11 +35,11 @@ from glasshouse.publishing.signed import (
 )
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import log_key
-from glasshouse.records.verify import verify
+from glasshouse.records.verify import Verdict, verify
 
 
-def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
-    """Check one artifact file; return the entry that `verify --json` lists.
+def check_artifact(path: Path, keyring: Keyring) -> Verdict:
+    """Check one artifact file; return how it came out.
 
     Its bundle is looked for in ../bundles/<id>/ and bundles/<id>/. Raises UsageError when the file
     cannot be read; never raises for what it holds.
@@ -53,7 +52,7 @@ def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
     try:
         artifact = parse_artifact(data, name=path.name)
     except VerificationError as error:
-        return _entry(path, None, None, [Check(code, False, error.what) for code in error.codes])
+        return _verdict(path, None, None, [Check(code, False, error.what) for code in error.codes])
     checks = [Check(Code.ARTIFACT_SCHEMA, True, "every field is one that may be published")]
     signer = None
     if artifact.evidence_tier == "reported":
@@ -70,19 +69,13 @@ def check_artifact(path: Path, keyring: Keyring) -> dict[str, Any]:
         checks.append(Check(Code.SUPERSEDED, True, f"superseded by {artifact.superseded_by}"))
     if artifact.evidence_tier != "simulated":
         checks.append(_ledger(path, artifact, keyring))
-    return _entry(path, artifact, signer, checks)
+    return _verdict(path, artifact, signer, checks)
 
 
-def _entry(path: Path, artifact: Artifact | None, signer: str | None, checks: list[Check]) -> dict[str, Any]:
-    good = artifact is not None and all(check.ok for check in checks)
-    return {
-        "path": str(path),
-        "ok": good,
-        "status": artifact.status if artifact is not None and good else None,
-        "overheadPct": artifact.overhead_pct if artifact is not None and good else None,
-        "signer": signer,
-        "checks": [{"code": check.code, "ok": check.ok, "detail": check.detail} for check in checks],
-    }
+def _verdict(path: Path, artifact: Artifact | None, signer: str | None, checks: list[Check]) -> Verdict:
+    if artifact is None or any(not check.ok for check in checks):
+        return Verdict(str(path), False, None, None, signer, tuple(checks))
+    return Verdict(str(path), True, artifact.status, artifact.overhead_pct, signer, tuple(checks))
 
 
 def _reported(artifact: Artifact) -> list[Check]:

@@ -70,6 +70,33 @@ class VerifiedRow:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """How what lies at `path` came out: a bundle, or a published row.
+
+    status and overhead_pct are None where it did not hold. signer: the key's name, None where nobody known
+    signed.
+    """
+
+    path: str
+    ok: bool
+    status: str | None
+    overhead_pct: float | None
+    signer: str | None
+    checks: tuple[Check, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form that `verify --json` lists."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "status": self.status,
+            "overheadPct": self.overhead_pct,
+            "signer": self.signer,
+            "checks": [{"code": c.code, "ok": c.ok, "detail": c.detail} for c in self.checks],
+        }
+
+
+@dataclass(frozen=True)
 class Verification:
     """What verification found: ok, and with it a row; else every failed check among `checks`.
 
@@ -92,16 +119,10 @@ class Verification:
             raise VerificationError(first, codes=list(dict.fromkeys(check.code for check in failed)))
         return self.row
 
-    def as_json(self, path: str) -> dict[str, Any]:
-        """Return the form that `verify --json` lists."""
-        return {
-            "path": path,
-            "ok": self.ok,
-            "status": self.status,
-            "overheadPct": self.overhead_pct,
-            "signer": None if self.signer is None else self.signer.name,
-            "checks": [{"code": c.code, "ok": c.ok, "detail": c.detail} for c in self.checks],
-        }
+    def verdict(self, path: str) -> Verdict:
+        """Return how the bundle at `path` came out."""
+        signer = None if self.signer is None else self.signer.name
+        return Verdict(path, self.ok, self.status, self.overhead_pct, signer, self.checks)
 
 
 def bundle_folder(path: Path) -> Path:

@@ -53,7 +53,7 @@ def _read(path: Path) -> Artifact:
 
 def _failed(path: Path, factory: Factory) -> dict[str, str]:
     entry = check_artifact(path, factory.keyring)
-    return {check["code"]: check["detail"] for check in entry["checks"] if not check["ok"]}
+    return {check.code: check.detail for check in entry.checks if not check.ok}
 
 
 def test_a_row_with_its_controls_verifies(site: dict[str, Path], factory: Factory) -> None:

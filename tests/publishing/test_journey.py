@@ -115,7 +115,7 @@ def test_what_comes_back_is_published_and_ends_the_journey(
     entry = check_artifact(
         root / ARTIFACTS / f"{row}.json", committed_keyring(Workspace.of_source(root).keyring)
     )
-    assert entry["ok"], entry
+    assert entry.ok, entry
     page = render(publication)["ledger.md"].decode()
     assert away.journey.id in page
     assert "announced beforehand in log" in page
@@ -210,7 +210,7 @@ def test_without_a_leaf_in_the_operators_ledger_rows_are_registered_late(
     assert "registered-late" in artifact.caveats
     assert "registered-late" in _late_row(root, aside).caveats
     path = root / ARTIFACTS / f"{row}.json"
-    assert check_artifact(path, committed_keyring(Workspace.of_source(root).keyring))["ok"]
+    assert check_artifact(path, committed_keyring(Workspace.of_source(root).keyring)).ok
     on_gpu = artifact.model_copy(update={"gpu_model": "H100", "provider": "ssh"})
     (headline,) = headlines(candidates([on_gpu]))
     assert headline.rows == ()
@@ -226,7 +226,7 @@ def test_without_a_leaf_in_the_operators_ledger_rows_are_registered_late(
         read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"signed-row-edited:{row}",)
     entry = check_artifact(path, committed_keyring(Workspace.of_source(root).keyring))
-    assert [item["code"] for item in entry["checks"] if not item["ok"]] == ["artifact-recomputed"]
+    assert [item.code for item in entry.checks if not item.ok] == ["artifact-recomputed"]
 
 
 def test_a_leaf_younger_than_the_first_plan_announces_nothing(root: Path, go: Leave, bring: Bring) -> None:
@@ -276,7 +276,7 @@ def test_what_is_planned_after_the_budget_is_late(
     assert "registered-late" not in _late_row(root, first).caveats
     assert ("registered-late" in _late_row(root, row).caveats) == late
     path = root / ARTIFACTS / f"{row}.json"
-    assert check_artifact(path, committed_keyring(Workspace.of_source(root).keyring))["ok"]
+    assert check_artifact(path, committed_keyring(Workspace.of_source(root).keyring)).ok
 
 
 def test_a_journeys_log_announces_no_other(go: Leave) -> None:
@@ -308,8 +308,8 @@ def test_the_caveat_cannot_be_cut_out_of_what_is_fetched(
         folder.mkdir()
         with served(root / "site") as address:
             got = fetch_row(f"{address}/research/artifacts/{row}.json", folder, ring)
-        checks = check_artifact(got, ring)["checks"]
-        return {item["code"]: item["detail"] for item in checks if not item["ok"]}
+        checks = check_artifact(got, ring).checks
+        return {item.code: item.detail for item in checks if not item.ok}
 
     publication = read_publication(Workspace.of_source(root))
     inclusion = publication.logs.inclusion(row, artifact_sha256(_late_row(root, row)))
@@ -339,10 +339,10 @@ def test_a_keyring_without_the_announcing_key_is_told_which_is_missing(
     every = committed_keyring(Workspace.of_source(root).keyring).entries
     ring = Keyring(tuple(entry for entry in every if entry.label.startswith("borrowed")))
     entry = check_artifact(root / ARTIFACTS / f"{row}.json", ring)
-    (failed,) = [item for item in entry["checks"] if not item["ok"]]
-    assert failed["code"] == "registration-not-checked"
-    assert f"log {away.journey.opened_in} must have announced the row's journey" in failed["detail"]
-    assert "a key that the keyring does not list" in failed["detail"]
+    (failed,) = [item for item in entry.checks if not item.ok]
+    assert failed.code == "registration-not-checked"
+    assert f"log {away.journey.opened_in} must have announced the row's journey" in failed.detail
+    assert "a key that the keyring does not list" in failed.detail
 
 
 STATEMENTS: list[tuple[str, dict[str, Any]]] = [

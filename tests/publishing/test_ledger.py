@@ -11,6 +11,7 @@ import pytest
 
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import VerificationError
+from glasshouse.judgement.rules import Check
 from glasshouse.paths import Workspace
 from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.ledger import check_inclusion, check_log
@@ -90,14 +91,14 @@ def test_reported_rows_are_entered_once_and_again_when_they_change(
     put(pair[0])
     assert len(log().leaves()) == count
     path = root / "site/research/artifacts" / f"{REPORTED}.json"
-    checks = {check["code"]: check for check in check_artifact(path, factory.keyring)["checks"]}
-    assert checks["ledger-inclusion"]["ok"]
-    assert "signed by test publisher" in checks["ledger-inclusion"]["detail"]
+    checks = {check.code: check for check in check_artifact(path, factory.keyring).checks}
+    assert checks["ledger-inclusion"].ok
+    assert "signed by test publisher" in checks["ledger-inclusion"].detail
     changed = parse_json(path.read_bytes()) | {"protectedElapsedSec": 1900.0}
     path.write_bytes(canonical_json(changed))
-    checks = {check["code"]: check for check in check_artifact(path, factory.keyring)["checks"]}
-    assert not checks["ledger-inclusion"]["ok"]
-    assert "ledger-row-differs" in checks["ledger-inclusion"]["detail"]
+    checks = {check.code: check for check in check_artifact(path, factory.keyring).checks}
+    assert not checks["ledger-inclusion"].ok
+    assert "ledger-row-differs" in checks["ledger-inclusion"].detail
 
 
 def test_open_plans_and_withheld_runs_are_named_on_the_page(
@@ -187,26 +188,26 @@ def test_a_retraction_that_was_edited_in_or_out_stops_the_build(
 ) -> None:
     put(pair[0])
 
-    def verified() -> dict[str, Any]:
+    def verified() -> Check:
         entry = check_artifact(path, factory.keyring)
-        return next(check for check in entry["checks"] if check["code"] == "ledger-inclusion")
+        return next(check for check in entry.checks if check.code == "ledger-inclusion")
 
     path = root / "site/research/artifacts" / f"{pair[1].id}.json"
     original = path.read_bytes()
     edited = parse_json(original) | {"retracted": {"date": "2026-11-21", "reason": "no reason"}}
     path.write_bytes(canonical_json(edited))
     assert codes_of(root) == (f"ledger-retraction-differs:{pair[1].id}",)
-    assert "ledger-retraction-differs" in verified()["detail"]
-    assert not verified()["ok"]
+    assert "ledger-retraction-differs" in verified().detail
+    assert not verified().ok
     path.write_bytes(canonical_json(parse_json(original) | {"supersededBy": REPORTED}))
     assert codes_of(root) == (f"ledger-supersession-differs:{pair[1].id}",)
     path.write_bytes(original)
-    assert verified()["ok"]
+    assert verified().ok
     withdraw(pair[1].id, reason="the machine was shared", day="2026-11-21")
-    assert verified()["ok"]
+    assert verified().ok
     path.write_bytes(original)
     assert codes_of(root) == (f"ledger-retraction-differs:{pair[1].id}",)
-    assert not verified()["ok"]
+    assert not verified().ok
 
 
 def test_a_ledger_with_another_past_is_refused_in_one_line(
@@ -279,8 +280,8 @@ def test_the_local_ledger_is_shown_apart(root: Path, pair: Bundle, factory: Fact
     )
     assert f"research/inclusion/{pair[1].id}.json" in pages
     entry = check_artifact(root / "build/artifacts" / f"{pair[1].id}.json", factory.keyring)
-    assert entry["ok"]
-    assert [check["ok"] for check in entry["checks"] if check["code"] == "ledger-inclusion"] == [True]
+    assert entry.ok
+    assert [check.ok for check in entry.checks if check.code == "ledger-inclusion"] == [True]
 
 
 @pytest.mark.parametrize("part", ["plan", "row", "checkpoint", "proof"])

@@ -79,7 +79,7 @@ def test_two_machines_publish_one_after_the_other_and_leave_each_others_log_alon
         inclusion = pages[f"research/inclusion/{machine.row}.json"]
         assert "unwitnessed" in check_inclusion(inclusion, artifact_of(root, machine.row), one.keyring)
         path = root / "site/research/artifacts" / f"{machine.row}.json"
-        assert check_artifact(path, one.keyring)["ok"]
+        assert check_artifact(path, one.keyring).ok
     assert "1 plan is open and 0 rows are withheld" in pages["exclusions.md"].decode()
     assert "without a published log" not in ledger
 
@@ -107,9 +107,9 @@ def test_a_lost_machines_log_stays_and_another_machine_retracts_its_row(
     assert "Retracted on 2026-11-21.</strong> the machine was shared" in page
     assert f'#log-{other.key}">the log of test publisher 2' in page
     path = root / "site/research/artifacts" / f"{lost.row}.json"
-    checks = {check["code"]: check for check in check_artifact(path, other.keyring)["checks"]}
-    assert checks["ledger-inclusion"]["ok"]
-    assert "counts for nothing" in checks["retracted"]["detail"]
+    checks = {check.code: check for check in check_artifact(path, other.keyring).checks}
+    assert checks["ledger-inclusion"].ok
+    assert "counts for nothing" in checks["retracted"].detail
     before = tree(root)
     assert other.retract(lost.row, "again").written == other.publish().written == ()
     assert tree(root) == before
@@ -155,9 +155,9 @@ def test_one_ledger_is_not_published_under_two_keys(root: Path, machines: Machin
     (two.log / "checkpoint.txt").write_text(sign_checkpoint(leaves, two.factory.publisher))
     assert codes_of(lambda: read_publication(Workspace.of_source(root))) == codes
     path = root / "site/research/artifacts" / f"{one.row}.json"
-    checks = {check["code"]: check for check in check_artifact(path, one.keyring)["checks"]}
-    assert not checks["ledger-inclusion"]["ok"]
-    assert "ledger-row-twice" in checks["ledger-inclusion"]["detail"]
+    checks = {check.code: check for check in check_artifact(path, one.keyring).checks}
+    assert not checks["ledger-inclusion"].ok
+    assert "ledger-row-twice" in checks["ledger-inclusion"].detail
 
 
 def test_a_rows_id_stands_in_one_log_only(root: Path, machines: Machines) -> None:
@@ -194,8 +194,8 @@ def test_a_log_whose_signer_is_not_listed_stops_build_and_publication(root: Path
         machine.row: check_artifact(root / "site/research/artifacts" / f"{machine.row}.json", listed)
         for machine in machines
     }
-    assert results[one.row]["ok"]
-    detail = results[two.row]["checks"][-1]["detail"]
+    assert results[one.row].ok
+    detail = results[two.row].checks[-1].detail
     assert f"ledger-signer-unknown:{two.key}" in detail
 
 

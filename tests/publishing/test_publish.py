@@ -81,7 +81,7 @@ def test_a_simulated_run_is_shown_locally_and_never_published(
     assert (artifact.evidence_tier, artifact.evidence) == ("simulated", None)
     assert artifact.caveats[0] == "simulated"
     entry = check_artifact(path, factory.keyring)
-    assert not entry["ok"]
+    assert not entry.ok
     # Carried into the publication by hand, it stops the build.
     shutil.copy(path, root / "site/research/artifacts" / path.name)
     with pytest.raises(VerificationError):
@@ -163,7 +163,7 @@ def test_any_edit_of_a_committed_signed_artifact_stops_the_build(
     with pytest.raises(VerificationError) as caught:
         read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"signed-row-edited:{row.id}",)
-    assert not check_artifact(path, factory.keyring)["ok"]
+    assert not check_artifact(path, factory.keyring).ok
 
 
 def test_a_signed_row_needs_its_bundle_and_a_committed_key(root: Path, pair: Bundle, put: Put) -> None:
@@ -196,7 +196,7 @@ def test_edits_and_removals_of_reported_rows_stop_the_build(root: Path) -> None:
     with pytest.raises(VerificationError) as caught:
         read_publication(Workspace.of_source(root))
     assert caught.value.codes == (f"reported-row-edited:{path.stem}",)
-    assert not check_artifact(path, read_keyring())["ok"]
+    assert not check_artifact(path, read_keyring()).ok
     path.unlink()
     with pytest.raises(VerificationError) as caught:
         read_publication(Workspace.of_source(root))
@@ -261,9 +261,9 @@ def test_published_artifacts_check_out_one_by_one(
         path.stem: check_artifact(path, factory.keyring)
         for path in sorted((root / "site/research/artifacts").glob("*.json"))
     }
-    assert all(result["ok"] for result in results.values())
+    assert all(result.ok for result in results.values())
     reported = results["2026-05-16-runpod-h100-mlp-30m-protected-first"]
-    assert reported["status"] == "reported"
-    assert [check["code"] for check in reported["checks"]][-2:] == ["not-verified-by-us", "ledger-inclusion"]
-    assert results[row.id]["status"] == "verified"
-    assert results[row.id]["signer"].startswith("test operator")
+    assert reported.status == "reported"
+    assert [check.code for check in reported.checks][-2:] == ["not-verified-by-us", "ledger-inclusion"]
+    assert results[row.id].status == "verified"
+    assert results[row.id].signer.startswith("test operator")

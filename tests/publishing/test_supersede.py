@@ -46,8 +46,8 @@ def test_both_rows_stay_and_say_which_is_which(root: Path, rows: tuple[Machine, 
     assert all("the clock was &lt;set&gt;" in page for page in (before, after))
     assert f"by {new}: the clock was &lt;set&gt;" in pages["ledger.md"].decode()
     entry = check_artifact(root / ARTIFACTS / f"{old}.json", one.keyring)
-    assert entry["ok"], entry
-    assert f"superseded by {new}" in {item["detail"] for item in entry["checks"]}
+    assert entry.ok, entry
+    assert f"superseded by {new}" in {item.detail for item in entry.checks}
     state = tree(root)
     assert one.supersede(old, new, "again").written == one.publish().written == ()
     assert tree(root) == state
@@ -61,7 +61,7 @@ def test_a_supersession_edited_in_or_out_is_found(root: Path, rows: tuple[Machin
     def faults() -> str:
         with pytest.raises(GlasshouseError) as caught:
             read_publication(Workspace.of_source(root))
-        (check,) = [item for item in check_artifact(path, one.keyring)["checks"] if not item["ok"]]
+        (check,) = [item for item in check_artifact(path, one.keyring).checks if not item.ok]
         return f"{caught.value} {check['code']} {check['detail']}"
 
     path.write_bytes(canonical_json(parse_json(original) | {"supersededBy": new}))

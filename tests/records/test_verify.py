@@ -45,7 +45,7 @@ def test_a_good_bundle(made: Made) -> None:
 
 
 def test_the_form_of_verify_json(made: Made) -> None:
-    document = verify(made.folder, made.factory.keyring).as_json("somewhere")
+    document = verify(made.folder, made.factory.keyring).verdict("somewhere").as_json()
     assert set(document) == {"path", "ok", "status", "overheadPct", "signer", "checks"}
     assert all(set(check) == {"code", "ok", "detail"} for check in document["checks"])
     assert document["signer"].startswith("test operator")
