@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -31,6 +32,7 @@ from glasshouse.schema import Result
 _T = TypeVar("_T")
 POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time
 LEFT_SEC = 30.0  # beyond the pod's own deadline, so that its reason wins over ours
+_PID = re.compile(rb'\{"pid": ([1-9][0-9]{0,9})\}\n')  # what runtime/entry.py answers
 _REMOVE = 'rm -rf -- "$1" "$1-scratch"; test ! -e "$1" && test ! -e "$1-scratch"'
 
 
@@ -49,9 +51,10 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         with contextlib.ExitStack() as until:
             forward = ready.pod.forward_remote
             port = _on_live(live, ready, leg, lambda: until.enter_context(forward(ready.broker_port)))
-            _start(ready, leg, protected_params(live, ready, leg, ticket=ticket, broker_port=port), notes)
+            given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
+            process = _start(ready, leg, given, notes)
             take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
-            ended = _followed(live, ready, leg, "events.jsonl", pace=pace, take=take).ended
+            ended = _followed(live, ready, leg, "events.jsonl", process=process, pace=pace, take=take).ended
     finally:
         collect.keep_exchange(live, leg, collect.exchange(live, ready, leg), notes)
     notes.reason_codes |= set(ended.reason_codes)
@@ -72,10 +75,10 @@ def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     began = time.monotonic()
     _on_live(live, ready, leg, lambda: put_raw_files(ready, leg.raw_folder))
     notes.timings["uploadSec"] = time.monotonic() - began
-    _start(ready, leg, raw_params(live, ready, leg), notes)
+    process = _start(ready, leg, raw_params(live, ready, leg), notes)
     try:
         take = _reports(pace, shown)
-        finished = _followed(live, ready, leg, "progress.jsonl", pace=pace, take=take)
+        finished = _followed(live, ready, leg, "progress.jsonl", process=process, pace=pace, take=take)
     finally:
         with contextlib.suppress(RemoteError):
             removed = ready.pod.run(["sh", "-c", _REMOVE, "sh", leg.raw_folder])
@@ -95,7 +98,8 @@ def _on_live(live: LiveRun, ready: Ready, leg: Leg, step: Callable[[], _T]) -> _
     return on_live_connection(ready.pod, step, lambda: live.screen.warn(lost))
 
 
-def _start(ready: Ready, leg: Leg, given: params.Launch, notes: Notes) -> None:
+def _start(ready: Ready, leg: Leg, given: params.Launch, notes: Notes) -> int:
+    """Launch the leg; the pid of its process on the pod, which runs on by itself."""
     began = time.monotonic()
     argv = [ready.python, "-I", ready.archive, "launch", leg.pod_folder]
     try:
@@ -103,17 +107,27 @@ def _start(ready: Ready, leg: Leg, given: params.Launch, notes: Notes) -> None:
         said = ready.pod.run(argv, input=params.write_launch(given), timeout=60)
     except OutcomeUnknown as error:
         raise LegError("the connection died while launching", code=Code.START_UNKNOWN) from error
-    if said.exit != 0:
+    told = _PID.fullmatch(said.stdout)
+    if said.exit != 0 or told is None:
         raise LegError("the runtime did not start on the pod", code=Code.RUNTIME_NOT_STARTED)
     notes.timings["startSec"] = time.monotonic() - began
+    return int(told[1])
 
 
 def _followed(
-    live: LiveRun, ready: Ready, leg: Leg, followed: str, *, pace: Pace, take: Callable[[bytes], None]
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    followed: str,
+    *,
+    process: int,
+    pace: Pace,
+    take: Callable[[bytes], None],
 ) -> Finished:
     return follow(
         ready.pod,
         leg.pod_folder,
+        process=process,
         followed=followed,
         pace=pace,
         deadline=time.monotonic() + leg_deadline_sec(live, leg.slot) + LEFT_SEC,

@@ -34,9 +34,9 @@ WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
 MAX_RESULT_BYTES = 4 << 20
 MAX_EVENTS_BYTES = 64 << 20
-# One command a poll: is the result there, and what is new in the file that is followed.
+# One command a poll: is the result there, or else the leg's process, and what is new in the file that is followed.
 _POLL = """
-test -f "$1/result.json" && echo done || echo wait
+if test -f "$1/result.json"; then echo done; elif kill -0 "$5" 2>/dev/null; then echo wait; else echo gone; fi
 tail -c "+$2" "$1/$3" 2>/dev/null | head -c "$4"
 true
 """
@@ -189,46 +189,51 @@ def follow(
     pod: Pod,
     leg_dir: str,
     *,
+    process: int,
     followed: str,
     pace: Pace,
     deadline: float,
     on_data: Callable[[bytes], None],
     warn: Callable[[str], None],
 ) -> Finished:
-    """Poll until result.json is there; return it. `deadline` is on the monotonic clock.
+    """Poll until result.json is there; return it. `deadline` is on the monotonic clock, `process` the leg's pid.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
-    Raises LegError (leg-deadline, pod-unreachable), RentalOver, and whatever `on_data` raises.
+    Raises LegError (lost-leg, leg-deadline, pod-unreachable), RentalOver, and whatever `on_data` raises.
     """
-    offset = 0
+    offset, gone = 0, False
     while True:
         if time.monotonic() > deadline:
             raise LegError("the leg did not end in time", code=Code.LEG_DEADLINE)
         try:
-            done, data = _poll(pod, leg_dir, offset, followed)
+            said, data = _poll(pod, leg_dir, offset, followed, process)
         except OutcomeUnknown:
             reconnect(pod, warn)
             continue
         offset += len(data)
         on_data(data)
-        if done and not data:
-            return _fetch_result(pod, leg_dir, warn)
-        if not done:
-            time.sleep(pace.pause())
+        if said == b"done":
+            if not data:
+                return _fetch_result(pod, leg_dir, warn)
+            continue
+        if gone and said == b"gone":  # twice: it may have left its result just after that was looked for
+            raise LegError("the leg's process is gone and left no result", code=Code.LOST_LEG)
+        gone = said == b"gone"
+        time.sleep(pace.pause())
 
 
-def _poll(pod: Pod, leg_dir: str, offset: int, followed: str) -> tuple[bool, bytes]:
+def _poll(pod: Pod, leg_dir: str, offset: int, followed: str, process: int) -> tuple[bytes, bytes]:
     # The order matters: "done" is decided before the tail is read, so nothing written before the
     # result file can be missed by the read that follows.
     said = pod.run(
-        ["sh", "-c", _POLL, "sh", leg_dir, str(offset + 1), followed, str(MAX_POLL_BYTES)],
+        ["sh", "-c", _POLL, "sh", leg_dir, str(offset + 1), followed, str(MAX_POLL_BYTES), str(process)],
         timeout=60,
         max_output=MAX_POLL_BYTES + 16,
     )
     word, _, data = said.stdout.partition(b"\n")
-    if word not in (b"done", b"wait"):
+    if word not in (b"done", b"wait", b"gone"):
         raise RemoteError("the pod answered a poll with something else", field="exit", value=said.exit)
-    return word == b"done", data
+    return word, data
 
 
 def _fetch_result(pod: Pod, leg_dir: str, warn: Callable[[str], None]) -> Finished:

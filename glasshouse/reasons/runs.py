@@ -148,12 +148,7 @@ LEGS: dict[Code, Reason] = {
     Code.POD_UNREACHABLE: explained(
         "Machine lost", "The machine stopped answering while a leg ran.", Place.LEG
     ),
-    Code.LOST_LEG: explained(
-        "Leg vanished",
-        "The leg's process vanished without a result.",
-        Place.LEG,
-        waits_for="issue 14: that a leg ends so is not looked for yet",
-    ),
+    Code.LOST_LEG: explained("Leg vanished", "The leg's process vanished without a result.", Place.LEG),
     Code.LEG_DEADLINE: explained("Too slow", "The leg did not finish before its deadline.", Place.LEG),
     Code.TERMINATED: explained("Told to end", "The leg was told to end from outside.", Place.LEG),
     Code.ATTESTATION_REFUSED: explained(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,13 @@ SLOT = Slot(0, None, 0, "raw", False, 0.0, 30.0, None, False, 0.0)
 ESCAPE = "\x1b]0;owned\x07"
 
 
-def _followed(pod: Pod, folder: Path, result: object) -> Finished:
-    (folder / "result.json").write_text(json.dumps(result))
+def _followed(pod: Pod, folder: Path, result: object, process: int | None = None) -> Finished:
+    if result is not ...:
+        (folder / "result.json").write_text(json.dumps(result))
     return follow(
         pod,
         str(folder),
+        process=process or os.getpid(),
         followed="events.jsonl",
         pace=Pace(0.1, None),
         deadline=time.monotonic() + 20,
@@ -75,6 +80,23 @@ def test_a_result_is_believed_by_its_form_only(pod: Pod, tmp_path: Path) -> None
     for other in ([], "complete", None):
         with pytest.raises(LegError, match="not one"):
             _followed(pod, tmp_path, other)
+
+
+def test_a_leg_whose_process_is_gone_is_not_waited_for(pod: Pod, tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        threading.Timer(1.0, process.kill).start()
+        threading.Thread(target=process.wait).start()  # or it stays, as what its parent has not asked about
+        began = time.monotonic()
+        with pytest.raises(LegError) as error:
+            _followed(pod, tmp_path, ..., process.pid)
+    assert error.value.code == "lost-leg"
+    assert 1.0 <= time.monotonic() - began < 15
+
+
+def test_what_a_leg_left_as_it_ended_is_taken(pod: Pod, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert _followed(pod, tmp_path, {"status": "failed", "code": "process-died"}, process.pid).ended.code
 
 
 @pytest.mark.parametrize(
