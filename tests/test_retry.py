@@ -1,75 +1,103 @@
-"""How often something is tried again, after which waits and which errors."""
+"""One way to try again: how often, after which waits, until when, after which errors."""
 
 from __future__ import annotations
 
-import math
-import time
-
 import pytest
 
+from glasshouse import retry as module
+from glasshouse.errors import HostKeyMismatch, OutcomeUnknown, RemoteError
 from glasshouse.retry import Policy, retry
 
 
-class Failed(Exception):
-    def __init__(self, number: int, wait: float | None = None) -> None:
-        super().__init__(number)
-        self.wait = wait
-
-
-class Stranger(Failed):
-    pass
-
-
 @pytest.fixture
-def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Every wait; time passes by waits alone."""
     waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    monkeypatch.setattr(module.time, "monotonic", lambda: sum(waits))
     return waits
 
 
-def failing(times: float, tried: list[int], kind: type[Failed] = Failed, wait: float | None = None):
-    def step(number: int) -> str:
-        tried.append(number)
-        if number <= times:
-            raise kind(number, wait)
+class Step:
+    """Fails with these errors, one after the other, then returns."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.numbers: list[int] = []
+
+    def __call__(self, number: int) -> str:
+        self.numbers.append(number)
+        if self.errors:
+            raise self.errors.pop(0)
         return "done"
 
-    return step
+
+def test_it_is_tried_until_it_goes_well(clock: list[float]) -> None:
+    step, told = Step(OutcomeUnknown("a"), OutcomeUnknown("b")), []
+    assert retry(step, Policy(tries=3), on=OutcomeUnknown, between=told.append) == "done"
+    assert step.numbers == [1, 2, 3]
+    assert [error.what for error in told] == ["a", "b"]
+    assert clock == [0.0, 0.0]
 
 
-def test_it_is_tried_until_it_returns_and_the_last_error_is_raised(waited: list[float]) -> None:
-    tried, seen = list[int](), list[object]()
-    policy = Policy(4, (1.0, 2.0))
-    assert retry(failing(2, tried), policy, on=Failed, between=seen.append) == "done"
-    assert (tried, waited, [str(each) for each in seen]) == ([1, 2, 3], [1.0, 2.0], ["1", "2"])
-    with pytest.raises(Failed, match="4"):
-        retry(failing(math.inf, tried), policy, on=Failed)
-    assert waited == [1.0, 2.0, 1.0, 2.0, 2.0]
+def test_the_last_error_is_the_one_that_is_raised(clock: list[float]) -> None:
+    step, told = Step(*(OutcomeUnknown(str(number)) for number in range(5))), []
+    with pytest.raises(OutcomeUnknown, match="2"):
+        retry(step, Policy(tries=3), on=OutcomeUnknown, between=told.append)
+    assert len(told) == 2  # nothing is mended after the last try
+    assert len(clock) == 2
 
 
-def test_what_another_try_does_not_mend_ends_it(waited: list[float]) -> None:
-    tried: list[int] = []
-    with pytest.raises(Stranger):
-        retry(failing(9, tried, Stranger), Policy(4), on=Failed, unless=(Stranger,))
-    with pytest.raises(Failed):
-        retry(failing(9, tried), Policy(4), on=Failed, when=lambda error: error.args != (1,))
-    with pytest.raises(Failed):
-        retry(failing(9, tried), Policy(4, (60.0,), time.monotonic() + 30.0), on=Failed)
-    assert (tried, waited) == ([1, 1, 1], [])
+def test_the_last_wait_stands_for_all_that_follow(clock: list[float]) -> None:
+    with pytest.raises(OutcomeUnknown):
+        retry(Step(*[OutcomeUnknown("x")] * 9), Policy(tries=5, waits=(1.0, 2.0)), on=OutcomeUnknown)
+    assert clock == [1.0, 2.0, 2.0, 2.0]
 
 
-def test_a_wait_that_the_error_asks_for_goes_before_the_policys(waited: list[float]) -> None:
-    tried: list[int] = []
+def test_no_try_begins_after_the_deadline(clock: list[float]) -> None:
+    step = Step(*[OutcomeUnknown("x")] * 9)
+    with pytest.raises(OutcomeUnknown):
+        retry(step, Policy(tries=9, waits=(2.0,), deadline=5.0), on=OutcomeUnknown)
+    assert step.numbers == [1, 2, 3]
+    assert clock == [2.0, 2.0]
+
+
+def test_other_errors_end_it_at_once(clock: list[float]) -> None:
+    for error in (HostKeyMismatch("a stranger"), ValueError("ours")):
+        step = Step(error)
+        with pytest.raises(type(error)):
+            retry(step, Policy(tries=3), on=RemoteError, unless=(HostKeyMismatch,))
+        assert step.numbers == [1]
+    assert clock == []
+
+
+def test_what_mending_raises_ends_it(clock: list[float]) -> None:
+    def mend(_: OutcomeUnknown) -> None:
+        raise HostKeyMismatch("a stranger")
+
+    step = Step(OutcomeUnknown("x"))
+    with pytest.raises(HostKeyMismatch):
+        retry(step, Policy(tries=3), on=OutcomeUnknown, between=mend)
+    assert step.numbers == [1]
+
+
+def test_an_error_says_whether_another_try_may_go_better_and_when(clock: list[float]) -> None:
+    step = Step(OutcomeUnknown("mended"), OutcomeUnknown("for good"))
+    with pytest.raises(OutcomeUnknown, match="for good"):
+        retry(step, Policy(tries=9), on=OutcomeUnknown, when=lambda error: error.what == "mended")
+    assert step.numbers == [1, 2]
     asked = iter([7.0, None])
-    retry(failing(2, tried), Policy(3, (1.0,)), on=Failed, asked=lambda _: next(asked))
-    assert waited == [7.0, 1.0]
+    step = Step(OutcomeUnknown("a"), OutcomeUnknown("b"))
+    retry(step, Policy(3, (1.0,)), on=OutcomeUnknown, asked=lambda _: next(asked))
+    assert clock == [0.0, 7.0, 1.0]
 
 
-def test_a_policy_may_become_known_with_the_first_answer(waited: list[float]) -> None:
+def test_a_policy_may_become_known_with_the_first_answer(clock: list[float]) -> None:
     policies = iter([Policy(9, (5.0,)), Policy(3, (0.5,)), Policy(3, (0.5,))])
-    with pytest.raises(Failed, match="3"):
-        retry(failing(9, []), lambda: next(policies), on=Failed)
-    assert waited == [5.0, 0.5]
+    step = Step(*[OutcomeUnknown("x")] * 9)
+    with pytest.raises(OutcomeUnknown):
+        retry(step, lambda: next(policies), on=OutcomeUnknown)
+    assert (step.numbers, clock) == ([1, 2, 3], [5.0, 0.5])
 
 
 def test_waits_that_double_stay_under_their_ceiling() -> None:

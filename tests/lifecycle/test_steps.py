@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,11 @@ from glasshouse.errors import (
 )
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.spec import RunSpec
+from tests.specs import make_spec
 
 
 @pytest.fixture
-def live(make_spec: Callable[..., RunSpec], tmp_path: Path) -> LiveRun:
+def live(tmp_path: Path) -> LiveRun:
     return create(make_spec(), tmp_path, Screen(), [])
 
 

@@ -6,7 +6,6 @@ The expected bytes were written by hand from the formats, not by the models unde
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,8 @@ from glasshouse.lifecycle.slots import launch_file
 from glasshouse.measurement.schedule import Slot
 from glasshouse.providers.base import Allocation, ReleaseProof
 from glasshouse.remote.endpoint import Endpoint, HostKey
-from glasshouse.spec import RunSpec
+from tests.specs import make_spec
 
-MakeSpec = Callable[..., RunSpec]
 SLOT = Slot(3, 0, 2, "protected", True, 1.0, 2.0, None, False, 0.0)
 NAME = "gh-20260101-000000-abcdef-0123abcd"
 SEEN = Observed(
@@ -50,7 +48,7 @@ SEEN = Observed(
 
 
 @pytest.fixture
-def live(make_spec: MakeSpec, tmp_path: Path) -> LiveRun:
+def live(tmp_path: Path) -> LiveRun:
     made = create(make_spec(), tmp_path, Screen(quiet=True), ["gpu=cpu", "duration=1"])
     run = replace(made.run, id="20260101-000000-abcdef", allocation=NAME, started=1000.00049)
     return replace(made, run=run)
@@ -178,7 +176,7 @@ def test_a_torn_launch_gets_one_that_failed(live: LiveRun) -> None:
     assert json.loads((torn / "launch.json").read_bytes())["code"] == "evidence-unusable"
 
 
-def test_run_json_is_what_another_process_finishes_the_run_from(live: LiveRun, make_spec: MakeSpec) -> None:
+def test_run_json_is_what_another_process_finishes_the_run_from(live: LiveRun) -> None:
     live.fail(Code.NO_CAPACITY, "error: none left", 3)
     path = live.folder.path / "run.json"
     state = json.loads(path.read_bytes())
