@@ -62,7 +62,7 @@ def test_a_supersession_edited_in_or_out_is_found(root: Path, rows: tuple[Machin
         with pytest.raises(GlasshouseError) as caught:
             read_publication(Workspace.of_source(root))
         (check,) = [item for item in check_artifact(path, one.keyring).checks if not item.ok]
-        return f"{caught.value} {check['code']} {check['detail']}"
+        return f"{caught.value} {check.code} {check.detail}"
 
     path.write_bytes(canonical_json(parse_json(original) | {"supersededBy": new}))
     assert faults().count("ledger-supersession-differs") == 2
