@@ -34,7 +34,7 @@ WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
 MAX_RESULT_BYTES = 4 << 20
 MAX_EVENTS_BYTES = 64 << 20
-# One command a poll: is the result there, or else the leg's process, and what is new in the file that is followed.
+# One command a poll: is the result there, or else the leg's process; and what is new in the followed file.
 _POLL = """
 if test -f "$1/result.json"; then echo done; elif kill -0 "$5" 2>/dev/null; then echo wait; else echo gone; fi
 tail -c "+$2" "$1/$3" 2>/dev/null | head -c "$4"
@@ -196,7 +196,7 @@ def follow(
     on_data: Callable[[bytes], None],
     warn: Callable[[str], None],
 ) -> Finished:
-    """Poll until result.json is there; return it. `deadline` is on the monotonic clock, `process` the leg's pid.
+    """Poll until result.json is there; return it. `process` is the leg's pid, `deadline` monotonic seconds.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
     Raises LegError (lost-leg, leg-deadline, pod-unreachable), RentalOver, and whatever `on_data` raises.
