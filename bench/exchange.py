@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from glasshouse.attestation.stage import Launch, Stage
+from glasshouse.attestation.stage import Stage, StagedLaunch
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def measure(folder: Path, count: int, clients: int) -> dict[str, Any]:
     }
 
 
-def _check(stage: Stage, launches: list[Launch]) -> None:
+def _check(stage: Stage, launches: list[StagedLaunch]) -> None:
     """A fast exchange that released nothing would be no exchange."""
     if any(launch.released is None for launch in launches) or stage.unwrap_calls != len(launches) + 20:
         raise SystemExit("not every exchange released its key")

@@ -18,11 +18,11 @@ from mkdocs.config import load_config
 
 from glasshouse.canonical import canonical_json
 from glasshouse.paths import Workspace
-from glasshouse.publishing import store
+from glasshouse.publishing import publication_files
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
-from glasshouse.publishing.ledger import check_log
 from glasshouse.publishing.logs import PublishedLogs
-from glasshouse.publishing.store import Publication, read_publication
+from glasshouse.publishing.publication_files import Publication, read_publication
+from glasshouse.publishing.published_log import check_log
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
 from glasshouse.records.ledger import parse_leaves, sign_checkpoint
 
@@ -58,7 +58,7 @@ def entered(rows: list[Artifact]) -> PublishedLogs:
 
 def main() -> None:
     current: dict[str, Publication] = {}
-    store.read_publication = lambda _workspace: current["publication"]
+    publication_files.read_publication = lambda _workspace: current["publication"]
     for count in [int(text) for text in sys.argv[1:]] or [1000]:
         publication = many(count)
         # MkDocs loads the hook once a process; it finds this reader.

@@ -13,7 +13,7 @@ E = TypeVar("E", bound=Exception)
 
 
 @dataclass(frozen=True)
-class Policy:
+class RetryPolicy:
     """How often something is tried: `tries` in all, the first included.
 
     `waits` are seconds before the second try, the third and so on; the last one stands for all that follow,
@@ -25,7 +25,7 @@ class Policy:
     deadline: float = math.inf
 
     @classmethod
-    def doubling(cls, tries: int, first_sec: float, max_sec: float) -> Policy:
+    def doubling(cls, tries: int, first_sec: float, max_sec: float) -> RetryPolicy:
         """Tries whose waits begin at `first_sec` and double, up to `max_sec`."""
         return cls(tries, tuple(min(first_sec * 2.0**number, max_sec) for number in range(max(tries - 1, 1))))
 
@@ -36,7 +36,7 @@ class Policy:
 
 def retry(
     step: Callable[[int], T],
-    policy: Policy | Callable[[], Policy],
+    policy: RetryPolicy | Callable[[], RetryPolicy],
     *,
     on: type[E],
     unless: tuple[type[E], ...] = (),

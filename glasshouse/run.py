@@ -25,8 +25,8 @@ from typing import Any
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, UsageError
+from glasshouse.judgement.conclusions import blocks_lost, control_line, overhead_stated
 from glasshouse.judgement.record import Record
-from glasshouse.judgement.stated import blocks_lost, control_line, overhead_stated
 from glasshouse.lifecycle import finish, reap
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create

@@ -9,7 +9,7 @@ import pytest
 
 from glasshouse.errors import VerificationError
 from glasshouse.paths import Workspace
-from glasshouse.publishing.store import read_publication
+from glasshouse.publishing.publication_files import read_publication
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVERTS = ["-c", "core.autocrlf=true"]  # as Git for Windows installs it

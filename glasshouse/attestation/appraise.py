@@ -22,7 +22,7 @@ from glasshouse.canonical import CanonicalError, b64u_decode, canonical_json, sh
 from glasshouse.codes import Code
 from glasshouse.spec import Policy
 
-__all__ = ["Answer", "Appraisal", "Check", "Reference", "appraise", "policy_id", "refusal"]
+__all__ = ["Answer", "Appraisal", "ClaimCheck", "Reference", "appraise", "policy_id", "refusal"]
 
 # The profile whose claim names (`ear.status`, ...) the results use; its consumers read them as they are.
 EAR_PROFILE = "tag:github.com,2023:veraison/ear"
@@ -30,7 +30,7 @@ MAX_AHEAD_SEC = 2  # the broker's own clock may be slewed between challenge and 
 
 
 @dataclass(frozen=True)
-class Check:
+class ClaimCheck:
     """One check: its reason code when it fails; `source` is where the value compared with came from."""
 
     code: str
@@ -43,7 +43,7 @@ class Check:
 class Appraisal:
     """Every check made, and the claims of the EAR that says so (no grant fields in them)."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[ClaimCheck, ...]
     ok: bool
     ear_claims: dict[str, Any]
 
@@ -131,7 +131,7 @@ def appraise(claims: Mapping[str, Any], reference: Reference, policy: Policy, an
 
 def refusal(codes: tuple[str, ...], reference: Reference, policy: Policy, answer: Answer) -> Appraisal:
     """The appraisal of evidence that could not be read or was not signed by its own key."""
-    checks = [Check(code, False, "refused before its claims were read", "broker") for code in codes]
+    checks = [ClaimCheck(code, False, "refused before its claims were read", "broker") for code in codes]
     ear = _ear_claims(checks, [], reference, policy, answer.challenge.binding.nonce)
     return Appraisal(tuple(checks), False, ear)
 
@@ -140,7 +140,7 @@ class _Said:
     """What evidence says: its claims of their declared types, by name, and the checks made so far."""
 
     def __init__(self, claims: Mapping[str, Any]) -> None:
-        self.checks: list[Check] = []
+        self.checks: list[ClaimCheck] = []
         self.good: dict[str, Any] = {}
         values = dict(claims)
         hardening = claims.get("hardening")
@@ -163,7 +163,7 @@ class _Said:
 
     def check(self, code: str, ok: bool, detail: str, source: str) -> None:
         """Note a check."""
-        self.checks.append(Check(code, ok, detail, source))
+        self.checks.append(ClaimCheck(code, ok, detail, source))
 
     def compare(self, name: str, expected: object, source: str) -> None:
         """Hold a claim against the value that it must equal, of the same type, too."""
@@ -288,7 +288,7 @@ def policy_id(policy: Policy) -> str:
 
 
 def _ear_claims(
-    checks: list[Check],
+    checks: list[ClaimCheck],
     weak: list[str],
     reference: Reference,
     policy: Policy,

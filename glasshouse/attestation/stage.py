@@ -113,7 +113,7 @@ class Clock:
 
 
 @dataclass
-class Launch:
+class StagedLaunch:
     """One synthetic launch: what its supervisor would hold."""
 
     port: int
@@ -216,14 +216,14 @@ class Stage:
         self._runs += 1
         return f"tamper-{self._runs:03d}"
 
-    def launch(self, run: str | None = None, *, policy: Policy = STRICT, **changed: Any) -> Launch:
+    def launch(self, run: str | None = None, *, policy: Policy = STRICT, **changed: Any) -> StagedLaunch:
         """Issue a ticket for a launch of a new run, with a payload of its own, or of a registered run."""
         reference = synthetic_reference(run or self.new_run(), **changed)
         payload_key = secrets.token_bytes(32)
         if not self.broker.store.has_payload(reference.run, reference.manifest_hash):
             self.broker.register_payload(reference.run, reference.manifest_hash, payload_key, max_grants=3)
         ticket = self.broker.issue_ticket(reference, policy)
-        return Launch(self.port, self.broker.public_bytes, reference, policy, ticket, payload_key)
+        return StagedLaunch(self.port, self.broker.public_bytes, reference, policy, ticket, payload_key)
 
     def post(
         self, path: str, body: bytes | Mapping[str, str | int], headers: Mapping[str, str] | None = None
@@ -248,7 +248,7 @@ class Stage:
 
 # An attack gets the stage, a fresh launch of its own, and the control's finished one. It raises
 # AttestationError when it was refused; returning means that it got through.
-Attack = Callable[[Stage, Launch, Launch], None]
+Attack = Callable[[Stage, StagedLaunch, StagedLaunch], None]
 
 
 @dataclass(frozen=True)

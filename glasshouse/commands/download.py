@@ -17,7 +17,7 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.providers.cloud_http import is_loopback
 from glasshouse.publishing.artifact import artifact_bytes, parse_artifact
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES
+from glasshouse.publishing.published_log import CHECKPOINT, LEAVES
 from glasshouse.records.bundle import ENVELOPE, MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import log_key

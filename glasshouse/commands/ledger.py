@@ -23,7 +23,7 @@ from glasshouse.codes import Code
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import keys, ledger
-from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
+from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from glasshouse.commands.terminal import emit, say, writing
 from glasshouse.errors import UsageError
 from glasshouse.publishing.pages import render
-from glasshouse.publishing.store import read_publication
+from glasshouse.publishing.publication_files import read_publication
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

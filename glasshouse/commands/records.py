@@ -7,8 +7,8 @@ from pathlib import Path
 
 from glasshouse.canonical import parse_json
 from glasshouse.errors import UsageError
+from glasshouse.judgement.conclusions import control_line, overhead_stated
 from glasshouse.judgement.record import Record
-from glasshouse.judgement.stated import control_line, overhead_stated
 
 RECORD = Path("bundle") / "record.json"
 RUNS = Path("runs")

@@ -14,9 +14,9 @@ from typing import Literal
 from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, spark, table
 from glasshouse.judgement.caveats import caveat
+from glasshouse.judgement.conclusions import blocks_lost, overhead_stated
 from glasshouse.judgement.record import CheckLine, Figures
 from glasshouse.judgement.rules import RULES
-from glasshouse.judgement.stated import blocks_lost, overhead_stated
 from glasshouse.reasons import reason
 from glasshouse.schema import Report
 

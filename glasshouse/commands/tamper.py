@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse import __version__
-from glasshouse.attestation.tamper import run_suite
+from glasshouse.attestation.tamper_suite import run_suite
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.commands.terminal import emit, require_writable, say, table
-from glasshouse.publishing.store import TAMPER
+from glasshouse.publishing.publication_files import TAMPER
 from glasshouse.records import keys
 from glasshouse.records.signing import sign_statement
 

@@ -25,7 +25,7 @@ from glasshouse.commands.download import fetch_row, is_url
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.judgement.rules import Check
-from glasshouse.publishing.check import check_artifact
+from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
 from glasshouse.records.verify import Verdict, verify
 

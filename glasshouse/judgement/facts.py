@@ -1,6 +1,6 @@
 """What is known about a run, as frozen values: the only input of the rules.
 
-records/facts.py builds them from the bundle, in the same way when a record is written and when it
+records/bundle_facts.py builds them from the bundle, in the same way when a record is written and when it
 is verified. What a file of the bundle says is held as its own model (schema.py); here is what joins them.
 Units are in the names: sec seconds, pct percent.
 """
@@ -38,7 +38,7 @@ class Lifecycle:
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchFacts:
     """One attempt at a slot. `number` counts from 1; timings are seconds by phase name."""
 
     number: int
@@ -57,10 +57,10 @@ class SlotFacts:
     """One planned slot and every launch made for it, in order."""
 
     plan: Slot
-    launches: tuple[Launch, ...]
+    launches: tuple[LaunchFacts, ...]
 
     @property
-    def final(self) -> Launch | None:
+    def final(self) -> LaunchFacts | None:
         """The launch that counts: the complete one, else the last."""
         complete = [launch for launch in self.launches if launch.status == "complete"]
         return next(reversed(complete or self.launches), None)
@@ -124,7 +124,7 @@ class RunFacts:
         return tuple((slot, slot.result) for slot in self.slots if slot.result is not None)
 
     @property
-    def lifecycles(self) -> tuple[tuple[SlotFacts, Launch, Lifecycle], ...]:
+    def lifecycles(self) -> tuple[tuple[SlotFacts, LaunchFacts, Lifecycle], ...]:
         """Every protected launch, failed ones and burn-in included."""
         return tuple(
             (slot, launch, launch.lifecycle)

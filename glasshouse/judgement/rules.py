@@ -15,7 +15,7 @@ from functools import partial
 
 from glasshouse.codes import Code
 from glasshouse.judgement.facts import RunFacts, SlotFacts
-from glasshouse.judgement.vacuous import (
+from glasshouse.judgement.nothing_to_check import (
     asks_gpu,
     no_gpu_seen,
     no_raw_files,

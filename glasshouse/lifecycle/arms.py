@@ -98,7 +98,7 @@ def _on_live(live: LiveRun, ready: Ready, leg: Leg, step: Callable[[], _T]) -> _
     return on_live_connection(ready.pod, step, lambda: live.screen.warn(lost))
 
 
-def _start(ready: Ready, leg: Leg, given: params.Launch, notes: Notes) -> int:
+def _start(ready: Ready, leg: Leg, given: params.LaunchParams, notes: Notes) -> int:
     """Launch the leg; the pid of its process on the pod, which runs on by itself."""
     began = time.monotonic()
     argv = [ready.python, "-I", ready.archive, "launch", leg.pod_folder]

@@ -20,15 +20,15 @@ from glasshouse.codes import Code
 from glasshouse.errors import HostKeyMismatch, LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.records.chain import sign_head
 from glasshouse.remote.pod import Pod
-from glasshouse.retry import Policy, retry
+from glasshouse.retry import RetryPolicy, retry
 from glasshouse.runtime.events import check_line, event_hash, first_link
 from glasshouse.schema import Ended
 
 _T = TypeVar("_T")
 # Each try of these is a round of several (remote/pod.py: RECONNECT_DELAYS), or follows one.
-RECONNECT = Policy(tries=3)
-FETCH = Policy(tries=3)
-STEP = Policy(tries=2)
+RECONNECT = RetryPolicy(tries=3)
+FETCH = RetryPolicy(tries=3)
+STEP = RetryPolicy(tries=2)
 QUICK_SEC = 0.1
 WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20

@@ -68,10 +68,10 @@ def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
     return max(1.0, min(own, live.rental.deadline - time.monotonic()))
 
 
-def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.Launch:
+def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.LaunchParams:
     """Return what a raw launch is given on its standard input."""
     slot, spec = leg.slot, live.run.spec
-    return params.Launch(
+    return params.LaunchParams(
         arm="raw",
         run=live.run.id,
         leg=leg.id,
@@ -90,7 +90,7 @@ def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.Launch:
 
 def protected_params(
     live: LiveRun, ready: Ready, leg: Leg, *, ticket: bytes, broker_port: int
-) -> params.Launch:
+) -> params.LaunchParams:
     """Return what a protected launch is given on its standard input. `broker_port`: on the pod's loopback."""
     spec = live.run.spec
     return replace(

@@ -30,7 +30,7 @@ from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
 from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
-from glasshouse.retry import Policy, retry
+from glasshouse.retry import RetryPolicy, retry
 from glasshouse.runtime.archive import build_archive
 from glasshouse.schema import fields_of
 from glasshouse.sealing.container import fresh_payload_key, seal_package
@@ -38,7 +38,7 @@ from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.package import Payload, prepare
 
-UPLOAD = Policy(tries=4)
+UPLOAD = RetryPolicy(tries=4)
 
 
 @dataclass

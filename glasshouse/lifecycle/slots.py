@@ -15,7 +15,7 @@ from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.measurement.schedule import Slot
-from glasshouse.retry import Policy, retry
+from glasshouse.retry import RetryPolicy, retry
 from glasshouse.schema import Launch, Result
 
 TRANSPORT_CODES = frozenset({Code.BROKER_UNREACHABLE, Code.MALFORMED_ANSWER, Code.START_UNKNOWN})
@@ -42,7 +42,7 @@ def run_slot(live: LiveRun, ready: Ready, slot: Slot, label: str) -> Result:
             ready.pod.reconnect()
 
     retries = live.run.spec.policy.launch_retries if slot.lifecycle else 0
-    return retry(launch, Policy(tries=1 + retries), on=TransportFailed, between=reconnect)
+    return retry(launch, RetryPolicy(tries=1 + retries), on=TransportFailed, between=reconnect)
 
 
 def launched(live: LiveRun, ready: Ready, leg: Leg) -> Result:

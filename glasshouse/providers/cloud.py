@@ -29,7 +29,7 @@ from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleasePro
 from glasshouse.providers.cloud_api import Candidate, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_boot import as_asked, boot
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing, again
-from glasshouse.retry import Policy, retry
+from glasshouse.retry import RetryPolicy, retry
 
 # Faults of a machine, not of the request: another machine may do better.
 REPLACEABLE: Final = (Code.BOOT_FAILED, Code.BOOT_TIMEOUT, Code.HOST_KEY_MISMATCH, Code.SSH_UNREACHABLE)
@@ -110,7 +110,7 @@ class Cloud:
 
         return retry(
             rent,
-            Policy(tries=money.ATTEMPTS, deadline=latest),
+            RetryPolicy(tries=money.ATTEMPTS, deadline=latest),
             on=ProviderError,
             when=lambda error: error in replaceable,
             between=lambda _: progress(f"{self.api.label}: one replacement, elsewhere"),

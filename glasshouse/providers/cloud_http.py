@@ -22,7 +22,7 @@ import httpx
 
 from glasshouse import __version__
 from glasshouse.errors import UsageError
-from glasshouse.retry import Policy, retry
+from glasshouse.retry import RetryPolicy, retry
 from glasshouse.secret_patterns import scrub
 
 FAKE_HEADER: Final = "x-glasshouse-fake"
@@ -49,9 +49,9 @@ class Timing:
     reads: int = 6  # attempts of one read
     creates: int = 4  # attempts of one create
 
-    def retries(self, tries: int) -> Policy:
+    def retries(self, tries: int) -> RetryPolicy:
         """How one request is tried again: `tries` in all, each wait twice the one before."""
-        return Policy.doubling(tries, self.backoff_sec, self.backoff_max_sec)
+        return RetryPolicy.doubling(tries, self.backoff_sec, self.backoff_max_sec)
 
 
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
@@ -194,7 +194,7 @@ def _certificates(tls: bool) -> ssl.SSLContext:
         ) from error
 
 
-def again(request: Callable[[int], _T], policy: Callable[[], Policy]) -> _T:
+def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy]) -> _T:
     """Send a request until it goes well, where its failures are transient: Retry-After goes before `policy`.
 
     The policy is asked for after each failure, since the first answer says whether this is a fake.

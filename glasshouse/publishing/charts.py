@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from glasshouse.measurement.fixed_cost import STEPS, overhead_at
-from glasshouse.publishing import words
+from glasshouse.publishing import labels
 from glasshouse.publishing.artifact import Artifact, Curve
 from glasshouse.publishing.drawing import (
     WIDTH,
@@ -88,7 +88,7 @@ def _figure(
     values += [x for row in rows for _, start, end in (*row.spans, *row.boxes) for x in (start, end)]
 
     def label(value: float) -> str:
-        return words.percent(value, 0) if unit == "%" else f"{value:g}{unit}"
+        return labels.percent(value, 0) if unit == "%" else f"{value:g}{unit}"
 
     low, high = min(values), max(values)
     wide = lanes(rows, low, high, label=label, narrow=False)
@@ -102,17 +102,17 @@ def overhead_dots(
     """Overhead of each row as a mark with its interval, grouped by model and GPU, with a line at zero."""
     shown = sorted(
         newest(rows),
-        key=lambda row: (words.model(row), words.gpu(row), words.measured_seconds(row) or 0, row.id),
+        key=lambda row: (labels.model(row), labels.gpu(row), labels.measured_seconds(row) or 0, row.id),
     )
     if not shown:
         return None
     drawn = [
         Lane(
-            label=f"{words.length(row)}, {words.CONTROLS.get(row.control) or words.order(row)}",
-            value=words.percent(row.overhead_pct),
+            label=f"{labels.length(row)}, {labels.CONTROLS.get(row.control) or labels.order(row)}",
+            value=labels.percent(row.overhead_pct),
             points=((symbol(row), paint(row), row.overhead_pct or 0.0),),
             spans=((f"c-interval {paint(row)}", *ends),) if (ends := _ends(row)) else (),
-            group=f"{words.model(row)} on {words.gpu(row)}",
+            group=f"{labels.model(row)} on {labels.gpu(row)}",
         )
         for row in shown
     ]
@@ -120,10 +120,10 @@ def overhead_dots(
         desc += f" Only the newest {len(shown)} rows are drawn; the results table holds all."
     body = tuple(
         (
-            words.title(row),
+            labels.title(row),
             row.evidence_tier,
-            words.percent(row.overhead_pct),
-            words.interval(*(_ends(row) or (None, None))),
+            labels.percent(row.overhead_pct),
+            labels.interval(*(_ends(row) or (None, None))),
         )
         for row in shown
     )
@@ -169,16 +169,16 @@ def order_effect(rows: Sequence[Artifact]) -> Figure | None:
     for pair in pairs:
         both = (pair.raw_first, pair.protected_first)
         first, second = (row.overhead_pct or 0.0 for row in both)
-        setting = f"{words.model(both[0])}, {words.gpu(both[0])}, {words.length(both[0])}"
+        setting = f"{labels.model(both[0])}, {labels.gpu(both[0])}, {labels.length(both[0])}"
         gap = f"{abs(pair.gap):.2f}"
         points = tuple((symbol(row), paint(row), row.overhead_pct or 0.0) for row in both)
         drawn.append(Lane(setting, f"{gap} pts", points, (("c-span", first, second),)))
-        body.append((setting, words.percent(first), words.percent(second), f"{gap} points"))
+        body.append((setting, labels.percent(first), labels.percent(second), f"{gap} points"))
     widest = pairs[0]
     desc = (
         f"{len(pairs)} settings measured in both orders, each time on another rented machine. The widest "
-        f"pair is {abs(widest.gap):.1f} points apart, {words.percent(widest.raw_first.overhead_pct)} and "
-        f"{words.percent(widest.protected_first.overhead_pct)}: far more than any cost claimed."
+        f"pair is {abs(widest.gap):.1f} points apart, {labels.percent(widest.raw_first.overhead_pct)} and "
+        f"{labels.percent(widest.protected_first.overhead_pct)}: far more than any cost claimed."
     )
     table = (("Setting", "Raw first", "Protected first", "Apart"), tuple(body))
     legend = (_LEGEND["raw-first"], _LEGEND["protected-first"])
@@ -191,7 +191,7 @@ def raw_speed(rows: Sequence[Artifact], *, gpu: str, model: str) -> Figure | Non
     """Rates of both arms of like rows: how much machines differ before protection comes in."""
     shown = [row for row in _with_overhead(rows) if row.gpu == gpu and row.model == model]
     shown = sorted(
-        (row for row in shown if words.rate(row, "raw")), key=lambda row: words.rate(row, "raw") or 0.0
+        (row for row in shown if labels.rate(row, "raw")), key=lambda row: labels.rate(row, "raw") or 0.0
     )
     if len(shown) < 2:
         return None
@@ -199,12 +199,12 @@ def raw_speed(rows: Sequence[Artifact], *, gpu: str, model: str) -> Figure | Non
     body: list[tuple[str, ...]] = []
     raws: list[float] = []
     for row in shown:
-        raw, protected = words.rate(row, "raw") or 0.0, words.rate(row, "protected") or 0.0
+        raw, protected = labels.rate(row, "raw") or 0.0, labels.rate(row, "protected") or 0.0
         raws.append(raw)
         points = (("dot", "arm-raw", raw), ("dot", "arm-protected", protected))
-        label = f"{words.length(row)}, {words.order(row)}"
+        label = f"{labels.length(row)}, {labels.order(row)}"
         drawn.append(Lane(label, f"{raw:,.0f}", points, (("c-span", raw, protected),)))
-        body.append((words.title(row), words.number(raw), words.number(protected)))
+        body.append((labels.title(row), labels.number(raw), labels.number(protected)))
     unit = shown[0].unit
     desc = (
         f"Unprotected speed runs from {min(raws):,.0f} to {max(raws):,.0f} {unit} per second, a factor of "
@@ -212,7 +212,7 @@ def raw_speed(rows: Sequence[Artifact], *, gpu: str, model: str) -> Figure | Non
     )
     return _figure(
         f"raw-speed-{gpu}",
-        f"Speed of the same workload on {words.gpu(shown[0])} rentals, {unit} per second",
+        f"Speed of the same workload on {labels.gpu(shown[0])} rentals, {unit} per second",
         desc,
         drawn,
         table=(("Row", f"Raw, {unit}/s", f"Protected, {unit}/s"), tuple(body)),
@@ -235,13 +235,13 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
         boxes = tuple(
             (f"p-{index}", start, end) for index, (start, end) in enumerate(pairwise(edges)) if end > start
         )
-        label = f"{words.model(row)}, {words.gpu(row)}, {words.order(row)}"
-        drawn.append(Lane(label, words.seconds(edges[-1]), (), boxes=boxes))
-        body.append((words.title(row), *(words.number(part) for part in parts), words.number(edges[-1])))
+        label = f"{labels.model(row)}, {labels.gpu(row)}, {labels.order(row)}"
+        drawn.append(Lane(label, labels.seconds(edges[-1]), (), boxes=boxes))
+        body.append((labels.title(row), *(labels.number(part) for part in parts), labels.number(edges[-1])))
         totals.append(edges[-1])
-    span = words.seconds(totals[0]) + " in all."
+    span = labels.seconds(totals[0]) + " in all."
     if len(totals) > 1:
-        span = f"between {words.seconds(min(totals))} and {words.seconds(max(totals))} in all."
+        span = f"between {labels.seconds(min(totals))} and {labels.seconds(max(totals))} in all."
     return _figure(
         "fixed-cost",
         "What protection costs once a run, in seconds",
@@ -249,14 +249,14 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
         drawn,
         table=(("Row", *(f"{phase}, s" for phase in PHASES), "Total, s"), tuple(body)),
         legend=tuple((f"swatch p-{index}", phase) for index, phase in enumerate(PHASES)),
-        unit=f"{words.NBSP}s",
+        unit=f"{labels.NBSP}s",
     )
 
 
 def by_length(rows: Sequence[Artifact]) -> Figure | None:
     """Overhead against measured length (logarithmic), one mark a row; a control's figure is no overhead."""
     results = [row for row in rows if row.control == "none"]
-    pairs = [(row, length) for row in newest(results) if (length := words.measured_seconds(row))]
+    pairs = [(row, length) for row in newest(results) if (length := labels.measured_seconds(row))]
     if len(pairs) < 2:
         return None
     values = [row.overhead_pct or 0.0 for row, _ in pairs]
@@ -270,7 +270,7 @@ def by_length(rows: Sequence[Artifact]) -> Figure | None:
     for second in (1, 5, 10, 60, 300, 900, 1800, 3600, 14400, 86400):
         if low <= math.log10(second) <= high:
             x = across(math.log10(second))
-            marks.append(Mark("text", "t-axis", x, height - 28, text=words.seconds(second), anchor="middle"))
+            marks.append(Mark("text", "t-axis", x, height - 28, text=labels.seconds(second), anchor="middle"))
             marks.append(Mark("line", "c-tick", x, height - 50, x, height - 44))
     marks.append(
         Mark("text", "t-axis", WIDTH - 20, height - 8, text="measured time of one leg", anchor="end")
@@ -284,11 +284,11 @@ def by_length(rows: Sequence[Artifact]) -> Figure | None:
     desc = f"{len(pairs)} rows."
     if long_rows:
         desc += (
-            f" Single pairs of fifteen minutes and more still run from {words.percent(min(long_rows))} to "
-            f"{words.percent(max(long_rows))}: longer runs alone did not settle the figure."
+            f" Single pairs of fifteen minutes and more still run from {labels.percent(min(long_rows))} to "
+            f"{labels.percent(max(long_rows))}: longer runs alone did not settle the figure."
         )
     body = tuple(
-        (words.title(row), words.seconds(length), words.percent(row.overhead_pct))
+        (labels.title(row), labels.seconds(length), labels.percent(row.overhead_pct))
         for row, length in sorted(pairs, key=lambda pair: pair[1])
     )
     wide = Drawing(WIDTH, height, tuple(marks))
@@ -318,17 +318,17 @@ def cost_by_length(row: Artifact) -> Figure | None:
     across = scale(math.log10(points[0]), math.log10(points[-1]), 64, WIDTH - 40)
     marks = [*y_axis(at_values, up, 64, WIDTH - 20, percent=True)]
     for point in points:
-        label = words.seconds(point) if point < 3600 else f"{point / 3600:g}{words.NBSP}h"
+        label = labels.seconds(point) if point < 3600 else f"{point / 3600:g}{labels.NBSP}h"
         x = across(math.log10(point))
         marks.append(Mark("text", "t-axis", x, height - 28, text=label, anchor="middle"))
     steady = up(row.overhead_pct)
     marks.append(Mark("line", "c-steady", 64, steady, WIDTH - 20, steady))
     marks.append(Mark("path", "c-protected", text=path((across(math.log10(x)), up(y)) for x, y in curve)))
     desc = (
-        f"Fixed cost {words.seconds(fixed)}, steady state {words.percent(row.overhead_pct)} (dashed). A run "
-        f"of one minute pays {words.percent(total(60))}, one of an hour {words.percent(total(3600))}."
+        f"Fixed cost {labels.seconds(fixed)}, steady state {labels.percent(row.overhead_pct)} (dashed). "
+        f"A run of one minute pays {labels.percent(total(60))}, one of an hour {labels.percent(total(3600))}."
     )
-    body = tuple((words.seconds(point), words.percent(total(point))) for point in points)
+    body = tuple((labels.seconds(point), labels.percent(total(point))) for point in points)
     wide = Drawing(WIDTH, height, tuple(marks))
     head = ("Raw training time", "Overhead in all")
     return Figure("cost-by-length", "What a whole run pays, by its length", desc, wide, head, body)
@@ -357,12 +357,12 @@ def curves(
             line = path((across(point[0]), up(point[1])) for point in curve)
             marks.append(Mark("path", css, text=line))
     body = tuple(
-        (arm, words.number(float(point[0])), words.number(float(point[1])))
+        (arm, labels.number(float(point[0])), labels.number(float(point[1])))
         for arm, curve in (("protected", protected), ("raw", raw))
         for point in thinned(curve, 12)
     )
-    desc = f"{y_label} over {x_label}. The protected arm ends at {words.number(float(protected[-1][1]))}"
-    desc += f", the raw arm at {words.number(float(raw[-1][1]))}." if raw else "."
+    desc = f"{y_label} over {x_label}. The protected arm ends at {labels.number(float(protected[-1][1]))}"
+    desc += f", the raw arm at {labels.number(float(raw[-1][1]))}." if raw else "."
     legend = [("line c-protected", "protected")] + ([("line c-raw", "raw")] if raw else [])
     wide = Drawing(WIDTH, height, tuple(marks))
     return Figure(name, title, desc, wide, ("Arm", x_label, y_label), body, tuple(legend))

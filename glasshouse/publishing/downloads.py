@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from xml.etree import ElementTree as ET
 
 from glasshouse import __version__
-from glasshouse.publishing import words
+from glasshouse.publishing import labels
 from glasshouse.publishing.artifact import (
     SCHEMA_PATH,
     Artifact,
@@ -127,7 +127,7 @@ def dataset(rows: Sequence[Row]) -> dict[str, Any]:
             {
                 "@type": "Dataset",
                 "identifier": row.artifact.id,
-                "name": words.title(row.artifact),
+                "name": labels.title(row.artifact),
                 "url": f"rows/{row.artifact.id}/",
                 "datePublished": row.artifact.date,
                 "creativeWorkStatus": f"{row.artifact.evidence_tier}: {row.artifact.status}",
@@ -152,11 +152,11 @@ def feed(rows: Sequence[Row]) -> bytes:
     artifacts = [row.artifact for row in rows]
     for row in sorted(artifacts, key=lambda item: (item.date, item.id), reverse=True):
         entry = ET.SubElement(root, f"{{{_ATOM}}}entry")
-        overhead = words.percent(row.overhead_pct)
+        overhead = labels.percent(row.overhead_pct)
         updated = row.retracted.date if row.retracted else row.date
         for tag, text in (
             ("id", f"tag:glasshouse,2026:rows/{row.id}"),
-            ("title", words.title(row)),
+            ("title", labels.title(row)),
             ("updated", f"{updated}T00:00:00Z"),
             ("summary", f"{row.evidence_tier}, {row.status}; overhead {overhead}. Not a hardware TEE."),
         ):

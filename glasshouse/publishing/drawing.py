@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from glasshouse.publishing import words
+from glasshouse.publishing import labels
 
 WIDTH = 720.0
 
@@ -128,7 +128,7 @@ def y_axis(
     for value in at_values:
         y = up(value)
         marks.append(Mark("line", "c-zero" if percent and value == 0 else "c-grid", left, y, right, y))
-        text = words.percent(value, 0) if percent else f"{value:,.4g}"
+        text = labels.percent(value, 0) if percent else f"{value:,.4g}"
         marks.append(Mark("text", "t-axis", left - 8, y + 4, text=text, anchor="end"))
     return tuple(marks)
 

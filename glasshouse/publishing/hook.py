@@ -1,7 +1,7 @@
 """The MkDocs hook: hand the rendered pages to MkDocs, and close every page with a hashed CSP.
 
 There may be thousands of row pages, and the theme's part of each is the same but for a few places. So their
-HTML passes no Markdown parser, and the theme is rendered around the first of them only (frame.py).
+HTML passes no Markdown parser, and the theme is rendered around the first of them only (page_frame.py).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mkdocs.structure.pages import Page
 from glasshouse.errors import GlasshouseError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.csp import with_policy
-from glasshouse.publishing.frame import TEMPLATE, Frames
+from glasshouse.publishing.page_frame import TEMPLATE, Frames
 from glasshouse.publishing.pages import framed_tables, render
-from glasshouse.publishing.store import OVERLAY, OVERLAY_BUNDLES, read_publication
+from glasshouse.publishing.publication_files import OVERLAY, OVERLAY_BUNDLES, read_publication
 
 _ANCHOR = re.compile(r' id="([^"]+)"')
 ROWS = "rows/"

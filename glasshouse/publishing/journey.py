@@ -32,7 +32,7 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing import archive
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, KeyLeaf, PublishedLog, check_log
+from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, KeyLeaf, PublishedLog, check_log
 from glasshouse.publishing.secrets import holds_private_key
 from glasshouse.records.bundle import ENVELOPE, bundle_of, read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, parse_keyring

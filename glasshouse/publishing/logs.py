@@ -1,6 +1,6 @@
 """All published logs: one for each publisher key, and what they say together.
 
-    <16 hex of the key's id>/    one log (ledger.py)
+    <16 hex of the key's id>/    one log (published_log.py)
 
 Any machine whose publisher key the keyring lists keeps a log of its own and extends no other. So
 machines publish side by side, and a log whose machine is lost stays at its last checkpoint, its open
@@ -24,7 +24,7 @@ from glasshouse import host
 from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_sha256
-from glasshouse.publishing.ledger import (
+from glasshouse.publishing.published_log import (
     CHECKPOINT,
     LEAVES,
     JourneyEndLeaf,
@@ -41,7 +41,7 @@ from glasshouse.publishing.ledger import (
 )
 from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Leaf, check_leaves, log_key, sign_checkpoint
-from glasshouse.records.note import MAX_NOTE_BYTES
+from glasshouse.records.signed_note import MAX_NOTE_BYTES
 
 MAX_LEAVES_BYTES = 128 << 20
 KEYS = "keyring.json"  # beside local logs: the keys of the machines that keep them

@@ -20,15 +20,15 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.judgement.caveats import CAVEATS, caveat
 from glasshouse.judgement.headline import MIN_ALLOCATIONS, headlines
-from glasshouse.publishing import charts, downloads, reanalysis, words
+from glasshouse.publishing import charts, downloads, labels, reanalysis
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.claim_sources import SOURCES, Sourced
+from glasshouse.publishing.from_bundle import candidates
 from glasshouse.publishing.history import Remark
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, Place, SupersedeLeaf
 from glasshouse.publishing.logs import KEYS, PublishedLogs
-from glasshouse.publishing.signed import candidates
-from glasshouse.publishing.store import Publication
-from glasshouse.publishing.tamper import PUBLISHED
+from glasshouse.publishing.publication_files import Publication
+from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, Place, SupersedeLeaf
+from glasshouse.publishing.tamper_report import PUBLISHED
 from glasshouse.reasons import GROUPS, REASONS, reason
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.ledger import log_key
@@ -70,7 +70,7 @@ class RowView:
     @cached_property
     def title(self) -> str:
         """Heading for readers."""
-        return words.title(self.artifact)
+        return labels.title(self.artifact)
 
     @cached_property
     def data(self) -> bytes:
@@ -141,7 +141,7 @@ def render(publication: Publication) -> dict[str, bytes]:
         "local_logs": publication.local_logs,
         "without_log": without_log(publication),
         "published_ids": frozenset(row.id for row in rows if not row.local),
-        "words": words,
+        "words": labels,
         "charts": charts,
         "pools": reanalysis.pools([row.artifact for row in rows if not row.local]),
         "headlines": headlines(candidates(row.artifact for row in rows if not row.local)),
@@ -285,7 +285,7 @@ def _plan(rows: tuple[RowView, ...]) -> Iterable[_Plan]:
     for path, template, title, description in _PAGES:
         yield path, f"{template}.html.j2", title, description, {}
     for row in rows:
-        overhead = words.percent(row.artifact.overhead_pct)
+        overhead = labels.percent(row.artifact.overhead_pct)
         description = f"{row.title}: overhead {overhead}. {row.badge[1].capitalize()}."
         yield f"rows/{row.id}.md", "row.html.j2", row.title, description, {"row": row}
 
@@ -325,9 +325,9 @@ def _environment(templates: tuple[tuple[str, str], ...]) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": words.percent,
-        "number": words.number,
-        "seconds": words.seconds,
-        "moment": words.moment,
+        "percent": labels.percent,
+        "number": labels.number,
+        "seconds": labels.seconds,
+        "moment": labels.moment,
     }
     return environment

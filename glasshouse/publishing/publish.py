@@ -29,9 +29,13 @@ from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes
+from glasshouse.publishing.from_bundle import (
+    artifact_from_verified,
+    with_control_caveats,
+    with_registration_caveat,
+)
 from glasshouse.publishing.history import read_history
 from glasshouse.publishing.journey import Returned
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
 from glasshouse.publishing.logs import (
     KEYS,
     PublishedLogs,
@@ -41,13 +45,7 @@ from glasshouse.publishing.logs import (
     read_logs,
     unentered,
 )
-from glasshouse.publishing.secrets import require_clean
-from glasshouse.publishing.signed import (
-    artifact_from_verified,
-    with_control_caveats,
-    with_registration_caveat,
-)
-from glasshouse.publishing.store import (
+from glasshouse.publishing.publication_files import (
     ARTIFACTS,
     BUNDLES,
     HISTORY,
@@ -60,6 +58,8 @@ from glasshouse.publishing.store import (
     overlay_keyring,
     read_artifact,
 )
+from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
+from glasshouse.publishing.secrets import require_clean
 from glasshouse.records.bundle import read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, public_bytes
 from glasshouse.records.ledger import Leaf, Ledger, log_key

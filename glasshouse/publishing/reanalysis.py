@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glasshouse.measurement.stats import mean, sample_sd, t_quantile
-from glasshouse.publishing import words
+from glasshouse.publishing import labels
 from glasshouse.publishing.artifact import Artifact
 
 
@@ -57,9 +57,9 @@ def pools(rows: Iterable[Artifact]) -> tuple[Pool, ...]:
     """Group the reported pairs: by model and GPU, sustained rows, and known-distinct machines."""
     pairs = [row for row in rows if row.evidence_tier == "reported" and row.overhead_pct is not None]
     found: list[Pool] = []
-    kinds = sorted({(words.model(row), words.gpu(row)) for row in pairs})
+    kinds = sorted({(labels.model(row), labels.gpu(row)) for row in pairs})
     for model, gpu in kinds:
-        members = [row for row in pairs if (words.model(row), words.gpu(row)) == (model, gpu)]
+        members = [row for row in pairs if (labels.model(row), labels.gpu(row)) == (model, gpu)]
         found.append(_pool(f"{model} on {gpu}", members))
     found.append(
         _pool("All with fifteen minutes or more", [row for row in pairs if (row.duration_sec or 0) >= 900])

@@ -26,7 +26,7 @@ from glasshouse.canonical import CanonicalError, parse_canonical, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError
 from glasshouse.judgement.judge import Judgement, judge
-from glasshouse.records.facts import collect_facts
+from glasshouse.records.bundle_facts import collect_facts
 from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
 from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
 

@@ -24,7 +24,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
 from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
-from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint, sign_note
+from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint, sign_note
 
 KINDS = ("plan", "row", "supersede", "retract", "key", "reported", "journey", "journey-log", "journey-end")
 MAX_LEAF_BYTES = 16 << 10

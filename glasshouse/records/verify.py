@@ -6,8 +6,8 @@
      4. the plan is signed by the same operator, whose key is valid at the plan's ledger index
      5. the plan stands in the ledger, where the bundle claims so
      6. slots follow from the registered spec; every launch is one of them, and none started before it
-     7. each protected launch: exchange and appraisal re-verified at the broker's time   (facts.py)
-     8. each protected launch: event chain, countersigned heads                          (facts.py)
+     7. each protected launch: exchange and appraisal re-verified at the broker's time   (bundle_facts.py)
+     8. each protected launch: event chain, countersigned heads                          (bundle_facts.py)
      9. the judgement recomputed from these facts, by the record's method, is record.json byte for byte
     10. the envelope's statement names this run, this plan and this record
 
@@ -25,12 +25,12 @@ from typing import Any
 from glasshouse.canonical import CanonicalError, parse_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.judgement.conclusions import blocks_lost, control_line
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import Judgement, judge
 from glasshouse.judgement.rules import METHOD, Check
-from glasshouse.judgement.stated import blocks_lost, control_line
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD, Found, read_bundle
-from glasshouse.records.facts import Collected, collect_facts
+from glasshouse.records.bundle_facts import Collected, collect_facts
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.signing import BUNDLE_TYPE, Opened, open_statement
 

@@ -27,7 +27,7 @@ from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.forward import forwarded
 from glasshouse.remote.transfer import TransferProgress, receive_file, send_file
 from glasshouse.remote.watchdog import Timeouts
-from glasshouse.retry import Policy, retry
+from glasshouse.retry import RetryPolicy, retry
 
 __all__ = ["Pod", "Result", "Timeouts"]
 
@@ -198,7 +198,7 @@ class Pod:
         time.sleep(delays[0])
         retry(
             lambda _: self._connect(),
-            Policy(tries=len(delays), waits=tuple(delays[1:])),
+            RetryPolicy(tries=len(delays), waits=tuple(delays[1:])),
             on=RemoteError,
             unless=(HostKeyMismatch, RentalOver),
         )

@@ -50,7 +50,7 @@ MODULES = (
     "sealing/aegis.py",
     "sealing/container.py",
     "sealing/grant.py",
-    "sealing/keys.py",
+    "sealing/container_keys.py",
     "sealing/layout.py",
     "sealing/memory.py",
     "sealing/outputs.py",

@@ -19,7 +19,7 @@ from glasshouse.errors import GlasshouseError, SealError
 from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, prctl
-from glasshouse.runtime.params import Launch
+from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.results import Unsealed
 from glasshouse.sealing.container import OpenedPackage, open_package, reserve
 from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
@@ -29,7 +29,7 @@ NEEDLE_BYTES = 8
 MARKER_FILE = "marker"
 
 
-def main(channel: Channel, launch: Launch, plumbing: trainer.Plumbing) -> None:
+def main(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -> None:
     """Run the custodian to its exit; never returns."""
     code = 1
     try:
@@ -62,7 +62,7 @@ def _failed(channel: Channel, code: Code) -> None:
         channel.send("failed", {"code": code})
 
 
-def _serve(channel: Channel, launch: Launch, plumbing: trainer.Plumbing) -> None:
+def _serve(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -> None:
     kem_key = generate_kem_key()
     channel.send("kem-key", {"public": b64u(kem_public_bytes(kem_key))})
     reserved = reserve(launch.package)  # while the broker decides

@@ -25,7 +25,7 @@ from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.linux import is_tmpfs
-from glasshouse.runtime.params import Launch
+from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.residue import Needle
 from glasshouse.runtime.results import NeedleReport, ProtectedEnd, RawEnd
 from glasshouse.sealing.outputs import seal_outputs
@@ -38,7 +38,7 @@ STRAY_TIMEOUT_SEC = 10.0
 class Leg:
     """What a leg accumulates, so that its end can be written from wherever it stopped."""
 
-    def __init__(self, launch: Launch, folder: Path) -> None:
+    def __init__(self, launch: LaunchParams, folder: Path) -> None:
         self.launch = launch
         self.folder = folder
         self.started = time.monotonic()
@@ -95,7 +95,7 @@ class Leg:
             self.timings[name] = round(time.monotonic() - began, 6)
 
 
-def scratch_folder(launch: Launch) -> Path:
+def scratch_folder(launch: LaunchParams) -> Path:
     """Name the per-run folder the trainer may write: on tmpfs where there is one."""
     base = Path("/dev/shm")  # noqa: S108 -- a tmpfs that is per boot and never swapped to a file of ours
     if not (base.is_dir() and is_tmpfs(base) and os.access(base, os.W_OK)):

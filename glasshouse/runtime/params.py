@@ -22,7 +22,7 @@ MAX_PARAMS_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchParams:
     """One launch of one slot. `leg_dir` is where the launch leaves its files on the pod."""
 
     arm: str
@@ -57,7 +57,7 @@ class Launch:
         return self.run, self.leg, self.launch
 
 
-def write_launch(launch: Launch) -> bytes:
+def write_launch(launch: LaunchParams) -> bytes:
     """Return what `read_launch` reads: the parameters as one line of JSON, and behind it the ticket."""
     values: dict[str, Any] = {item.name: getattr(launch, item.name) for item in fields(launch)}
     del values["ticket"]
@@ -67,7 +67,7 @@ def write_launch(launch: Launch) -> bytes:
     return b"".join((canonical_json(values), b"\n", launch.ticket))
 
 
-def read_launch(descriptor: int) -> Launch:
+def read_launch(descriptor: int) -> LaunchParams:
     """Read the parameters from a descriptor, to its end; the only copy of the ticket left is the launch's.
 
     KeyError, TypeError or ValueError where they are not of the form of `parse_launch`.
@@ -85,7 +85,7 @@ def read_launch(descriptor: int) -> Launch:
         overwrite(buffer)
 
 
-def parse_launch(data: bytes, ticket: bytearray) -> Launch:
+def parse_launch(data: bytes, ticket: bytearray) -> LaunchParams:
     """Make a launch of its parameters (JSON) and its ticket (32 bytes; of a raw leg, none).
 
     KeyError, TypeError or ValueError where they are not of this form.
@@ -103,14 +103,14 @@ def parse_launch(data: bytes, ticket: bytearray) -> Launch:
     for name in _ENCODED:
         if name in value:
             value[name] = b64u_decode(value[name])
-    launch = Launch(**value, ticket=ticket)
+    launch = LaunchParams(**value, ticket=ticket)
     if launch.arm not in ("raw", "protected"):
         raise ValueError("arm is neither raw nor protected")
     if len(ticket) != (TICKET_BYTES if launch.arm == "protected" else 0):
         raise ValueError("a protected launch has a ticket, and no other has")
     if type(launch.ranks) is not int or not 1 <= launch.ranks <= MAX_RANKS:
         raise ValueError("ranks is no small number")
-    for item in fields(Launch):
+    for item in fields(LaunchParams):
         found = getattr(launch, item.name)
         kind = _KINDS.get(str(item.type))
         if kind is not None and type(found) is not kind:

@@ -26,7 +26,7 @@ from glasshouse.runtime import harness
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.leg import kill_strays, write_result
 from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
-from glasshouse.runtime.params import Launch
+from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.results import RawEnd
 from glasshouse.sealing.container import TensorSpec
@@ -35,7 +35,7 @@ INDEX_FILE = "index.json"
 WEIGHTS_FILE = "weights.bin"
 
 
-def mind(launch: Launch, folder: Path) -> None:
+def mind(launch: LaunchParams, folder: Path) -> None:
     """Run one raw launch; result.json is in `folder` when it returns, the raw folder is gone."""
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -99,7 +99,7 @@ def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[
                 raise LegError("the trainer said something unknown", code=Code.RUNTIME_ERROR)
 
 
-def _trainer(channel: Channel, launch: Launch, raw: Path, minder: int) -> None:
+def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> None:
     code = 1
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

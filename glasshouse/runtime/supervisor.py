@@ -41,7 +41,7 @@ from glasshouse.runtime.linux import (
     prctl,
     secret_memory,
 )
-from glasshouse.runtime.params import Launch
+from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
 from glasshouse.runtime.results import NeedleReport, Zeroized
 from glasshouse.runtime.trainer import Plumbing
@@ -52,7 +52,7 @@ MAX_NEEDLES = 64
 MAX_EVENTS = 200_000  # four days of progress; the controller reads no more than 64 MiB of them
 
 
-def supervise(launch: Launch, folder: Path) -> None:
+def supervise(launch: LaunchParams, folder: Path) -> None:
     """Run one protected launch; everything it has to say is in `folder` when it returns."""
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)

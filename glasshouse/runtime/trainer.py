@@ -35,7 +35,7 @@ from glasshouse.runtime.linux import (
     private_shm,
     restrict_writes,
 )
-from glasshouse.runtime.params import Launch
+from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.session import Session, Tensor
@@ -70,7 +70,7 @@ class Plumbing:
     supervisor: int  # its pid: whoever else is the parent is not
 
 
-def main(plumbing: Plumbing, launch: Launch, package: OpenedPackage) -> None:
+def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> None:
     """Run the trainer to its exit; never returns."""
     code = 1
     channel = plumbing.trainer
@@ -106,7 +106,7 @@ def _failed(channel: Channel, code: Code) -> None:
         channel.send("failed", {"code": code})
 
 
-def _confine(plumbing: Plumbing, launch: Launch, channel: Channel) -> None:
+def _confine(plumbing: Plumbing, launch: LaunchParams, channel: Channel) -> None:
     os.dup2(plumbing.log, 1)
     os.dup2(plumbing.log, 2)
     os.close(plumbing.log)
@@ -151,7 +151,7 @@ def _can_write_outside(scratch: Path) -> bool:
     return True
 
 
-def _work(plumbing: Plumbing, launch: Launch, package: OpenedPackage, channel: Channel) -> None:
+def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, channel: Channel) -> None:
     files = package.files
     # The salt is the manifest's, authenticated with it; the raw arm is given the same one.
     salt = b64u_decode(str(package.extra["matchSalt"]))

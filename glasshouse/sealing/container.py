@@ -45,7 +45,7 @@ from cryptography.exceptions import InvalidTag
 
 from glasshouse.codes import Code
 from glasshouse.errors import SealError
-from glasshouse.sealing.keys import check_key, cipher_for, commitment, fresh_payload_key
+from glasshouse.sealing.container_keys import check_key, cipher_for, commitment, fresh_payload_key
 from glasshouse.sealing.layout import (
     ALIGN,
     HEADER_BYTES,

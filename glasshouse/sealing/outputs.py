@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from glasshouse.canonical import canonical_json, domain_hash
 from glasshouse.codes import Code
 from glasshouse.sealing.container import OpenedPackage, map_file, open_package
+from glasshouse.sealing.container_keys import fresh_payload_key
 from glasshouse.sealing.grant import WRAPPED_BYTES, KemKey, unwrap_key, wrap_key
-from glasshouse.sealing.keys import fresh_payload_key
 from glasshouse.sealing.layout import TensorSpec, refuse
 from glasshouse.sealing.memory import overwrite
 from glasshouse.sealing.packing import CHUNK_BYTES, Sink, prepare, write_all

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from glasshouse.codes import Code
-from glasshouse.sealing.keys import check_key, cipher_for, commitment
+from glasshouse.sealing.container_keys import check_key, cipher_for, commitment
 from glasshouse.sealing.layout import (
     MAX_CHUNK,
     MIN_CHUNK,

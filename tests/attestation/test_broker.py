@@ -11,7 +11,7 @@ from glasshouse.attestation import broker as broker_module
 from glasshouse.attestation.attacks import ticket_key
 from glasshouse.attestation.client import submit_evidence
 from glasshouse.attestation.exchange import Exchange
-from glasshouse.attestation.stage import STRICT, Launch, Stage, synthetic_reference
+from glasshouse.attestation.stage import STRICT, Stage, StagedLaunch, synthetic_reference
 from glasshouse.attestation.ticket import sign_request, ticket_hash
 from glasshouse.attestation.tokens import (
     public_bytes_of,
@@ -23,7 +23,7 @@ from glasshouse.canonical import b64u
 from glasshouse.errors import AttestationError
 
 
-def _exchange(stage: Stage, launch: Launch) -> Exchange:
+def _exchange(stage: Stage, launch: StagedLaunch) -> Exchange:
     name = launch.reference
     exchange = stage.broker.exchange(name.run, name.leg, name.launch)
     assert exchange is not None
@@ -161,7 +161,7 @@ def test_one_challenge_for_a_hundred_requests_over_http(stage: Stage, replayed: 
     request = launch.request()
 
     def fetch(_index: int) -> tuple[str, ...]:
-        thief = Launch(
+        thief = StagedLaunch(
             launch.port, launch.broker_public, launch.reference, STRICT, launch.ticket, launch.payload_key
         )
         try:
@@ -185,7 +185,7 @@ def test_one_challenge_for_a_hundred_requests_over_http(stage: Stage, replayed: 
 def test_launches_at_once_each_get_their_own_key(stage: Stage) -> None:
     launches = [stage.launch() for _ in range(16)]
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(Launch.honest, launches))
+        list(pool.map(StagedLaunch.honest, launches))
     assert stage.unwrap_calls == 16
     assert len({launch.payload_key for launch in launches}) == 16
 

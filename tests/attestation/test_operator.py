@@ -19,7 +19,7 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.client import post
 from glasshouse.attestation.operator import CARD_TYP, REQUEST_TYP, Desk, RemoteBroker
 from glasshouse.attestation.server import serve
-from glasshouse.attestation.stage import STRICT, Launch, synthetic_reference
+from glasshouse.attestation.stage import STRICT, StagedLaunch, synthetic_reference
 from glasshouse.attestation.store import Store
 from glasshouse.attestation.tokens import envelope, key_id, public_bytes_of, read_jws, sign_jws
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
@@ -57,7 +57,7 @@ def test_a_package_a_ticket_and_an_exchange_through_another_process_s_broker(
     asked.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
     ticket = asked.issue_ticket(REFERENCE, STRICT)
     assert asked.exchange("run", "s000", 1) is None
-    launch = Launch(port, asked.public_bytes, REFERENCE, STRICT, ticket, PAYLOAD_KEY)
+    launch = StagedLaunch(port, asked.public_bytes, REFERENCE, STRICT, ticket, PAYLOAD_KEY)
     launch.honest()  # ends with the payload key in hand
     assert broker.store.unwrap_calls == 1
     found = asked.exchange("run", "s000", 1)

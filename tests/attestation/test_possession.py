@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation.appraise import appraise
 from glasshouse.attestation.client import post
-from glasshouse.attestation.stage import STRICT, Launch, Stage
+from glasshouse.attestation.stage import STRICT, Stage, StagedLaunch
 from glasshouse.attestation.tokens import public_bytes_of, thumbprint, verify_challenge, verify_launch
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.errors import AttestationError, SealError
@@ -25,7 +25,7 @@ def _codes(call: Callable[[], object]) -> tuple[str, ...]:
     return caught.value.codes
 
 
-def _thief(launch: Launch) -> Launch:
+def _thief(launch: StagedLaunch) -> StagedLaunch:
     """Whoever has seen all of a launch that crossed the port, with keys of his own."""
     return replace(
         launch, ticket=bytes(32), event_key=Ed25519PrivateKey.generate(), kem_key=generate_kem_key()

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.server import serve
-from glasshouse.attestation.stage import STRICT, Launch, synthetic_reference
+from glasshouse.attestation.stage import STRICT, StagedLaunch, synthetic_reference
 from glasshouse.attestation.store import Store, read_audit
 from glasshouse.errors import AttestationError
 from tests.postgres import postgres
@@ -38,7 +38,7 @@ def test_two_brokers_share_a_database_and_release_once(url: str) -> None:
         brokers[0].register_payload("pg-once", reference.manifest_hash, payload, max_grants=3)
         ticket = brokers[0].issue_ticket(reference, STRICT)
         with serve(brokers[0]) as server:
-            launch = Launch(server.port, brokers[0].public_bytes, reference, STRICT, ticket, payload)
+            launch = StagedLaunch(server.port, brokers[0].public_bytes, reference, STRICT, ticket, payload)
             challenge = launch.fetch()
             evidence = launch.sign(launch.claims())
 
@@ -101,14 +101,16 @@ def test_a_new_opening_accepts_nothing_of_the_last(url: str) -> None:
         broker.register_payload("pg-reopen", reference.manifest_hash, b"\x07" * 32, max_grants=3)
         ticket = broker.issue_ticket(reference, STRICT)
     with Store(url, KEK) as store, serve(broker := Broker(store, key)) as server:
-        launch = Launch(server.port, broker.public_bytes, reference, STRICT, ticket, b"\x07" * 32)
+        launch = StagedLaunch(server.port, broker.public_bytes, reference, STRICT, ticket, b"\x07" * 32)
         with pytest.raises(AttestationError) as caught:
             launch.fetch()
     assert caught.value.codes == ("ticket-store-mismatch",)
     with Store(url, KEK) as store, serve(Broker(store, key)) as server:
         reference = synthetic_reference("pg-reopen", launch=2)
         ticket = Broker(store, key).issue_ticket(reference, STRICT)
-        Launch(server.port, Broker(store, key).public_bytes, reference, STRICT, ticket, b"\x07" * 32).honest()
+        StagedLaunch(
+            server.port, Broker(store, key).public_bytes, reference, STRICT, ticket, b"\x07" * 32
+        ).honest()
         assert store.unwrap_calls == 1
 
 

@@ -13,7 +13,7 @@ from joserfc import jws as other_jws
 from joserfc.jwk import OKPKey
 
 from glasshouse.attestation.attacks import compact, ticket_key
-from glasshouse.attestation.stage import Launch, Stage
+from glasshouse.attestation.stage import Stage, StagedLaunch
 from glasshouse.attestation.ticket import TICKET_TYP, Request, read_request, sign_request, ticket_hash
 from glasshouse.attestation.tokens import key_id, public_bytes_of, sign_jws
 from glasshouse.canonical import b64u, b64u_decode, canonical_json
@@ -236,7 +236,7 @@ def test_refusals_do_not_tell_whether_a_ticket_exists(stage: Stage) -> None:
     """Whoever lacks the seed gets the same answer for a ticket that waits, one that was used, and none."""
     waiting, used = stage.launch(), stage.launch()
     used.honest()
-    nobody = Launch(**{**vars(stage.launch()), "ticket": bytes(32)})
+    nobody = StagedLaunch(**{**vars(stage.launch()), "ticket": bytes(32)})
     own = Ed25519PrivateKey.generate()
     answers = set()
     for launch in (waiting, used, nobody):

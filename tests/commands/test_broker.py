@@ -16,7 +16,7 @@ import glasshouse
 from glasshouse import paths
 from glasshouse.attestation.store import Store
 from glasshouse.commands import tamper
-from glasshouse.publishing.tamper import read_tamper
+from glasshouse.publishing.tamper_report import read_tamper
 from glasshouse.records import keys
 from glasshouse.records.signing import open_statement
 from tests.commands.kit import ROOT, Call

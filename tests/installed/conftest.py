@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from glasshouse.paths import Workspace
 from glasshouse.publishing.pages import render
-from glasshouse.publishing.store import read_publication
+from glasshouse.publishing.publication_files import read_publication
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (

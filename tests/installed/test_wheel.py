@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glasshouse.canonical import canonical_json
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES
+from glasshouse.publishing.published_log import CHECKPOINT, LEAVES
 from tests.commands.kit import served
 from tests.installed.conftest import COMMIT, ROOT, Installed, install, with_all
 from tests.publishing.conftest import enter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
+from glasshouse.judgement.facts import LaunchFacts, Lifecycle, RunFacts, SlotFacts
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.schema import (
     Allocation,
@@ -114,7 +114,7 @@ def lifecycle(**changes: Any) -> Lifecycle:
     return Lifecycle(**values | changes)
 
 
-def launch(slot: Slot, **changes: Any) -> Launch:
+def launch(slot: Slot, **changes: Any) -> LaunchFacts:
     values: dict[str, Any] = {
         "number": 1,
         "status": "complete",
@@ -128,10 +128,10 @@ def launch(slot: Slot, **changes: Any) -> Launch:
         "result": result(slot),
         "lifecycle": lifecycle() if slot.lifecycle else None,
     }
-    return Launch(**values | changes)
+    return LaunchFacts(**values | changes)
 
 
-def failed(slot: Slot, code: str, **changes: Any) -> Launch:
+def failed(slot: Slot, code: str, **changes: Any) -> LaunchFacts:
     return launch(slot, **{"status": "failed", "code": code, "result": None} | changes)
 
 
@@ -166,7 +166,7 @@ def release(**changes: Any) -> Release:
     return Release(**values | changes)
 
 
-def with_launches(found: RunFacts, index: int, *launches: Launch) -> RunFacts:
+def with_launches(found: RunFacts, index: int, *launches: LaunchFacts) -> RunFacts:
     slots = list(found.slots)
     slots[index] = replace(slots[index], launches=launches)
     return replace(found, slots=tuple(slots))

@@ -13,10 +13,10 @@ import pytest
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact
+from glasshouse.publishing.from_bundle import artifact_from_verified
 from glasshouse.publishing.history import read_history
+from glasshouse.publishing.publication_files import HISTORY, LEDGER, TEMPLATES
 from glasshouse.publishing.publish import Published, publish, supersede, unpublish
-from glasshouse.publishing.signed import artifact_from_verified
-from glasshouse.publishing.store import HISTORY, LEDGER, TEMPLATES
 from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify

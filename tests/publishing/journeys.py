@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from glasshouse.publishing import archive
+from glasshouse.publishing.from_bundle import artifact_from_verified
 from glasshouse.publishing.journey import Journey, Packed, open_journey, pack_journey
-from glasshouse.publishing.signed import artifact_from_verified
 from glasshouse.records import keys
 from glasshouse.records.keys import parse_keyring
 from glasshouse.records.ledger import Ledger

@@ -17,7 +17,7 @@ from glasshouse.publishing.artifact import (
     artifact_sha256,
     parse_artifact,
 )
-from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.from_bundle import artifact_from_verified, with_control_caveats
 from glasshouse.records.verify import VerifiedRow
 
 # What others read by name: what was published before, and what this software added.

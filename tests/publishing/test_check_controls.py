@@ -13,8 +13,8 @@ import pytest
 
 from glasshouse.commands.download import fetch_row
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, parse_artifact
-from glasshouse.publishing.check import check_artifact
-from glasshouse.publishing.signed import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.from_bundle import artifact_from_verified, with_control_caveats
+from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records.keys import public_bytes
 from glasshouse.records.ledger import log_key, sign_checkpoint
 from glasshouse.records.verify import VerifiedRow

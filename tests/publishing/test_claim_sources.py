@@ -13,7 +13,7 @@ from glasshouse.canonical import canonical_json
 from glasshouse.paths import Workspace
 from glasshouse.publishing.claim_sources import SOURCES, read_claim_sources
 from glasshouse.publishing.pages import render
-from glasshouse.publishing.store import read_publication
+from glasshouse.publishing.publication_files import read_publication
 
 from .test_publish import Bundle, Put
 

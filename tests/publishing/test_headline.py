@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from glasshouse.judgement.headline import headlines
-from glasshouse.publishing import words
+from glasshouse.publishing import labels
 from glasshouse.publishing.artifact import Artifact
+from glasshouse.publishing.from_bundle import artifact_from_verified, candidates, with_control_caveats
 from glasshouse.publishing.pages import render
-from glasshouse.publishing.signed import artifact_from_verified, candidates, with_control_caveats
 from glasshouse.records.verify import VerifiedRow
 
 from .test_pages import publication_of
@@ -47,9 +47,9 @@ def test_three_machines_with_controls_make_the_headline(reported: Reported, rows
     (found,) = headlines(candidates(rows))
     assert found.stands
     page = render(publication_of((*reported, *rows)))["index.md"].decode()
-    assert words.percent(found.overhead_pct) in page
+    assert labels.percent(found.overhead_pct) in page
     assert found.prediction_pct is not None
-    assert words.interval(*found.prediction_pct) in page
+    assert labels.interval(*found.prediction_pct) in page
     assert "None of our own yet" not in page
     for row in rows[:3]:
         assert f"rows/{row.id}/" in page

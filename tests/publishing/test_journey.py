@@ -20,14 +20,14 @@ from glasshouse.judgement.headline import headlines
 from glasshouse.paths import Workspace
 from glasshouse.publishing import archive
 from glasshouse.publishing.artifact import artifact_bytes, artifact_sha256, parse_artifact
-from glasshouse.publishing.check import check_artifact
+from glasshouse.publishing.from_bundle import candidates
 from glasshouse.publishing.journey import MAX_LEAVES, budget_seconds, open_journey, read_journey
-from glasshouse.publishing.ledger import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
 from glasshouse.publishing.logs import PublishedLogs
 from glasshouse.publishing.pages import render
+from glasshouse.publishing.publication_files import ARTIFACTS, read_publication
 from glasshouse.publishing.publish import Published, publish_journey
-from glasshouse.publishing.signed import candidates
-from glasshouse.publishing.store import ARTIFACTS, read_publication
+from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
+from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records import keys
 from glasshouse.records.keys import Keyring, committed_keyring, listed_as, public_bytes
 from glasshouse.records.ledger import Ledger, log_key, open_journeys, sign_checkpoint

@@ -15,11 +15,11 @@ from glasshouse.canonical import parse_json
 from glasshouse.errors import VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, artifact_sha256, parse_artifact
-from glasshouse.publishing.check import check_artifact
-from glasshouse.publishing.ledger import check_inclusion, check_log
 from glasshouse.publishing.logs import PublishedLogs, unentered
 from glasshouse.publishing.pages import render
-from glasshouse.publishing.store import LEDGER, read_publication
+from glasshouse.publishing.publication_files import LEDGER, read_publication
+from glasshouse.publishing.published_log import check_inclusion, check_log
+from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import Ledger, log_key, parse_leaves, sign_checkpoint
 from tests.specs import make_spec

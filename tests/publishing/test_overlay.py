@@ -11,8 +11,8 @@ import pytest
 
 from glasshouse.errors import VerificationError
 from glasshouse.paths import Workspace
+from glasshouse.publishing.publication_files import read_publication
 from glasshouse.publishing.publish import Published
-from glasshouse.publishing.store import read_publication
 from glasshouse.records.verify import VerifiedRow
 
 Bundle = tuple[Path, VerifiedRow]

@@ -13,13 +13,13 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from glasshouse.paths import Workspace
-from glasshouse.publishing import charts, words
+from glasshouse.publishing import charts, labels
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.csp import inline_hashes, policy, with_policy
+from glasshouse.publishing.from_bundle import artifact_from_verified
 from glasshouse.publishing.pages import framed_tables, render
+from glasshouse.publishing.publication_files import Publication, read_publication
 from glasshouse.publishing.reanalysis import pools
-from glasshouse.publishing.signed import artifact_from_verified
-from glasshouse.publishing.store import Publication, read_publication
 from glasshouse.records.verify import VerifiedRow
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_a_row_with_an_interval_shows_it(pages: dict[str, bytes], abba: tuple[Pa
     row = artifact_from_verified(abba[1])
     assert row.overhead is not None
     page = pages[f"rows/{row.id}.md"].decode()
-    assert f"95% interval {words.interval(row.overhead.ci_low_pct, row.overhead.ci_high_pct)}" in page
+    assert f"95% interval {labels.interval(row.overhead.ci_low_pct, row.overhead.ci_high_pct)}" in page
     assert "What a whole run pays" in page
 
 
@@ -101,9 +101,9 @@ def test_a_control_is_named_as_one_and_is_no_overhead_by_length(
 ) -> None:
     row = artifact_from_verified(abba[1])
     control = row.model_copy(update={"id": f"{row.id}-aa", "control": "aa"})
-    assert words.title(control).startswith(f"{words.model(row)}, A/A control on ")
+    assert labels.title(control).startswith(f"{labels.model(row)}, A/A control on ")
     page = render(publication_of((*reported, row, control)))["results.md"].decode()
-    assert page.count(f">{words.name(control)}</a>") == 1
+    assert page.count(f">{labels.name(control)}</a>") == 1
     drawn = charts.by_length((*reported, row, control))
     assert drawn is not None
     assert drawn == charts.by_length((*reported, row))
@@ -231,7 +231,7 @@ def test_pools_against_hand_arithmetic(reported: tuple[Artifact, ...]) -> None:
     ],
 )
 def test_percent(value: float | None, text: str) -> None:
-    assert words.percent(value) == text
+    assert labels.percent(value) == text
 
 
 def test_policy_hashes_inline_scripts_and_allows_nothing_else() -> None:

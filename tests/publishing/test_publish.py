@@ -12,10 +12,10 @@ from glasshouse.canonical import canonical_json
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import parse_artifact
-from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.pages import render
+from glasshouse.publishing.publication_files import read_publication
 from glasshouse.publishing.publish import Published
-from glasshouse.publishing.store import read_publication
+from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records.verify import VerifiedRow
 from tests.records.factory import Factory, Leg
 from tests.specs import make_spec

@@ -10,9 +10,9 @@ import pytest
 from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.paths import Workspace
-from glasshouse.publishing.check import check_artifact
 from glasshouse.publishing.pages import render
-from glasshouse.publishing.store import ARTIFACTS, read_publication
+from glasshouse.publishing.publication_files import ARTIFACTS, read_publication
+from glasshouse.publishing.verify_artifact import check_artifact
 
 from .conftest import Machine, Machines
 from .test_publish import tree

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glasshouse.publishing.tamper import PUBLISHED, read_tamper
+from glasshouse.publishing.tamper_report import PUBLISHED, read_tamper
 
 REPORT = Path(__file__).parents[2] / "site/research/tamper-report.json"
 

@@ -32,8 +32,8 @@ from glasshouse.records.bundle import write_bundle
 from glasshouse.records.chain import sign_head
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
 from glasshouse.records.ledger import Ledger, prove_inclusion
-from glasshouse.records.note import cosign
 from glasshouse.records.plan import register_plan
+from glasshouse.records.signed_note import cosign
 from glasshouse.runtime.events import EventWriter
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
 from glasshouse.spec import RunSpec

@@ -14,7 +14,7 @@ from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import ledger as ledger_module
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
 from glasshouse.records.ledger import Ledger, check, check_leaves, parse_leaves, plan_leaf, prove_consistency
-from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
+from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint
 from tests.specs import make_spec
 
 from .factory import Factory

@@ -10,7 +10,7 @@ import pytest
 
 from glasshouse.measurement.telemetry import disturbed
 from glasshouse.paths import Workspace
-from glasshouse.publishing.store import committed_keyring
+from glasshouse.publishing.publication_files import committed_keyring
 from glasshouse.records.verify import VerifiedRow, verify
 from glasshouse.schema import Result
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glasshouse.errors import UsageError
-from glasshouse.publishing.signed import artifact_from_verified
+from glasshouse.publishing.from_bundle import artifact_from_verified
 from glasshouse.records.plan import public_spec
 from glasshouse.records.verify import verify
 from glasshouse.runtime.disclosure import shown

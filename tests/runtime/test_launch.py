@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.runtime.archive import MODULES, build_archive
-from glasshouse.runtime.params import MAX_PARAMS_BYTES, Launch, parse_launch, read_launch, write_launch
+from glasshouse.runtime.params import MAX_PARAMS_BYTES, LaunchParams, parse_launch, read_launch, write_launch
 from tests.runtime.rig import wait_until
 
 STRETCH = {"warmup_sec": 0, "measured_sec": 1.5, "steps": None, "delay_pct": 0.0}
@@ -53,7 +53,7 @@ def test_good_parameters_are_read() -> None:
 def test_every_needed_name_is_needed() -> None:
     needed = {
         item.name
-        for item in dataclasses.fields(Launch)
+        for item in dataclasses.fields(LaunchParams)
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     }
     for name in needed:
@@ -104,7 +104,7 @@ def test_a_protected_launch_has_a_ticket_and_no_other_has(arm: str, size: int) -
         parse_launch(canonical_json({**PROTECTED, "arm": arm}), bytearray(size))
 
 
-def _through_pipe(data: bytes, pieces: int) -> Launch:
+def _through_pipe(data: bytes, pieces: int) -> LaunchParams:
     read_end, write_end = os.pipe()
     size = -(-len(data) // pieces)
 

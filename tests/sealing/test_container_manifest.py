@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from glasshouse.canonical import canonical_json, parse_canonical
-from glasshouse.sealing import keys, layout
+from glasshouse.sealing import container_keys, layout
 from glasshouse.sealing.container import open_package
 from glasshouse.sealing.layout import Header, manifest_object
 from tests.sealing.tampering import CHUNK, KEY, Sealed, codes_of
@@ -44,9 +44,9 @@ def test_even_the_key_holder_cannot_relabel_what_others_sealed(sealed, scratch, 
 
 def _with_manifest(sealed: Sealed, manifest: bytes, digest: bytes) -> bytes:
     key = memoryview(KEY)
-    header = Header(CHUNK, len(manifest), digest, keys.commitment(key, digest))
+    header = Header(CHUNK, len(manifest), digest, container_keys.commitment(key, digest))
     table = manifest_object(header)
-    cipher = keys.cipher_for(key, digest, table)
+    cipher = container_keys.cipher_for(key, digest, table)
     ciphertext = cipher.encrypt(layout.nonce(0), manifest, table.associated_data(header.pack(), 0))
     return header.pack() + ciphertext + sealed.data[sealed.first :]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from glasshouse.errors import SealError
 from glasshouse.sealing import grant
-from glasshouse.sealing.keys import derive
+from glasshouse.sealing.container_keys import derive
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sealing"
 KEY = bytes(range(1, 33))

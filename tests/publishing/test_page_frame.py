@@ -14,8 +14,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation, get_navigation
 from mkdocs.structure.pages import Page
 
-from glasshouse.publishing.frame import TEMPLATE
 from glasshouse.publishing.hook import RowPage, on_env
+from glasshouse.publishing.page_frame import TEMPLATE
 
 ROOT = Path(__file__).parents[2]
 # Title, description, content, what is hidden: odd characters, no heading, no description, a deeper page.

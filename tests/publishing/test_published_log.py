@@ -13,15 +13,15 @@ from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.errors import VerificationError
 from glasshouse.judgement.rules import Check
 from glasshouse.paths import Workspace
-from glasshouse.publishing.check import check_artifact
-from glasshouse.publishing.ledger import check_inclusion, check_log
 from glasshouse.publishing.pages import render
+from glasshouse.publishing.publication_files import read_publication
 from glasshouse.publishing.publish import Published, refresh_history
-from glasshouse.publishing.store import read_publication
+from glasshouse.publishing.published_log import check_inclusion, check_log
+from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records import merkle
 from glasshouse.records.keys import public_bytes
 from glasshouse.records.ledger import Ledger, log_key, sign_checkpoint
-from glasshouse.records.note import cosign
+from glasshouse.records.signed_note import cosign
 from glasshouse.records.verify import VerifiedRow
 from tests.records.factory import Factory
 from tests.specs import make_spec

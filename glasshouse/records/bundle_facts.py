@@ -19,7 +19,7 @@ from glasshouse.attestation.claims import Reference
 from glasshouse.canonical import canonical_json, parse_canonical, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
-from glasshouse.judgement.facts import Launch, Lifecycle, RunFacts, SlotFacts
+from glasshouse.judgement.facts import LaunchFacts, Lifecycle, RunFacts, SlotFacts
 from glasshouse.judgement.rules import Check
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.records.chain import Chain, check_chain
@@ -181,8 +181,8 @@ def _schedule(reader: _Collector, plan: schema.Plan) -> tuple[Slot, ...]:
 # --- launches -------------------------------------------------------------------------------
 
 
-def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) -> dict[int, list[Launch]]:
-    found: dict[int, list[Launch]] = {}
+def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) -> dict[int, list[LaunchFacts]]:
+    found: dict[int, list[LaunchFacts]] = {}
     for folder in sorted({name.rpartition("/")[0] for name in reader.files if name.startswith("legs/")}):
         match = _LEG.match(f"{folder}/launch.json")
         assert match is not None  # names were held against the bundle's pattern
@@ -216,7 +216,9 @@ def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) ->
     return found
 
 
-def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, written: schema.Launch) -> Launch:
+def _launch(
+    reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, written: schema.Launch
+) -> LaunchFacts:
     own = {"launch.json"}
     own |= (
         {"exchange.json", "reference.json", "events.jsonl", "heads.jsonl"}
@@ -237,7 +239,7 @@ def _launch(reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, writ
         if result is not None and result.output_sha256 is None and plan.spec.payload == "public":
             result = None
         code = code if result is not None else Code.RESULT_MALFORMED
-    return Launch(
+    return LaunchFacts(
         number=written.launch,
         status=written.status,
         code=code,

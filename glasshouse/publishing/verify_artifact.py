@@ -25,14 +25,14 @@ from glasshouse.publishing.artifact import (
     artifact_sha256,
     parse_artifact,
 )
-from glasshouse.publishing.history import recompute
-from glasshouse.publishing.ledger import check_inclusion
-from glasshouse.publishing.logs import KEYS, PublishedLogs, read_logs, statement_failures
-from glasshouse.publishing.signed import (
+from glasshouse.publishing.from_bundle import (
     artifact_from_verified,
     with_control_caveats,
     with_registration_caveat,
 )
+from glasshouse.publishing.history import recompute
+from glasshouse.publishing.logs import KEYS, PublishedLogs, read_logs, statement_failures
+from glasshouse.publishing.published_log import check_inclusion
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import log_key
 from glasshouse.records.verify import Verdict, verify

@@ -13,7 +13,7 @@ from glasshouse.canonical import canonical_json, parse_json
 from glasshouse.judgement.judge import judge
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.measurement.telemetry import disturbed
-from glasshouse.records.facts import collect_facts
+from glasshouse.records.bundle_facts import collect_facts
 from glasshouse.schema import Result
 from tests.specs import make_spec
 

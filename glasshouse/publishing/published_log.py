@@ -31,7 +31,7 @@ from glasshouse.records.ledger import (
     log_name,
     parse_leaves,
 )
-from glasshouse.records.note import Checkpoint, open_note, parse_checkpoint
+from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint
 
 LEAVES = "leaves.jsonl"
 CHECKPOINT = "checkpoint.txt"

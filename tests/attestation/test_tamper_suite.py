@@ -12,7 +12,7 @@ from glasshouse.attestation import store as store_module
 from glasshouse.attestation.appraise import Appraisal, appraise
 from glasshouse.attestation.claims import CLAIMS
 from glasshouse.attestation.scenarios import PUBLISHED, SCENARIOS
-from glasshouse.attestation.tamper import run_suite
+from glasshouse.attestation.tamper_suite import run_suite
 
 NINE = [
     "composite-hash-mismatch",

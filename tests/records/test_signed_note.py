@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from glasshouse.errors import VerificationError
 from glasshouse.records.keys import KeyEntry, keyid, public_bytes
-from glasshouse.records.note import Checkpoint, cosign, key_id, open_note, parse_checkpoint, sign_note
+from glasshouse.records.signed_note import Checkpoint, cosign, key_id, open_note, parse_checkpoint, sign_note
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors" / "signed_note.json").read_text(encoding="utf-8"))
 # Both encodings of the Go library start with the signature type, 1.

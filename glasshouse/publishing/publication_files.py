@@ -28,14 +28,14 @@ from glasshouse.errors import GlasshouseError, VerificationError
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import MAX_ARTIFACT_BYTES, Artifact, artifact_bytes, parse_artifact
 from glasshouse.publishing.claim_sources import Sourced, read_claim_sources
-from glasshouse.publishing.history import Remarks, read_history, read_remarks
-from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
-from glasshouse.publishing.signed import (
+from glasshouse.publishing.from_bundle import (
     artifact_from_verified,
     with_control_caveats,
     with_registration_caveat,
 )
-from glasshouse.publishing.tamper import read_tamper
+from glasshouse.publishing.history import Remarks, read_history, read_remarks
+from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
+from glasshouse.publishing.tamper_report import read_tamper
 from glasshouse.records.bundle import read_bundle
 from glasshouse.records.keys import MAX_KEYRING_BYTES, Keyring, committed_keyring, parse_keyring
 from glasshouse.records.verify import verify
