@@ -65,6 +65,24 @@ class AskedChallenge:
     policy: str
 
 
+@dataclass(frozen=True)
+class AuditLine:
+    """A line of the audit log: nothing secret, and nothing that a caller sent.
+
+    seq: its number. at: Unix time, s. store: id of the opening that wrote it. run, leg, launch: None where
+    the event is of no launch. codes: reason codes.
+    """
+
+    seq: int
+    at: int
+    store: str
+    event: str
+    run: str | None
+    leg: str | None
+    launch: int | None
+    codes: tuple[str, ...]
+
+
 class Store:
     """One opening of the broker's database. Thread-safe; a context manager that closes the connections.
 
@@ -294,18 +312,30 @@ class Store:
         row = {"at": at, "store": self.id, "event": event_name, "codes": json.dumps(list(codes))}
         return insert(audit).values(**row, **named)
 
-    def audit_log(self, run: str | None = None) -> list[dict[str, Any]]:
+    def audit_log(self, run: str | None = None) -> list[AuditLine]:
         """The audit lines in order, of one run or of all."""
         with self._transaction() as tx:
             return _audit_lines(tx, run, None)
 
 
-def _audit_lines(tx: Connection, run: str | None, last: int | None) -> list[dict[str, Any]]:
+def _audit_lines(tx: Connection, run: str | None, last: int | None) -> list[AuditLine]:
     query = select(audit).order_by(audit.c.seq.desc()).limit(last)
     if run is not None:
         query = query.where(audit.c.run == run)
-    rows = tx.execute(query).mappings().all()
-    return [{**row, "codes": json.loads(row["codes"])} for row in reversed(rows)]
+    rows = tx.execute(query).all()
+    return [
+        AuditLine(
+            seq=row.seq,
+            at=row.at,
+            store=row.store,
+            event=row.event,
+            run=row.run,
+            leg=row.leg,
+            launch=row.launch,
+            codes=tuple(json.loads(row.codes)),
+        )
+        for row in reversed(rows)
+    ]
 
 
 def _superseded(tx: Connection, row: Any) -> bool:
@@ -333,11 +363,10 @@ def open_store(url: str, kek: bytes) -> Store:
         return Store(url, kek)
 
 
-def read_audit(url: str, *, last: int, run: str | None = None) -> list[dict[str, Any]]:
+def read_audit(url: str, *, last: int, run: str | None = None) -> list[AuditLine]:
     """The last audit lines of a store, newest last, of one run or of all; makes nothing, and needs no KEK.
 
-    A line holds a number, a Unix time, the opening of the store, an event, the launch and reason codes:
-    nothing secret, and nothing that a caller sent. Raises UsageError, never showing a password.
+    Raises UsageError, never showing a password.
     """
     with _named(url):
         if make_url(url).get_backend_name() == "sqlite" and not Path(make_url(url).database or "").is_file():

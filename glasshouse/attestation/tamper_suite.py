@@ -4,6 +4,7 @@
 of scenarios.py against it. A suite in which everything is refused shows nothing, so each scenario first runs
 its control: the same steps without the attack, ending with the payload key in the attester's hands. Calls of
 `Store.unwrap` are counted around each: 0 for an attack, exactly 1 for a control.
+suite_report.py holds what it reports.
 """
 
 from __future__ import annotations
@@ -12,21 +13,16 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from glasshouse.attestation.scenarios import SCENARIOS
 from glasshouse.attestation.stage import Scenario, Stage
+from glasshouse.attestation.suite_report import CONTROL, ScenarioResult, SuiteReport
 from glasshouse.errors import AttestationError
 
 
-def run_suite(scenarios: Sequence[Scenario] = SCENARIOS) -> dict[str, Any]:
-    """Play every scenario and its control; return plain data, as `tamper --json` prints it.
-
-    {"ok", "unwrapCalls", "scenarios": [{"code", "released", "expected", "reasonCodes", "ok", ...}]}, where
-    `expected` says whether a release was expected and `expectedCodes` with which exact codes a refusal. A
-    control's code is its scenario's with "/control". The top unwrapCalls sums the attacks' only.
-    """
-    rows: list[dict[str, Any]] = []
+def run_suite(scenarios: Sequence[Scenario] = SCENARIOS) -> SuiteReport:
+    """Play every scenario (at least one) and its control, whose code is the scenario's with "/control"."""
+    rows: list[ScenarioResult] = []
     total = 0
     with tempfile.TemporaryDirectory(prefix="glasshouse-tamper-") as folder, Stage(Path(folder)) as stage:
         for scenario in scenarios:
@@ -34,7 +30,8 @@ def run_suite(scenarios: Sequence[Scenario] = SCENARIOS) -> dict[str, Any]:
                 control, outcome = stage.launch(), _Outcome()
                 with outcome:
                     control.honest()
-            rows.append(_row(f"{scenario.code}/control", "the same steps, honest", (), outcome, calls[0]))
+            honest = f"{scenario.code}{CONTROL}"
+            rows.append(_row(honest, "the same steps, honest", (), outcome, calls[0]))
             mine = stage.launch(**scenario.setup)
             with _count(stage) as calls:
                 outcome = _Outcome()
@@ -43,7 +40,7 @@ def run_suite(scenarios: Sequence[Scenario] = SCENARIOS) -> dict[str, Any]:
             stage.clock.shift = 0.0
             total += calls[0]
             rows.append(_row(scenario.code, scenario.what, scenario.codes, outcome, calls[0]))
-    return {"ok": all(row["ok"] for row in rows), "unwrapCalls": total, "scenarios": rows}
+    return SuiteReport(ok=all(row.ok for row in rows), unwrap_calls=total, scenarios=tuple(rows))
 
 
 class _Outcome:
@@ -71,16 +68,16 @@ def _count(stage: Stage) -> Iterator[list[int]]:
     calls[0] = stage.unwrap_calls - before
 
 
-def _row(code: str, what: str, codes: tuple[str, ...], outcome: _Outcome, calls: int) -> dict[str, Any]:
+def _row(code: str, what: str, codes: tuple[str, ...], outcome: _Outcome, calls: int) -> ScenarioResult:
     expected = not codes
     ok = outcome.released == expected and outcome.codes == codes and calls == int(expected)
-    return {
-        "code": code,
-        "what": what,
-        "released": outcome.released,
-        "expected": expected,
-        "expectedCodes": list(codes),
-        "reasonCodes": list(outcome.codes),
-        "unwrapCalls": calls,
-        "ok": ok,
-    }
+    return ScenarioResult(
+        code=code,
+        what=what,
+        released=outcome.released,
+        expected=expected,
+        expected_codes=codes,
+        reason_codes=outcome.codes,
+        unwrap_calls=calls,
+        ok=ok,
+    )

@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 from glasshouse import host, paths
 from glasshouse.attestation.broker import Broker
@@ -97,7 +98,7 @@ def _audit(args: argparse.Namespace, url: str) -> int:
         )
     lines = read_audit(url, last=last, run=args.run)
     if args.json:
-        emit({"ok": True, "lines": lines})
+        emit({"ok": True, "lines": [asdict(line) for line in lines]})
         return 0
     if not lines:
         say("no audit lines" + (f" of run {args.run}" if args.run else ""))
@@ -105,14 +106,14 @@ def _audit(args: argparse.Namespace, url: str) -> int:
     header = ("line", "time, UTC", "opening", "event", "run", "leg", "launch", "reason codes")
     rows = [
         (
-            line["seq"],
-            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line["at"])),
-            line["store"][:8],
-            line["event"],
-            line["run"],
-            line["leg"],
-            line["launch"],
-            ", ".join(line["codes"]),
+            line.seq,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line.at)),
+            line.store[:8],
+            line.event,
+            line.run,
+            line.leg,
+            line.launch,
+            ", ".join(line.codes),
         )
         for line in lines
     ]

@@ -11,16 +11,16 @@ server on loopback, with a store of its own. Exit code 1 on any deviation.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 from glasshouse import __version__
+from glasshouse.attestation.suite_report import SuiteReport
 from glasshouse.attestation.tamper_suite import run_suite
-from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.canonical import sha256_hex
 from glasshouse.commands.terminal import emit, require_writable, say, table
 from glasshouse.publishing.publication_files import TAMPER
+from glasshouse.publishing.tamper_report import TamperReport, tamper_bytes
 from glasshouse.records import keys
 from glasshouse.records.signing import sign_statement
 
@@ -42,47 +42,53 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         keys.atomic_write(args.out, signed(report))
     if publication is not None:
-        published = {"ranOn": time.strftime("%Y-%m-%d", time.gmtime()), "version": __version__} | report
-        keys.atomic_write(publication / TAMPER, (json.dumps(published, indent=2) + "\n").encode())
+        published = TamperReport(
+            ran_on=time.strftime("%Y-%m-%d", time.gmtime()),
+            version=__version__,
+            ok=report.ok,
+            unwrap_calls=report.unwrap_calls,
+            scenarios=report.scenarios,
+        )
+        keys.atomic_write(publication / TAMPER, tamper_bytes(published))
     if args.json:
-        emit(report)
+        emit(report.model_dump(mode="json", by_alias=True))
     else:
         _print(report)
-    return 0 if report["ok"] else 1
+    return 0 if report.ok else 1
 
 
-def signed(report: dict[str, Any]) -> bytes:
+def signed(report: SuiteReport) -> bytes:
     """Sign the report as an in-toto test result (v0.1); its subject is the report's canonical bytes."""
     names: dict[bool, list[str]] = {True: [], False: []}
-    for scenario in report["scenarios"]:
-        names[bool(scenario["ok"])].append(scenario["code"])
+    for scenario in report.scenarios:
+        names[scenario.ok].append(scenario.code)
     predicate = {
-        "result": "PASSED" if report["ok"] else "FAILED",
+        "result": "PASSED" if report.ok else "FAILED",
         "configuration": [],
         "passedTests": names[True],
         "failedTests": names[False],
-        "unwrapCalls": report["unwrapCalls"],
+        "unwrapCalls": report.unwrap_calls,
     }
     return sign_statement(
         keys.operator_key(),
         TEST_RESULT,
         predicate,
-        {"tamper-report.json": sha256_hex(canonical_json(report))},
+        {"tamper-report.json": sha256_hex(report.to_bytes())},
     )
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: SuiteReport) -> None:
     rows = [
         [
-            "ok" if item["ok"] else "DEVIATES",
-            item["code"],
-            "released" if item["released"] else "refused",
-            ", ".join(item["reasonCodes"]),
+            "ok" if item.ok else "DEVIATES",
+            item.code,
+            "released" if item.released else "refused",
+            ", ".join(item.reason_codes),
         ]
-        for item in report["scenarios"]
+        for item in report.scenarios
     ]
     say(table(["", "scenario", "broker", "reason codes"], rows))
-    attacks = sum(not item["expected"] for item in report["scenarios"])
-    good = "as expected" if report["ok"] else "WITH DEVIATIONS"
+    attacks = sum(not item.expected for item in report.scenarios)
+    good = "as expected" if report.ok else "WITH DEVIATIONS"
     say(f"\n{attacks} attacks, {len(rows) - attacks} controls, {good}")
-    say(f"payload keys opened for attacks: {report['unwrapCalls']}")
+    say(f"payload keys opened for attacks: {report.unwrap_calls}")

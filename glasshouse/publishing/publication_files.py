@@ -20,7 +20,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from glasshouse import host
 from glasshouse.codes import Code
@@ -35,7 +34,7 @@ from glasshouse.publishing.from_bundle import (
 )
 from glasshouse.publishing.history import Remarks, read_history, read_remarks
 from glasshouse.publishing.logs import KEYS, PublishedLogs, inclusion_failures, read_logs
-from glasshouse.publishing.tamper_report import read_tamper
+from glasshouse.publishing.tamper_report import TamperReport, read_tamper
 from glasshouse.records.bundle import read_bundle
 from glasshouse.records.keys import MAX_KEYRING_BYTES, Keyring, committed_keyring, parse_keyring
 from glasshouse.records.verify import verify
@@ -62,7 +61,7 @@ class Publication:
     bundles: Mapping[str, tuple[str, ...]]  # id -> files of its bundle, relative to it
     remarks: Remarks
     templates: Mapping[str, str]
-    tamper: Mapping[str, Any] | None
+    tamper: TamperReport | None
     keyring: Keyring = field(default_factory=Keyring)
     logs: PublishedLogs = field(default_factory=PublishedLogs)
     local_keyring: Keyring = field(default_factory=Keyring)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field, ValidationError
 
+from glasshouse.attestation.suite_report import CONTROL, SuiteReport
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.codes import Code
-from glasshouse.publishing.artifact import Code as CodeWord
-from glasshouse.publishing.artifact import Day, Public, Text
+from glasshouse.publishing.artifact import Day
+from glasshouse.schema import Written
 
 # The nine scenarios that were published before this software existed, by the codes they keep.
 PUBLISHED: Final = (
@@ -26,53 +27,36 @@ PUBLISHED: Final = (
     Code.JWT_CLAIM_MISMATCH,
 )
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{1,80}(/control)?$")]
 Version = Annotated[str, Field(pattern=r"^\d+\.\d+[0-9A-Za-z.+\-]{0,40}$")]
 
 
-class Scenario(Public):
-    """One exchange with the broker: an attack, or the same steps done honestly (`/control`)."""
-
-    code: Name
-    what: Text
-    released: bool
-    expected: bool
-    expected_codes: tuple[CodeWord, ...]
-    reason_codes: tuple[CodeWord, ...]
-    unwrap_calls: int = Field(ge=0)
-    ok: bool
-
-    @property
-    def control(self) -> bool:
-        """Whether it is the honest half of a pair."""
-        return self.code.endswith("/control")
-
-    @property
-    def holds(self) -> bool:
-        """Whether it came out as it must: a control opens one key, an attack none, for its reason."""
-        if self.control:
-            return self.released and self.unwrap_calls == 1
-        named = set(self.expected_codes) <= set(self.reason_codes)
-        return not self.released and self.unwrap_calls == 0 and named
-
-
-class TamperReport(Public):
-    """A run of the suite as it is published: what `tamper --json` printed, when, by which version."""
+class _Dated(Written):
+    """When the suite ran, and of which version of this software."""
 
     ran_on: Day
     version: Version
-    ok: bool
-    unwrap_calls: int = Field(ge=0)
-    scenarios: tuple[Scenario, ...] = Field(min_length=2, max_length=2000)
 
 
-def read_tamper(path: Path, failures: list[str]) -> Mapping[str, Any] | None:
+class TamperReport(SuiteReport, _Dated):
+    """A run of the suite as it is published: what `tamper --json` printed, when, by which version.
+
+    The day and the version stand first in the file: pydantic orders fields by the last base first.
+    """
+
+
+def tamper_bytes(report: TamperReport) -> bytes:
+    """Return the file of a report."""
+    return (json.dumps(report.model_dump(mode="json", by_alias=True), indent=2) + "\n").encode()
+
+
+def read_tamper(path: Path, failures: list[str]) -> TamperReport | None:
     """Read the published report; None when there is none. Faults go into `failures`."""
     if not path.exists():
         return None
+    data = path.read_bytes()
     try:
-        document = parse_json(path.read_bytes())
-        report = TamperReport.model_validate_json(path.read_bytes())
+        parse_json(data)  # refuses a name that stands twice, which pydantic does not
+        report = TamperReport.model_validate_json(data)
     except ValidationError as error:
         fields = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
         failures += [f"{Code.TAMPER_REPORT_SCHEMA}:{field or '(file)'}" for field in fields[:8]]
@@ -81,7 +65,7 @@ def read_tamper(path: Path, failures: list[str]) -> Mapping[str, Any] | None:
         failures.append(Code.TAMPER_REPORT_MALFORMED)
         return None
     failures += tamper_failures(report)
-    return dict(document)
+    return report
 
 
 def tamper_failures(report: TamperReport) -> list[str]:
@@ -93,7 +77,7 @@ def tamper_failures(report: TamperReport) -> list[str]:
     failures += [
         f"{Code.TAMPER_REPORT_NO_CONTROL}:{item.code}"
         for item in report.scenarios
-        if not item.control and f"{item.code}/control" not in codes
+        if not item.control and f"{item.code}{CONTROL}" not in codes
     ]
     failures += [
         f"{Code.TAMPER_REPORT_CONTRADICTS}:{item.code}"

@@ -177,7 +177,7 @@ def test_one_challenge_for_a_hundred_requests_over_http(stage: Stage, replayed: 
         outcomes = list(pool.map(fetch, range(100)))
     assert outcomes.count(()) == 1
     assert outcomes.count(("ticket-used",)) == 99
-    assert [line["event"] for line in stage.broker.store.audit_log(launch.reference.run)][
+    assert [line.event for line in stage.broker.store.audit_log(launch.reference.run)][
         -1
     ] == "challenge-issued"
 
@@ -273,13 +273,13 @@ def test_the_audit_log_tells_the_story(stage: Stage) -> None:
     launch.honest()
     with pytest.raises(AttestationError):
         launch.submit(launch.evidence)
-    lines = [(line["event"], line["codes"]) for line in stage.broker.store.audit_log()]
+    lines = [(line.event, line.codes) for line in stage.broker.store.audit_log()]
     assert lines == [
-        ("payload-registered", []),
-        ("ticket-issued", []),
-        ("challenge-issued", []),
-        ("grant-issued", []),
-        ("evidence-refused", ["nonce-replay"]),
+        ("payload-registered", ()),
+        ("ticket-issued", ()),
+        ("challenge-issued", ()),
+        ("grant-issued", ()),
+        ("evidence-refused", ("nonce-replay",)),
     ]
     assert len(stage.broker.store.audit_log(launch.reference.run)) == 4
 
@@ -295,4 +295,4 @@ def test_strangers_cannot_fill_the_audit_log(stage: Stage, monkeypatch: pytest.M
             stage.broker.challenge(_request(stage, "run"))
     assert len(stage.broker.store.audit_log()) == 3
     stage.launch().honest()
-    assert stage.broker.store.audit_log()[-1]["event"] == "grant-issued"
+    assert stage.broker.store.audit_log()[-1].event == "grant-issued"

@@ -84,7 +84,7 @@ def test_one_operator_gets_no_ticket_for_anothers_package(served: tuple[Broker, 
         lambda: thief.register_payload("run", "0" * 64, PAYLOAD_KEY, max_grants=2),
     ):
         assert codes_of(call) == ("operator-mismatch",)
-    assert [line["event"] for line in broker.store.audit_log()] == ["payload-registered"]
+    assert [line.event for line in broker.store.audit_log()] == ["payload-registered"]
     thief.register_payload("another", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
     # Nor after a restart, when the broker no longer knows whose it was.
     with serve(broker, desk=Desk(broker, BROKER, LISTED.get)) as again:

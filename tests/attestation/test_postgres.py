@@ -122,7 +122,7 @@ def test_the_audit_log_only_grows(url: str, statement: str) -> None:
         store.log("evidence-refused", 1, ("pg-audit", "s000", 1), ["nonce-replay"])
         with pytest.raises(SQLAlchemyError, match="only grows"), store._transaction() as tx:
             tx.exec_driver_sql(statement)
-        assert {tuple(line["codes"]) for line in store.audit_log("pg-audit")} == {("nonce-replay",)}
+        assert {line.codes for line in store.audit_log("pg-audit")} == {("nonce-replay",)}
 
 
 def test_the_last_audit_lines_are_read_without_the_kek(url: str) -> None:
@@ -130,6 +130,6 @@ def test_the_last_audit_lines_are_read_without_the_kek(url: str) -> None:
         for number in range(5):
             store.log("evidence-refused", number, ("pg-last", "s000", number), ["nonce-replay"])
     lines = read_audit(url, last=3, run="pg-last")
-    assert [(line["at"], line["launch"], line["codes"]) for line in lines] == [
-        (number, number, ["nonce-replay"]) for number in (2, 3, 4)
+    assert [(line.at, line.launch, line.codes) for line in lines] == [
+        (number, number, ("nonce-replay",)) for number in (2, 3, 4)
     ]

@@ -135,7 +135,7 @@ def test_two_openings_share_one_file_under_load(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(write, range(120)))
-        assert sorted(line["at"] for line in one.audit_log()) == list(range(120))
+        assert sorted(line.at for line in one.audit_log()) == list(range(120))
 
 
 def test_openings_at_once_on_a_new_file_all_succeed(tmp_path: Path) -> None:
@@ -277,4 +277,4 @@ def test_the_audit_log_only_grows(tmp_path: Path, statement: str) -> None:
             tx.exec_driver_sql(statement)
     with Store(_url(tmp_path), KEK) as store:  # and the file opens again, with its triggers there already
         store.log("evidence-refused", 2)
-        assert [line["codes"] for line in store.audit_log()] == [["nonce-replay"], []]
+        assert [line.codes for line in store.audit_log()] == [("nonce-replay",), ()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from glasshouse.attestation import store as store_module
 from glasshouse.attestation.appraise import Appraisal, appraise
 from glasshouse.attestation.claims import CLAIMS
 from glasshouse.attestation.scenarios import PUBLISHED, SCENARIOS
+from glasshouse.attestation.suite_report import SuiteReport
 from glasshouse.attestation.tamper_suite import run_suite
 
 NINE = [
@@ -28,36 +28,36 @@ NINE = [
 
 
 @pytest.fixture(scope="module")
-def suite() -> dict[str, Any]:
+def suite() -> SuiteReport:
     return run_suite()
 
 
-def test_the_suite_passes(suite: dict[str, Any]) -> None:
-    assert [row for row in suite["scenarios"] if not row["ok"]] == []
-    assert suite["ok"] is True
-    assert suite["unwrapCalls"] == 0
-    json.dumps(suite)
+def test_the_suite_passes(suite: SuiteReport) -> None:
+    assert [row for row in suite.scenarios if not row.ok] == []
+    assert suite.ok is True
+    assert suite.unwrap_calls == 0
+    assert SuiteReport.model_validate_json(suite.to_bytes()) == suite
 
 
-def test_the_nine_published_scenarios_come_first_and_exact(suite: dict[str, Any]) -> None:
-    attacks = [row for row in suite["scenarios"] if not row["expected"]]
-    assert [row["code"] for row in attacks[:9]] == NINE
+def test_the_nine_published_scenarios_come_first_and_exact(suite: SuiteReport) -> None:
+    attacks = [row for row in suite.scenarios if not row.expected]
+    assert [row.code for row in attacks[:9]] == NINE
     for row in attacks[:9]:
-        assert row["reasonCodes"] == [row["code"]]
+        assert row.reason_codes == (row.code,)
 
 
-def test_each_attack_has_a_released_control_beside_it(suite: dict[str, Any]) -> None:
-    rows = suite["scenarios"]
+def test_each_attack_has_a_released_control_beside_it(suite: SuiteReport) -> None:
+    rows = suite.scenarios
     assert len(rows) == 2 * len(SCENARIOS)
     for control, attack in zip(rows[::2], rows[1::2], strict=True):
-        assert control["code"] == f"{attack['code']}/control"
-        assert (control["released"], control["unwrapCalls"], control["reasonCodes"]) == (True, 1, [])
-        assert (attack["released"], attack["unwrapCalls"]) == (False, 0)
-        assert attack["reasonCodes"] == attack["expectedCodes"] != []
+        assert control.code == f"{attack.code}/control"
+        assert (control.released, control.unwrap_calls, control.reason_codes) == (True, 1, ())
+        assert (attack.released, attack.unwrap_calls) == (False, 0)
+        assert attack.reason_codes == attack.expected_codes != ()
 
 
-def test_codes_are_unique(suite: dict[str, Any]) -> None:
-    codes = [row["code"] for row in suite["scenarios"]]
+def test_codes_are_unique(suite: SuiteReport) -> None:
+    codes = [row.code for row in suite.scenarios]
     assert len(set(codes)) == len(codes)
     assert len(SCENARIOS) >= 80
 
@@ -85,8 +85,8 @@ def test_a_verifier_that_overlooks_one_thing_is_caught(code: str, monkeypatch: p
     monkeypatch.setattr(broker_module, "appraise", _ignore(code))
     scenario = next(scenario for scenario in SCENARIOS if scenario.code == code)
     result = run_suite((scenario,))
-    assert result["ok"] is False
-    assert result["unwrapCalls"] == 1
+    assert result.ok is False
+    assert result.unwrap_calls == 1
 
 
 def test_a_store_that_forgets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_store_that_forgets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(store_module.Store, "consume_challenge", forget)
     scenario = next(scenario for scenario in PUBLISHED if scenario.code == "nonce-replay")
     result = run_suite((scenario,))
-    assert result["ok"] is False
+    assert result.ok is False
 
 
 def test_a_broker_that_refuses_everything_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,5 +109,5 @@ def test_a_broker_that_refuses_everything_is_caught(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(broker_module, "appraise", grumpy)
     result = run_suite(PUBLISHED[:1])
-    assert [row["ok"] for row in result["scenarios"]] == [False, True]
-    assert result["ok"] is False
+    assert [row.ok for row in result.scenarios] == [False, True]
+    assert result.ok is False

@@ -205,7 +205,7 @@ def test_no_other_request_is_answered_and_none_spends_the_ticket(stage: Stage) -
             assert _ask(stage, f"{head}.{b64u(payload)}.{signature}")
 
     attack()
-    events = {line["event"] for line in stage.broker.store.audit_log(launch.reference.run)}
+    events = {line.event for line in stage.broker.store.audit_log(launch.reference.run)}
     assert events == {"payload-registered", "ticket-issued"}
     launch.honest()
     assert stage.unwrap_calls == 1

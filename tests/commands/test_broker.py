@@ -15,6 +15,8 @@ import pytest
 import glasshouse
 from glasshouse import paths
 from glasshouse.attestation.store import Store
+from glasshouse.attestation.suite_report import SuiteReport
+from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.commands import tamper
 from glasshouse.publishing.tamper_report import read_tamper
 from glasshouse.records import keys
@@ -32,34 +34,36 @@ def test_the_tamper_report_is_published_with_its_day_and_version(
     report = read_tamper(root / "site" / "research" / "tamper-report.json", failures)
     assert failures == []
     assert report is not None
-    assert report["version"] == glasshouse.__version__
+    assert report.version == glasshouse.__version__
 
 
 def test_tamper_signs_its_report_and_fails_on_a_deviation(
     call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
     # A stand-in: the real suite, which the test above runs, deviates only where the broker is broken.
-    report = {
-        "ok": True,
-        "unwrapCalls": 0,
-        "scenarios": [
-            {"code": "x/control", "released": True, "expected": True, "reasonCodes": [], "ok": True},
-            {"code": "x", "released": False, "expected": False, "reasonCodes": ["x"], "ok": True},
-        ],
-    }
-    monkeypatch.setattr(tamper, "run_suite", lambda: report)
+    honest = {
+        "code": "nonce-replay/control", "what": "honest", "released": True, "expected": True,
+        "expectedCodes": [], "reasonCodes": [], "unwrapCalls": 1, "ok": True,
+    }  # fmt: skip
+    attack = {
+        "code": "nonce-replay", "what": "again", "released": False, "expected": False,
+        "expectedCodes": ["nonce-replay"], "reasonCodes": ["nonce-replay"], "unwrapCalls": 0, "ok": True,
+    }  # fmt: skip
+    report = {"ok": True, "unwrapCalls": 0, "scenarios": [honest, attack]}
+    monkeypatch.setattr(tamper, "run_suite", lambda: SuiteReport.model_validate_json(json.dumps(report)))
     code, out, _ = call("tamper", "--json", "--out", "result.json")
-    assert (code, json.loads(out)) == (0, report)
+    assert (code, out) == (0, json.dumps(report, indent=2) + "\n")
     opened = open_statement(
         (elsewhere / "result.json").read_bytes(),
         keys.load_keyring(),
         role="operator",
         predicate_type="https://in-toto.io/attestation/test-result/v0.1",
     )
+    assert opened.subjects == {"tamper-report.json": sha256_hex(canonical_json(report))}
     assert opened.predicate["result"] == "PASSED"
-    assert opened.predicate["passedTests"] == ["x/control", "x"]
+    assert opened.predicate["passedTests"] == ["nonce-replay/control", "nonce-replay"]
     assert "1 attacks, 1 controls, as expected" in call("tamper")[1]
-    report["ok"] = report["scenarios"][1]["ok"] = False  # type: ignore[index]
+    report["ok"] = attack["ok"] = False
     code, out, _ = call("tamper", "--out", "result.json")
     assert code == 1
     assert "DEVIATES" in out

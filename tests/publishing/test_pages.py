@@ -20,6 +20,7 @@ from glasshouse.publishing.from_bundle import artifact_from_verified
 from glasshouse.publishing.pages import framed_tables, render
 from glasshouse.publishing.publication_files import Publication, read_publication
 from glasshouse.publishing.reanalysis import pools
+from glasshouse.publishing.tamper_report import TamperReport
 from glasshouse.records.verify import VerifiedRow
 
 ROOT = Path(__file__).parents[2]
@@ -270,7 +271,8 @@ def test_tamper_page_counts_what_was_refused_beside_its_controls(reported: tuple
     ]
     tamper = {"ranOn": "2026-11-21", "version": "0.1.0", "ok": False, "unwrapCalls": 1}
     tamper |= {"scenarios": scenarios}
-    page = render(publication_of(reported, tamper=tamper))["research/tamper-report.md"].decode()
+    report = TamperReport.model_validate_json(json.dumps(tamper))
+    page = render(publication_of(reported, tamper=report))["research/tamper-report.md"].decode()
     assert "<b>1</b> of 2 altered exchanges refused" in page
     assert "<b>1</b> of 1 controls released" in page
     assert "released, not as expected" in page

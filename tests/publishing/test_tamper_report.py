@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glasshouse.publishing.tamper_report import PUBLISHED, read_tamper
+from glasshouse.publishing.tamper_report import PUBLISHED, read_tamper, tamper_bytes
 
 REPORT = Path(__file__).parents[2] / "site/research/tamper-report.json"
 
@@ -23,6 +23,12 @@ def test_the_committed_report_holds_and_covers_what_was_published_before() -> No
     codes = {item["code"] for item in json.loads(REPORT.read_bytes())["scenarios"]}
     assert len(PUBLISHED) == 9
     assert set(PUBLISHED) <= codes
+
+
+def test_the_committed_report_is_written_as_it_was_read() -> None:
+    report = read_tamper(REPORT, [])
+    assert report is not None
+    assert tamper_bytes(report) == REPORT.read_bytes()
 
 
 def scenario(document: dict[str, Any], code: str) -> dict[str, Any]:
