@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from glasshouse.codes import Code
 from glasshouse.judgement.caveats import with_controls, with_registration
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.headline import Candidate
-from glasshouse.judgement.record import Figures, OverheadFigures, ResourceFigures
+from glasshouse.judgement.record import ArmFigures, OverheadFigures, ResourceFigures
 from glasshouse.judgement.rules import Check as Judged
 from glasshouse.measurement.schedule import lead_sec
 from glasshouse.publishing.artifact import (
@@ -32,7 +32,7 @@ from glasshouse.publishing.artifact import (
     Setting,
 )
 from glasshouse.records.verify import VerifiedRow
-from glasshouse.schema import Result
+from glasshouse.schema import Result, UnitInfo
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
 CURVE_POINTS = 60
@@ -57,6 +57,10 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
     """
     facts, judgement, figures = row.facts, row.judgement, row.judgement.figures
     spec, machine, release = facts.spec, facts.allocation, facts.release
+    protected, raw = (
+        _arm(values, figures.unit, lora=spec.workload == "lora")
+        for values in (figures.protected, figures.raw)
+    )
     verified = judgement.status == "verified"
     overhead = judgement.overhead_pct
     released = any(life.released for _, _, life in facts.lifecycles)
@@ -106,7 +110,28 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         else Evidence(plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid),
         command=command(spec),
         curves=_curves(facts),
-        **_arms(facts, figures),
+        protected_epochs_per_sec=protected.epochs_per_sec,
+        raw_epochs_per_sec=raw.epochs_per_sec,
+        protected_steps_per_sec=protected.steps_per_sec,
+        raw_steps_per_sec=raw.steps_per_sec,
+        protected_units_per_sec=protected.units_per_sec,
+        raw_units_per_sec=raw.units_per_sec,
+        protected_epochs=protected.epochs,
+        raw_epochs=raw.epochs,
+        protected_steps=protected.steps,
+        raw_steps=raw.steps,
+        protected_elapsed_sec=protected.elapsed_sec,
+        raw_elapsed_sec=raw.elapsed_sec,
+        protected_setup_sec=protected.setup_sec,
+        raw_setup_sec=raw.setup_sec,
+        protected_final_loss=protected.final_loss,
+        raw_final_loss=raw.final_loss,
+        protected_output_sha256=protected.output_sha256,
+        raw_output_sha256=raw.output_sha256,
+        protected_adapter_sha256=protected.adapter_sha256,
+        raw_adapter_sha256=raw.adapter_sha256,
+        trainable_params=_count(figures.unit_info.get("trainableParams")),
+        total_params=_count(figures.unit_info.get("totalParams")),
     )
 
 
@@ -271,28 +296,44 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _arms(facts: RunFacts, figures: Figures) -> dict[str, Any]:
-    """Per-arm fields under the names published before: epochs for the MLP, steps and adapters for LoRA."""
-    found: dict[str, Any] = {}
-    lora = facts.spec.workload == "lora"
-    unit = figures.unit if figures.unit in ("epochs", "steps") else "units"
-    for arm, values in (("protected", figures.protected), ("raw", figures.raw)):
-        if values is None:
-            continue
-        if values.per_sec:
-            found[f"{arm}_{unit}_per_sec"] = values.per_sec
-        if unit == "epochs":
-            found[f"{arm}_epochs"] = values.units
-        found[f"{arm}_steps"] = values.steps
-        found[f"{arm}_elapsed_sec"] = values.elapsed_sec or None
-        found[f"{arm}_setup_sec"] = values.setup_sec
-        found[f"{arm}_final_loss"] = values.final_loss
-        found[f"{arm}_adapter_sha256" if lora else f"{arm}_output_sha256"] = values.output_sha256
-    info = figures.unit_info
-    for name, key in (("trainable_params", "trainableParams"), ("total_params", "totalParams")):
-        if isinstance(count := info.get(key), int):
-            found[name] = count
-    return found
+@dataclass(frozen=True)
+class _Arm:
+    """One arm under the names published before: epochs for the MLP, steps and adapters for LoRA."""
+
+    epochs_per_sec: float | None = None
+    steps_per_sec: float | None = None
+    units_per_sec: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    elapsed_sec: float | None = None
+    setup_sec: float | None = None
+    final_loss: float | None = None
+    output_sha256: str | None = None
+    adapter_sha256: str | None = None
+
+
+def _arm(values: ArmFigures | None, unit: str | None, *, lora: bool) -> _Arm:
+    """Name an arm's figures; nothing where the arm has none."""
+    if values is None:
+        return _Arm()
+    rate = values.per_sec or None
+    return _Arm(
+        epochs_per_sec=rate if unit == "epochs" else None,
+        steps_per_sec=rate if unit == "steps" else None,
+        units_per_sec=rate if unit not in ("epochs", "steps") else None,
+        epochs=values.units if unit == "epochs" else None,
+        steps=values.steps,
+        elapsed_sec=values.elapsed_sec or None,
+        setup_sec=values.setup_sec,
+        final_loss=values.final_loss,
+        output_sha256=None if lora else values.output_sha256,
+        adapter_sha256=values.output_sha256 if lora else None,
+    )
+
+
+def _count(value: UnitInfo) -> int | None:
+    """A count that a workload gave of itself, if it gave one."""
+    return value if isinstance(value, int) else None
 
 
 def _unit(spec: RunSpec) -> str:

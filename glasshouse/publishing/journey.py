@@ -36,6 +36,7 @@ from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, KeyLeaf, Pub
 from glasshouse.publishing.secrets import holds_private_key
 from glasshouse.records.bundle import ENVELOPE, bundle_of, read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, parse_keyring
+from glasshouse.records.leaf_bodies import JourneyBody, JourneyLogBody, KeyBody
 from glasshouse.records.ledger import Leaf, Ledger, sign_checkpoint
 from glasshouse.records.verify import VerifiedRow, verify_files
 
@@ -140,14 +141,13 @@ def open_journey(home: Path, *, seed: int, budget_sec: int, ledger: Ledger, oper
     commitment = signers["publisher"][0].keyid
     now = time.time()
     code = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz234567") for _ in range(6))
-    said = {"journey": f"{time.strftime('%Y%m%d', time.gmtime(now))}-{code}", "seed": seed}
-    said |= {"budgetSec": budget_sec}
-    serial = ledger.append("journey", said | {"commitment": commitment})
-    own.append("journey-log", said | {"openedIn": operator_log, "openSerial": serial})
+    name = f"{time.strftime('%Y%m%d', time.gmtime(now))}-{code}"
+    serial = ledger.append(JourneyBody(name, seed, budget_sec, commitment))
+    own.append(JourneyLogBody(name, seed, budget_sec, opened_in=operator_log, open_serial=serial))
     for role in ("operator", "broker"):
-        own.append("key", {"keyid": signers[role][0].keyid, "role": role, "state": "added"})
+        own.append(KeyBody(signers[role][0].keyid, role, "added"))
     opened = float(ledger.leaves()[serial].body["time"])
-    return Journey(str(said["journey"]), seed, budget_sec, commitment, operator_log, serial, opened)
+    return Journey(name, seed, budget_sec, commitment, operator_log, serial, opened)
 
 
 # --- on the borrowed machine -------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from glasshouse.publishing.published_log import (
     check_log,
 )
 from glasshouse.records.keys import Keyring, public_bytes
+from glasshouse.records.leaf_bodies import ReportedBody
 from glasshouse.records.ledger import Leaf, check_leaves, log_key, sign_checkpoint
 from glasshouse.records.signed_note import MAX_NOTE_BYTES
 
@@ -325,10 +326,10 @@ def joined(before: PublishedLogs, log: PublishedLog) -> PublishedLogs:
     return after
 
 
-def unentered(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> list[dict[str, str]]:
+def unentered(logs: PublishedLogs, rows: Mapping[str, Artifact]) -> list[ReportedBody]:
     """Bodies of the leaves that reported rows still need: those whose present bytes no log holds."""
     return [
-        {"row": item, "artifactSha256": artifact_sha256(artifact)}
+        ReportedBody(item, artifact_sha256(artifact))
         for item, artifact in sorted(rows.items())
         if artifact.reported is not None and not logs.entered(artifact)
     ]

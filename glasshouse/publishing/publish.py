@@ -19,12 +19,11 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host
-from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.canonical import canonical_json, record_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
@@ -62,6 +61,7 @@ from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, JourneyLeaf,
 from glasshouse.publishing.secrets import require_clean
 from glasshouse.records.bundle import read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, public_bytes
+from glasshouse.records.leaf_bodies import AboutRow, JourneyEndBody, LeafBody, RetractBody, SupersedeBody
 from glasshouse.records.ledger import Leaf, Ledger, log_key
 from glasshouse.records.verify import VerifiedRow, verify
 
@@ -137,7 +137,7 @@ class _Home:
             before = joined(before, self.carried)
         return extended(before, self.ledger.leaves(), self.key, self.trusted)
 
-    def enter(self, kind: str, body: Mapping[str, Any]) -> None:
+    def enter(self, body: LeafBody) -> None:
         """Enter a statement in this machine's ledger, unless its key is retired: none could be published."""
         valid = self.trusted.with_role("publisher", index=len(self.ledger.leaves()))
         if all(entry.public != public_bytes(self.key) for entry in valid):
@@ -145,7 +145,7 @@ class _Home:
                 "this machine's publisher key is retired and enters nothing more",
                 codes=[Code.LEDGER_SIGNER_RETIRED],
             )
-        self.ledger.append(kind, body)
+        self.ledger.append(body)
 
     def write(self, logs: PublishedLogs) -> list[Path]:
         """Write this machine's own log and the journey's; others stay byte for byte."""
@@ -223,20 +223,20 @@ def publish_journey(
     return replace(done, opening=opening, ending=ended)
 
 
-def _ending(returned: Returned, logs: PublishedLogs, own: PublishedLog) -> dict[str, Any] | None:
+def _ending(returned: Returned, logs: PublishedLogs, own: PublishedLog) -> JourneyEndBody | None:
     """The leaf that ends a journey in this machine's log; None where it opened none, or has said so."""
     said = returned.log.journey
     log = logs.of(returned.log.key)
     if said is None or log is None or said.opened_in != own.key:
         return None
-    body = {
-        "journey": said.journey,
-        "openSerial": said.open_serial,
-        "size": log.checkpoint.size,
-        "root": log.checkpoint.root.hex(),
-        "checkpointSha256": sha256_hex(log.note.encode("utf-8")),
-    }
-    now = (said.journey, log.checkpoint.size, log.checkpoint.root.hex())
+    body = JourneyEndBody(
+        journey=said.journey,
+        open_serial=said.open_serial,
+        size=log.checkpoint.size,
+        root=log.checkpoint.root.hex(),
+        checkpoint_sha256=sha256_hex(log.note.encode("utf-8")),
+    )
+    now = (body.journey, body.size, body.root)
     return None if any((end.journey, end.size, end.root) == now for end in own.ends) else body
 
 
@@ -245,7 +245,7 @@ def _put(
     rows: Sequence[VerifiedRow],
     known_secrets: Iterable[str] | None,
     *,
-    ending: Mapping[str, Any] | None = None,
+    ending: JourneyEndBody | None = None,
 ) -> Published:
     """Steps 2 to 5, of verified rows. ending: body of the leaf that ends a journey."""
     local, ids = home.local, [row.id for row in rows]
@@ -277,9 +277,9 @@ def _put(
     # Reported rows are entered too, so that none can change unseen.
     missing = [] if local else unentered(logs, every)
     for body in missing:
-        home.enter("reported", body)
+        home.enter(body)
     if ending is not None:
-        home.enter("journey-end", ending)
+        home.enter(ending)
     if missing or ending is not None:
         logs = home.read()
     own = logs.of(log_key(public_bytes(home.key)))
@@ -349,8 +349,8 @@ def unpublish(
     if not local:
         _require_publisher(home)
     logs = home.read()  # refuse before anything is entered
-    body = {"row": row, "date": day, "reason": " ".join(reason.split())}
-    return _state(home, present, "retract", None if logs.latest("retract", row) else body, row)
+    body = RetractBody(row, date=day, reason=" ".join(reason.split()))
+    return _state(home, present, None if logs.latest("retract", row) else body, row)
 
 
 def supersede(
@@ -396,7 +396,7 @@ def supersede(
             remedy="supersede it on the machine that entered it, or retract it: glasshouse unpublish",
         )
     before, after = logs.latest("supersede", old), logs.latest("supersede", new)
-    body = {"row": old, "by": new, "date": day, "reason": " ".join(reason.split())}
+    body = SupersedeBody(old, by=new, date=day, reason=" ".join(reason.split()))
     if before is not None:
         if before.by != new:
             raise UsageError(
@@ -405,7 +405,7 @@ def supersede(
                 value=old,
                 remedy=f"supersede that one: glasshouse supersede {before.by} {new}",
             )
-        return _state(home, present, "supersede", None, old)
+        return _state(home, present, None, old)
     if after is not None:
         in_a_circle = old in _replacements(logs, new)
         raise UsageError(
@@ -422,7 +422,7 @@ def supersede(
                 value=row,
                 remedy="a retracted row needs no other in its place, and takes no other's",
             )
-    return _state(home, present, "supersede", body, old)
+    return _state(home, present, body, old)
 
 
 def _replacements(logs: PublishedLogs, row: str) -> tuple[str, ...]:
@@ -447,13 +447,11 @@ def _named(home: _Home, present: Mapping[str, Artifact], row: str, field_name: s
     return artifact
 
 
-def _state(
-    home: _Home, present: Mapping[str, Artifact], kind: str, body: Mapping[str, Any] | None, row: str
-) -> Published:
+def _state(home: _Home, present: Mapping[str, Artifact], body: AboutRow | None, row: str) -> Published:
     """Enter a statement about a row, None where the logs hold it already, and write what follows from it."""
     if body is not None:
-        require_clean({f"{kind}.json": canonical_json(body)})
-        home.enter(kind, body)
+        require_clean({f"{body.kind}.json": canonical_json(record_json(body))})
+        home.enter(body)
     logs = home.read()
     written = home.write(logs)
     for item, other in sorted(_as_stated(present, logs).items()):

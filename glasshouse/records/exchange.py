@@ -36,6 +36,7 @@ from glasshouse.schema import Exchange
 from glasshouse.spec import Policy
 
 _BUILD = re.compile(r"glasshouse [0-9][0-9A-Za-z.+]{0,31}")
+_VERIFIER = "ear.verifier-id"
 # Claims that signing adds to an attestation result; the rest must equal the recomputed ones.
 _ENVELOPE = ("iss", "aud", "iat", "nbf", "exp", "ear.glasshouse.evidence-sha256")
 
@@ -70,20 +71,15 @@ def verify_exchange(
         return Verified(error.codes, released=exchange.grant is not None, at=0.0)
 
 
-def _verifier(ear: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the release of ours that appraised, as the result says; empty when it names another verifier.
+def _is_release_of_ours(verifier: object) -> bool:
+    """Whether a result's verifier claim names a release of ours, of any version.
 
     A later release comes to the same verdict under its own name: that must not make old rows fail.
     """
-    said = ear.get("ear.verifier-id")
-    if (
-        not isinstance(said, dict)
-        or said.keys() != {"developer", "build"}
-        or said["developer"] != "glasshouse"
-    ):
-        return {}
-    named = isinstance(said["build"], str) and _BUILD.fullmatch(said["build"])
-    return {"ear.verifier-id": said} if named else {}
+    if not isinstance(verifier, dict) or verifier.keys() != {"developer", "build"}:
+        return False
+    build = verifier["build"]
+    return verifier["developer"] == "glasshouse" and isinstance(build, str) and bool(_BUILD.fullmatch(build))
 
 
 def _verify(
@@ -116,7 +112,10 @@ def _verify(
     except AttestationError as error:
         appraisal = refusal(error.codes, reference, policy, answer)
     said = {name: value for name, value in ear.token.claims.items() if name not in _ENVELOPE}
-    if said != appraisal.ear_claims | _verifier(said):
+    expected = dict(appraisal.ear_claims)
+    if _is_release_of_ours(verifier := said.get(_VERIFIER)):
+        expected[_VERIFIER] = verifier
+    if said != expected:
         codes.append(Code.EAR_DIFFERS)
     codes += appraisal.codes
     # 4. The grant: bound to every byte above.

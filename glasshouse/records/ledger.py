@@ -19,14 +19,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host, paths
-from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
+from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, record_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
 from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
+from glasshouse.records.leaf_bodies import KINDS, LeafBody, PlanBody, RowBody
 from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint, sign_note
 
-KINDS = ("plan", "row", "supersede", "retract", "key", "reported", "journey", "journey-log", "journey-end")
 MAX_LEAF_BYTES = 16 << 10
 
 
@@ -75,7 +75,7 @@ class Ledger:
                 raise UsageError("the run already has a plan in the ledger", field="run", value=run)
             now = self._clock()
             envelope = build(len(leaves), now)
-            self._append(leaves, "plan", {"run": run, "planSha256": sha256_hex(envelope)}, now)
+            self._append(leaves, PlanBody(run, sha256_hex(envelope)), now)
             return Registered(len(leaves), envelope)
 
     def append_row(
@@ -90,22 +90,18 @@ class Ledger:
             plan = next((leaf for leaf in open_plans(leaves) if leaf.body["run"] == run), None)
             if plan is None:
                 raise UsageError("the run has no open plan in the ledger", field="run", value=run)
-            body = {
-                "run": run,
-                "row": row,
-                "status": status,
-                "planSerial": plan.serial,
-                "recordSha256": record_sha256,
-                "bundleSha256": bundle_sha256,
-            }
-            return self._append(leaves, "row", body, self._clock())
+            body = RowBody(run, row, status, plan.serial, record_sha256, bundle_sha256)
+            return self._append(leaves, body, self._clock())
 
-    def append(self, kind: str, body: Mapping[str, Any]) -> int:
-        """Enter another statement, of any kind but plan and row."""
-        if kind not in KINDS or kind in ("plan", "row"):
-            raise UsageError("no such ledger statement", field="kind", value=kind)
+    def append(self, body: LeafBody) -> int:
+        """Enter another statement and return its serial.
+
+        Raises UsageError for a plan or row: register_plan and append_row check and enter those.
+        """
+        if isinstance(body, PlanBody | RowBody):
+            raise UsageError("no such ledger statement", field="kind", value=body.kind)
         with self._locked():
-            return self._append(self.leaves(), kind, body, self._clock())
+            return self._append(self.leaves(), body, self._clock())
 
     def open_plans(self) -> tuple[Leaf, ...]:
         """Plans that have no row yet."""
@@ -115,9 +111,9 @@ class Ledger:
         """Sign the present tree head as a note; its origin and key name are the key's own log name."""
         return sign_checkpoint(self.leaves(), key)
 
-    def _append(self, leaves: Sequence[Leaf], kind: str, body: Mapping[str, Any], now: float) -> int:
+    def _append(self, leaves: Sequence[Leaf], body: LeafBody, now: float) -> int:
         serial = len(leaves)
-        line = canonical_json({**body, "serial": serial, "kind": kind, "time": round(now, 3)})
+        line = _line(body, serial, now)
         if len(line) > MAX_LEAF_BYTES:
             raise UsageError("ledger entry is too large", field="bytes", value=len(line))
         end = sum(len(leaf.data) + 1 for leaf in leaves)
@@ -237,9 +233,11 @@ def plan_witnesses(
 
 def plan_leaf(run: str, plan_sha256: str, serial: int, time: float) -> bytes:
     """Return the bytes of a plan's leaf: they follow from the plan envelope alone."""
-    return canonical_json(
-        {"kind": "plan", "planSha256": plan_sha256, "run": run, "serial": serial, "time": round(time, 3)}
-    )
+    return _line(PlanBody(run, plan_sha256), serial, time)
+
+
+def _line(body: LeafBody, serial: int, time: float) -> bytes:
+    return canonical_json({**record_json(body), "serial": serial, "kind": body.kind, "time": round(time, 3)})
 
 
 def check(old: Checkpoint, new: Checkpoint, proof: Sequence[str]) -> None:

@@ -30,6 +30,14 @@ from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, JourneyLeaf,
 from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records import keys
 from glasshouse.records.keys import Keyring, committed_keyring, listed_as, public_bytes
+from glasshouse.records.leaf_bodies import (
+    AboutRow,
+    JourneyBody,
+    KeyBody,
+    ReportedBody,
+    RetractBody,
+    SupersedeBody,
+)
 from glasshouse.records.ledger import Ledger, log_key, open_journeys, sign_checkpoint
 from tests.commands.kit import served
 from tests.publishing.conftest import Log
@@ -255,11 +263,11 @@ def test_a_log_cannot_announce_itself(go: Leave) -> None:
     away = go()
     own = Ledger(away.home / "state" / "ledger")
     said = dict(own.leaves()[0].body)
-    body = {name: said[name] for name in ("journey", "seed", "budgetSec")}
     place = away.home / "state" / "ledger" / LEAVES
     first = {**said, "openedIn": away.journey.commitment[:16], "openSerial": 3}
     place.write_bytes(b"\n".join([canonical_json(first), *place.read_bytes().splitlines()[1:]]) + b"\n")
-    assert own.append("journey", body | {"commitment": away.journey.commitment}) == 3
+    body = JourneyBody(said["journey"], said["seed"], said["budgetSec"], away.journey.commitment)
+    assert own.append(body) == 3
     away.run()
     assert codes_of(away.pack()[0]) == ("ledger-journey:3",)
 
@@ -345,24 +353,24 @@ def test_a_keyring_without_the_announcing_key_is_told_which_is_missing(
     assert "a key that the keyring does not list" in failed.detail
 
 
-STATEMENTS: list[tuple[str, dict[str, Any]]] = [
-    ("retract", {"date": "2026-01-01", "reason": "all of it was invented"}),
-    ("supersede", {"by": "2026-01-01-other", "date": "2026-01-01", "reason": "it was repeated"}),
-    ("reported", {"artifactSha256": "ab" * 32}),
+STATEMENTS: list[AboutRow] = [
+    RetractBody("row", "2026-01-01", "all of it was invented"),
+    SupersedeBody("row", "2026-01-01-other", "2026-01-01", "it was repeated"),
+    ReportedBody("row", "ab" * 32),
 ]
 
 
-@pytest.mark.parametrize(("kind", "body"), STATEMENTS, ids=[kind for kind, _ in STATEMENTS])
-def test_a_journey_states_nothing_of_rows(kind: str, body: dict[str, Any], go: Leave, pair: Any) -> None:
+@pytest.mark.parametrize("body", STATEMENTS, ids=[body.kind for body in STATEMENTS])
+def test_a_journey_states_nothing_of_rows(body: AboutRow, go: Leave, pair: Any) -> None:
     away = go()
     away.run()
-    away.factory.ledger.append(kind, {"row": pair[1].id, **body})
+    away.factory.ledger.append(dataclasses.replace(body, row=pair[1].id))
     assert codes_of(away.pack()[0]) == ("ledger-journey:5",)
 
 
 def test_a_journey_retires_no_key(go: Leave) -> None:
     away = go()
-    away.factory.ledger.append("key", {"keyid": "ab" * 32, "role": "witness", "state": "retired"})
+    away.factory.ledger.append(KeyBody("ab" * 32, "witness", "retired"))
     assert codes_of(away.pack()[0]) == ("ledger-journey:3",)
 
 
@@ -508,7 +516,7 @@ def test_a_machines_own_log_is_no_journeys(sent: Away, tmp_path: Path) -> None:
     lines = [parse_json(line) for line in (sent.home / "state" / "ledger" / LEAVES).read_bytes().splitlines()]
     ledger = Ledger(tmp_path / "other")
     for body in lines[1:3]:
-        ledger.append("key", {name: body[name] for name in ("keyid", "role", "state")})
+        ledger.append(KeyBody(body["keyid"], body["role"], body["state"]))
     leaves = ledger.leaves()
     files = {LOG: b"".join(leaf.data + b"\n" for leaf in leaves)}
     files[NOTE] = sign_checkpoint(leaves, sent.factory.publisher).encode()

@@ -21,6 +21,7 @@ from glasshouse.publishing.publication_files import LEDGER, read_publication
 from glasshouse.publishing.published_log import check_inclusion, check_log
 from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records.keys import Keyring
+from glasshouse.records.leaf_bodies import ReportedBody
 from glasshouse.records.ledger import Ledger, log_key, parse_leaves, sign_checkpoint
 from tests.specs import make_spec
 
@@ -325,7 +326,7 @@ def test_a_reported_row_is_entered_when_no_log_holds_its_present_bytes(
     one, two = machines
     one.publish()
     artifact = artifact_of(root, REPORTED)
-    two.ledger.append("reported", {"row": REPORTED, "artifactSha256": "0" * 64})  # later, of other bytes
+    two.ledger.append(ReportedBody(REPORTED, "0" * 64))  # later, of other bytes
     logs = PublishedLogs()
     for machine in machines:
         leaves = machine.ledger.leaves()
@@ -337,9 +338,7 @@ def test_a_reported_row_is_entered_when_no_log_holds_its_present_bytes(
     assert inclusion is not None
     assert "test publisher 1" in check_inclusion(inclusion, artifact, one.keyring)
     changed = artifact.model_copy(update={"overhead_pct": 1.0})
-    assert unentered(logs, {REPORTED: changed}) == [
-        {"row": REPORTED, "artifactSha256": artifact_sha256(changed)}
-    ]
+    assert unentered(logs, {REPORTED: changed}) == [ReportedBody(REPORTED, artifact_sha256(changed))]
     newest = logs.inclusion(changed.id, artifact_sha256(changed))
     assert newest is not None
     assert parse_json(newest)["row"]["leaf"]["artifactSha256"] == "0" * 64

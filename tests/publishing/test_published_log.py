@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,10 +16,11 @@ from glasshouse.paths import Workspace
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publication_files import read_publication
 from glasshouse.publishing.publish import Published, refresh_history
-from glasshouse.publishing.published_log import check_inclusion, check_log
+from glasshouse.publishing.published_log import Entry, check_inclusion, check_log
 from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records import merkle
 from glasshouse.records.keys import public_bytes
+from glasshouse.records.leaf_bodies import LeafBody
 from glasshouse.records.ledger import Ledger, log_key, sign_checkpoint
 from glasshouse.records.signed_note import cosign
 from glasshouse.records.verify import VerifiedRow
@@ -31,6 +32,15 @@ Put = Callable[..., Published]
 Log = Callable[[], Ledger]
 LEDGER = Path("site/research/ledger")
 REPORTED = "2026-05-16-runpod-h100-mlp-30m-protected-first"
+
+
+def test_what_is_written_in_a_leaf_is_what_is_published_of_it() -> None:
+    written = {body.kind: {item.name for item in dataclasses.fields(body)} for body in get_args(LeafBody)}
+    published = {
+        get_args(leaf.model_fields["kind"].annotation)[0]: set(leaf.model_fields) - {"kind", "serial", "time"}
+        for leaf in get_args(Entry)
+    }
+    assert written == published
 
 
 def codes_of(root: Path) -> tuple[str, ...]:

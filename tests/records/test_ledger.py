@@ -13,6 +13,19 @@ from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import ledger as ledger_module
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
+from glasshouse.records.leaf_bodies import (
+    KINDS,
+    JourneyBody,
+    JourneyEndBody,
+    JourneyLogBody,
+    KeyBody,
+    LeafBody,
+    PlanBody,
+    ReportedBody,
+    RetractBody,
+    RowBody,
+    SupersedeBody,
+)
 from glasshouse.records.ledger import Ledger, check, check_leaves, parse_leaves, plan_leaf, prove_consistency
 from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint
 from tests.specs import make_spec
@@ -86,12 +99,54 @@ def test_a_plan_that_fails_to_sign_leaves_nothing(ledger: Ledger) -> None:
 
 
 def test_statements_about_rows(ledger: Ledger) -> None:
-    assert ledger.append("retract", {"row": "x", "reason": "why"}) == 0
-    for kind in ("plan", "row", "other"):
-        with pytest.raises(UsageError):
-            ledger.append(kind, {})
+    assert ledger.append(RetractBody("x", "2026-01-01", "why")) == 0
+    for body in (PlanBody("a", "0" * 64), RowBody("a", "x", "verified", 0, "0" * 64, None)):
+        with pytest.raises(UsageError, match=body.kind):
+            ledger.append(body)
     with pytest.raises(UsageError, match="too large"):
-        ledger.append("retract", {"reason": "x" * 20_000})
+        ledger.append(RetractBody("x", "2026-01-01", "x" * 20_000))
+
+
+WRITTEN: dict[bytes, LeafBody] = {
+    b'{"artifactSha256":"ab","kind":"reported","row":"x","serial":0,"time":1000.25}': ReportedBody("x", "ab"),
+    b'{"date":"2026-01-01","kind":"retract","reason":"why","row":"x","serial":0,"time":1000.25}': RetractBody(
+        "x", "2026-01-01", "why"
+    ),
+    b'{"by":"y","date":"2026-01-01","kind":"supersede","reason":"why","row":"x","serial":0,'
+    b'"time":1000.25}': SupersedeBody("x", "y", "2026-01-01", "why"),
+    b'{"keyid":"ab","kind":"key","role":"witness","serial":0,"state":"retired","time":1000.25}': KeyBody(
+        "ab", "witness", "retired"
+    ),
+    b'{"budgetSec":540,"commitment":"ab","journey":"j","kind":"journey","seed":7,"serial":0,'
+    b'"time":1000.25}': JourneyBody("j", 7, 540, "ab"),
+    b'{"budgetSec":540,"journey":"j","kind":"journey-log","openSerial":3,"openedIn":"ab","seed":7,'
+    b'"serial":0,"time":1000.25}': JourneyLogBody("j", 7, 540, "ab", 3),
+    b'{"checkpointSha256":"ef","journey":"j","kind":"journey-end","openSerial":3,"root":"cd","serial":0,'
+    b'"size":5,"time":1000.25}': JourneyEndBody("j", 3, 5, "cd", "ef"),
+}
+
+
+@pytest.mark.parametrize(("line", "body"), WRITTEN.items(), ids=[body.kind for body in WRITTEN.values()])
+def test_statements_are_written_in_these_bytes(line: bytes, body: LeafBody, ledger: Ledger) -> None:
+    ledger.append(body)
+    (leaf,) = ledger.leaves()
+    assert (leaf.kind, leaf.data) == (body.kind, line)
+
+
+def test_plans_and_rows_are_written_in_these_bytes(ledger: Ledger) -> None:
+    register(ledger, "a")
+    row(ledger, "a", bundle_sha256="ab")
+    register(ledger, "b")
+    row(ledger, "b")
+    plan, ended, _, excluded = (leaf.data.decode() for leaf in ledger.leaves())
+    digest, zeros = sha256_hex(b"a 0 1000.25"), "0" * 64
+    assert plan == f'{{"kind":"plan","planSha256":"{digest}","run":"a","serial":0,"time":1000.25}}'
+    assert ended == (
+        f'{{"bundleSha256":"ab","kind":"row","planSerial":0,"recordSha256":"{zeros}","row":"row-a","run":"a",'
+        '"serial":1,"status":"verified","time":1000.25}'
+    )
+    assert excluded.startswith('{"bundleSha256":null,"kind":"row",')
+    assert {"plan", "row", *(body.kind for body in WRITTEN.values())} == set(KINDS)
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path, ledger: Ledger) -> None:
