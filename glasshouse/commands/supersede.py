@@ -9,44 +9,26 @@ which must hold OLD, or be the one that announced the journey whose log does.
 from __future__ import annotations
 
 import argparse
-import time
 
-from glasshouse.commands.terminal import emit, say
-from glasshouse.paths import Workspace
+from glasshouse.commands.statement import state, statement_arguments
 from glasshouse.publishing.publish import supersede
-from glasshouse.records.keys import committed_keyring, load_keyring, publisher_key
-from glasshouse.records.ledger import Ledger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("old", metavar="OLD", help="the id of the row that is replaced")
     parser.add_argument("new", metavar="NEW", help="the id of the row that takes its place")
-    parser.add_argument("--reason", required=True, help="what readers are told")
-    parser.add_argument("--local", action="store_true", help="rows in build/artifacts")
+    statement_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Enter the supersession, dated today (UTC)."""
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    workspace: Workspace = args.workspace
-    if not args.local:
-        workspace.publication("supersede")
-    done = supersede(
+    """Enter the supersession."""
+    return state(
+        args,
+        supersede,
         args.old,
         args.new,
-        workspace=workspace,
-        keyring=load_keyring(workspace=workspace) if args.local else committed_keyring(workspace.keyring),
-        ledger=Ledger(),
-        key=publisher_key(),
-        reason=args.reason,
-        day=day,
-        local=args.local,
+        command="supersede",
+        now=f"{args.old} is superseded by {args.new}",
+        before=f"{args.old} was superseded by {args.new} already",
     )
-    if args.json:
-        emit({"ok": True, "rows": done.rows, "written": done.written})
-    elif done.written:
-        say(f"{args.old} is superseded by {args.new}; changed: {', '.join(done.written)}")
-    else:
-        say(f"{args.old} was superseded by {args.new} already")
-    return 0

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from glasshouse import codes
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
 from glasshouse.errors import VerificationError
+from glasshouse.schema import Written
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = "schema/row-artifact-v1.schema.json"
@@ -40,15 +40,7 @@ Curve = Annotated[tuple[Point, ...], Field(max_length=200)]
 class Public(BaseModel):
     """Base of all published values: strict, frozen, camelCase outside, no unknown keys."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        allow_inf_nan=False,
-    )
+    model_config = Written.model_config
 
 
 class Overhead(Public):
