@@ -340,6 +340,7 @@ class Code(StrEnum):
     LEDGER_FIELD = "ledger-field"
     LEDGER_ROW_WITHOUT_PLAN = "ledger-row-without-plan"
     LEDGER_JOURNEY = "ledger-journey"
+    LEDGER_KEY_TRUSTED = "ledger-key-trusted"
     LEDGER_STRAY = "ledger-stray"
     LEDGER_INCOMPLETE = "ledger-incomplete"
     LEDGER_FOLDER_NAME = "ledger-folder-name"

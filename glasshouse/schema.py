@@ -19,6 +19,9 @@ from glasshouse.spec import Arm, RunSpec
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{0,63}$")]
 RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
+Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{2,159}$")]  # of a published row
+Day = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
+Text = Annotated[str, Field(max_length=2000)]
 Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._:+()\[\]\-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
 Names = Annotated[tuple[Words, ...], Field(max_length=64)]
@@ -33,18 +36,21 @@ UnitInfo = bool | int | float | Words | None
 Timings = dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9]{1,40}$")], Seconds]
 
 
-class Written(BaseModel):
-    """Base of what the controller writes: camelCase in the file, no unknown keys, no coercion."""
+# camelCase in the file, no unknown keys, no coercion.
+STRICT = ConfigDict(
+    strict=True,
+    extra="forbid",
+    alias_generator=to_camel,
+    validate_by_name=True,
+    validate_by_alias=True,
+    allow_inf_nan=False,
+)
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        allow_inf_nan=False,
-    )
+
+class Written(BaseModel):
+    """Base of what the controller writes: STRICT, and frozen."""
+
+    model_config = ConfigDict(**STRICT, frozen=True)
 
     def to_bytes(self) -> bytes:
         """Return the file: canonical JSON of the fields that were given. One left to its default is left out,

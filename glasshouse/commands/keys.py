@@ -10,8 +10,9 @@ A machine whose publisher key conf/trust lists publishes into a log of its own. 
 keys stay listed: what it signed is checked with them.
 
 A key is rotated while no run is under way: a run signs its plan and its bundle with one key. The old private
-key is removed; the old public key stays listed, here and in conf/trust, for what it signed. The publisher's
-key is the name of its log and is not rotated: list another machine's keys and let the log end.
+key is removed; the old public key stays listed, here and in conf/trust, for what it signed. Both are entered
+in the ledger, so that no edit of conf/trust brings the old one back. The publisher's key is the name of its
+log and is not rotated: list another machine's keys and let the log end.
 
 Private keys never leave their folder.
 """
@@ -91,7 +92,7 @@ def _rotate(role: keys.Role, workspace: Workspace) -> None:
     own = {entry.keyid for entry in keys.local_keyring().with_role(role)}
     if any(entry.keyid in own for entry in ring.with_role(role)):
         workspace.publication(f"keys --rotate {role}")  # others must learn of it: nothing is rotated without
-    retired, added = keys.rotate(role, len(Ledger().leaves()))
+    retired, added = Ledger().rotate(role)
     entries: list[keys.KeyEntry] = []
     for entry in ring.entries:
         if (entry.keyid, entry.role) == (retired.keyid, role):

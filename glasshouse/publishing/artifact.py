@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from glasshouse import codes
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
+from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
-from glasshouse.schema import Written
+from glasshouse.schema import Day, Hex64, Id, Text, Written
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = "schema/row-artifact-v1.schema.json"
@@ -27,12 +27,8 @@ Tier = Literal["signed", "reported", "simulated"]
 Status = Literal["verified", "excluded", "reported"]
 Order = Literal["raw-first", "protected-first", "abba", "protected-only"]
 
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{2,159}$")]
-Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{1,63}$")]
-Text = Annotated[str, Field(max_length=2000)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{1,63}$")]
 Word = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/+()\-]*$")]
-Day = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
 Point = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
 Curve = Annotated[tuple[Point, ...], Field(max_length=200)]
 
@@ -49,7 +45,7 @@ class Overhead(Public):
     ci_low_pct: float | None
     ci_high_pct: float | None
     n: int = Field(ge=1, description="independent differences behind the figure: blocks, or 1 for one pair")
-    method: Code
+    method: Slug
     verdict: Literal["within", "exceeds", "inconclusive"] | None
     margin_pct: float | None
     mde80_pct: float | None
@@ -66,7 +62,7 @@ class LegResources(Public):
 
     cpu_share: float | None = Field(default=None, ge=0, description="processor seconds per measured second")
     cpu_sec: float | None = Field(default=None, ge=0)
-    wall_sec: dict[Code, Annotated[float, Field(ge=0)]]
+    wall_sec: dict[Slug, Annotated[float, Field(ge=0)]]
 
 
 class Resources(Public):
@@ -86,7 +82,7 @@ class Cleanup(Public):
 class Exclusion(Public):
     """Why a row counts for nothing, and what was seen."""
 
-    codes: tuple[Code, ...] = Field(min_length=1)
+    codes: tuple[Slug, ...] = Field(min_length=1)
     observed: Annotated[str, Field(max_length=8000)]
 
 
@@ -100,15 +96,15 @@ class Retraction(Public):
 class Evidence(Public):
     """What the verify command is anchored in."""
 
-    plan_sha256: Hex32
-    bundle_sha256: Hex32
-    signer: Hex32 = Field(description="key id: SHA-256 of the operator's raw Ed25519 public key")
+    plan_sha256: Hex64
+    bundle_sha256: Hex64
+    signer: Hex64 = Field(description="key id: SHA-256 of the operator's raw Ed25519 public key")
 
 
 class Check(Public):
     """One named check of the judgement or of the importer."""
 
-    code: Code
+    code: Slug
     ok: bool
     detail: Text
     vacuous: bool = Field(
@@ -135,7 +131,7 @@ class Curves(Public):
 class Observation(Public):
     """Something a reader of the source should know."""
 
-    code: Code
+    code: Slug
     text: Text
 
 
@@ -144,7 +140,7 @@ class Reported(Public):
 
     source: Day
     label: Word | None = None
-    role: Code | None = None
+    role: Slug | None = None
     published_overhead_pct: float | None = None
     recomputed_overhead_pct: float | None = None
     recomputed_from: Literal["counts-and-elapsed", "rates"] | None = None
@@ -169,18 +165,18 @@ class Artifact(Public):
 
     schema_version: Literal[1]
     id: Id
-    run: Code | None = Field(default=None, description="run id; reported rows have none")
+    run: Slug | None = Field(default=None, description="run id; reported rows have none")
     date: Day
     status: Status
     evidence_tier: Tier
 
-    provider: Code | None
+    provider: Slug | None
     provider_tier: Word | None
     provider_instance_id: Word | None
-    gpu: Code | None
+    gpu: Slug | None
     gpu_model: Word | None
     model: Word
-    unit: Code
+    unit: Slug
     order: Order | None
     control: Literal["none", "aa", "delay"]
     control_outcome: Literal["passed", "failed", "inconclusive"] | None = None
@@ -207,26 +203,26 @@ class Artifact(Public):
     raw_setup_sec: float | None = Field(default=None, ge=0)
     protected_final_loss: float | None = None
     raw_final_loss: float | None = None
-    protected_output_sha256: Hex32 | None = None
-    raw_output_sha256: Hex32 | None = None
-    protected_adapter_sha256: Hex32 | None = None
-    raw_adapter_sha256: Hex32 | None = None
+    protected_output_sha256: Hex64 | None = None
+    raw_output_sha256: Hex64 | None = None
+    protected_adapter_sha256: Hex64 | None = None
+    raw_adapter_sha256: Hex64 | None = None
     trainable_params: int | None = Field(default=None, ge=0)
     total_params: int | None = Field(default=None, ge=0)
     settings: dict[Word, Setting] | None = None
 
     overhead_pct: float | None
     overhead: Overhead | None
-    fixed_cost_sec: dict[Code, Annotated[float, Field(ge=0)]] | None
+    fixed_cost_sec: dict[Slug, Annotated[float, Field(ge=0)]] | None
     cost_usd: float | None = Field(
         default=None, ge=0, description="US dollars: the provider's hourly price for the time held"
     )
     resources: Resources | None = None
     cleanup: Cleanup | None
-    attestation: Code | None
-    runtime_state: Code | None
+    attestation: Slug | None
+    runtime_state: Slug | None
     same_allocation: bool | None
-    caveats: tuple[Code, ...]
+    caveats: tuple[Slug, ...]
     controls: tuple[Id, ...] = Field(default=(), description="control rows of its kind, passed or not")
     checks: tuple[Check, ...] = ()
     exclusion: Exclusion | None
@@ -268,24 +264,20 @@ def artifact_bytes(artifact: Artifact) -> bytes:
 def parse_artifact(data: bytes, *, name: str = "artifact") -> Artifact:
     """Read one artifact strictly. Raises VerificationError naming every field at fault."""
     if len(data) > MAX_ARTIFACT_BYTES:
-        raise VerificationError(
-            f"{name} is over {MAX_ARTIFACT_BYTES} bytes", codes=[codes.Code.ARTIFACT_TOO_LARGE]
-        )
+        raise VerificationError(f"{name} is over {MAX_ARTIFACT_BYTES} bytes", codes=[Code.ARTIFACT_TOO_LARGE])
     try:
         parse_canonical(data)
         artifact = Artifact.model_validate_json(data)
     except CanonicalError as error:
         what = f"{name} is not canonical JSON: {error}"
-        raise VerificationError(what, codes=[codes.Code.ARTIFACT_NOT_CANONICAL]) from error
+        raise VerificationError(what, codes=[Code.ARTIFACT_NOT_CANONICAL]) from error
     except ValidationError as error:
         fields = ", ".join(sorted({field_path(item["loc"]) for item in error.errors()}))
         raise VerificationError(
-            f"{name} breaks the schema at {fields}", codes=[codes.Code.ARTIFACT_SCHEMA]
+            f"{name} breaks the schema at {fields}", codes=[Code.ARTIFACT_SCHEMA]
         ) from error
     if artifact_bytes(artifact) != data:
-        raise VerificationError(
-            f"{name} does not survive a round trip", codes=[codes.Code.ARTIFACT_NOT_CANONICAL]
-        )
+        raise VerificationError(f"{name} does not survive a round trip", codes=[Code.ARTIFACT_NOT_CANONICAL])
     return artifact
 
 

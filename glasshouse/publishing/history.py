@@ -18,20 +18,16 @@ from glasshouse.publishing.artifact import (
     Artifact,
     Check,
     Cleanup,
-    Day,
     Exclusion,
-    Id,
     Observation,
     Order,
     Overhead,
     Public,
     Reported,
     Setting,
-    Text,
+    Slug,
 )
-from glasshouse.publishing.artifact import (
-    Code as CodeWord,
-)
+from glasshouse.schema import Day, Id, Text
 
 Table = Literal["rows", "smoke", "excluded"]
 Number = int | float  # as published: words about it repeat it digit for digit
@@ -125,7 +121,7 @@ class PublishedFigures(Public):
 class Remark(Public):
     """Something a reader should know about named rows, or about the whole history (no rows named)."""
 
-    code: CodeWord
+    code: Slug
     title: Text
     text: Text
     rows: tuple[Id, ...] = ()

@@ -162,6 +162,26 @@ class PublishedLogs:
         found = self.stated(kind, row)
         return None if found is None else found[1]
 
+    def keyring_of(self, row: str, keyring: Keyring) -> Keyring:
+        """`keyring` less the keys that the log which holds the row has retired, from there on."""
+        log = self.rows.get(row)
+        return keyring if log is None else keyring.without(log.retired)
+
+    def moved(self, row: str, serial: int) -> bool:
+        """Whether a row's plan, which names entry `serial`, stands at another one of its log."""
+        place = self.place(row)
+        return place is not None and place.plan.serial != serial
+
+    def still_trusted(self, keyring: Keyring) -> list[str]:
+        """ledger-key-trusted:KEY for each key that `keyring` trusts beyond its retirement in a log."""
+        found = {
+            entry.keyid[:16]
+            for log in self.logs
+            for entry, narrowed in zip(keyring.entries, keyring.without(log.retired).entries, strict=True)
+            if narrowed != entry
+        }
+        return [f"{Code.LEDGER_KEY_TRUSTED}:{key}" for key in sorted(found)]
+
     def entered(self, artifact: Artifact) -> bool:
         """Whether a log's last word on a reported row is its present bytes."""
         digest = artifact_sha256(artifact)

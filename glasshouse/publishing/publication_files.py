@@ -84,7 +84,7 @@ def read_publication(workspace: Workspace, *, overlay: bool | None = None) -> Pu
     unread: list[str] = []
     logs = read_logs(root / LEDGER, keyring, unread)
     failures += _signed_failures(root / BUNDLES, committed, keyring, logs)
-    failures += unread
+    failures += [*unread, *logs.still_trusted(keyring)]
     if not unread:  # a log that does not hold has been named; what the others lack follows
         failures += inclusion_failures(logs, committed)
     strange = overlay_faults(work) if overlay else []
@@ -232,11 +232,13 @@ def _signed_failures(
             failures.append(f"{Code.BUNDLE_MISSING}:{item}")
             continue
         try:
-            row = verify(folder / item, keyring).require()
+            row = verify(folder / item, logs.keyring_of(item, keyring)).require()
         except GlasshouseError as error:
             codes = error.codes if isinstance(error, VerificationError) else (Code.BUNDLE_UNREADABLE,)
             failures += [f"{code}:{item}" for code in codes]
             continue
+        if logs.moved(item, row.facts.serial):
+            failures.append(f"{Code.LEDGER_PLAN_DIFFERS}:{item}")
         alone = with_registration_caveat(artifact_from_verified(row), late=logs.late(item))
         expected = with_control_caveats(alone, tuple(committed.values()))
         stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}

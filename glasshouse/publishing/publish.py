@@ -135,7 +135,16 @@ class _Home:
             )
         if self.carried is not None:
             before = joined(before, self.carried)
-        return extended(before, self.ledger.leaves(), self.key, self.trusted)
+        logs = extended(before, self.ledger.leaves(), self.key, self.trusted)
+        trusted = logs.still_trusted(self.trusted)
+        if trusted:
+            raise VerificationError(
+                "a key that a log retired is still trusted",
+                codes=trusted,
+                remedy="restore its validUntil in conf/trust/keyring.json: glasshouse keys --trust LABEL on "
+                "the machine whose key it was does so",
+            )
+        return logs
 
     def enter(self, body: LeafBody) -> None:
         """Enter a statement in this machine's ledger, unless its key is retired: none could be published."""
@@ -270,6 +279,9 @@ def _put(
         named[f"artifacts/{row.id}.json"] = artifact_bytes(every[row.id])
         require_clean(named, known=known_secrets)
     failures = home.failures(logs, every)
+    failures += [
+        f"{Code.LEDGER_PLAN_DIFFERS}:{row.id}" for row in rows if logs.moved(row.id, row.facts.serial)
+    ]
     if failures:
         raise VerificationError("not every row stands in the ledger as it is published", codes=failures)
     if home.carried is not None:

@@ -12,17 +12,28 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
 from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
-from glasshouse.publishing.artifact import Artifact, Day, Hex32, Id, Public, Text, artifact_sha256
-from glasshouse.publishing.artifact import Code as CodeWord
+from glasshouse.publishing.artifact import Artifact, artifact_sha256
 from glasshouse.records import merkle
 from glasshouse.records.keys import KeyEntry, Keyring
+from glasshouse.records.leaf_bodies import (
+    JourneyBody,
+    JourneyEndBody,
+    JourneyLogBody,
+    KeyBody,
+    PlanBody,
+    ReportedBody,
+    RetractBody,
+    RowBody,
+    SupersedeBody,
+)
 from glasshouse.records.ledger import (
     Leaf,
     check_leaves,
@@ -32,111 +43,64 @@ from glasshouse.records.ledger import (
     parse_leaves,
 )
 from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint
+from glasshouse.schema import STRICT, Count, Time
 
 LEAVES = "leaves.jsonl"
 CHECKPOINT = "checkpoint.txt"
 _OF_A_JOURNEY = frozenset({"journey-log", "key", "plan", "row"})
 
-JourneyId = Annotated[str, Field(pattern=r"^20\d{6}-[a-z2-7]{6}$")]
-LogKey = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-Seed = Annotated[int, Field(ge=0, le=2**53 - 1)]
-BudgetSec = Annotated[int, Field(ge=1, le=86_400)]
-RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
-Serial = Annotated[int, Field(ge=0)]
-Time = Annotated[float, Field(ge=0, le=1e11)]
 
+@dataclass(frozen=True, kw_only=True)
+class _Entered:
+    """What the ledger adds to a body. serial: index of the leaf; time: Unix seconds."""
 
-class _Leaf(Public):
-    serial: Serial
+    serial: Count
     time: Time
 
 
-class PlanLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class PlanLeaf(_Entered, PlanBody):
     """A run was planned."""
 
-    kind: Literal["plan"]
-    run: RunId
-    plan_sha256: Hex32
 
-
-class RowLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class RowLeaf(_Entered, RowBody):
     """A plan ended as this row."""
 
-    kind: Literal["row"]
-    run: RunId
-    row: Id
-    status: CodeWord
-    plan_serial: Serial
-    record_sha256: Hex32
-    bundle_sha256: Hex32 | None
 
-
-class ReportedLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class ReportedLeaf(_Entered, ReportedBody):
     """A row that others reported was published, with these bytes."""
 
-    kind: Literal["reported"]
-    row: Id
-    artifact_sha256: Hex32
 
-
-class RetractLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class RetractLeaf(_Entered, RetractBody):
     """A row was withdrawn."""
 
-    kind: Literal["retract"]
-    row: Id
-    date: Day
-    reason: Text
 
-
-class SupersedeLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class SupersedeLeaf(_Entered, SupersedeBody):
     """A row was replaced by another."""
 
-    kind: Literal["supersede"]
-    row: Id
-    by: Id
-    date: Day
-    reason: Text
 
-
-class KeyLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class KeyLeaf(_Entered, KeyBody):
     """A key was added or retired."""
 
-    kind: Literal["key"]
-    keyid: Hex32
-    role: CodeWord
-    state: Literal["added", "retired"]
 
-
-class JourneyLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class JourneyLeaf(_Entered, JourneyBody):
     """A kit is about to leave for a machine without a network; what is planned there has its own log."""
 
-    kind: Literal["journey"]
-    journey: JourneyId
-    seed: Seed
-    budget_sec: BudgetSec
-    commitment: Hex32 = Field(description="id of the publisher key that will sign the journey's log")
 
-
-class JourneyLogLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class JourneyLogLeaf(_Entered, JourneyLogBody):
     """This log is a journey's: the first leaf, entered before the kit left, names where it was opened."""
 
-    kind: Literal["journey-log"]
-    journey: JourneyId
-    seed: Seed
-    budget_sec: BudgetSec
-    opened_in: LogKey
-    open_serial: Serial
 
-
-class JourneyEndLeaf(_Leaf):
+@checked(frozen=True, config=STRICT)
+class JourneyEndLeaf(_Entered, JourneyEndBody):
     """A journey came back, with a log of this size and root."""
-
-    kind: Literal["journey-end"]
-    journey: JourneyId
-    open_serial: Serial
-    size: Serial
-    root: Hex32
-    checkpoint_sha256: Hex32
 
 
 Statement = ReportedLeaf | RetractLeaf | SupersedeLeaf  # about a row, the newest of its kind counts
@@ -214,6 +178,15 @@ class PublishedLog:
         ended = {entry.open_serial for entry in self.ends}
         opened = (entry for entry in self.entries if isinstance(entry, JourneyLeaf))
         return tuple(entry for entry in opened if entry.serial not in ended)
+
+    @cached_property
+    def retired(self) -> Mapping[tuple[str, str], int]:
+        """Keys that the log retired, as (key id, role), each with the serial from which it signs nothing."""
+        found: dict[tuple[str, str], int] = {}
+        for entry in self.entries:
+            if isinstance(entry, KeyLeaf) and entry.state == "retired":
+                found.setdefault((entry.keyid, entry.role), entry.serial)
+        return found
 
     def withheld(self, shown: Container[str]) -> tuple[RowLeaf, ...]:
         """Rows that were entered and are not among those shown."""

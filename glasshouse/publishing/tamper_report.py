@@ -11,8 +11,7 @@ from pydantic import Field, ValidationError
 from glasshouse.attestation.suite_report import CONTROL, SuiteReport
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.codes import Code
-from glasshouse.publishing.artifact import Day
-from glasshouse.schema import Written
+from glasshouse.schema import Day, Written
 
 # The nine scenarios that were published before this software existed, by the codes they keep.
 PUBLISHED: Final = (

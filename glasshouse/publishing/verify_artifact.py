@@ -13,6 +13,7 @@ file is published, the row must stand in that, too.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from glasshouse.codes import Code
@@ -35,7 +36,7 @@ from glasshouse.publishing.logs import KEYS, PublishedLogs, read_logs, statement
 from glasshouse.publishing.published_log import check_inclusion
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import log_key
-from glasshouse.records.verify import Verdict, verify
+from glasshouse.records.verify import Verdict, Verification, verify
 
 
 def check_artifact(path: Path, keyring: Keyring) -> Verdict:
@@ -55,10 +56,11 @@ def check_artifact(path: Path, keyring: Keyring) -> Verdict:
         return _verdict(path, None, None, [Check(code, False, error.what) for code in error.codes])
     checks = [Check(Code.ARTIFACT_SCHEMA, True, "every field is one that may be published")]
     signer = None
+    beside = _beside(path.resolve().parent, keyring)
     if artifact.evidence_tier == "reported":
         checks += _reported(artifact)
     elif artifact.evidence_tier == "signed":
-        signer, found = _signed(path, artifact, keyring)
+        signer, found = _signed(artifact, beside)
         checks += found
     else:
         checks.append(Check(Code.MEASURED, False, "a simulated row measures nothing"))
@@ -68,8 +70,43 @@ def check_artifact(path: Path, keyring: Keyring) -> Verdict:
     if artifact.superseded_by is not None:
         checks.append(Check(Code.SUPERSEDED, True, f"superseded by {artifact.superseded_by}"))
     if artifact.evidence_tier != "simulated":
-        checks.append(_ledger(path, artifact, keyring))
+        checks.append(_ledger(artifact, beside))
     return _verdict(path, artifact, signer, checks)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What lies beside a published row: its folder, the logs that hold, and what is wrong with the others.
+
+    published: whether there are logs at all. Logs that do not hold, or whose signer the keyring does not
+    list, say nothing of the row.
+    """
+
+    here: Path
+    keyring: Keyring
+    published: bool
+    logs: PublishedLogs
+    failures: tuple[str, ...]
+
+    def bundle(self, row: str) -> Path | None:
+        places = (self.here.parent / "bundles" / row, self.here / "bundles" / row)
+        return next((place for place in places if place.is_dir()), None)
+
+    def verify(self, row: str, bundle: Path) -> Verification:
+        """Verify a row's bundle; a key that its log retired signs nothing from there on."""
+        return verify(bundle, self.logs.keyring_of(row, self.keyring))
+
+
+def _beside(here: Path, keyring: Keyring) -> _Beside:
+    folder = next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
+    failures: list[str] = []
+    logs = PublishedLogs()
+    if folder is not None:
+        try:
+            logs = read_logs(folder, keyring, failures, beside={KEYS})
+        except OSError:
+            failures.append(f"{Code.LEDGER_INCOMPLETE}:{folder.name}")
+    return _Beside(here, keyring, folder is not None, logs, tuple(failures))
 
 
 def _verdict(path: Path, artifact: Artifact | None, signer: str | None, checks: list[Check]) -> Verdict:
@@ -91,20 +128,22 @@ def _reported(artifact: Artifact) -> list[Check]:
     return checks
 
 
-def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | None, list[Check]]:
-    here = path.resolve().parent
-    folder = _bundle(here, artifact.id)
+def _signed(artifact: Artifact, beside: _Beside) -> tuple[str | None, list[Check]]:
+    folder = beside.bundle(artifact.id)
     if folder is None:
         return None, [Check(Code.BUNDLE_MISSING, False, "the evidence bundle is not beside the artifact")]
-    result = verify(folder, keyring)
+    result = beside.verify(artifact.id, folder)
     signer = None if result.signer is None else result.signer.name
     checks = list(result.checks)
     if result.row is not None:
-        late, unshown = _late(artifact, here, keyring)
+        if beside.logs.moved(artifact.id, result.row.facts.serial):
+            said = f"the plan names entry {result.row.facts.serial} of the log and stands at another"
+            checks.append(Check(Code.LEDGER_PLAN_DIFFERS, False, said))
+        late, unshown = _late(artifact, beside)
         if unshown:
             checks.append(Check(Code.REGISTRATION_NOT_CHECKED, False, unshown))
         alone = with_registration_caveat(artifact_from_verified(result.row), late=late)
-        controls, found = _controls(artifact, alone, here, keyring)
+        controls, found = _controls(artifact, alone, beside)
         checks += found
         expected = with_control_caveats(alone, controls)
         same = _follows(artifact, expected)
@@ -113,27 +152,20 @@ def _signed(path: Path, artifact: Artifact, keyring: Keyring) -> tuple[str | Non
     return signer, checks
 
 
-def _bundle(here: Path, row: str) -> Path | None:
-    places = (here.parent / "bundles" / row, here / "bundles" / row)
-    return next((place for place in places if place.is_dir()), None)
-
-
 def _follows(artifact: Artifact, expected: Artifact) -> bool:
     """Whether an artifact is what follows from its evidence, but for what was said of the row since."""
     stated = {"retracted": artifact.retracted, "superseded_by": artifact.superseded_by}
     return artifact_bytes(expected.model_copy(update=stated)) == artifact_bytes(artifact)
 
 
-def _late(artifact: Artifact, here: Path, keyring: Keyring) -> tuple[bool, str]:
+def _late(artifact: Artifact, beside: _Beside) -> tuple[bool, str]:
     """Whether the logs say that a row was registered late, and why they cannot say that it was not.
 
     A row that owns up to it is believed. One that does not is believed only where the whole log that holds
     it is beside it, and the one that announced its journey: else the caveat could be cut out.
     """
     owned = "registered-late" in artifact.caveats
-    folder = _ledger_folder(here)
-    failures: list[str] = []
-    logs = PublishedLogs() if folder is None else read_logs(folder, keyring, failures, beside={KEYS})
+    logs, failures = beside.logs, beside.failures
     log = logs.rows.get(artifact.id)
     if log is None:
         why = f" ({', '.join(failures)})" if failures else ""
@@ -146,32 +178,26 @@ def _late(artifact: Artifact, here: Path, keyring: Keyring) -> tuple[bool, str]:
         return True, ""
     faults = [code for code in failures if code.endswith(f":{home}")]
     how = f"cannot be read ({', '.join(faults)})" if faults else "is not beside the row"
-    if home not in {log_key(entry.public) for entry in keyring.with_role("publisher")}:
+    if home not in {log_key(entry.public) for entry in beside.keyring.with_role("publisher")}:
         how = "is signed by a key that the keyring does not list: give that key, too"
     return False, f"log {home} must have announced the row's journey, and {how}"
 
 
-def _ledger_folder(here: Path) -> Path | None:
-    return next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
-
-
-def _controls(
-    artifact: Artifact, alone: Artifact, here: Path, keyring: Keyring
-) -> tuple[list[Artifact], list[Check]]:
+def _controls(artifact: Artifact, alone: Artifact, beside: _Beside) -> tuple[list[Artifact], list[Check]]:
     """The row's controls, each with its evidence verified: they lift or add some of its caveats.
 
     A file that says it is a control is no more than that, whoever put it there: where the row names it, its
     bundle must be there, too. alone: the row as its bundle has it, which says which are of its kind.
     """
     neighbours: dict[str, Artifact] = {}
-    for path in sorted(here.glob("*.json")):
+    for path in sorted(beside.here.glob("*.json")):
         with contextlib.suppress(GlasshouseError):  # what is no artifact stands beside nothing
             neighbours[path.stem] = parse_artifact(path.read_bytes(), name=path.name)
     of_its_kind = with_control_caveats(alone, list(neighbours.values())).controls
     good: list[Artifact] = []
     checks = []
     for name in dict.fromkeys((*artifact.controls, *of_its_kind)):
-        fault = _control_fault(name, neighbours.get(name), here, keyring)
+        fault = _control_fault(name, neighbours.get(name), beside)
         if not fault:
             good.append(neighbours[name])
         elif name in artifact.controls:
@@ -183,33 +209,30 @@ def _controls(
     return good, checks
 
 
-def _control_fault(name: str, control: Artifact | None, here: Path, keyring: Keyring) -> str:
-    bundle = _bundle(here, name)
+def _control_fault(name: str, control: Artifact | None, beside: _Beside) -> str:
+    bundle = beside.bundle(name)
     if control is None or bundle is None:
         return f"its {'artifact' if control is None else 'bundle'} is not beside the row"
-    row = verify(bundle, keyring).row
+    row = beside.verify(name, bundle).row
     if row is None:
         return "its bundle does not verify"
-    late, unshown = _late(control, here, keyring)
+    late, unshown = _late(control, beside)
     if unshown:
         return unshown
     alone = with_registration_caveat(artifact_from_verified(row), late=late)
     return "" if _follows(control, alone) else "it does not follow from its bundle"
 
 
-def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
+def _ledger(artifact: Artifact, beside: _Beside) -> Check:
     """Check the row's place in the ledger: by its inclusion file, else by the logs beside it."""
-    here = path.resolve().parent
-    inclusion = here.parent / "inclusion" / f"{artifact.id}.json"
-    folder = _ledger_folder(here)
-    failures: list[str] = []
+    inclusion = beside.here.parent / "inclusion" / f"{artifact.id}.json"
+    logs, failures = beside.logs, beside.failures
     said: list[str] = []
     try:
         if inclusion.exists():
+            failures = ()
             data: bytes | None = inclusion.read_bytes()
-        elif folder is not None:
-            # Logs that do not hold, or whose signer this keyring does not list, say nothing about the row.
-            logs = read_logs(folder, keyring, failures, beside={KEYS})
+        elif beside.published:
             data = logs.inclusion(artifact.id, artifact_sha256(artifact))
             # Whether it was retracted or superseded stands in the logs: the artifact can be edited by anyone.
             # What it owns up to may stand in a log that this keyring does not know.
@@ -221,7 +244,7 @@ def _ledger(path: Path, artifact: Artifact, keyring: Keyring) -> Check:
         if f"{Code.LEDGER_ROW_TWICE}:{artifact.id}" in failures:
             return Check(Code.LEDGER_INCLUSION, False, "two logs hold the row (ledger-row-twice)")
         if data is not None:
-            shown = check_inclusion(data, artifact, keyring)
+            shown = check_inclusion(data, artifact, beside.keyring)
             if said:
                 return Check(
                     Code.LEDGER_INCLUSION, False, f"{shown}; the logs say otherwise ({', '.join(said)})"

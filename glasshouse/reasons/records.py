@@ -324,6 +324,11 @@ LEDGERS: dict[Code, Reason] = {
         "log.",
         Place.LEDGER,
     ),
+    Code.LEDGER_KEY_TRUSTED: explained(
+        "Retired key still trusted",
+        "The keyring in conf/trust trusts a key for entries after the one with which a log retired it.",
+        Place.LEDGER,
+    ),
     Code.LEDGER_STRAY: explained(
         "Stray file", "Among the published logs lies something that belongs to none of them.", Place.LEDGER
     ),

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -180,6 +180,10 @@ class KeyEntry:
             return False
         return True
 
+    def _until(self, index: int) -> KeyEntry:
+        """The same, trusted up to that ledger index at most."""
+        return replace(self, valid_until=index if self.valid_until is None else min(self.valid_until, index))
+
     def as_json(self) -> dict[str, Any]:
         """Return the entry in the keyring file's form."""
         return {
@@ -236,8 +240,31 @@ class Keyring:
         """The keyring file."""
         return canonical_json({"keys": [entry.as_json() for entry in self.entries]})
 
+    def without(self, retired: Mapping[tuple[str, str], int]) -> Keyring:
+        """The same, less what was retired: (key id, role) to the first ledger index it does not sign for."""
+        return Keyring(
+            tuple(
+                entry._until(retired[entry.keyid, entry.role] - 1)
+                if (entry.keyid, entry.role) in retired
+                else entry
+                for entry in self.entries
+            )
+        )
+
+    @property
+    def _ends(self) -> dict[tuple[str, str], int]:
+        """The first ledger index for which each key that has an end is not trusted."""
+        ends: dict[tuple[str, str], int] = {}
+        for entry in self.entries:
+            if entry.valid_until is not None:
+                name, end = (entry.keyid, entry.role), entry.valid_until + 1
+                ends[name] = min(end, ends.get(name, end))
+        return ends
+
     def __add__(self, other: Keyring) -> Keyring:
-        return Keyring(self.entries + tuple(e for e in other.entries if e not in self.entries))
+        """What either lists; a key that one of them retired is retired."""
+        one, two = self.without(other._ends), other.without(self._ends)
+        return Keyring(one.entries + tuple(entry for entry in two.entries if entry not in one.entries))
 
 
 def parse_keyring(data: bytes, *, local: bool = False) -> Keyring:
@@ -308,7 +335,8 @@ def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: 
     """`ring` and those of `entries` that it lacks, under a label and no longer local.
 
     until: the last ledger index for which they are trusted; one that is listed up to an earlier index is
-    trusted up to this one. Raises UsageError for a label that is none.
+    trusted up to this one. Without it each is trusted as far as `entries` say, those that `ring` lists too.
+    Raises UsageError for a label that is none.
     """
     if not 0 < len(label) <= 80 or not label.isprintable():
         raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
@@ -319,10 +347,15 @@ def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: 
         replace(entry, valid_until=max(entry.valid_until, until))
         if until is not None and entry.valid_until is not None and (entry.keyid, entry.role) in offered
         else entry
-        for entry in ring.entries
+        for entry in (ring.without(Keyring(entries)._ends) if until is None else ring).entries
     ]
     added = [
-        replace(entry, label=f"{label}, {entry.role}", local=False, valid_until=until)
+        replace(
+            entry,
+            label=f"{label}, {entry.role}",
+            local=False,
+            valid_until=entry.valid_until if until is None else until,
+        )
         for entry in entries
         if (entry.keyid, entry.role) not in listed
     ]

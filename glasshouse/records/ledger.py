@@ -23,8 +23,17 @@ from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.records import merkle
-from glasshouse.records.keys import Keyring, fsync_folder, keyid, public_bytes
-from glasshouse.records.leaf_bodies import KINDS, LeafBody, PlanBody, RowBody
+from glasshouse.records.keys import (
+    KeyEntry,
+    Keyring,
+    Role,
+    fsync_folder,
+    keyid,
+    local_keyring,
+    public_bytes,
+    rotate,
+)
+from glasshouse.records.leaf_bodies import KINDS, KeyBody, LeafBody, PlanBody, RowBody
 from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint, sign_note
 
 MAX_LEAF_BYTES = 16 << 10
@@ -103,6 +112,28 @@ class Ledger:
         with self._locked():
             return self._append(self.leaves(), body, self._clock())
 
+    def rotate(self, role: Role) -> tuple[KeyEntry, KeyEntry]:
+        """Give this machine another operator or broker key from the next entry on, and enter both.
+
+        Returns (the retired one, the new one). Nothing is entered in an empty ledger: the old key has signed
+        no record. What a rotation that was cut off did not enter is entered by the next. Raises UsageError
+        for the publisher's key, and in a journey's ledger.
+        """
+        with self._locked():
+            leaves = self.leaves()
+            if leaves and leaves[0].kind == "journey-log":
+                raise UsageError(
+                    "a journey's keys are not rotated",
+                    field="rotate",
+                    value=role,
+                    remedy="end the journey; the next one has keys of its own",
+                )
+            pair = rotate(role, len(leaves))
+            if leaves:
+                for body in _unentered(leaves):
+                    self._append(self.leaves(), body, self._clock())
+            return pair
+
     def open_plans(self) -> tuple[Leaf, ...]:
         """Plans that have no row yet."""
         return open_plans(self.leaves())
@@ -135,6 +166,17 @@ class Ledger:
             yield
         finally:
             os.close(descriptor)
+
+
+def _unentered(leaves: Sequence[Leaf]) -> list[KeyBody]:
+    """What the leaves do not say of the operator's and broker's keys that were rotated on this machine."""
+    said = {(leaf.body["keyid"], leaf.body["state"]) for leaf in leaves if leaf.kind == "key"}
+    entries = [entry for entry in local_keyring().entries if entry.role in ("operator", "broker")]
+    bodies = [
+        KeyBody(entry.keyid, entry.role, "retired") for entry in entries if entry.valid_until is not None
+    ]
+    bodies += [KeyBody(entry.keyid, entry.role, "added") for entry in entries if entry.valid_from is not None]
+    return [body for body in bodies if (body.keyid, body.state) not in said]
 
 
 def _whole_lines(data: bytes) -> bytes:
@@ -237,7 +279,7 @@ def plan_leaf(run: str, plan_sha256: str, serial: int, time: float) -> bytes:
 
 
 def _line(body: LeafBody, serial: int, time: float) -> bytes:
-    return canonical_json({**record_json(body), "serial": serial, "kind": body.kind, "time": round(time, 3)})
+    return canonical_json({**record_json(body), "serial": serial, "time": round(time, 3)})
 
 
 def check(old: Checkpoint, new: Checkpoint, proof: Sequence[str]) -> None:

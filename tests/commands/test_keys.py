@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from glasshouse import paths
@@ -81,6 +82,19 @@ def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(elsewhere: P
     labels = {item.label for item in committed.with_role("broker")}
     assert labels == {"lab, broker"}
     assert not any(item.local for item in committed.entries)
+    entered = [leaf.body for leaf in ledger.Ledger().leaves()[1:]]
+    assert [(body["keyid"], body["state"]) for body in entered] == [(old.keyid, "retired"), (new, "added")]
+    # Listing them again brings no retired key back, nor one whose end was cut out of the file.
+    run("keys", "--trust", "lab")
+    assert keys.committed_keyring(elsewhere / "conf/trust/keyring.json") == committed
+    endless = [replace(item, valid_until=None) for item in committed.entries]
+    (elsewhere / "conf/trust/keyring.json").write_bytes(keys.Keyring(tuple(endless)).as_bytes())
+    run("keys", "--trust", "lab")
+    assert keys.committed_keyring(elsewhere / "conf/trust/keyring.json") == committed
+    (elsewhere / "conf/trust/keyring.json").unlink()
+    run("keys", "--trust", "lab")
+    listed = keys.committed_keyring(elsewhere / "conf/trust/keyring.json")
+    assert set(listed.entries) == set(committed.entries)
     shown = run("keys")
     assert "0 to 0" in shown
     assert "1 to now" in shown

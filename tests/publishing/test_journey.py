@@ -289,7 +289,7 @@ def test_what_is_planned_after_the_budget_is_late(
 
 def test_a_journeys_log_announces_no_other(go: Leave) -> None:
     home, away = (read_journey(go().pack()[0]).log for _ in range(2))
-    said = away.entries[0].model_copy(update={"opened_in": home.key, "open_serial": 1})
+    said = dataclasses.replace(away.entries[0], opened_in=home.key, open_serial=1)
     away = dataclasses.replace(away, entries=(said, *away.entries[1:]))
     opening = JourneyLeaf(
         serial=1, time=said.time, kind="journey", journey=said.journey, seed=said.seed,

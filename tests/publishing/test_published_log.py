@@ -34,13 +34,12 @@ LEDGER = Path("site/research/ledger")
 REPORTED = "2026-05-16-runpod-h100-mlp-30m-protected-first"
 
 
-def test_what_is_written_in_a_leaf_is_what_is_published_of_it() -> None:
-    written = {body.kind: {item.name for item in dataclasses.fields(body)} for body in get_args(LeafBody)}
-    published = {
-        get_args(leaf.model_fields["kind"].annotation)[0]: set(leaf.model_fields) - {"kind", "serial", "time"}
-        for leaf in get_args(Entry)
-    }
-    assert written == published
+def test_every_kind_of_leaf_that_is_written_can_be_published() -> None:
+    assert [body.__name__ for body in get_args(LeafBody)] == [
+        leaf.__name__.replace("Leaf", "Body") for leaf in get_args(Entry)
+    ]
+    for body, leaf in zip(get_args(LeafBody), get_args(Entry), strict=True):
+        assert issubclass(leaf, body)
 
 
 def codes_of(root: Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.records import keys
 from glasshouse.records import ledger as ledger_module
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
 from glasshouse.records.leaf_bodies import (
@@ -105,6 +106,53 @@ def test_statements_about_rows(ledger: Ledger) -> None:
             ledger.append(body)
     with pytest.raises(UsageError, match="too large"):
         ledger.append(RetractBody("x", "2026-01-01", "x" * 20_000))
+
+
+def said_of_keys(ledger: Ledger) -> list[tuple[int, object, object, object]]:
+    keys = [leaf for leaf in ledger.leaves() if leaf.kind == "key"]
+    return [(leaf.serial, leaf.body["keyid"], leaf.body["role"], leaf.body["state"]) for leaf in keys]
+
+
+def test_a_rotation_is_entered_at_the_entry_from_which_it_counts(ledger: Ledger) -> None:
+    register(ledger, "a")
+    retired, added = ledger.rotate("operator")
+    assert (retired.valid_until, added.valid_from) == (0, 1)
+    assert said_of_keys(ledger) == [
+        (1, retired.keyid, "operator", "retired"),
+        (2, added.keyid, "operator", "added"),
+    ]
+    again, newest = ledger.rotate("operator")
+    assert again.keyid == added.keyid
+    assert said_of_keys(ledger)[2:] == [
+        (3, added.keyid, "operator", "retired"),
+        (4, newest.keyid, "operator", "added"),
+    ]
+
+
+def test_before_anything_was_entered_a_rotation_enters_nothing(ledger: Ledger) -> None:
+    ledger.rotate("broker")
+    assert ledger.leaves() == ()
+
+
+def test_what_a_rotation_that_was_cut_off_left_out_is_entered_by_the_next(ledger: Ledger) -> None:
+    register(ledger, "a")
+    first, second = keys.rotate("broker", 1)  # and then the power went
+    register(ledger, "b")
+    _, third = ledger.rotate("broker")
+    assert [item[1:] for item in said_of_keys(ledger)] == [
+        (first.keyid, "broker", "retired"),
+        (second.keyid, "broker", "retired"),
+        (second.keyid, "broker", "added"),
+        (third.keyid, "broker", "added"),
+    ]
+
+
+def test_a_journeys_keys_are_not_rotated(ledger: Ledger) -> None:
+    ledger.append(JourneyLogBody("j", 7, 540, "ab", 3))
+    before = keys.public_bytes(keys.operator_key())
+    with pytest.raises(UsageError, match="not rotated"):
+        ledger.rotate("operator")
+    assert keys.public_bytes(keys.operator_key()) == before
 
 
 WRITTEN: dict[bytes, LeafBody] = {
