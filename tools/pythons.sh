@@ -40,7 +40,10 @@ try() { # try PYTHON WORDS...: the environment, grown in two steps, and what run
 }
 
 alone='not train and not sshd and not chromium and not postgres and not index and not slow and not soak'
-parts=(tests/config tests/commands tests/records tests/judgement tests/measurement tests/publishing tests/sealing tests/remote)
+# What differs between Pythons shows in the standard library's corners and in what the locks choose for each: the commands,
+# what reads and judges, archives, pages. The rest of the suite ran just now.
+parts=(tests/config tests/commands tests/records tests/judgement tests/measurement tests/sealing tests/remote)
+parts+=(tests/publishing/test_{archive,artifact,history,pages,publish}.py)
 
 if [ -x /usr/bin/python3 ]; then
   if [ -n "${TORCH:-}" ]; then
@@ -53,7 +56,6 @@ if [ -x /usr/bin/python3 ]; then
 fi
 python=$(newest)
 if [ -n "$python" ] && [ "$(version "$python")" != "$(version /usr/bin/python3)" ]; then
-  # What differs between Pythons shows in what reads and judges; the rest of this ran by the older one just now.
-  parts=(tests/config tests/records tests/judgement tests/sealing)
+  parts=(tests/config/test_compose.py tests/records tests/judgement tests/sealing)
   try "$python"
 fi
