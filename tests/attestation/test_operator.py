@@ -102,13 +102,14 @@ def test_a_broker_that_the_keyring_does_not_list_is_given_nothing(served: tuple[
     assert error.value.codes == ("key-id-mismatch",)
 
 
-def test_a_broker_of_another_release_is_given_nothing(tmp_path: Path) -> None:
-    """Its store is opened as it is; what it does not share with this release is how a ticket is used."""
+@pytest.mark.parametrize("lacking", ["ticket", "forward"])
+def test_a_broker_of_another_release_is_given_nothing(tmp_path: Path, lacking: str) -> None:
+    """Its store is opened as it is; what it does not share is how a ticket is used, or a forward begins."""
 
     class Older(Desk):
         def card(self) -> str:
             claims = dict(read_jws(super().card(), CARD_TYP, what="card").claims)
-            del claims["ticket"]
+            del claims[lacking]
             return sign_jws(claims, BROKER, CARD_TYP)
 
     with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
@@ -148,6 +149,40 @@ def test_requests_are_for_one_store_one_minute_and_one_purpose(served: tuple[Bro
     ):  # fmt: skip
         found = codes_of(lambda request=request: post(port, "/v1/operate", {"request": request}, 10))
         assert found in {(code,), ("request-signature-invalid",)}, (code, found)
+
+
+@pytest.mark.parametrize(
+    ("times", "code"),
+    [
+        ({}, None),
+        ({"iat": -59, "nbf": -59, "exp": 1}, None),
+        ({"exp": 61}, "request-lifetime-exceeded"),
+        ({"iat": -1, "nbf": -1, "exp": 60}, "request-lifetime-exceeded"),
+        ({"exp": 10**9}, "request-lifetime-exceeded"),
+        ({"iat": -(10**9), "exp": 1}, "request-lifetime-exceeded"),
+        ({"iat": 1, "exp": 61}, "request-not-yet-valid"),
+        ({"nbf": 1}, "request-not-yet-valid"),
+        ({"iat": -60, "nbf": -60, "exp": 0}, "request-expired"),
+    ],
+)
+def test_a_request_is_valid_for_a_minute_however_it_is_dated(
+    tmp_path: Path, times: dict[str, int], code: str | None
+) -> None:
+    """Its sender dates it SKEW_SEC back, which is how far its clock may be ahead: a later date is refused."""
+    now = 1_800_000_000
+    with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
+        broker = Broker(store, BROKER)
+        desk = Desk(broker, BROKER, LISTED.get, clock=lambda: now + 0.5)
+        broker.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+        desk._owners["run", REFERENCE.manifest_hash] = key_id(public_bytes_of(OPERATOR))
+        shifted = {"iat": now, "nbf": now, "exp": now + 60}
+        shifted |= {name: now + seconds for name, seconds in times.items()}
+        ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
+        request = _request(store.id, now, **shifted, **ask)
+        if code is None:
+            assert desk.operate(request) == {"exchange": None}
+        else:
+            assert codes_of(lambda: desk.operate(request)) == (code,)
 
 
 @contextmanager
