@@ -89,13 +89,13 @@ class Workers:
         self._lock = threading.Lock()
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a job done, which raises nothing."""
+        """Have a job done, which raises nothing. Raises RuntimeError where no thread can be had for it."""
         with self._lock:
-            self._open += 1
-            if self._open > len(self._threads) < self._size:
+            if self._open >= len(self._threads) < self._size:
                 thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
+            self._open += 1
         self._jobs.put(job)
 
     def _work(self) -> None:

@@ -37,7 +37,7 @@ from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 
-MAX_WORKERS = 8  # of each kind
+MAX_WORKERS = 5  # of each of three kinds: together no more than the connections that SQLAlchemy's pool has
 _DRAIN_SEC = 0.5
 _OPERATORS = ("/v1/card", "/v1/operate")
 _FAILED = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the broker failed", code=Code.INTERNAL_ERROR)
