@@ -225,7 +225,10 @@ class Front:
             peer = _Peer(sock, now, now + self._limits.head_sec)
             if self._room(peer, STRANGER, self._limits.strangers):
                 self._open[peer] = None
-                self._selector.register(sock, selectors.EVENT_READ, peer)
+                try:
+                    self._selector.register(sock, selectors.EVENT_READ, peer)
+                except OSError:  # the kernel watches no more: this one is not served
+                    self._close(peer)
 
     def _room(self, peer: _Peer, account: str, most: int) -> bool:
         """Make room for one more connection of an account; False where there is none, and it was refused."""

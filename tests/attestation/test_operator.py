@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.client import post
@@ -183,6 +185,37 @@ def test_a_request_is_valid_for_a_minute_however_it_is_dated(
             assert desk.operate(request) == {"exchange": None}
         else:
             assert codes_of(lambda: desk.operate(request)) == (code,)
+
+
+_NOW = 1_800_000_000
+_TIME = st.integers(_NOW - 70, _NOW + 70) | st.integers(-(2**53) + 1, 2**53 - 1) | st.none() | st.booleans()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({}, optional={"iat": _TIME, "nbf": _TIME, "exp": _TIME}))
+def test_whatever_its_times_a_request_is_done_within_its_minute_or_refused(
+    desk: Desk, times: dict[str, int | None]
+) -> None:
+    ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
+    claims: dict[str, Any] = envelope(OPERATOR, desk._broker.store.id, _NOW, 60)
+    request = sign_jws({**claims, **ask, **times}, OPERATOR, REQUEST_TYP)
+    iat, nbf, exp = ({**claims, **times}[name] for name in ("iat", "nbf", "exp"))
+    whole = all(type(value) is int for value in (iat, nbf, exp))
+    if whole and iat <= _NOW and nbf <= _NOW < exp <= iat + 60:
+        assert desk.operate(request) == {"exchange": None}
+    else:
+        assert codes_of(lambda: desk.operate(request))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A desk at _NOW, with a package of OPERATOR's."""
+    with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
+        broker = Broker(store, BROKER)
+        broker.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+        made = Desk(broker, BROKER, LISTED.get, clock=lambda: _NOW)
+        made._owners["run", REFERENCE.manifest_hash] = key_id(public_bytes_of(OPERATOR))
+        yield made
 
 
 @contextmanager
