@@ -6,10 +6,11 @@ a single claim is appraised, and the payload key is opened only after appraisal 
 
 from __future__ import annotations
 
-import itertools
 import json
 import secrets
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from glasshouse.attestation.appraise import Answer, Appraisal, Reference, appraise, refusal
 from glasshouse.attestation.evidence import evidence_nonce, parse_evidence
 from glasshouse.attestation.exchange import Exchange
+from glasshouse.attestation.forwards import Forwards
 from glasshouse.attestation.store import AskedChallenge, SpentTicket, Store
 from glasshouse.attestation.ticket import TICKET_BYTES, read_request, ticket_hash
 from glasshouse.attestation.tokens import (
+    MAX_TOKEN_CHARS,
     check_launch,
     check_name,
     grant_info,
@@ -42,6 +45,7 @@ from glasshouse.spec import Policy
 TICKET_LIFETIME_SEC = 900
 RESULT_LIFETIME_SEC = 300  # of EAR and grant
 MAX_KNOCKS_LOGGED = 10_000  # refusals that belong to no launch, in one opening
+MAX_KNOCKS_OF_ONE = 1_000  # of these, by the connections of one allocation, or of all that show none
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Broker:
         self._key = signing_key
         self._clock = clock
         self._earlier = tuple(earlier)
-        self._knocks = itertools.count()
+        self._knocks: Counter[str] = Counter()  # how many refusals of a caller were logged
+        self._lock = threading.Lock()
+        self.forwards = Forwards()
         self.public_bytes = public_bytes_of(signing_key)
         self.id = key_id(self.public_bytes)
 
@@ -118,20 +124,22 @@ class Broker:
             expires=now + TICKET_LIFETIME_SEC,
         )
         self.store.log(Code.TICKET_ISSUED, now, (run, leg, launch))
+        self.forwards.add(ticket, run, reference.allocation_id)
         return ticket
 
-    def challenge(self, request: object) -> str:
+    def challenge(self, request: object, caller: str = "") -> str:
         """Spend a ticket on a signed challenge: a request (compact JWS) in, a challenge (compact JWS) out.
 
         A request that is refused spends nothing. What is wrong with a ticket is told to its holder only: the
-        signature is verified before a ticket is looked for. Raises AttestationError.
+        signature is verified before a ticket is looked for. caller: whose connection it came by, "" where
+        that is not known. Raises AttestationError.
         """
         now = self._now()
         try:
             asked = read_request(request, self.id)
             ticket = self.store.spend_ticket(asked.ticket, asked.launch, now)
         except AttestationError as error:
-            self._log_refusal("challenge-refused", now, error)
+            self._log_refusal("challenge-refused", now, error, caller)
             raise
         reference, policy = _expected(ticket)
         nonce = secrets.token_bytes(32)
@@ -151,10 +159,11 @@ class Broker:
         self.store.put_challenge(b64u(nonce), ticket.sha256, token, asked.launch, at=now)
         return token
 
-    def attest(self, evidence: object, launch_token: object) -> Release:
+    def attest(self, evidence: object, launch_token: object, caller: str = "") -> Release:
         """Appraise evidence and release the payload key, or refuse with every reason code.
 
-        Raises AttestationError. A refusal that belongs to a challenge is recorded as its exchange.
+        caller: as for `challenge`. Raises AttestationError. A refusal that belongs to a challenge is recorded
+        as its exchange.
         """
         now = self._now()
         # 1. Which challenge? By form only; evidence that names none goes to the log and no further.
@@ -166,7 +175,7 @@ class Broker:
             # 2. Consume it, durably, before anything is appraised.
             asked = self.store.consume_challenge(nonce, now)
         except AttestationError as error:
-            self._log_refusal("evidence-refused", now, error)
+            self._log_refusal("evidence-refused", now, error, caller)
             raise
         reference, policy = _expected(asked)
         challenge = verify_challenge(asked.token, self.public_bytes)
@@ -185,7 +194,7 @@ class Broker:
         exchange = Exchange(
             ticket_sha256=asked.ticket,
             challenge=asked.token,
-            launch_token=launch_token if isinstance(launch_token, str) else "",
+            launch_token=_as_token(launch_token),
             evidence=evidence,
             ear=ear,
         )
@@ -232,14 +241,23 @@ class Broker:
             ciphertext=ciphertext,
         )
 
-    def _log_refusal(self, event: str, now: int, error: AttestationError) -> None:
-        # Anybody on the pod can knock: what that writes is bounded; what a launch writes is never cut.
-        if next(self._knocks) < MAX_KNOCKS_LOGGED:
-            self.store.log(event, now, None, error.codes)
+    def _log_refusal(self, event: str, now: int, error: AttestationError, caller: str) -> None:
+        # Anybody on the pod can knock: what that writes is bounded, for each caller, so that none uses up
+        # what is there to show another's; what a launch writes is never cut.
+        with self._lock:
+            if self._knocks[caller] >= MAX_KNOCKS_OF_ONE or self._knocks.total() >= MAX_KNOCKS_LOGGED:
+                return
+            self._knocks[caller] += 1
+        self.store.log(event, now, None, error.codes)
 
     def exchange(self, run: str, leg: str, launch: int) -> Exchange | None:
         """The exchange of a launch for the bundle, or None when no evidence named its challenge."""
         return self.store.exchange(run, leg, launch)
+
+
+def _as_token(sent: object) -> str:
+    """What may be recorded as a launch token: text that could be one. Anything else fits no launch anyway."""
+    return sent if isinstance(sent, str) and sent.isascii() and len(sent) <= MAX_TOKEN_CHARS else ""
 
 
 def _expected(row: SpentTicket | AskedChallenge) -> tuple[Reference, Policy]:

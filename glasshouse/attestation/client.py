@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hmac
 import http.client
+import io
+import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ from glasshouse.codes import Code
 from glasshouse.errors import AttestationError
 
 MAX_RESPONSE_BYTES = 256 << 10
+_MAX_HEAD_BYTES = 64 << 10
+_CODE = re.compile(r"[a-z0-9][a-z0-9:._-]{0,63}")
 # Server time is cut to whole seconds, and the broker's clock may be slewed while we work.
 _CLOCK_SLACK_SEC = 2.0
 
@@ -185,19 +190,14 @@ class Reply:
 
 
 def post(port: int, path: str, body: Mapping[str, str], timeout: float) -> Reply:
-    """Ask the broker on this port of loopback (timeout in seconds). Raises AttestationError."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    """Ask the broker on this port of loopback. Raises AttestationError.
+
+    timeout: seconds for all of it, however slowly whoever answers there goes about it.
+    """
     try:
-        connection.request(
-            "POST", path, body=canonical_json(body), headers={"Content-Type": "application/json"}
-        )
-        response = connection.getresponse()
-        raw = response.read(MAX_RESPONSE_BYTES + 1)
-        status = response.status
+        status, raw = _answered(port, path, canonical_json(body), timeout)
     except (OSError, http.client.HTTPException) as error:
         raise AttestationError("the broker did not answer", codes=[Code.BROKER_UNREACHABLE]) from error
-    finally:
-        connection.close()
     try:
         answer = parse_json(raw, max_bytes=MAX_RESPONSE_BYTES)
     except CanonicalError as error:
@@ -209,12 +209,51 @@ def post(port: int, path: str, body: Mapping[str, str], timeout: float) -> Reply
     return Reply(answer)
 
 
+class _Received:
+    """What came over a connection, as http.client reads it from one."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+def _answered(port: int, path: str, body: bytes, timeout: float) -> tuple[int, bytes]:
+    """Status and body of what is answered within `timeout` seconds: all that comes until it is closed."""
+    until = time.monotonic() + timeout
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    data = bytearray()
+    with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+        sock.sendall(head.encode("ascii") + body)
+        while len(data) <= _MAX_HEAD_BYTES + MAX_RESPONSE_BYTES:
+            # A time-out holds for one call: a port that somebody took over could drip for ever.
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer took too long")
+            sock.settimeout(left)
+            piece = sock.recv(1 << 16)
+            if not piece:
+                break
+            data += piece
+    response = http.client.HTTPResponse(_Received(bytes(data)))  # type: ignore[arg-type]
+    response.begin()
+    return response.status, response.read(MAX_RESPONSE_BYTES + 1)
+
+
 def _refuse(error: object) -> NoReturn:
     codes: list[str] = []
     if isinstance(error, dict):
         listed = error.get("reasonCodes")
-        if isinstance(listed, list):
-            codes = [code[:64] for code in listed[:64] if isinstance(code, str)]
-        if not codes and isinstance(error.get("code"), str):
-            codes = [error["code"][:64]]
-    raise AttestationError("the broker refused", codes=codes or [Code.MALFORMED_ANSWER])
+        named = listed[:64] if isinstance(listed, list) else []
+        codes = [code for code in map(_code, named) if code] or [_code(error.get("code"))]
+    raise AttestationError("the broker refused", codes=list(filter(None, codes)) or [Code.MALFORMED_ANSWER])
+
+
+def _code(given: object) -> str:
+    """What may be a reason code, of a newer broker, say: it is shown, and has no control characters."""
+    found = _CODE.match(given) if isinstance(given, str) else None
+    return "" if found is None else found[0]

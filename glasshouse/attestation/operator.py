@@ -6,8 +6,8 @@ signs in its card, the ticket to a key that the operator makes for the request. 
 is refused by what it asks for: a package is registered once, and a launch has one ticket. Tickets for a
 package are for the operator that registered it at this start of the broker, and for nobody after the next.
 
-    /v1/card     {} -> {"card"}           the store's id, the broker's KEM key and the type of request that
-                                          its tickets sign, signed by the broker
+    /v1/card     {} -> {"card"}           the store's id, the broker's KEM key, the type of request that its
+                                          tickets sign and the line that forwards write, signed by the broker
     /v1/operate  {"request"} with action  payload   run, manifest_hash, max_grants, key -> {}
                                           ticket    reference, policy, reply_to -> {"ticket"}
                                           exchange  run, leg, launch -> {"exchange"}
@@ -26,6 +26,7 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.client import Reply, post
 from glasshouse.attestation.exchange import Exchange
+from glasshouse.attestation.forwards import FORWARD
 from glasshouse.attestation.ticket import TICKET_TYP
 from glasshouse.attestation.tokens import (
     ReadToken,
@@ -125,7 +126,7 @@ class Desk:
     def card(self) -> str:
         """The signed card: which opening of the store this is, and the key to seal payload keys to."""
         claims = envelope(self._key, self._broker.store.id, int(self._clock()), LIFETIME_SEC)
-        told = {"kem": b64u(kem_public_bytes(self._kem)), "ticket": TICKET_TYP}
+        told = {"kem": b64u(kem_public_bytes(self._kem)), "ticket": TICKET_TYP, "forward": FORWARD}
         return sign_jws({**claims, **told}, self._key, CARD_TYP)
 
     def operate(self, request: object) -> Answer:
@@ -134,9 +135,14 @@ class Desk:
         public = self._find(token.kid)
         if public is None:
             raise AttestationError("no operator of this broker", codes=[Code.OPERATOR_UNKNOWN])
-        claims = verify_typed(
+        verified = verify_typed(
             token.text, public, self._clock(), self._broker.store.id, typ=REQUEST_TYP, what="request"
-        ).claims
+        )
+        if verified.times.exp - verified.times.iat > LIFETIME_SEC:
+            raise AttestationError(
+                f"a request is valid for {LIFETIME_SEC} s at most", codes=[Code.REQUEST_LIFETIME_EXCEEDED]
+            )
+        claims = verified.claims
         said = {name: value for name, value in claims.items() if name not in _ENVELOPE}
         try:
             asked = _REQUEST.validate_json(canonical_json(said))
@@ -203,10 +209,10 @@ class RemoteBroker:
         # At its own time: an older card names a store that is closed and a key that is gone.
         at = read_jws(card, CARD_TYP, what="card").claims.get("iat", 0)
         told = verify_typed(card, self.public_bytes, at, None, typ=CARD_TYP, what="card")
-        if told.claims.get("ticket") != TICKET_TYP:
+        if (told.claims.get("ticket"), told.claims.get("forward")) != (TICKET_TYP, FORWARD):
             # Said here: its tickets would be issued and sent, and the first launch refused without a reason.
             raise AttestationError(
-                "the broker is of another release, whose tickets this one does not use",
+                "the broker is of another release, whose tickets or forwards this one does not use",
                 codes=[Code.BROKER_PROTOCOL_MISMATCH],
                 remedy="restart `glasshouse broker` with this release, or unset GLASSHOUSE_BROKER",
             )

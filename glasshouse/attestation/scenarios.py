@@ -12,7 +12,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse.attestation import attacks as a
-from glasshouse.attestation.server import MAX_BODY_BYTES
+from glasshouse.attestation.http_message import MAX_BODY_BYTES
 from glasshouse.attestation.stage import GPU, STRICT, Attack, Scenario
 from glasshouse.attestation.tokens import EAR_TYP, GRANT_TYP, public_bytes_of
 from glasshouse.canonical import b64u, sha256_hex

@@ -103,13 +103,19 @@ def synthetic_reference(run: str, leg: str = "s000", launch: int = 1, **changed:
 
 @dataclass
 class Clock:
-    """The broker's clock: the machine's, plus a shift in seconds that a scenario may set."""
+    """The broker's clock on a stage: begins at `start` (Unix s), plus `shift` (s), which a scenario may set.
 
+    It runs as the machine's monotonic clock does, by which attesters reckon: were it the wall clock, one
+    that is set while the suite runs would make honest evidence stale.
+    """
+
+    start: float = field(default_factory=time.time)
     shift: float = 0.0
+    began: float = field(default_factory=time.monotonic)
 
     def __call__(self) -> float:
         """Unix seconds."""
-        return time.time() + self.shift
+        return self.start + (time.monotonic() - self.began) + self.shift
 
 
 @dataclass
@@ -183,8 +189,8 @@ class StagedLaunch:
 class Stage:
     """A broker over HTTP with a durable store, and launches to play on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.clock = Clock()
+    def __init__(self, folder: Path, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self._url = f"sqlite:///{folder / 'broker.db'}"
         self._kek = secrets.token_bytes(32)
         self._signing_key = Ed25519PrivateKey.generate()

@@ -15,16 +15,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from glasshouse.attestation.scenarios import SCENARIOS
-from glasshouse.attestation.stage import Scenario, Stage
+from glasshouse.attestation.stage import Clock, Scenario, Stage
 from glasshouse.attestation.suite_report import CONTROL, ScenarioResult, SuiteReport
 from glasshouse.errors import AttestationError
 
 
-def run_suite(scenarios: Sequence[Scenario] = SCENARIOS) -> SuiteReport:
-    """Play every scenario (at least one) and its control, whose code is the scenario's with "/control"."""
+def run_suite(scenarios: Sequence[Scenario] = SCENARIOS, clock: Clock | None = None) -> SuiteReport:
+    """Play every scenario (at least one) and its control, whose code is the scenario's with "/control".
+
+    clock: the broker's, where it is not to begin now.
+    """
     rows: list[ScenarioResult] = []
     total = 0
-    with tempfile.TemporaryDirectory(prefix="glasshouse-tamper-") as folder, Stage(Path(folder)) as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="glasshouse-tamper-") as folder,
+        Stage(Path(folder), clock) as stage,
+    ):
         for scenario in scenarios:
             with _count(stage) as calls:
                 control, outcome = stage.launch(), _Outcome()

@@ -11,12 +11,14 @@ list this broker's key.
 It listens on loopback unless told otherwise: pods reach it through an SSH forward. Payload keys rest in
 the store under a key that is kept in this machine's keys folder. After `glasshouse keys --rotate broker`,
 start it again: it signs with the new key and goes on publishing the old one in its JWK Set.
+No other process of its user can read its memory or trace it, and it dumps no core.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -32,6 +34,7 @@ from glasshouse.attestation.store import open_store, read_audit
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.records.keys import broker_key, load_keyring, local_keyring, public_bytes
+from glasshouse.runtime import linux
 
 KEK_FILE = "broker.kek"
 KEK_BYTES = 32
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    _harden()  # before any key is read
     with open_store(url, _kek()) as store:
         key = broker_key()
         listed = [entry.public for entry in local_keyring().with_role("broker")]
@@ -88,6 +92,14 @@ def run(args: argparse.Namespace) -> int:
                 remedy="give another --port or --host",
             ) from error
     return 0
+
+
+def _harden() -> None:
+    """Close this process's memory to others of its user, as the roles on a pod do; on a Mac, dump no core."""
+    if sys.platform == "linux":
+        linux.harden()
+    else:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _audit(args: argparse.Namespace, url: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from glasshouse.attestation.evidence import parse_evidence
+from glasshouse.attestation.forwards import opening_line
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
@@ -49,8 +50,10 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     log = _event_log(live, leg)
     try:
         with contextlib.ExitStack() as until:
-            forward = ready.pod.forward_remote
-            port = _on_live(live, ready, leg, lambda: until.enter_context(forward(ready.broker_port)))
+            forward, opening = ready.pod.forward_remote, opening_line(ticket)
+            port = _on_live(
+                live, ready, leg, lambda: until.enter_context(forward(ready.broker_port, opening))
+            )
             given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
             process = _start(ready, leg, given, notes)
             take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)

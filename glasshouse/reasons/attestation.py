@@ -285,6 +285,20 @@ EXCHANGE: dict[Code, Reason] = {
     Code.BROKER_UNREACHABLE: explained(
         "Broker not reached", "The key broker did not answer the leg.", Place.ATTESTATION
     ),
+    Code.BROKER_BUSY: explained(
+        "Too many connections",
+        "The machine had as many connections to the key broker open as one may have at once, and this one "
+        "made room.",
+        Place.ATTESTATION,
+    ),
+    Code.REQUEST_TIMEOUT: explained(
+        "Request too slow", "The request to the broker did not come whole in time.", Place.ATTESTATION
+    ),
+    Code.REQUEST_LIFETIME_EXCEEDED: explained(
+        "Request valid for too long",
+        "An operator's request says that it is valid for longer than the minute that any may be.",
+        Place.ATTESTATION,
+    ),
     Code.MALFORMED_ANSWER: explained(
         "Answer malformed", "The broker's answer is not of its form.", Place.ATTESTATION
     ),

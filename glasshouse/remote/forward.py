@@ -13,18 +13,19 @@ import paramiko
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote.connection import Link
 
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 16
 PIECE = 1 << 15
 
 
 @contextlib.contextmanager
-def forwarded(link: Link, local_port: int, timeout: float) -> Iterator[int]:
+def forwarded(link: Link, local_port: int, timeout: float, opening: bytes = b"") -> Iterator[int]:
     """Ask the pod to listen on a free port of its loopback; yield that port. One forward a link at a time.
 
-    Connections beyond MAX_CONNECTIONS are closed at once. On exit every connection is closed and every thread
-    joined. Raises RemoteError when the pod refuses, OutcomeUnknown when the link dies.
+    opening: what is written to the port here before anything that the pod sends on a connection. Connections
+    beyond MAX_CONNECTIONS are closed at once. On exit every connection is closed and every thread joined.
+    Raises RemoteError when the pod refuses, OutcomeUnknown when the link dies.
     """
-    forward = _Forward(local_port)
+    forward = _Forward(local_port, opening)
     try:
         with link.watchdog.requests, link.watchdog.answer_owed(timeout):
             port = link.transport.request_port_forward("127.0.0.1", 0, forward.arrived)
@@ -50,8 +51,9 @@ def forwarded(link: Link, local_port: int, timeout: float) -> Iterator[int]:
 class _Forward:
     """Threads that pump between channels from the pod and sockets to `local_port`."""
 
-    def __init__(self, local_port: int) -> None:
+    def __init__(self, local_port: int, opening: bytes) -> None:
         self._local_port = local_port
+        self._opening = opening
         self._queue: queue.SimpleQueue[paramiko.Channel | None] = queue.SimpleQueue()
         self._open: set[paramiko.Channel] = set()
         self._threads: set[threading.Thread] = set()
@@ -97,6 +99,7 @@ class _Forward:
                 socket.create_connection(("127.0.0.1", self._local_port), timeout=10.0) as sock,
             ):
                 sock.settimeout(None)
+                sock.sendall(self._opening)
                 self._pump_both(channel, sock)
         finally:
             with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
@@ -127,3 +130,7 @@ def _pump_back(sock: socket.socket, channel: paramiko.Channel) -> None:
         while data := sock.recv(PIECE):
             channel.sendall(data)
         channel.shutdown_write()
+    # Whoever was asked has answered, or cut it off, and closed: nothing more that the pod sends will be read,
+    # and a pod that holds its end open must not hold this one.
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        channel.close()

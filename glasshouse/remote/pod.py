@@ -180,12 +180,16 @@ class Pod:
         return self.run(["test", "-e", _plain(path)]).exit == 0
 
     @contextmanager
-    def forward_remote(self, local_port: int) -> Iterator[int]:
+    def forward_remote(self, local_port: int, opening: bytes = b"") -> Iterator[int]:
         """Let the pod reach 127.0.0.1:`local_port` here; yield the port on the pod's loopback.
 
-        One at a time; it ends with the connection, so open it again after `reconnect`.
+        Each connection here begins with `opening`, in front of what the pod sends. One forward at a time; it
+        ends with the connection, so open it again after `reconnect`.
         """
-        with self._in_time() as link, forwarded(link, local_port, self._timeouts.channel) as port:
+        with (
+            self._in_time() as link,
+            forwarded(link, local_port, self._timeouts.channel, opening) as port,
+        ):
             yield port
 
     def reconnect(self, delays: Sequence[float] = RECONNECT_DELAYS) -> None:

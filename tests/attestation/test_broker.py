@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from glasshouse.attestation import broker as broker_module
 from glasshouse.attestation.attacks import ticket_key
 from glasshouse.attestation.client import submit_evidence
 from glasshouse.attestation.exchange import Exchange
+from glasshouse.attestation.forwards import opening_line
 from glasshouse.attestation.stage import STRICT, Stage, StagedLaunch, synthetic_reference
 from glasshouse.attestation.ticket import sign_request, ticket_hash
 from glasshouse.attestation.tokens import (
@@ -19,7 +23,7 @@ from glasshouse.attestation.tokens import (
     verify_ear,
     verify_grant,
 )
-from glasshouse.canonical import b64u
+from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import AttestationError
 
 
@@ -296,3 +300,47 @@ def test_strangers_cannot_fill_the_audit_log(stage: Stage, monkeypatch: pytest.M
     assert len(stage.broker.store.audit_log()) == 3
     stage.launch().honest()
     assert stage.broker.store.audit_log()[-1].event == "grant-issued"
+
+
+def test_one_machine_cannot_use_up_what_the_audit_log_has_for_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "MAX_KNOCKS_OF_ONE", 3)
+    monkeypatch.setattr(broker_module, "MAX_KNOCKS_LOGGED", 8)
+    for caller in ("one", "two", "", "three"):
+        for number in range(10):
+            call = (
+                partial(stage.broker.attest, "no evidence", "no token", caller)
+                if number % 2
+                else partial(stage.broker.challenge, _request(stage, "run"), caller)
+            )
+            with pytest.raises(AttestationError):
+                call()
+    assert len(stage.broker.store.audit_log()) == 3 + 3 + 2
+    assert len(stage.broker._knocks) <= 4
+
+
+def test_the_server_says_whose_connection_a_refused_request_came_by(stage: Stage) -> None:
+    launch = stage.launch()
+    request = json.dumps({"request": _request(stage, "run")}).encode()
+    head = b"POST /v1/challenge HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    for opening in (b"", opening_line(launch.ticket), opening_line(bytes(32))):
+        with socket.create_connection(("127.0.0.1", stage.port), timeout=60) as sock:
+            sock.sendall(opening + head % len(request) + request)
+            assert b"ticket-unknown" in b"".join(iter(lambda: sock.recv(4096), b""))
+    callers = {"": 1, f"{launch.reference.run} {launch.reference.allocation_id}": 1, "unknown forward": 1}
+    assert stage.broker._knocks == callers
+
+
+@pytest.mark.parametrize("sent", ["\ud800", "x" * 60_000, "\u20ac", 7, None])
+def test_what_cannot_be_a_launch_token_is_not_recorded_and_keeps_no_record_from_its_reader(
+    stage: Stage, sent: object
+) -> None:
+    launch = stage.launch()
+    evidence = launch.sign(launch.claims())
+    with pytest.raises(AttestationError) as error:
+        stage.broker.attest(evidence, sent)
+    assert _codes(error) == ("jwt-claim-mismatch",)
+    recorded = _exchange(stage, launch)
+    assert (recorded.evidence, recorded.launch_token, recorded.grant) == (evidence, "", None)
+    assert canonical_json(recorded.to_json())

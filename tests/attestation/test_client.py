@@ -73,6 +73,30 @@ def test_a_broker_that_never_answers_is_one_error() -> None:
         assert _fetch_codes(listener.getsockname()[1], timeout=0.2) == ("broker-unreachable",)
 
 
+def test_an_answer_that_drips_is_given_up_although_each_byte_comes_soon() -> None:
+    """Whoever took over the port could hold a leg, or an operator's run, for days."""
+    cut = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                ends = time.monotonic() + 30
+                while time.monotonic() < ends:
+                    try:
+                        peer.sendall(b"H")
+                    except OSError:
+                        cut.set()
+                        return
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        assert _fetch_codes(listener.getsockname()[1], timeout=0.5) == ("broker-unreachable",)
+        assert cut.wait(30)
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
@@ -87,6 +111,9 @@ def test_a_broker_that_never_answers_is_one_error() -> None:
         (http(b"{}", 403), "malformed-answer"),
         (http(b'{"error":{"reasonCodes":["a-code"]}}', 403), "a-code"),
         (http(b'{"error":{"reasonCodes":[5],"code":"fallback"}}', 500), "fallback"),
+        # What is shown on a terminal, and is no code:
+        (http(b'{"error":{"reasonCodes":["\\u001b[31mred","No such","\\u20ac"]}}', 500), "malformed-answer"),
+        (http(b'{"error":{"code":"\\u001b]0;title"}}', 500), "malformed-answer"),
         (
             b"HTTP/1.1 302 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 2\r\n\r\n{}",
             "malformed-answer",

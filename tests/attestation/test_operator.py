@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.client import post
@@ -102,13 +104,14 @@ def test_a_broker_that_the_keyring_does_not_list_is_given_nothing(served: tuple[
     assert error.value.codes == ("key-id-mismatch",)
 
 
-def test_a_broker_of_another_release_is_given_nothing(tmp_path: Path) -> None:
-    """Its store is opened as it is; what it does not share with this release is how a ticket is used."""
+@pytest.mark.parametrize("lacking", ["ticket", "forward"])
+def test_a_broker_of_another_release_is_given_nothing(tmp_path: Path, lacking: str) -> None:
+    """Its store is opened as it is; what it does not share is how a ticket is used, or a forward begins."""
 
     class Older(Desk):
         def card(self) -> str:
             claims = dict(read_jws(super().card(), CARD_TYP, what="card").claims)
-            del claims["ticket"]
+            del claims[lacking]
             return sign_jws(claims, BROKER, CARD_TYP)
 
     with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
@@ -148,6 +151,71 @@ def test_requests_are_for_one_store_one_minute_and_one_purpose(served: tuple[Bro
     ):  # fmt: skip
         found = codes_of(lambda request=request: post(port, "/v1/operate", {"request": request}, 10))
         assert found in {(code,), ("request-signature-invalid",)}, (code, found)
+
+
+@pytest.mark.parametrize(
+    ("times", "code"),
+    [
+        ({}, None),
+        ({"iat": -59, "nbf": -59, "exp": 1}, None),
+        ({"exp": 61}, "request-lifetime-exceeded"),
+        ({"iat": -1, "nbf": -1, "exp": 60}, "request-lifetime-exceeded"),
+        ({"exp": 10**9}, "request-lifetime-exceeded"),
+        ({"iat": -(10**9), "exp": 1}, "request-lifetime-exceeded"),
+        ({"iat": 1, "exp": 61}, "request-not-yet-valid"),
+        ({"nbf": 1}, "request-not-yet-valid"),
+        ({"iat": -60, "nbf": -60, "exp": 0}, "request-expired"),
+    ],
+)
+def test_a_request_is_valid_for_a_minute_however_it_is_dated(
+    tmp_path: Path, times: dict[str, int], code: str | None
+) -> None:
+    """Its sender dates it SKEW_SEC back, which is how far its clock may be ahead: a later date is refused."""
+    now = 1_800_000_000
+    with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
+        broker = Broker(store, BROKER)
+        desk = Desk(broker, BROKER, LISTED.get, clock=lambda: now + 0.5)
+        broker.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+        desk._owners["run", REFERENCE.manifest_hash] = key_id(public_bytes_of(OPERATOR))
+        shifted = {"iat": now, "nbf": now, "exp": now + 60}
+        shifted |= {name: now + seconds for name, seconds in times.items()}
+        ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
+        request = _request(store.id, now, **shifted, **ask)
+        if code is None:
+            assert desk.operate(request) == {"exchange": None}
+        else:
+            assert codes_of(lambda: desk.operate(request)) == (code,)
+
+
+_NOW = 1_800_000_000
+_TIME = st.integers(_NOW - 70, _NOW + 70) | st.integers(-(2**53) + 1, 2**53 - 1) | st.none() | st.booleans()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({}, optional={"iat": _TIME, "nbf": _TIME, "exp": _TIME}))
+def test_whatever_its_times_a_request_is_done_within_its_minute_or_refused(
+    desk: Desk, times: dict[str, int | None]
+) -> None:
+    ask = {"action": "exchange", "run": "run", "leg": "s000", "launch": 1}
+    claims: dict[str, Any] = envelope(OPERATOR, desk._broker.store.id, _NOW, 60)
+    request = sign_jws({**claims, **ask, **times}, OPERATOR, REQUEST_TYP)
+    iat, nbf, exp = ({**claims, **times}[name] for name in ("iat", "nbf", "exp"))
+    whole = all(type(value) is int for value in (iat, nbf, exp))
+    if whole and iat <= _NOW and nbf <= _NOW < exp <= iat + 60:
+        assert desk.operate(request) == {"exchange": None}
+    else:
+        assert codes_of(lambda: desk.operate(request))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A desk at _NOW, with a package of OPERATOR's."""
+    with Store(f"sqlite:///{tmp_path / 'broker.db'}", bytes(32)) as store:
+        broker = Broker(store, BROKER)
+        broker.register_payload("run", REFERENCE.manifest_hash, PAYLOAD_KEY, max_grants=2)
+        made = Desk(broker, BROKER, LISTED.get, clock=lambda: _NOW)
+        made._owners["run", REFERENCE.manifest_hash] = key_id(public_bytes_of(OPERATOR))
+        yield made
 
 
 @contextmanager

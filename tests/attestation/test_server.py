@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glasshouse.attestation.server import MAX_BODY_BYTES, serve
+from glasshouse.attestation.front import Limits
+from glasshouse.attestation.http_message import MAX_BODY_BYTES
+from glasshouse.attestation.server import serve
 from glasshouse.attestation.stage import Stage
 
 
@@ -121,7 +123,7 @@ def test_a_database_fault_is_answered_without_its_text(stage: Stage, monkeypatch
 
 
 def test_a_silent_peer_does_not_hold_a_worker(stage: Stage) -> None:
-    with serve(stage.broker, workers=2, read_timeout=0.2, deadline=5) as server:
+    with serve(stage.broker, workers=2) as server:
         silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
         started = time.monotonic()
         assert _request(server.port, "GET", "/healthz")[0] == 200
@@ -131,8 +133,8 @@ def test_a_silent_peer_does_not_hold_a_worker(stage: Stage) -> None:
 
 
 def test_a_drip_of_bytes_is_cut_at_the_deadline(stage: Stage) -> None:
-    """Each byte comes within the read time-out; only the deadline of the whole connection ends it."""
-    with serve(stage.broker, workers=1, read_timeout=5, deadline=0.5) as server:
+    """Each byte comes soon after the one before; only the deadline of the whole head ends it."""
+    with serve(stage.broker, workers=1, limits=Limits(head_sec=0.5)) as server:
         stop = threading.Event()
         cut = threading.Event()
 

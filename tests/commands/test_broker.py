@@ -21,7 +21,7 @@ from glasshouse.commands import tamper
 from glasshouse.publishing.tamper_report import read_tamper
 from glasshouse.records import keys
 from glasshouse.records.signing import open_statement
-from tests.commands.kit import ROOT, Call
+from tests.commands.kit import ROOT, Call, python
 
 
 def test_the_tamper_report_is_published_with_its_day_and_version(
@@ -95,6 +95,31 @@ def test_broker_serves_until_it_is_told_to_stop(elsewhere: Path) -> None:
     assert (process.returncode, out, err) == (0, "", "")
     kek = paths.keys_dir() / "broker.kek"
     assert kek.stat().st_mode & 0o777 == 0o600
+
+
+LOOKED_AT = """
+import dataclasses, json, os, signal, sys
+from glasshouse import cli
+from glasshouse.commands import broker
+from glasshouse.runtime.linux import hardening_state
+read = broker._kek
+def kek():
+    print(json.dumps(dataclasses.asdict(hardening_state())))
+    os.kill(os.getpid(), signal.SIGTERM)  # so that it ends as soon as it serves
+    return read()
+broker._kek = kek
+sys.exit(cli.main(["broker", "--port", "0"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux alone can do")
+def test_the_broker_s_process_is_closed_before_it_reads_a_key(elsewhere: Path) -> None:
+    """As the kernel says it, when the key that payload keys rest under is read: no dump, no core."""
+    done = python("-c", LOOKED_AT)
+    assert (done.returncode, done.stderr) == (0, "")
+    state = json.loads(done.stdout.splitlines()[0])
+    assert state == {"dumpable": 0, "core_limit": 0, "no_new_privs": True, "tracer_pid": 0}
+    assert "listens on http://127.0.0.1:" in done.stdout
 
 
 @pytest.fixture

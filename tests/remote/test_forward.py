@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import socketserver
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from glasshouse.remote.forward import MAX_CONNECTIONS
 from glasshouse.remote.pod import Pod
 
 CLIENT = """
@@ -110,6 +112,53 @@ def test_nobody_listening_here_ends_the_connection_there(pod: Pod) -> None:
     with pod.forward_remote(1) as port:
         read = "import socket, sys; print(socket.create_connection(('127.0.0.1', int(sys.argv[1]))).recv(1))"
         assert pod.run([pod.endpoint.python, "-I", "-c", read, str(port)]).stdout == b"b''\n"
+
+
+MANY = """
+import socket, sys, time
+port, count = map(int, sys.argv[1:])
+held = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+for sock in held:
+    sock.sendall(b"slow")
+print(sum(sock.recv(100) == b"begun: first line|slow" and sock.recv(1) == b"" for sock in held))
+# Not one of them is closed here before the next ones come; what was carried takes a moment to be cleared.
+served = 0
+for tries in range(1200):
+    late = socket.create_connection(("127.0.0.1", port))
+    held.append(late)
+    try:
+        late.sendall(b"late")
+        served += late.recv(100) == b"begun: first line|late"
+    except OSError:
+        pass
+    if served == count:
+        break
+    time.sleep(0.05 * (tries > count))
+print(served)
+"""
+
+
+def test_each_connection_begins_with_what_it_is_given_and_one_held_open_holds_no_place(pod: Pod) -> None:
+    """Whoever is asked here answers and closes; a pod that keeps its own end open keeps nobody out."""
+
+    class Asked(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            said = b""
+            while len(said) < len(b"first line|slow"):
+                said += self.request.recv(100)
+            self.request.sendall(b"begun: " + said)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Asked) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            with pod.forward_remote(server.server_address[1], b"first line|") as port:
+                argv = [pod.endpoint.python, "-I", "-c", MANY, str(port), str(MAX_CONNECTIONS)]
+                result = pod.run(argv, timeout=60)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert result.stdout.split() == [b"%d" % MAX_CONNECTIONS] * 2, result.stderr
 
 
 def test_leaving_after_a_dropped_connection_is_quiet(pod: Pod, web_port: int) -> None:
