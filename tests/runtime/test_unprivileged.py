@@ -89,7 +89,7 @@ def test_the_user_has_nothing(made: Rig, training: Launched) -> None:
 
 def test_a_process_of_the_same_user_reads_no_memory(made: Rig, training: Launched) -> None:
     pids = [str(pid) for pid in training.processes()]
-    assert len(pids) == 2  # the custodian is gone
+    assert len(pids) == 3  # guard, supervisor and trainer: the custodian is gone
     said = _as_user(made, "-c", ATTACK, *pids)
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip() == "[]"
