@@ -42,7 +42,7 @@ MARK_LIMIT = resource.RLIMIT_RTTIME
 _MAX_DESCRIPTORS = 4096  # of one process that are looked at
 _MAX_CGROUPS = 50_000
 _LISTINGS = 20  # of /proc in one search: whoever forks meanwhile is in the next
-_PASSES = 3
+_AGAIN_SECONDS = 15.0  # in which another pass is begun where a process was left
 
 
 class _Process(NamedTuple):
@@ -91,7 +91,7 @@ def _cgroup_mounts() -> list[str]:
     return [point for root, point, kind in _mounts(_read("/proc/self/mountinfo")) if kind == "cgroup2"]
 
 
-def _cgroups(name: str) -> list[Path]:
+def cgroups(name: str) -> list[Path]:
     """Return the control groups that are named after the allocation, the innermost first."""
     found = []
     for point in _cgroup_mounts():
@@ -264,7 +264,7 @@ def _kill(search: _Search, name: str) -> int:
         for group in groups:
             with contextlib.suppress(OSError):
                 os.killpg(group, signal.SIGKILL)
-        for cgroup in _cgroups(name):
+        for cgroup in cgroups(name):
             with contextlib.suppress(OSError):
                 (cgroup / "cgroup.kill").write_text("1", encoding="ascii")
         asked |= found
@@ -319,11 +319,12 @@ def sweep(name: str, folder: str) -> dict[str, object]:
         raise ValueError("not this allocation's folder")
     search = _Search(name, place)
     killed = 0
-    for _ in range(_PASSES):
+    again = time.monotonic() + _AGAIN_SECONDS
+    while True:
         killed += _kill(search, name)
         for path in _folders(name, place):
             _remove(path)
-        for cgroup in _cgroups(name):
+        for cgroup in cgroups(name):
             with contextlib.suppress(OSError):
                 cgroup.rmdir()  # refused while a process is in it
         processes = []
@@ -332,11 +333,12 @@ def sweep(name: str, folder: str) -> dict[str, object]:
         for look in range(2):  # twice: a process between fork and exec, or a late writer, shows in the second
             if look:
                 time.sleep(0.2)
-            # A control group that cannot be removed has somebody in it, though /proc may not show whom.
-            processes.append(max(len(search.ours()[0]), len(_cgroups(name))))
+            # A control group may have somebody in it whom this PID namespace does not show.
+            held = [b"populated 1" in _read(f"{cgroup}/cgroup.events") for cgroup in cgroups(name)]
+            processes.append(max(len(search.ours()[0]), sum(held)))
             folders.append(len(_folders(name, place)))
             checked.append(round(time.time(), 3))
-        if not any(processes) and not any(folders):
+        if not any(processes) or time.monotonic() > again:
             break
     return {
         "processesLeft": max(processes),

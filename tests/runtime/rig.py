@@ -26,6 +26,7 @@ from glasshouse.attestation.evidence import container_id
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.canonical import b64u, canonical_json
+from glasshouse.remote.sweep_script import cgroups
 from glasshouse.runtime import machine
 from glasshouse.runtime.archive import build_archive
 from glasshouse.sealing.container import fresh_payload_key, seal_package
@@ -257,6 +258,9 @@ def rig(
                     os.kill(pid, signal.SIGKILL)
             for path in made.scratch():
                 shutil.rmtree(path, ignore_errors=True)
+            for cgroup in cgroups(name):
+                with contextlib.suppress(OSError):
+                    cgroup.rmdir()
 
 
 @contextlib.contextmanager

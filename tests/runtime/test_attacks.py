@@ -361,6 +361,7 @@ def test_who_hides_does_not_outlive_its_leg(killed: str) -> None:
     with rig(HIDDEN, params={"sec": seconds}) as made:
         leg = made.launch(seconds=LONG, deadline_sec=LONG)
         leg.until("progress")
+        wait_until(lambda: bool(processes_of(seconds)), 20, "the program in hiding")
         (hidden,) = processes_of(seconds)
         if killed == "both":
             os.kill(leg.guard, signal.SIGSTOP)
