@@ -34,9 +34,15 @@ WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
 MAX_RESULT_BYTES = 4 << 20
 MAX_EVENTS_BYTES = 64 << 20
-# One command a poll: is the result there, or else the leg's process; and what is new in the followed file.
+# One command a poll: is the result there, or else the leg's process (a dead one that nobody reaped, as in a
+# container whose first process does not, can still be signalled); and what is new in the followed file.
 _POLL = """
-if test -f "$1/result.json"; then echo done; elif kill -0 "$5" 2>/dev/null; then echo wait; else echo gone; fi
+if test -f "$1/result.json"; then echo done
+elif ! kill -0 "$5"; then echo gone
+else
+  read -r stat < "/proc/$5/stat"
+  case "${stat##*) }" in Z*|X*) echo gone ;; *) echo wait ;; esac
+fi 2>/dev/null
 tail -c "+$2" "$1/$3" 2>/dev/null | head -c "$4"
 true
 """
@@ -219,7 +225,7 @@ def follow(
         if gone and said == b"gone":  # twice: it may have left its result just after that was looked for
             raise LegError("the leg's process is gone and left no result", code=Code.LOST_LEG)
         gone = said == b"gone"
-        time.sleep(pace.pause())
+        time.sleep(QUICK_SEC if gone else pace.pause())
 
 
 def _poll(pod: Pod, leg_dir: str, offset: int, followed: str, process: int) -> tuple[bytes, bytes]:

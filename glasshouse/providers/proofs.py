@@ -26,11 +26,21 @@ def proof_from_sweep(report: object) -> ReleaseProof:
     return ReleaseProof(
         proof="nonzero" if active else "zero",
         active=active,
-        detail=f"{left} processes left, {folder} (looked twice)",
+        detail=f"{left} processes left, {folder} (looked twice{_means(report)})",
         processes_left=left,
         folder_removed=removed,
         checked_at=tuple(float(moment) for moment in checked),
     )
+
+
+def _means(report: Mapping[object, object]) -> str:
+    """How the sweeper looked for processes, and what it could not look into; "" where it did not say."""
+    cgroup, closed = report.get("cgroup"), report.get("closed")
+    if type(cgroup) is not bool or type(closed) is not int:
+        return ""
+    means = ": command line, environment, resource mark, open files, mounts, sessions and parents; "
+    means += "control groups" if cgroup else "no control group can be made here"
+    return means + (f"; {closed} processes of the account are closed to it" if closed > 0 else "")
 
 
 def unknown(detail: str) -> ReleaseProof:

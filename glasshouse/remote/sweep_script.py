@@ -3,19 +3,25 @@
 Run on the far side as source text (`python -I - NAME FOLDER < sweep_script.py`), and called in process by the
 local provider, so that both prove the same thing. Standard library only, nothing of ours is imported.
 
-A process is ours when the allocation name stands in its command line, when its working folder lies in the pod
-folder, when such a process is its ancestor, or when such a process leads its session. The sweeper and its
-ancestors (sshd, the shell that started it) are never touched.
+A process is ours when one of these names the allocation: its command line, its environment, its resource
+limits (MARK_LIMIT), its control group, what it has as /dev/shm, its memory maps, its current or root folder
+or a file that it has open, deleted or not; when such a process is its ancestor or leads its session; or when
+the leader of its session is gone and such a process is in it. The sweeper and its ancestors (sshd, the shell
+that started it) are never touched.
 
-Prints one JSON object: {"processesLeft", "folderRemoved", "killed", "checkedAt": [unix seconds, twice]}.
+Prints one JSON object: {"processesLeft", "folderRemoved", "killed", "checkedAt": [unix seconds, twice],
+"cgroup": whether legs can have a control group here, "closed": how many of this user's other processes could
+not be looked into}.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,57 +34,207 @@ from typing import NamedTuple
 NAME = re.compile(r"gh-[A-Za-z0-9][A-Za-z0-9\-]{10,80}\Z")
 SCRATCH = ("/dev/shm", "/tmp", "/var/tmp")  # noqa: S108  only entries whose name begins with the allocation's
 TERM_SECONDS = 3.0
+# In the environment of what a leg starts. A shell's own memory of where somebody was says nothing.
+VARIABLE = "GLASSHOUSE_ALLOCATION"
+_PLACES = (b"PWD=", b"OLDPWD=")
+# The limit that carries the mark: for real-time processes alone, and longer than any of them lives.
+MARK_LIMIT = resource.RLIMIT_RTTIME
+_MAX_DESCRIPTORS = 4096  # of one process that are looked at
+_MAX_CGROUPS = 50_000
+_LISTINGS = 20  # of /proc in one search: whoever forks meanwhile is in the next
+_AGAIN_SECONDS = 15.0  # in which another pass is begun where a process was left
 
 
 class _Process(NamedTuple):
     parent: int
+    group: int
     session: int
-    line: str
-    folder: str
+    ours: bool
 
 
-def _processes() -> dict[int, _Process]:
-    """Return every living process by pid."""
-    table = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+def mark(name: str) -> int:
+    """Return the number that stands for allocation `name` in the resource limits of its processes.
+
+    Limits pass to whatever a process forks or executes, whichever session, folder or environment it then
+    takes; anybody may read them. Between 2**61 and 2**62 microseconds: it limits nothing.
+    """
+    digest = hashlib.sha256(b"glasshouse/mark/v1\0" + name.encode()).digest()
+    return 1 << 61 | int.from_bytes(digest[:7], "big")
+
+
+def own_cgroup() -> Path | None:
+    """Return the folder of this process's control group, where it may make others beneath; cgroup v2 only."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        path = next(line.removeprefix("0::") for line in lines if line.startswith("0::/"))
+    except (OSError, StopIteration):
+        return None
+    for point in _cgroup_mounts():
+        place = Path(f"{point}{path}")
+        if (place / "cgroup.procs").exists() and os.access(place, os.W_OK):
+            return place
+    return None
+
+
+def _mounts(text: bytes) -> list[tuple[str, str, str]]:
+    """(root, mount point, type) of each line of a mountinfo."""
+    found = []
+    for line in text.decode("utf-8", "replace").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if len(fields) >= 5 and kind:
+            found.append((fields[3], fields[4].replace("\\040", " "), kind[0]))
+    return found
+
+
+def _cgroup_mounts() -> list[str]:
+    return [point for root, point, kind in _mounts(_read("/proc/self/mountinfo")) if kind == "cgroup2"]
+
+
+def cgroups(name: str) -> list[Path]:
+    """Return the control groups that are named after the allocation, the innermost first."""
+    found = []
+    for point in _cgroup_mounts():
+        for count, (place, inner, _) in enumerate(os.walk(point)):
+            found += [Path(place, entry) for entry in inner if entry.startswith(name)]
+            if count > _MAX_CGROUPS:
+                break
+    return sorted(found, key=lambda path: -len(path.parts))
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def _link(path: str) -> str:
+    try:
+        return str(Path(path).readlink()).removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+class _Search:
+    """Looks for the processes of one allocation."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._text = name
+        self._name = name.encode()
+        self._mark = str(mark(name)).encode()
+        self._inside = f"{folder}/"
+        self._scratch = tuple(f"{base}/{name}" for base in SCRATCH)
+        self._user = os.geteuid()
+        self._namespaces: dict[str, bool] = {}
+        self.closed = 0
+
+    def all(self) -> dict[int, _Process]:
+        """Return every living process by pid."""
+        self.closed = 0
+        self._namespaces = {}
+        table: dict[int, _Process] = {}
+        seen: set[int] = set()
+        for _ in range(_LISTINGS):
+            new = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - seen  # noqa: PTH208  fast
+            if not new:
+                break
+            seen |= new
+            for pid in sorted(new, reverse=True):  # the youngest first: they may not be there for long
+                process = self._look(pid)
+                if process is not None:
+                    table[pid] = process
+        return table
+
+    def _look(self, pid: int) -> _Process | None:
         try:
-            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
             if fields[0] in (b"Z", b"X"):
-                continue  # dead, waiting to be reaped by its parent: runs nothing, holds no memory
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except (OSError, IndexError):
-            continue
+                return None  # dead, waiting to be reaped by its parent: runs nothing, holds no memory
+            parent, group, session = (int(field) for field in fields[1:4])
+        except (IndexError, ValueError):
+            return None
+        return _Process(parent, group, session, self._ours(f"/proc/{pid}"))
+
+    def _ours(self, place: str) -> bool:
+        # The first three can be read of any process; the others are refused for another user's, or a
+        # hardened one.
+        if any(self._name in _read(f"{place}/{file}") for file in ("cmdline", "cgroup")):
+            return True
+        if self._mark in _read(f"{place}/limits").split():
+            return True
         try:
-            folder = str((entry / "cwd").readlink())
+            environment = Path(place, "environ").read_bytes().split(b"\0")
         except OSError:
-            folder = ""  # another user's, or hardened: the command line alone decides
-        table[int(entry.name)] = _Process(int(fields[1]), int(fields[3]), line, folder)
-    return table
+            self.closed += self._owned(place)
+            environment = []
+        if any(self._name in entry and not entry.startswith(_PLACES) for entry in environment):
+            return True
+        if any(self._within(_link(f"{place}/{link}")) for link in ("cwd", "root", "exe")):
+            return True
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"{place}/fd")[:_MAX_DESCRIPTORS]:  # noqa: PTH208
+                if self._within(_link(f"{place}/fd/{descriptor}")):
+                    return True
+        return self._name in _read(f"{place}/maps") or self._mounted(place)
+
+    def _within(self, path: str) -> bool:
+        return f"{path}/".startswith(self._inside) or path.startswith(self._scratch)
+
+    def _mounted(self, place: str) -> bool:
+        """Whether something of the allocation is mounted where the process is: its own /dev/shm."""
+        namespace = _link(f"{place}/ns/mnt")
+        if not namespace:
+            return False
+        if namespace not in self._namespaces:
+            mounts = _mounts(_read(f"{place}/mountinfo"))
+            # No other mount says anything: what is mounted in the pod folder may spread to every namespace.
+            self._namespaces[namespace] = any(
+                point == SCRATCH[0] and root.lstrip("/").startswith(self._text) for root, point, _ in mounts
+            )
+        return self._namespaces[namespace]
+
+    def _owned(self, place: str) -> bool:
+        """Whether a process is this user's (of a hardened one, its folder in /proc does not say so)."""
+        for line in _read(f"{place}/status").splitlines():
+            if line.startswith(b"Uid:"):
+                return int(line.split()[1]) == self._user
+        return False
+
+    def ours(self) -> tuple[set[int], set[int]]:
+        """Return the pids that belong to the allocation, and the process groups that hold nobody else."""
+        table = self.all()
+        spared = {0, 1}
+        pid = os.getpid()
+        while pid in table and pid not in spared:
+            spared.add(pid)
+            pid = table[pid].parent
+        found = {pid for pid, process in table.items() if process.ours} - spared
+        while True:
+            orphaned = {session for session in {table[pid].session for pid in found} if _gone(session)}
+            grown = {
+                pid
+                for pid, process in table.items()
+                if process.parent in found or process.session in found or process.session in orphaned
+            } - spared
+            if grown <= found:
+                break
+            found |= grown
+        groups = {table[pid].group for pid in found}
+        return found, groups - {process.group for pid, process in table.items() if pid not in found} - {0, 1}
 
 
-def _ours(name: str, folder: Path) -> set[int]:
-    """Return the pids that belong to allocation `name`."""
-    table = _processes()
-    spared = {0, 1}
-    pid = os.getpid()
-    while pid in table and pid not in spared:
-        spared.add(pid)
-        pid = table[pid].parent
-    inside = f"{folder}/"
-    found = {
-        pid
-        for pid, process in table.items()
-        if name in process.line or (process.folder.removesuffix(" (deleted)") + "/").startswith(inside)
-    } - spared
-    while True:
-        grown = {
-            pid for pid, process in table.items() if process.parent in found or process.session in found
-        } - spared
-        if grown <= found:
-            return found
-        found |= grown
+def _gone(session: int) -> bool:
+    """Whether a session's leader is no more; a leader outside this PID namespace (0) is not known to be."""
+    if session <= 1:
+        return False
+    try:
+        os.kill(session, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _signal(pids: set[int], number: int) -> None:
@@ -87,12 +243,12 @@ def _signal(pids: set[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _kill(name: str, folder: Path) -> int:
+def _kill(search: _Search, name: str) -> int:
     """SIGTERM, then SIGKILL to what is left after TERM_SECONDS; return how many were asked to go."""
     asked: set[int] = set()
     deadline = time.monotonic() + TERM_SECONDS
     while time.monotonic() < deadline:
-        found = _ours(name, folder)
+        found, _ = search.ours()
         if not found:
             return len(asked)
         _signal(found - asked, signal.SIGTERM)
@@ -100,21 +256,24 @@ def _kill(name: str, folder: Path) -> int:
         asked |= found
         time.sleep(0.05)
     for _ in range(40):
-        found = _ours(name, folder)
+        found, groups = search.ours()
         if not found:
             break
         _signal(found, signal.SIGKILL)
+        # A group, and a control group, are killed in one: also who has forked since the list was read.
+        for group in groups:
+            with contextlib.suppress(OSError):
+                os.killpg(group, signal.SIGKILL)
+        for cgroup in cgroups(name):
+            with contextlib.suppress(OSError):
+                (cgroup / "cgroup.kill").write_text("1", encoding="ascii")
         asked |= found
         time.sleep(0.05)
     return len(asked)
 
 
 def _mounts_under(folder: Path) -> list[str]:
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    points = [line.split()[4].replace("\\040", " ") for line in lines]
+    points = [point for _, point, _ in _mounts(_read("/proc/self/mountinfo"))]
     return [point for point in points if f"{point}/".startswith(f"{folder}/")]
 
 
@@ -158,23 +317,36 @@ def sweep(name: str, folder: str) -> dict[str, object]:
     place = Path(folder).absolute().parent.resolve() / Path(folder).name
     if place.name != name:
         raise ValueError("not this allocation's folder")
-    killed = _kill(name, place)
-    for path in _folders(name, place):
-        _remove(path)
-    processes = []
-    folders = []
-    checked = []
-    for look in range(2):  # twice: a process between fork and exec, or a late writer, shows in the second
-        if look:
-            time.sleep(0.2)
-        processes.append(len(_ours(name, place)))
-        folders.append(len(_folders(name, place)))
-        checked.append(round(time.time(), 3))
+    search = _Search(name, place)
+    killed = 0
+    again = time.monotonic() + _AGAIN_SECONDS
+    while True:
+        killed += _kill(search, name)
+        for path in _folders(name, place):
+            _remove(path)
+        for cgroup in cgroups(name):
+            with contextlib.suppress(OSError):
+                cgroup.rmdir()  # refused while a process is in it
+        processes = []
+        folders = []
+        checked = []
+        for look in range(2):  # twice: a process between fork and exec, or a late writer, shows in the second
+            if look:
+                time.sleep(0.2)
+            # A control group may have somebody in it whom this PID namespace does not show.
+            held = [b"populated 1" in _read(f"{cgroup}/cgroup.events") for cgroup in cgroups(name)]
+            processes.append(max(len(search.ours()[0]), sum(held)))
+            folders.append(len(_folders(name, place)))
+            checked.append(round(time.time(), 3))
+        if not any(processes) or time.monotonic() > again:
+            break
     return {
         "processesLeft": max(processes),
         "folderRemoved": max(folders) == 0,
         "killed": killed,
         "checkedAt": checked,
+        "cgroup": own_cgroup() is not None,
+        "closed": search.closed,
     }
 
 

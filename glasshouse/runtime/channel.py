@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from glasshouse.canonical import record_json
 from glasshouse.codes import Code, known
 from glasshouse.errors import LegError
+from glasshouse.runtime.peers import PeerDiedError, Peers
 
 MAX_FRAME = 4 << 20
 MAX_DESCRIPTORS = 16
@@ -36,10 +37,14 @@ class Message(NamedTuple):
 
 
 class Channel:
-    """One end of a Unix stream socket between two roles."""
+    """One end of a Unix stream socket between two roles.
+
+    `peers`: whose death ends a wait, too; the channel then counts as closed, once all that was said is read.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.peers: Peers | None = None
 
     def fileno(self) -> int:
         """Return the descriptor, for select."""
@@ -97,7 +102,7 @@ class Channel:
         # recvmsg with exactly one data byte, so that no byte of the next frame is swallowed.
         size = array.array("i").itemsize
         try:
-            self.sock.settimeout(timeout)
+            self._await(timeout)
             _, ancillary, _, _ = self.sock.recvmsg(1, socket.CMSG_LEN(count * size))
         except TimeoutError as error:
             raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT) from error
@@ -111,19 +116,25 @@ class Channel:
             os.set_inheritable(descriptor, False)
         return list(descriptors)
 
+    def _await(self, timeout: float | None) -> None:
+        """Have the next read end in time, and not outlast a peer. Raises ChannelClosedError."""
+        self.sock.settimeout(timeout)
+        if self.peers is not None:
+            try:
+                self.peers.wait(self.sock.fileno(), timeout)
+            except PeerDiedError as error:
+                raise ChannelClosedError(str(error)) from error
+
     def _exactly(self, size: int, deadline: float | None) -> bytearray:
         data = bytearray(size)
         view = memoryview(data)
         have = 0
         while have < size:
-            if deadline is not None:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT)
-                self.sock.settimeout(remaining)
-            else:
-                self.sock.settimeout(None)
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT)
             try:
+                self._await(remaining)
                 count = self.sock.recv_into(view[have:])
             except TimeoutError as error:
                 raise LegError("a process of the leg did not answer", code=Code.RUNTIME_TIMEOUT) from error

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from glasshouse.runtime import freed
-from glasshouse.runtime.params import read_launch
+from glasshouse.runtime import freed, guard
+from glasshouse.runtime.params import LaunchParams, read_launch
 from glasshouse.sealing.memory import overwrite
 
 
@@ -41,16 +41,10 @@ def main(argv: list[str]) -> int:
         if os.fork() != 0:
             overwrite(launch.ticket)
             os._exit(0)
-        _detach(folder)
-        os.write(write_end, str(os.getpid()).encode())
-        os.close(write_end)
         code = 1
         try:
-            if launch.arm == "protected":
-                from glasshouse.runtime.supervisor import supervise as leg  # noqa: PLC0415 -- one arm's code per process
-            else:
-                from glasshouse.runtime.raw import mind as leg  # noqa: PLC0415
-            leg(launch, folder)
+            _detach(folder)
+            guard.keep(_leg, launch, folder, write_end)
             code = 0
         finally:
             os._exit(code)
@@ -61,6 +55,14 @@ def main(argv: list[str]) -> int:
         detached = int(stream.read() or b"0")
     print(json.dumps({"pid": detached}))  # noqa: T201 -- the answer to the controller
     return 0 if detached else 1
+
+
+def _leg(launch: LaunchParams, folder: Path, guard_pid: int) -> None:
+    if launch.arm == "protected":
+        from glasshouse.runtime.supervisor import supervise as leg  # noqa: PLC0415 -- one arm's code per process
+    else:
+        from glasshouse.runtime.raw import mind as leg  # noqa: PLC0415
+    leg(launch, folder, guard_pid)
 
 
 def _detach(folder: Path) -> None:

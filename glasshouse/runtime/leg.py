@@ -24,15 +24,17 @@ from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
-from glasshouse.runtime.linux import is_tmpfs
+from glasshouse.runtime.guard import scratch_prefix
+from glasshouse.runtime.linux import SHM, is_tmpfs
 from glasshouse.runtime.params import LaunchParams
+from glasshouse.runtime.peers import Peers
 from glasshouse.runtime.residue import Needle
 from glasshouse.runtime.results import NeedleReport, ProtectedEnd, RawEnd
+from glasshouse.runtime.strays import kill_strays
 from glasshouse.sealing.outputs import seal_outputs
 from glasshouse.sealing.packing import write_all
 
 MAX_LOG_BYTES = 4 << 20
-STRAY_TIMEOUT_SEC = 10.0
 
 
 class Leg:
@@ -55,6 +57,7 @@ class Leg:
         self.reason_codes: list[str] = []
         self.timings: dict[str, float] = {}
         self.children: set[int] = set()
+        self.peers = Peers()  # whose death ends the leg
         self.exits: dict[str, int] = {}
         self.needles: list[NeedleReport] = []  # as recorded: classes and counts, no bytes
         self.live_needles: list[Needle] = []
@@ -97,10 +100,10 @@ class Leg:
 
 def scratch_folder(launch: LaunchParams) -> Path:
     """Name the per-run folder the trainer may write: on tmpfs where there is one."""
-    base = Path("/dev/shm")  # noqa: S108 -- a tmpfs that is per boot and never swapped to a file of ours
+    base = SHM  # a tmpfs that is per boot and never swapped to a file of ours
     if not (base.is_dir() and is_tmpfs(base) and os.access(base, os.W_OK)):
         base = Path(launch.leg_dir)
-    return base / f"{launch.allocation}-{launch.leg}-{launch.launch}-{secrets.token_hex(4)}"
+    return base / f"{scratch_prefix(launch)}{secrets.token_hex(4)}"
 
 
 def end(leg: Leg) -> None:
@@ -134,44 +137,6 @@ def end(leg: Leg) -> None:
         timings=leg.timings,
     )
     write_result(leg.folder, ended)
-
-
-def kill_strays() -> int:
-    """Kill and reap everything below this subreaper; return how many there were.
-
-    A workload may have started processes that outlive it, with its data in their memory. Raises
-    LegError(Code.PROCESS_STUCK) where one does not end in STRAY_TIMEOUT_SEC.
-    """
-    deadline = time.monotonic() + STRAY_TIMEOUT_SEC
-    reaped = 0
-    while time.monotonic() < deadline:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return reaped
-        if pid:
-            reaped += 1
-            continue
-        for child in _children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
-    raise LegError("a process did not end", code=Code.PROCESS_STUCK)
-
-
-def _children() -> list[int]:
-    """Pids of this process's children, from each process's own word where the kernel keeps no list."""
-    own = os.getpid()
-    try:
-        text = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii")
-        return [int(child) for child in text.split()]
-    except OSError:
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == own:
-                    found.append(int(stat.parent.name))
-        return found
 
 
 def _seal_log(leg: Leg) -> None:

@@ -1,8 +1,8 @@
 """Launch parameters: what the controller puts on a launch's standard input, once, over SSH.
 
 One line of JSON, and behind it, for a protected leg, the 32 bytes of its ticket: the one secret here. They
-stand apart from the text so that they can be wiped: no parser makes a string of them. Nothing of what is
-read here ever reaches argv, the environment or a file.
+stand apart from the text so that they can be wiped: no parser makes a string of them. They never reach argv,
+the environment or a file; of the rest only names do, such as the allocation's, by which a sweep finds a leg.
 """
 
 from __future__ import annotations

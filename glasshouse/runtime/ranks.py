@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
+from glasshouse.runtime.peers import PeerDiedError, Peers
 from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.session import Report, Session
 from glasshouse.runtime.wipe import wipe_tensors
@@ -37,9 +39,10 @@ Build = Callable[[], Session]
 class RankedSession:
     """Rank 0's session, which takes the other ranks along at every unit."""
 
-    def __init__(self, session: Session, others: list[tuple[Channel, int]]) -> None:
+    def __init__(self, session: Session, others: list[tuple[Channel, int]], watch: _Watch) -> None:
         self._session = session
         self._others = others
+        self._watch = watch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -56,6 +59,7 @@ class RankedSession:
         They must be gone before rank 0 wipes the package: until then they share its pages, and a page that
         is overwritten in one process stays as it was in the other.
         """
+        self._watch.stop()
         total, cache = Wiped(), "none"
         for channel, pid in self._others:
             channel.send("end")
@@ -73,6 +77,32 @@ class RankedSession:
                 raise LegError("a rank did not end well", code=Code.RANK_FAILED)
         self._others = []
         return replace(total, cache=cache)
+
+
+class _Watch(threading.Thread):
+    """Reports a rank that died, from beside rank 0, which may wait for it in a collective without end."""
+
+    def __init__(self, pids: list[int], report: Report) -> None:
+        super().__init__(name="ranks", daemon=True)
+        self._report = report
+        self._peers = Peers()
+        for pid in pids:
+            self._peers.watch(f"process {pid}", pid)
+        self._told, self._tell = os.pipe()
+        self.start()
+
+    def run(self) -> None:
+        """Wait for a rank's death, or to be told to stop."""
+        try:
+            self._peers.wait(self._told, None)
+        except PeerDiedError:
+            with contextlib.suppress(ChannelClosedError):
+                self._report("failed", {"code": Code.RANK_FAILED})
+
+    def stop(self) -> None:
+        """From now on ranks may end."""
+        os.write(self._tell, b"x")
+        self.join()
 
 
 def build(make: Build, count: int, report: Report) -> RankedSession:
@@ -94,10 +124,11 @@ def build(make: Build, count: int, report: Report) -> RankedSession:
         theirs.close()
         others.append((ours, pid))
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0"
+    watch = _Watch([pid for _, pid in others], report)
     session = make()
     for channel, _ in others:
         channel.expect("built", BUILD_TIMEOUT_SEC)
-    return RankedSession(session, others)
+    return RankedSession(session, others, watch)
 
 
 def _environment(count: int) -> None:

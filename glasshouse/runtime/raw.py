@@ -24,19 +24,24 @@ from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import harness
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
-from glasshouse.runtime.leg import kill_strays, write_result
+from glasshouse.runtime.leg import write_result
 from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.params import LaunchParams
+from glasshouse.runtime.peers import Peers
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.results import RawEnd
+from glasshouse.runtime.strays import kill_strays
 from glasshouse.sealing.container import TensorSpec
 
 INDEX_FILE = "index.json"
 WEIGHTS_FILE = "weights.bin"
 
 
-def mind(launch: LaunchParams, folder: Path) -> None:
-    """Run one raw launch; result.json is in `folder` when it returns, the raw folder is gone."""
+def mind(launch: LaunchParams, folder: Path, guard: int) -> None:
+    """Run one raw launch; result.json is in `folder` when it returns, the raw folder is gone.
+
+    `guard`: pid of the parent, whose death ends the leg, like the trainer's.
+    """
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     raw = Path(launch.raw_dir)
@@ -46,11 +51,17 @@ def mind(launch: LaunchParams, folder: Path) -> None:
     try:
         channel, other = channel_pair()
         minder = os.getpid()
-        if os.fork() == 0:
+        trainer = os.fork()
+        if trainer == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             channel.close()
             _trainer(other, launch, raw, minder)
         other.close()
+        channel.peers = Peers()
+        channel.peers.watch("guard", guard)
+        channel.peers.watch("trainer", trainer)
+        if os.getppid() != guard:  # it died before it was watched
+            raise ChannelClosedError("guard")
         result, code = _follow(channel, deadline, folder, raw), None
     except LegError as error:
         late = error.code == Code.RUNTIME_TIMEOUT and time.monotonic() >= deadline

@@ -1,7 +1,8 @@
-"""The supervisor: root of a protected leg on the pod.
+"""The supervisor: does a protected leg on the pod.
 
-Subreaper of custodian, trainer and sealer; holds the event key; gathers evidence; signs events;
-scans the others' memory; ends the leg whatever happens. No torch, no payload key.
+Below the guard, which cleans up where this one is killed. Subreaper of custodian, trainer and sealer; holds
+the event key; gathers evidence; signs events; scans the others' memory; ends the leg whatever happens. No
+torch, no payload key.
 
     ticket (stdin) -> custodian, request -> challenge -> evidence -> grant -> unseal -> fork trainer
     -> train -> seal outputs -> needles, wipe, scan -> reap -> last event -> result file
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +34,7 @@ from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.events import EventWriter
-from glasshouse.runtime.leg import Leg, OutputDrain, drain_log, end, kill_strays
+from glasshouse.runtime.leg import Leg, OutputDrain, drain_log, end
 from glasshouse.runtime.linux import (
     PR_SET_CHILD_SUBREAPER,
     harden,
@@ -42,8 +44,10 @@ from glasshouse.runtime.linux import (
     secret_memory,
 )
 from glasshouse.runtime.params import LaunchParams
+from glasshouse.runtime.peers import PeerDiedError
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
 from glasshouse.runtime.results import NeedleReport, Zeroized
+from glasshouse.runtime.strays import kill_strays
 from glasshouse.runtime.trainer import Plumbing
 from glasshouse.sealing.memory import overwrite
 
@@ -52,13 +56,16 @@ MAX_NEEDLES = 64
 MAX_EVENTS = 200_000  # four days of progress; the controller reads no more than 64 MiB of them
 
 
-def supervise(launch: LaunchParams, folder: Path) -> None:
-    """Run one protected launch; everything it has to say is in `folder` when it returns."""
+def supervise(launch: LaunchParams, folder: Path, guard: int) -> None:
+    """Run one protected launch; everything it has to say is in `folder` when it returns.
+
+    `guard`: pid of the parent, whose death ends the leg, like that of any role.
+    """
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     leg = Leg(launch, folder)
     try:
-        _lifecycle(leg)
+        _lifecycle(leg, guard)
         leg.status, leg.code = "complete", None
     except AttestationError as error:
         leg.code = Code.ATTESTATION_REFUSED
@@ -69,7 +76,7 @@ def supervise(launch: LaunchParams, folder: Path) -> None:
     except LegError as error:
         late = error.code == Code.RUNTIME_TIMEOUT and time.monotonic() >= leg.deadline
         leg.code = Code.LEG_DEADLINE if late else error.code
-    except ChannelClosedError:
+    except (ChannelClosedError, PeerDiedError):
         leg.code = Code.PROCESS_DIED
     except OSError as error:
         leg.code = Code.RUNTIME_OS_ERROR
@@ -84,7 +91,7 @@ def _terminated(_signal: int, _frame: object) -> None:
     raise LegError("the leg was told to end", code=Code.TERMINATED)
 
 
-def _lifecycle(leg: Leg) -> None:
+def _lifecycle(leg: Leg, guard: int) -> None:
     launch = leg.launch
     leg.scratch.mkdir(mode=0o700)
     custodian_channel, custodian_end = channel_pair()
@@ -104,6 +111,12 @@ def _lifecycle(leg: Leg) -> None:
         plumbing = Plumbing(trainer_end, log_write, out_write, str(leg.scratch), supervisor)
         custodian.main(custodian_end, launch, plumbing)
     leg.children.add(pid)
+    # After the fork: no other role holds these.
+    leg.peers.watch("guard", guard)
+    leg.peers.watch("custodian", pid)
+    if os.getppid() != guard:  # it died before it was watched
+        raise PeerDiedError("guard")
+    custodian_channel.peers = trainer_channel.peers = leg.peers
     custodian_end.close()
     trainer_end.close()
     os.close(log_write)
@@ -139,6 +152,7 @@ def _lifecycle(leg: Leg) -> None:
     custodian_channel.close()
 
     wiped, sealed = _train(leg, trainer_channel, outputs)
+    leg.peers.forget("trainer")
     leg.exits["trainer"] = _reap(trainer_pid)
     leg.children.discard(trainer_pid)
     # Whatever the workload left running holds its data, too, and keeps the log open.
@@ -179,21 +193,26 @@ def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
 def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
     launch = leg.launch
     assert leg.event_key is not None
-    challenge = fetch_challenge(
-        launch.broker_port,
-        request,
-        launch.where,
-        launch.broker_public,
-        public_bytes_of(leg.event_key),
-        timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
+    event_public = public_bytes_of(leg.event_key)
+    challenge = leg.peers.during(
+        lambda: fetch_challenge(
+            launch.broker_port,
+            request,
+            launch.where,
+            launch.broker_public,
+            event_public,
+            timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
+        )
     )
     evidence = make_evidence(_claims(leg, kem_public, challenge).to_json(), leg.event_key)
-    return submit_evidence(
-        launch.broker_port,
-        evidence,
-        challenge,
-        launch.broker_public,
-        timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
+    return leg.peers.during(
+        lambda: submit_evidence(
+            launch.broker_port,
+            evidence,
+            challenge,
+            launch.broker_public,
+            timeout=min(STEP_TIMEOUT_SEC, leg.remaining()),
+        )
     )
 
 
@@ -278,10 +297,12 @@ def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Rel
     leg.needles = [replace(_summary(keys, needle.klass), where="custodian") for needle in keys]
     leg.event("unsealed", {**body, "keyResidue": leg.needles})
     channel.send("continue")
-    forked = channel.expect("forked", STEP_TIMEOUT_SEC).body
+    trainer_pid = int(channel.expect("forked", STEP_TIMEOUT_SEC).body["pid"])
+    leg.peers.forget("custodian")  # it exits
+    leg.peers.watch("trainer", trainer_pid)
     # Kept for the trainer's scan: it inherited whatever the custodian left behind.
     leg.live_needles = needles
-    return int(forked["pid"])
+    return trainer_pid
 
 
 def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> _Trained:
@@ -303,7 +324,8 @@ def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> _Trained:
             leg.event(kind, body)
         elif kind == "sealed-outputs":
             began = time.monotonic()
-            outputs.take(int(body["bytes"]), str(body["ciphertextSha256"]), STEP_TIMEOUT_SEC)
+            size, digest = int(body["bytes"]), str(body["ciphertextSha256"])
+            leg.peers.during(partial(outputs.take, size, digest, STEP_TIMEOUT_SEC))
             leg.timings["sealOutputsSec"] = body.pop("sealSec")
             sealed = dict(body)
             leg.event(kind, body)

@@ -82,10 +82,12 @@ def test_a_result_is_believed_by_its_form_only(pod: Pod, tmp_path: Path) -> None
             _followed(pod, tmp_path, other)
 
 
-def test_a_leg_whose_process_is_gone_is_not_waited_for(pod: Pod, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_leg_whose_process_is_gone_is_not_waited_for(pod: Pod, tmp_path: Path, reaped: bool) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         threading.Timer(1.0, process.kill).start()
-        threading.Thread(target=process.wait).start()  # or it stays, as what its parent has not asked about
+        if reaped:  # or it stays, as in a container whose first process asks about nobody
+            threading.Thread(target=process.wait).start()
         began = time.monotonic()
         with pytest.raises(LegError) as error:
             _followed(pod, tmp_path, ..., process.pid)

@@ -26,6 +26,7 @@ from glasshouse.attestation.evidence import container_id
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.canonical import b64u, canonical_json
+from glasshouse.remote.sweep_script import cgroups
 from glasshouse.runtime import machine
 from glasshouse.runtime.archive import build_archive
 from glasshouse.sealing.container import fresh_payload_key, seal_package
@@ -47,16 +48,17 @@ POLICY = Policy(
 
 @dataclass
 class Launched:
-    """A leg that was launched: its supervisor's pid and its folder."""
+    """A leg that was launched: its supervisor's pid, its guard's, and its folder."""
 
     pid: int
+    guard: int
     folder: Path
     names: dict[str, str]
 
     def wait(self, seconds: float = 40) -> dict[str, Any]:
         wait_until((self.folder / "result.json").exists, seconds, "result.json")
         result = json.loads((self.folder / "result.json").read_bytes())
-        wait_until(lambda: not alive(self.pid), 5, "the supervisor's end")
+        wait_until(lambda: not alive(self.pid) and not alive(self.guard), 5, "the supervisor's end")
         return dict(result)
 
     def events(self) -> list[dict[str, Any]]:
@@ -78,11 +80,13 @@ class Launched:
         wait_until(there, seconds, kind)
 
     def processes(self) -> list[int]:
-        """Every living process of the leg, the supervisor first."""
-        return sorted(processes_of(str(self.folder)), key=lambda pid: (pid != self.pid, pid))
+        """Every living process of the leg, the supervisor first, its guard next."""
+        first = [self.pid, self.guard]
+        found = set(processes_of(str(self.folder)))
+        return [pid for pid in first if pid in found] + sorted(found.difference(first))
 
     def children(self) -> list[int]:
-        return [pid for pid in self.processes() if pid != self.pid]
+        return [pid for pid in self.processes() if pid not in (self.pid, self.guard)]
 
     @property
     def log(self) -> str:
@@ -178,7 +182,9 @@ class Rig:
         )
         assert done.returncode == 0, done.stderr.decode()
         pid = json.loads(done.stdout.splitlines()[-1])["pid"]
-        return Launched(pid, folder, {"run": self.run, "leg": "s000", "launch": str(launch)})
+        # 0: it is gone already, and so is the supervisor.
+        guard = next((found for found in processes_of(str(folder)) if pid in _children_of(found)), 0)
+        return Launched(pid, guard, folder, {"run": self.run, "leg": "s000", "launch": str(launch)})
 
     def open(self, leg: Launched, name: str) -> Any:
         """Open sealed outputs or log as their owner."""
@@ -252,6 +258,9 @@ def rig(
                     os.kill(pid, signal.SIGKILL)
             for path in made.scratch():
                 shutil.rmtree(path, ignore_errors=True)
+            for cgroup in cgroups(name):
+                with contextlib.suppress(OSError):
+                    cgroup.rmdir()
 
 
 @contextlib.contextmanager
@@ -304,6 +313,13 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in (b"Z", b"X")
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def processes_of(text: str) -> list[int]:

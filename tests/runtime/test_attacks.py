@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -28,7 +29,7 @@ from glasshouse.errors import AttestationError
 from glasshouse.remote.sweep_script import sweep
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
-from tests.runtime.rig import POLICY, Launched, Rig, forms, rig, wait_until
+from tests.runtime.rig import POLICY, Launched, Rig, alive, forms, processes_of, rig, wait_until
 
 # --- through the port -----------------------------------------------------------------------
 
@@ -225,26 +226,58 @@ def _no_answer() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-@pytest.mark.parametrize("stage", ["attesting", "training", "zeroizing", "daemon"])
-def test_a_killed_supervisor_takes_its_processes_with_it(stage: str) -> None:
-    source = {"zeroizing": STUCK_AT_THE_END, "daemon": DAEMON}.get(stage, "")
-    with rig(source) as made, _no_answer() as deaf:
-        if stage == "attesting":
-            leg = made.launch(broker_port=deaf.getsockname()[1])
-            wait_until(lambda: len(leg.processes()) == 2, 10, "the custodian")
-        else:
-            leg = made.launch(seconds=0.1 if stage == "zeroizing" else 20)
-            leg.until("sealed-outputs" if stage == "zeroizing" else "progress")
-        children = leg.children()
-        assert children
+# Far beyond what any test waits: whoever notices a death only when the leg's time is over fails.
+LONG = 600
+
+
+def _launched(made: Rig, stage: str, deaf: socket.socket) -> Launched:
+    """Launch a leg and wait until it is in `stage`."""
+    if stage == "attesting":
+        leg = made.launch(broker_port=deaf.getsockname()[1], deadline_sec=LONG)
+        wait_until(lambda: len(leg.children()) == 1, 10, "the custodian")
+    else:
+        leg = made.launch(seconds=0.1 if stage == "zeroizing" else LONG, deadline_sec=LONG)
+        leg.until("sealed-outputs" if stage == "zeroizing" else "progress")
+    assert leg.children()
+    assert leg.guard
+    return leg
+
+
+STAGES = ["attesting", "training", "zeroizing", "daemon"]
+SOURCES = {"zeroizing": STUCK_AT_THE_END, "daemon": DAEMON}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_supervisor_leaves_no_process_and_no_scratch_folder(stage: str) -> None:
+    with rig(SOURCES.get(stage, "")) as made, _no_answer() as deaf:
+        leg = _launched(made, stage, deaf)
         os.kill(leg.pid, signal.SIGKILL)
-        if stage == "daemon":
-            # Its own session, reparented to init: what the pod's sweep is for.
-            wait_until(lambda: len(leg.processes()) <= 1, 5, "the trainer's end")
-        else:
-            wait_until(lambda: leg.processes() == [], 5, f"the end of {children}")
-        assert made.scratch()  # nobody was left to remove it
+        wait_until(lambda: leg.processes() == [], 20, "the end of all processes")
+        assert made.scratch() == []
         assert not (leg.folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_guard_ends_the_leg_with_a_result(stage: str) -> None:
+    with rig(SOURCES.get(stage, "")) as made, _no_answer() as deaf:
+        leg = _launched(made, stage, deaf)
+        os.kill(leg.guard, signal.SIGKILL)
+        result = leg.wait()
+        assert (result["status"], result["code"]) == ("failed", "process-died")
+        assert leg.processes() == []
+        assert made.scratch() == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_left_where_guard_and_supervisor_are_killed_at_once_goes_with_the_sweep(stage: str) -> None:
+    with rig(SOURCES.get(stage, "")) as made, _no_answer() as deaf:
+        leg = _launched(made, stage, deaf)
+        os.kill(leg.guard, signal.SIGSTOP)
+        os.kill(leg.pid, signal.SIGKILL)
+        os.kill(leg.guard, signal.SIGKILL)
+        # A daemon has its own session, and init as its parent.
+        wait_until(lambda: len(leg.processes()) == (stage == "daemon"), 20, "the trainer's end")
+        assert made.scratch()  # nobody was left to remove it
         report = sweep(made.allocation, str(made.pod))
         assert report["folderRemoved"]
         assert report["processesLeft"] == 0
@@ -252,25 +285,94 @@ def test_a_killed_supervisor_takes_its_processes_with_it(stage: str) -> None:
         assert made.scratch() == []
 
 
-def test_a_killed_trainer_ends_the_leg_with_a_result() -> None:
-    with rig() as made:
-        leg = made.launch(seconds=20)
-        leg.until("trainer-hardened")
-        (trainer,) = leg.children()
+@pytest.mark.parametrize("stage", ["training", "zeroizing", "daemon"])
+def test_a_killed_trainer_ends_the_leg_with_a_result(stage: str) -> None:
+    """Also where a child of it lives on, and holds what it had open."""
+    with rig(SOURCES.get(stage, "")) as made, _no_answer() as deaf:
+        leg = _launched(made, stage, deaf)
+        trainer = next(pid for pid in leg.children() if _parent(pid) == leg.pid)
         os.kill(trainer, signal.SIGKILL)
         result = leg.wait()
         assert (result["status"], result["code"]) == ("failed", "process-died")
         assert leg.events()[-1]["type"] == "failed"
         assert leg.event("failed")["tmpfsRemoved"]
+        assert leg.processes() == []
         assert made.scratch() == []
 
 
 def test_a_killed_custodian_ends_the_leg_with_a_result() -> None:
     with rig() as made, _no_answer() as deaf:
-        leg = made.launch(broker_port=deaf.getsockname()[1], deadline_sec=3)
-        wait_until(lambda: len(leg.processes()) == 2, 10, "the custodian")
+        leg = _launched(made, "attesting", deaf)
         os.kill(leg.children()[0], signal.SIGKILL)
-        assert leg.wait()["status"] == "failed"
+        result = leg.wait()
+        assert (result["status"], result["code"]) == ("failed", "process-died")
+        assert leg.processes() == []
+        assert made.scratch() == []
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+
+# Each lives only until it has forked the next, in a session of its own.
+CHAIN = """
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        ends = time.monotonic() + 60
+        if os.fork() == 0:
+            while not os.fork() and time.monotonic() < ends:
+                os.setsid()
+            os._exit(0)
+"""
+# Another program in another session, with another folder, no environment, and nothing open.
+HIDDEN = """
+class Workload(Tiny):
+    def __init__(self, params, files, device):
+        super().__init__(params, files, device)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.chdir("/")
+                os.closerange(0, 100)
+                os.execve("/bin/sleep", ["sleep", params["sec"]], {})
+            os._exit(0)
+        os.wait()
+"""
+
+
+@pytest.mark.parametrize("killed", ["nobody", "supervisor", "guard", "trainer"])
+def test_who_forks_on_and_on_does_not_outlive_its_leg(killed: str) -> None:
+    with rig(CHAIN) as made:
+        leg = made.launch(seconds=0.3 if killed == "nobody" else LONG, deadline_sec=LONG)
+        if killed != "nobody":
+            leg.until("progress")
+            trainer = next(pid for pid in leg.children() if _parent(pid) == leg.pid)
+            os.kill({"supervisor": leg.pid, "guard": leg.guard, "trainer": trainer}[killed], signal.SIGKILL)
+        wait_until(lambda: not alive(leg.pid) and not alive(leg.guard), 40, "the end of the leg")
+        for _ in range(20):  # one look can miss who is between two forks
+            assert leg.processes() == []
+        assert made.scratch() == []
+
+
+@pytest.mark.parametrize("killed", ["supervisor", "both"])
+def test_who_hides_does_not_outlive_its_leg(killed: str) -> None:
+    seconds = f"600.{secrets.randbelow(10**9):09}"
+    with rig(HIDDEN, params={"sec": seconds}) as made:
+        leg = made.launch(seconds=LONG, deadline_sec=LONG)
+        leg.until("progress")
+        wait_until(lambda: bool(processes_of(seconds)), 20, "the program in hiding")
+        (hidden,) = processes_of(seconds)
+        if killed == "both":
+            os.kill(leg.guard, signal.SIGSTOP)
+        os.kill(leg.pid, signal.SIGKILL)
+        if killed == "both":
+            os.kill(leg.guard, signal.SIGKILL)
+            wait_until(lambda: leg.processes() == [], 20, "the end of what is known")
+            assert alive(hidden)
+            report = sweep(made.allocation, str(made.pod))
+            assert (report["processesLeft"], report["folderRemoved"]) == (0, True)
+        wait_until(lambda: not alive(hidden), 20, "the end of what hides")
 
 
 def test_a_child_that_outlives_the_workload_is_killed_before_zeroized_is_signed() -> None:

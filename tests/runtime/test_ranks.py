@@ -127,6 +127,29 @@ def test_a_rank_that_fails_says_so_past_rank_0(when: str, code: str) -> None:
     assert found["code"] == ("ChannelClosedError" if when == "build" else None)
 
 
+KILLED = """
+from glasshouse.runtime import ranks
+import signal, threading, time
+
+class Session:
+    def run_unit(self):
+        time.sleep(600)  # as rank 0 waits in a collective for one that is no more
+
+read, write = os.pipe()
+def report(kind, body):
+    os.write(write, json.dumps([kind, body]).encode())
+session = ranks.build(Session, 2, report)
+threading.Thread(target=session.run_unit, daemon=True).start()
+(child,) = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
+os.kill(int(child), signal.SIGKILL)
+print(os.read(read, 1000).decode())
+"""
+
+
+def test_a_rank_that_is_killed_is_reported_whatever_rank_0_waits_for() -> None:
+    assert in_process(KILLED) == ["failed", {"code": "rank-failed"}]
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts() -> None:
     from glasshouse import config
     from glasshouse.errors import UsageError

@@ -6,6 +6,9 @@ One that was there before it can do more: site/threat-model.md says so.
 from __future__ import annotations
 
 import json
+import os
+import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from glasshouse.attestation.evidence import parse_evidence
-from tests.runtime.rig import NOBODY, Launched, Rig, rig
+from glasshouse.remote import sweep_script
+from tests.runtime.rig import NOBODY, Launched, Rig, alive, processes_of, rig, wait_until
+from tests.runtime.test_attacks import HIDDEN, LONG
 
 # Tries, as the same user, everything that would show or change another process's memory.
 ATTACK = """
@@ -89,7 +94,7 @@ def test_the_user_has_nothing(made: Rig, training: Launched) -> None:
 
 def test_a_process_of_the_same_user_reads_no_memory(made: Rig, training: Launched) -> None:
     pids = [str(pid) for pid in training.processes()]
-    assert len(pids) == 2  # the custodian is gone
+    assert len(pids) == 3  # guard, supervisor and trainer: the custodian is gone
     said = _as_user(made, "-c", ATTACK, *pids)
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip() == "[]"
@@ -136,6 +141,32 @@ def test_both_memories_are_scanned_all_the_same(made: Rig, training: Launched) -
         assert found[key]["after"] == 0, key
     assert found[("payload-key-prefix", "trainer")]["positiveControl"] == 0
     assert (training.folder / "outputs.sealed").stat().st_uid == NOBODY
+
+
+@pytest.mark.parametrize("killed", ["supervisor", "both"])
+def test_who_hides_does_not_outlive_its_leg_and_is_found_by_the_same_user(killed: str) -> None:
+    """Without root there is no control group, and another's files cannot be looked into: the mark is left."""
+    seconds = f"600.{secrets.randbelow(10**9):09}"
+    with rig(HIDDEN, params={"sec": seconds}, user=NOBODY) as hiding:
+        leg = hiding.launch(seconds=LONG, deadline_sec=LONG)
+        leg.until("progress")
+        wait_until(lambda: bool(processes_of(seconds)), 20, "the program in hiding")
+        (hidden,) = processes_of(seconds)
+        if killed == "both":
+            os.kill(leg.guard, signal.SIGSTOP)
+        os.kill(leg.pid, signal.SIGKILL)
+        if killed == "both":
+            os.kill(leg.guard, signal.SIGKILL)
+            wait_until(lambda: leg.processes() == [], 20, "the end of what is known")
+            assert alive(hidden)
+            said = subprocess.run(
+                [*hiding.prefix, sys.executable, "-I", "-", hiding.allocation, str(hiding.pod)],
+                input=b"go\n" + Path(sweep_script.__file__).read_bytes(),
+                capture_output=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert json.loads(said.stdout)["processesLeft"] == 0, said.stderr
+        wait_until(lambda: not alive(hidden), 20, "the end of what hides")
+        assert hiding.scratch() == []
 
 
 def test_where_no_memory_may_be_locked_the_key_rests_on_the_heap_and_the_record_says_so(made: Rig) -> None:

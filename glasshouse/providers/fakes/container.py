@@ -22,7 +22,7 @@ from typing import Final
 import asyncssh
 
 from glasshouse.providers.pod_server import PodServer
-from glasshouse.remote.sweep_script import NAME, SCRATCH
+from glasshouse.remote.sweep_script import NAME, SCRATCH, cgroups
 
 MARK: Final = "GLASSHOUSE_FAKE_POD"
 START_DEADLINE_SEC: Final = 20.0
@@ -93,6 +93,9 @@ class Container:
                 for entry in base.iterdir():
                     if self._name and entry.name.startswith(self._name):
                         shutil.rmtree(entry, ignore_errors=True)
+        for cgroup in cgroups(self._name) if self._name else ():
+            with contextlib.suppress(OSError):
+                cgroup.rmdir()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def halt(self) -> None:

@@ -6,6 +6,8 @@ fraction of a second. Everything around it is the real thing.
 """
 
 import ctypes
+import os
+import pathlib
 import time
 
 
@@ -76,3 +78,21 @@ class Clocked:
 
     def buffers(self):
         return [self.weights]
+
+
+class Littering(Clocked):
+    """Leaves plaintext in its folder, a child that holds all that it held, and a program in hiding."""
+
+    def __init__(self, params, files, device):
+        super().__init__(params, files, device)
+        pathlib.Path(os.environ["TMPDIR"], "plaintext").write_bytes(bytes(self.weights.held))
+        if os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.chdir("/")
+                os.closerange(0, 100)
+                os.execve("/bin/sleep", ["sleep", params["hidden"]], {})
+            os._exit(0)
