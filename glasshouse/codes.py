@@ -22,6 +22,7 @@ class Code(StrEnum):
     INTERRUPTED = "interrupted"
     CONTROLLER_KILLED = "controller-killed"
     JOURNAL_FAILED = "journal-failed"
+    WATCHDOG_NOT_STARTED = "watchdog-not-started"
     AUTH = "auth"
     BALANCE = "balance"
     GPU_MISMATCH = "gpu-mismatch"

@@ -74,14 +74,17 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
-        with Watchdog(live.folder.path):
+        with Watchdog(live.folder.path, screen) as watchdog:
             try:
                 with _interruptible():
-                    _attempt(live, provider, journal, reservation)
+                    _attempt(live, provider, journal, watchdog, reservation)
             finally:
                 # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
                 with _uninterrupted(screen):
-                    finish.release(live, provider, journal)
+                    if live.rental.intended:
+                        finish.release(live, provider, journal)
+                    else:
+                        live.folder.write("release.json", reap.NOTHING_CREATED)
         # 8. and 9. Judge, record.
         with _uninterrupted(screen), screen.phase("judging and signing the record"):
             recorded = finish.record(live)
@@ -100,10 +103,15 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
     return recorded
 
 
-def _attempt(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> None:
+def _attempt(
+    live: LiveRun, provider: Provider, journal: Journal, watchdog: Watchdog, reservation: str | None
+) -> None:
     """Steps 2 to 6; every way they can end is noted in the run's ending."""
     try:
-        # 2. Allocate: the intent is on disk before the create call, the id right after it.
+        # 2. Allocate, beside a watchdog: the intent is on disk before the create call, the id right after.
+        with live.step(Code.WATCHDOG_NOT_STARTED):
+            watchdog.start()
+        live.rental.intended = True
         with live.step(Code.JOURNAL_FAILED):
             journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):

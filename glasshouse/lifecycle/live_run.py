@@ -50,11 +50,13 @@ class Run:
 class Rental:
     """What a run rents, as far as it is known.
 
-    `rented_at`: Unix seconds, before the create call of a paid provider. `deadline`: monotonic seconds, by
-    when all that was budgeted has been used up. `simulated`: a fake provider answered.
+    `intended`: something may exist by now. `rented_at`: Unix seconds, before the create call of a paid
+    provider. `deadline`: monotonic seconds, by when all that was budgeted has been used up. `simulated`: a
+    fake provider answered.
     """
 
     allocation_id: str | None = None
+    intended: bool = False
     rented_at: float | None = None
     deadline: float = math.inf
     simulated: bool = False
@@ -174,7 +176,7 @@ def reopen(folder: Path, screen: Screen) -> LiveRun:
     saved = files.saved()
     schedule = build_schedule(saved.spec)
     run = Run(saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at)
-    rental = Rental(saved.allocation_id, saved.rented_at, simulated=saved.simulated)
+    rental = Rental(saved.allocation_id, rented_at=saved.rented_at, simulated=saved.simulated)
     return LiveRun(run, files, screen, rental, Ending(list(saved.failures)))
 
 

@@ -20,6 +20,13 @@ BEFORE_LEGS: dict[Code, Reason] = {
         "The intent could not be written down, so nothing was rented.",
         Place.CONTROLLER,
     ),
+    Code.WATCHDOG_NOT_STARTED: explained(
+        "No watchdog",
+        "The process that would give the machine back if the controller died did not start, so nothing was "
+        "rented.",
+        Place.CONTROLLER,
+        exit_status=3,
+    ),
     Code.AUTH: explained("Key refused", "The provider refused the key.", Place.PROVIDER, exit_status=3),
     Code.BALANCE: explained(
         "No credit", "The provider's account had no credit left.", Place.PROVIDER, exit_status=3
