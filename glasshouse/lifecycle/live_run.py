@@ -21,6 +21,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.spec import RunSpec
 
@@ -105,6 +106,12 @@ class LiveRun:
     screen: Screen
     rental: Rental = field(default_factory=Rental)
     ending: Ending = field(default_factory=Ending)
+    sweep: Sweep | None = None
+
+    def check_stopped(self) -> None:
+        """Raise KeyboardInterrupt where the sweep that this run is a cell of is to end."""
+        if self.sweep is not None and self.sweep.stopped():
+            raise KeyboardInterrupt
 
     @contextmanager
     def step(self, code: Code, words: str = "") -> Iterator[None]:
@@ -151,7 +158,9 @@ def _reason(error: GlasshouseError) -> Code | None:
     return error.code if isinstance(error, LegError | ProviderError) else None
 
 
-def create(spec: RunSpec, out: Path, screen: Screen, overrides: Sequence[str]) -> LiveRun:
+def create(
+    spec: RunSpec, out: Path, screen: Screen, overrides: Sequence[str], sweep: Sweep | None = None
+) -> LiveRun:
     """Make the run folder `out/<run>/`. Raises UsageError where that cannot be done."""
     run = new_run_id()
     folder = RunFolder(out / run)
@@ -165,7 +174,8 @@ def create(spec: RunSpec, out: Path, screen: Screen, overrides: Sequence[str]) -
             remedy="choose another with --out",
         ) from error
     name = f"gh-{run}-{secrets.token_hex(4)}"
-    live = LiveRun(Run(run, name, spec, build_schedule(spec), tuple(overrides), time.time()), folder, screen)
+    fixed = Run(run, name, spec, build_schedule(spec), tuple(overrides), time.time())
+    live = LiveRun(fixed, folder, screen, sweep=sweep)
     live.save()
     return live
 

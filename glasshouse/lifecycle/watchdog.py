@@ -24,10 +24,10 @@ from typing import Literal, Self
 
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError
-from glasshouse.lifecycle import watchdog_start
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.paths import PACKAGE
 
+_BEGINNING = Path(__file__).with_name("watchdog_start.py")
 READY, DONE = b"r", b"d"
 READY_SEC = 90.0  # for a Python to start and import what reaping needs, on a machine that is busy besides
 REPLACEMENTS = 3
@@ -113,12 +113,12 @@ class Watchdog:
         ours, theirs = socket.socketpair()
         log = self._folder / "watchdog.log"
         command = [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else [])]
-        words = [watchdog_start.__file__, str(self._folder), str(PACKAGE), *_places()]
+        words = [str(_BEGINNING), str(self._folder), str(PACKAGE), *_places()]
         try:
             with theirs, log.open("ab") as out:
                 # Its own session: neither Ctrl-C nor a closed terminal reaches it.
                 first = subprocess.Popen(
-                    [*command, *words], stdin=theirs, stdout=out, stderr=out, start_new_session=True
+                    [*command, *words], stdin=theirs.fileno(), stdout=out, stderr=out, start_new_session=True
                 )
             try:
                 self._wait_for_word(ours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -67,4 +68,20 @@ def test_a_killed_supervisor_is_an_excluded_row(program: Program) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert read_record(folder)["status"] == "excluded"
+    check_gone(program, folder)
+
+
+def test_an_impatient_ctrl_c_is_an_interrupted_run(program: Program) -> None:
+    overrides, reached = PHASES["boot"]
+    process = start(program, overrides)
+    wait_until(lambda: reached(program), 60, "phase boot")
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    folder = run_folder(program)
+    assert folder is not None
+    assert "interrupted" in read_record(folder)["exclusion"]["codes"]
+    assert "controller-killed" not in read_record(folder)["exclusion"]["codes"]
     check_gone(program, folder)
