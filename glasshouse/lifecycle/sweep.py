@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -35,9 +36,10 @@ SAID_EVERY_SEC = 10.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep, as all of its processes see it. Launchers pickle it."""
+    """One sweep, as all of its processes see it. Launchers pickle it. `host`: where it was begun."""
 
     folder: Path
+    host: str
 
     def stop(self, why: str) -> None:
         """Let every cell end and give back what it holds. The first reason stays."""
@@ -78,7 +80,8 @@ class Sweep:
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            return False
+            # Removed at its end; or this is another host, which may share no folder with that one.
+            return socket.gethostname() != self.host
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,21 +110,27 @@ def begun(out: Path) -> Iterator[Sweep]:
             f"cannot make the sweep's folder: {error.strerror}", field="folder", value=folder,
             remedy="choose another with --out",
         ) from error  # fmt: skip
-    sweep = Sweep(folder)
+    sweep = Sweep(folder, socket.gethostname())
     try:
-        with _told(sweep):
-            yield sweep
-    except BaseException as error:
-        sweep.stop(type(error).__name__)  # whatever goes on in spite of it
-        _settle(sweep)
-        raise
-    else:
+        try:
+            with _told(sweep):
+                yield sweep
+        except BaseException as error:
+            sweep.stop(type(error).__name__)  # whatever goes on in spite of it
+            _settle(sweep)
+            raise
         _settle(sweep)
         if sweep._read("stop"):
             raise KeyboardInterrupt
+    except CleanupNotProven:
+        raise  # and the folder stays: whoever still holds something is to see that it ends
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

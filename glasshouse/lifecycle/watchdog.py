@@ -70,7 +70,8 @@ class Watchdog:
             else:
                 line.shutdown(socket.SHUT_RDWR)
         # It ends when the watchdog does, or at once where that goes on without us.
-        self._watcher.join(_END_SEC)
+        if self._watcher.ident is not None:
+            self._watcher.join(_END_SEC)
         line.close()
 
     def _watch(self) -> None:
