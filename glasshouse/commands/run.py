@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,8 +82,27 @@ def run(args: argparse.Namespace) -> int:
             remedy="drop --json, or use hydra/launcher=basic",
         )
     out = args.out.resolve()
-    with reserved(specs) as key, begun(out) as sweep:
+    with reserved(specs) as key, begun(out) as sweep, _workers_apart(launcher):
         return max(config.launch(overrides, _RunCell(out, args.again, key, sweep, os.getpid()), conf=conf))
+
+
+@contextmanager
+def _workers_apart(launcher: str) -> Iterator[None]:
+    """Keep the modules of the working folder from joblib's workers, which start with that folder first.
+
+    They are told where this process finds modules. Workers of other launchers are not, and may need it.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    if launcher != "joblib" or before:
+        yield
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @dataclass(frozen=True)
@@ -98,20 +117,21 @@ class _RunCell:
 
     def __call__(self, spec: RunSpec, overrides: list[str]) -> int:
         from glasshouse.lifecycle.resume import unfinished  # noqa: PLC0415  as above
+        from glasshouse.lifecycle.sweep import in_worker  # noqa: PLC0415
         from glasshouse.providers.journal import Journal  # noqa: PLC0415
         from glasshouse.run import run_sweep  # noqa: PLC0415
 
-        if os.getpid() != self.parent and threading.current_thread() is threading.main_thread():
-            # A worker that Ctrl-C ends between two cells takes its whole pool with it: its parent is asked.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        cells = [(overrides, spec)]
-        left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
-        with Journal() as journal:
-            why = left and (self.sweep.stopped() or (spec.paid and self.sweep.held(journal)))
-        if why:
-            sys.stderr.write(f"not started: {' '.join(overrides) or 'defaults'}: {why}\n")
-            return 0
-        return run_sweep(left, out=self.out, skipped=skipped, reservation=self.reservation, sweep=self.sweep)
+        with in_worker(self.sweep, self.parent):
+            cells = [(overrides, spec)]
+            left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
+            with Journal() as journal:
+                why = left and (self.sweep.stopped() or (spec.paid and self.sweep.held(journal)))
+            if why:
+                sys.stderr.write(f"not started: {' '.join(overrides) or 'defaults'}: {why}\n")
+                return 0
+            return run_sweep(
+                left, out=self.out, skipped=skipped, reservation=self.reservation, sweep=self.sweep
+            )
 
 
 def _require_training(spec: RunSpec) -> None:

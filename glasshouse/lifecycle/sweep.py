@@ -32,6 +32,7 @@ from glasshouse.providers.journal import Entry, Journal
 GIVEN_BACK_SEC = 600.0  # how long is waited for watchdogs that give back what killed cells held
 IDLE_SEC = 5.0  # nobody works on a run for so long: its watchdog is gone as well
 SAID_EVERY_SEC = 10.0
+_LOOK_SEC = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Sweep:
     def stopped(self) -> str:
         """Why every cell is to end; "" while the sweep goes on."""
         why = self._read("stop")
-        return why or ("" if self._begun_by_the_living() else "the process that began the sweep is gone")
+        return why or ("the process that began the sweep is gone" if self.abandoned() else "")
 
     def held(self, journal: Journal) -> str:
         """Why no cell may rent any more; "" while they may."""
@@ -76,21 +77,52 @@ class Sweep:
         except OSError:
             return ""
 
-    def _begun_by_the_living(self) -> bool:
+    def abandoned(self) -> bool:
+        """Whether the process that began the sweep is gone."""
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             # Removed at its end; or this is another host, which may share no folder with that one.
-            return socket.gethostname() != self.host
+            return socket.gethostname() == self.host
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks cannot tell
-            return True
+        except OSError:  # held; or a file system without locks, which cannot tell
+            return False
         finally:
             os.close(descriptor)
-        return False
+        return True
+
+
+_at_work = threading.Lock()
+_leaving: list[threading.Thread] = []
+
+
+@contextmanager
+def in_worker(sweep: Sweep, parent: int) -> Iterator[None]:
+    """Run a cell in a launcher's worker; in process `parent`, which began the sweep, as any other code.
+
+    A worker ignores Ctrl-C: one that it ends between two cells takes its whole pool with it, and the parent
+    is asked as well. Where the parent is gone, the worker ends with its cell: joblib's would wait for ever.
+    """
+    if os.getpid() == parent:
+        yield
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not _leaving:
+        _leaving.append(threading.Thread(target=_leave, args=(sweep,), name="sweep-orphan", daemon=True))
+        _leaving[0].start()
+    with _at_work:
+        yield
+
+
+def _leave(sweep: Sweep) -> None:
+    """End this process when the sweep's parent was killed; one that ends by itself removes the folder."""
+    while sweep.folder.exists():
+        if sweep.abandoned() and (sweep.folder / "lock").exists():
+            with _at_work:
+                os._exit(1)
+        time.sleep(_LOOK_SEC)
 
 
 @contextmanager

@@ -36,6 +36,11 @@ def started(runpod: Rents, *words: str) -> subprocess.Popen[str]:
         )  # fmt: skip
 
 
+def workers_of(process: subprocess.Popen[str]) -> set[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return set(map(int, children)) & set(processes_of("LokyProcess"))
+
+
 def said(runpod: Rents) -> str:
     return (runpod.runs.parent / "stderr").read_text()
 
@@ -62,6 +67,8 @@ def test_a_sweep_that_is_ended_loses_no_machine(runpod: Rents, how: str) -> None
     process = started(runpod, "repeat=0,1,2")
     try:
         wait_until(lambda: runpod.state()["created"] == 2, 90, "two machines")
+        workers = workers_of(process)
+        assert len(workers) == 2
         if how == "parent killed":
             process.kill()
         elif how == "sigterm":
@@ -78,9 +85,24 @@ def test_a_sweep_that_is_ended_loses_no_machine(runpod: Rents, how: str) -> None
     finally:
         process.kill()
     check_settled(runpod, 2)
+    wait_until(lambda: not workers & set(processes_of("LokyProcess")), 60, "the end of the workers")
     assert runpod.state()["created"] == 2
     if how != "ctrl-c twice":
         assert all("interrupted" in codes(record) for record in records(runpod))
+
+
+def test_no_module_of_the_working_folder_ends_a_worker(runpod: Rents, tmp_path: Path) -> None:
+    runpod.fault("create-balance", 9)
+    (tmp_path / "random.py").write_text("raise SystemExit('not the module that was meant')\n")
+    # As an installed program is started: without the working folder on its path.
+    program = f"import sys; sys.path.append({str(runpod.root)!r}); from glasshouse.cli import main; main()"
+    entry = f"model.entry={runpod.root}/tests/e2e/workloads/clocked.py:Clocked"
+    words = ["-m", "--out", str(runpod.runs), *SHORT, *JOBLIB, entry, "repeat=0,1"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, *words],
+        cwd=tmp_path, env=runpod.environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ["balance" in codes(record) for record in records(runpod)] == [True, True], done.stderr
 
 
 def test_no_cell_rents_beside_a_machine_that_may_be_left(runpod: Rents) -> None:
