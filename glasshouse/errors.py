@@ -63,8 +63,7 @@ class GlasshouseError(Exception):
         if self.field is not None:
             where = f" ({self.field}={self.value})"
         tail = f": {self.remedy}" if self.remedy else ""
-        line = " ".join(f"{self.what}{where}{tail}".split())
-        return "".join(char if char.isprintable() else "\ufffd" for char in line)
+        return _one_line(f"{self.what}{where}{tail}")
 
 
 class UsageError(GlasshouseError):
@@ -142,3 +141,13 @@ class AttestationError(_WithCodes):
 
 class VerificationError(_WithCodes):
     """A bundle, artifact or ledger did not verify; `codes` lists every failure."""
+
+
+def unexpected(error: Exception) -> str:
+    """One line on a fault that was not foreseen, where it must not end what goes on beside it."""
+    return _one_line(f"unexpected {type(error).__name__}: {error}")
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else "\ufffd" for char in line)

@@ -13,21 +13,20 @@ them to its watchdog, or to `glasshouse reap`.
 from __future__ import annotations
 
 import json
-import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
-from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, UsageError
+from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.judgement.conclusions import blocks_lost, control_line, overhead_stated
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle import finish, reap
+from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.resume import Skipped
@@ -35,6 +34,7 @@ from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
+from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.lifecycle.watchdog import Watchdog
 from glasshouse.providers.base import Allocation, Provider
 from glasshouse.providers.journal import Journal
@@ -49,22 +49,32 @@ from glasshouse.workloads.package import prepare
 
 
 def run_one(
-    spec: RunSpec, *, overrides: Sequence[str], out: Path, screen: Screen, reservation: str | None = None
+    spec: RunSpec,
+    *,
+    overrides: Sequence[str],
+    out: Path,
+    screen: Screen,
+    reservation: str | None = None,
+    sweep: Sweep | None = None,
 ) -> finish.Recorded:
     """Execute one run; return how it ended. Raises UsageError for what can be known beforehand, and
     CleanupNotProven where it broke off. `reservation`: the money set aside for it (providers.budget).
+    `sweep`: the one that a launcher runs this as a cell of.
     """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
     named_broker()
     prepare(spec)
     with Journal() as journal, open_provider(spec.provider) as provider:
         provider.check(spec)
-        live = create(spec, out, screen, overrides)
-        with screen.logged(live.folder.log):
-            return _run(live, provider, journal, reservation)
+        live = create(spec, out, screen, overrides, sweep)
+        stopped = sweep.stopped if sweep is not None else lambda: ""
+        with screen.logged(live.folder.log), Interrupts(screen, stopped) as interrupts:
+            return _run(live, provider, journal, interrupts, reservation)
 
 
-def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> finish.Recorded:
+def _run(
+    live: LiveRun, provider: Provider, journal: Journal, interrupts: Interrupts, reservation: str | None
+) -> finish.Recorded:
     screen, run = live.screen, live.run
     lock = RunLock(live.folder.path)
     lock.take(wait=True)
@@ -74,22 +84,30 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
-        with Watchdog(live.folder.path):
+        with Watchdog(live.folder.path, screen) as watchdog:
             try:
-                with _interruptible():
-                    _attempt(live, provider, journal, reservation)
+                with interrupts.allowed():
+                    _attempt(live, provider, journal, watchdog, reservation)
+            except KeyboardInterrupt:
+                screen.warn("interrupted: the run is excluded; releasing what it holds")
+                live.fail(Code.INTERRUPTED)
+                if live.sweep is not None:
+                    live.sweep.stop("interrupted")
             finally:
                 # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
-                with _uninterrupted(screen):
-                    finish.release(live, provider, journal)
+                if live.rental.intended:
+                    _release(live, provider, journal)
+                else:
+                    live.folder.write("release.json", reap.NOTHING_CREATED)
         # 8. and 9. Judge, record.
-        with _uninterrupted(screen), screen.phase("judging and signing the record"):
+        with screen.phase("judging and signing the record"):
             recorded = finish.record(live)
     except BaseException as error:
         why = error.line() if isinstance(error, GlasshouseError) else type(error).__name__
         screen.record(f"the run broke off: {why}")
         if (alarm := finish.broken_off(live, provider, journal, error)) is not None:
             screen.record(alarm.line())
+            _hold(live)
             raise alarm from error
         raise
     finally:
@@ -100,10 +118,17 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
     return recorded
 
 
-def _attempt(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> None:
+def _attempt(
+    live: LiveRun, provider: Provider, journal: Journal, watchdog: Watchdog, reservation: str | None
+) -> None:
     """Steps 2 to 6; every way they can end is noted in the run's ending."""
     try:
-        # 2. Allocate: the intent is on disk before the create call, the id right after it.
+        # 2. Allocate, beside a watchdog: the intent is on disk before the create call, the id right after.
+        with live.step(Code.WATCHDOG_NOT_STARTED):
+            watchdog.start()
+        with live.step(Code.SWEEP_STOPPED):
+            _check_sweep(live, journal)
+        live.rental.intended = True
         with live.step(Code.JOURNAL_FAILED):
             journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
@@ -117,16 +142,32 @@ def _attempt(live: LiveRun, provider: Provider, journal: Journal, reservation: s
             ready = until.enter_context(prepared(live, pod, allocation))
             # 5. and 6. The legs, in the order of the plan.
             _legs(live, ready)
-    except KeyboardInterrupt:
-        live.screen.warn("interrupted: the run is excluded; releasing what it holds")
-        live.fail(Code.INTERRUPTED)
     except StepFailed as error:
         live.fail(error.reason, f"error: {error.line()}", error.exit_code)
+
+
+def _release(live: LiveRun, provider: Provider, journal: Journal) -> None:
+    if finish.release(live, provider, journal).proof != "zero":
+        _hold(live)
+
+
+def _hold(live: LiveRun) -> None:
+    """What is left bills beyond its own budget: no cell of the sweep rents another machine beside it."""
+    if live.sweep is not None and live.run.spec.paid:
+        live.sweep.hold(f"{live.run.allocation} may be left")
+
+
+def _check_sweep(live: LiveRun, journal: Journal) -> None:
+    """Rent nothing for a sweep that is to end, or that may have left a machine."""
+    live.check_stopped()
+    if live.sweep is not None and live.run.spec.paid and (why := live.sweep.held(journal)):
+        raise ProviderError(f"no machine is rented beside another: {why}", code=Code.SWEEP_STOPPED)
 
 
 def _intent(live: LiveRun, reservation: str | None) -> dict[str, Any]:
     """What another process needs, to give back what this one rents."""
     return {
+        "sweep": None if live.sweep is None else str(live.sweep.folder),
         "folder": str(live.folder.path.resolve()),
         "maxUsd": cost_ceiling(live.run.spec),
         "reservation": reservation,
@@ -153,6 +194,7 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
 
     def progress(text: str) -> None:
         keep()
+        live.check_stopped()  # said before each create, too
         live.screen.progress(text)
 
     try:
@@ -175,6 +217,7 @@ def _legs(live: LiveRun, ready: Ready) -> None:
     try:
         with view.legs():
             for slot in live.run.schedule:
+                live.check_stopped()
                 with view.slot(slot) as label:
                     result = run_slot(live, ready, slot, label)
                 view.done(slot, result)
@@ -190,12 +233,13 @@ def run_sweep(
     quiet: bool = False,
     skipped: Sequence[Skipped] = (),
     reservation: str | None = None,
+    sweep: Sweep | None = None,
 ) -> int:
     """Run every cell, one after the other; return the highest exit code.
 
     All cells are validated before the first starts; a sweep goes on past an excluded cell. `skipped`
     are cells that a finished run covers: they are only named. `reservation` is what the cells' money was set
-    aside under.
+    aside under. `sweep`: of which a launcher runs these cells in this process, others elsewhere.
     """
     screen = Screen(quiet=quiet)
     for cell in skipped:
@@ -211,7 +255,9 @@ def run_sweep(
         if len(cells) > 1:
             screen.headline(f"cell {number} of {len(cells)}: {' '.join(overrides) or 'defaults'}")
         try:
-            outcome = run_one(spec, overrides=overrides, out=out, screen=screen, reservation=reservation)
+            outcome = run_one(
+                spec, overrides=overrides, out=out, screen=screen, reservation=reservation, sweep=sweep
+            )
         except KeyboardInterrupt:
             code = max(code, 1)
             break
@@ -294,44 +340,3 @@ def _describe(spec: RunSpec) -> str:
     if spec.control != "none":
         what["control"] = spec.control
     return " ".join([*(f"{key}={value}" for key, value in what.items()), amount])
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM mean what Ctrl-C means."""
-
-    def terminate(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread: a launcher's worker, which has its own ways
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterrupted(screen: Screen) -> Iterator[None]:
-    """Finish what must be finished: Ctrl-C is answered with a word, not obeyed."""
-    said = [0.0]
-
-    def hold(_signal: int, _frame: object) -> None:
-        if time.monotonic() - said[0] > 1:
-            said[0] = time.monotonic()
-            screen.warn("finishing: releasing and recording; one moment")
-
-    try:
-        before = [(number, signal.signal(number, hold)) for number in (signal.SIGINT, signal.SIGTERM)]
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-        sys.stderr.flush()

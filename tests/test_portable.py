@@ -200,7 +200,7 @@ print(json.dumps([sys.platform, hasattr(os, "sched_getaffinity"), hasattr(mmap, 
 def test_what_is_taken_away_for_a_mac_is_gone_and_asking_for_it_is_noticed(tmp_path: Path) -> None:
     mac = Mac(tmp_path)
     done = subprocess.run(
-        mac.command(sys.executable, "-c", PLAYED),
+        mac.command(mac.python, "-c", PLAYED),
         env=mac.environment({"PATH": os.environ["PATH"]}),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -226,7 +226,7 @@ for opener in _OPENERS.values():
 def test_a_controllers_modules_can_be_imported_on_a_mac(tmp_path: Path) -> None:
     mac = Mac(tmp_path)
     done = subprocess.run(
-        mac.command(sys.executable, "-c", IMPORTED),
+        mac.command(mac.python, "-c", IMPORTED),
         env=mac.environment({"PATH": os.environ["PATH"], "HOME": str(tmp_path)}),
         capture_output=True, text=True, check=False,
     )  # fmt: skip

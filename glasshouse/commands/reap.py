@@ -20,9 +20,9 @@ from pathlib import Path
 
 from glasshouse import config
 from glasshouse.commands.terminal import emit, say, table
-from glasshouse.errors import CleanupNotProven, ProviderError
+from glasshouse.errors import CleanupNotProven, GlasshouseError, ProviderError
 from glasshouse.lifecycle import strays
-from glasshouse.lifecycle.reap import Reaped, guard, reap_all
+from glasshouse.lifecycle.reap import Reaped, reap_all
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.spec import CloudProvider
@@ -39,20 +39,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stray", metavar="NAME", help="destroy this machine, which the journal does not know"
     )
-    # What a run starts beside itself: it waits on stdin, and finishes the run when its controller dies.
-    parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Reap every dead allocation in the journal, and list what it does not know."""
     screen = Screen(quiet=args.json)
-    if args.watch is not None:
-        guard(args.watch, screen)
-        return 0
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
     found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
-    unknown = strays.find(_paid(args.workspace.conf))
+    unknown = _unknown(args.workspace.conf)
     code = max((_code(item) for item in found), default=0)
     if any(stray.id is None for stray in unknown):
         code = max(code, ProviderError.exit_code)
@@ -75,6 +70,14 @@ def run(args: argparse.Namespace) -> int:
         )
         say("to end one: glasshouse reap --stray NAME")
     return code
+
+
+def _unknown(conf: Path) -> list[strays.Stray]:
+    """What the journal does not know, or why that cannot be asked: no reason to hide what was reaped."""
+    try:
+        return strays.find(_paid(conf))
+    except GlasshouseError as error:
+        return [strays.Stray("-", "-", None, error.line())]
 
 
 def _paid(conf: Path) -> list[CloudProvider]:

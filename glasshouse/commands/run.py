@@ -10,9 +10,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
@@ -23,6 +27,9 @@ from glasshouse.errors import UsageError
 from glasshouse.extras import require
 from glasshouse.paths import Workspace
 from glasshouse.spec import LocalProvider, LoraModel, RunSpec
+
+if TYPE_CHECKING:
+    from glasshouse.lifecycle.sweep import Sweep
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     require("run", "a run")
     # Only now: to print settings, and to be told what is missing, the base install is enough.
     from glasshouse.lifecycle.resume import unfinished  # noqa: PLC0415
+    from glasshouse.lifecycle.sweep import begun  # noqa: PLC0415
     from glasshouse.providers.budget import reserved  # noqa: PLC0415
     from glasshouse.run import run_sweep  # noqa: PLC0415
 
@@ -73,8 +81,28 @@ def run(args: argparse.Namespace) -> int:
             value=launcher,
             remedy="drop --json, or use hydra/launcher=basic",
         )
-    with reserved(specs) as key:
-        return max(config.launch(overrides, _RunCell(args.out.resolve(), args.again, key), conf=conf))
+    out = args.out.resolve()
+    with reserved(specs) as key, begun(out) as sweep, _workers_apart(launcher):
+        return max(config.launch(overrides, _RunCell(out, args.again, key, sweep, os.getpid()), conf=conf))
+
+
+@contextmanager
+def _workers_apart(launcher: str) -> Iterator[None]:
+    """Keep the modules of the working folder from joblib's workers, which start with that folder first.
+
+    They are told where this process finds modules. Workers of other launchers are not, and may need it.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    if launcher != "joblib" or before:
+        yield
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @dataclass(frozen=True)
@@ -84,14 +112,26 @@ class _RunCell:
     out: Path
     again: bool
     reservation: str | None
+    sweep: Sweep
+    parent: int  # the process that began the sweep
 
     def __call__(self, spec: RunSpec, overrides: list[str]) -> int:
         from glasshouse.lifecycle.resume import unfinished  # noqa: PLC0415  as above
+        from glasshouse.lifecycle.sweep import in_worker  # noqa: PLC0415
+        from glasshouse.providers.journal import Journal  # noqa: PLC0415
         from glasshouse.run import run_sweep  # noqa: PLC0415
 
-        cells = [(overrides, spec)]
-        left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
-        return run_sweep(left, out=self.out, skipped=skipped, reservation=self.reservation)
+        with in_worker(self.sweep, self.parent):
+            cells = [(overrides, spec)]
+            left, skipped = (cells, []) if self.again else unfinished(cells, self.out)
+            with Journal() as journal:
+                why = left and (self.sweep.stopped() or (spec.paid and self.sweep.held(journal)))
+            if why:
+                sys.stderr.write(f"not started: {' '.join(overrides) or 'defaults'}: {why}\n")
+                return 0
+            return run_sweep(
+                left, out=self.out, skipped=skipped, reservation=self.reservation, sweep=self.sweep
+            )
 
 
 def _require_training(spec: RunSpec) -> None:

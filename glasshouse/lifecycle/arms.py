@@ -27,6 +27,7 @@ from glasshouse.lifecycle.leg_display import LegProgress
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready, put_raw_files
 from glasshouse.records import keys
+from glasshouse.remote.channel import disk_full
 from glasshouse.runtime import params
 from glasshouse.schema import Result
 
@@ -112,7 +113,10 @@ def _start(ready: Ready, leg: Leg, given: params.LaunchParams, notes: Notes) -> 
         raise LegError("the connection died while launching", code=Code.START_UNKNOWN) from error
     told = _PID.fullmatch(said.stdout)
     if said.exit != 0 or told is None:
-        raise LegError("the runtime did not start on the pod", code=Code.RUNTIME_NOT_STARTED)
+        why = said.stderr.decode("utf-8", "replace")
+        raise LegError(
+            "the runtime did not start on the pod", code=disk_full(why) or Code.RUNTIME_NOT_STARTED
+        )
     notes.timings["startSec"] = time.monotonic() - began
     return int(told[1])
 
@@ -134,9 +138,19 @@ def _followed(
         followed=followed,
         pace=pace,
         deadline=time.monotonic() + leg_deadline_sec(live, leg.slot) + LEFT_SEC,
-        on_data=take,
+        on_data=_while_going_on(live, take),
         warn=live.screen.warn,
     )
+
+
+def _while_going_on(live: LiveRun, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Take what a poll brought, unless the run's sweep is to end."""
+
+    def asked(data: bytes) -> None:
+        live.check_stopped()
+        take(data)
+
+    return asked
 
 
 def _pace(live: LiveRun, leg: Leg) -> Pace:

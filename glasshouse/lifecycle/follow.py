@@ -205,7 +205,8 @@ def follow(
     """Poll until result.json is there; return it. `process` is the leg's pid, `deadline` monotonic seconds.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
-    Raises LegError (lost-leg, leg-deadline, pod-unreachable), RentalOver, and whatever `on_data` raises.
+    Raises LegError (lost-leg, leg-deadline, connection-lost; as `reconnect` does), RentalOver,
+    and whatever `on_data` raises.
     """
     offset, gone = 0, False
     while True:
@@ -253,7 +254,7 @@ def _fetch_result(pod: Pod, leg_dir: str, warn: Callable[[str], None]) -> Finish
         )
     except OutcomeUnknown as error:
         reconnect(pod, warn)
-        raise LegError("the result could not be fetched", code=Code.POD_UNREACHABLE) from error
+        raise LegError("the result could not be fetched", code=Code.CONNECTION_LOST) from error
     try:
         written = parse_json(data, max_bytes=MAX_RESULT_BYTES)
         # Its codes go to a terminal and, with its timings, into the bundle; the pod may write anything.
@@ -274,8 +275,8 @@ def on_live_connection(pod: Pod, step: Callable[[], _T], lost: Callable[[], None
 
 
 def reconnect(pod: Pod, warn: Callable[[str], None]) -> None:
-    """Reach the pod of a leg that goes on. Raises LegError (pod-unreachable): it cannot be reached, or a
-    stranger answers in its place; and RentalOver.
+    """Reach the pod of a leg that goes on. Raises LegError: it cannot be reached (pod-unreachable), a
+    stranger answers in its place (host-key-mismatch), it lets nobody in (login-refused); and RentalOver.
     """
     warn("connection lost; the leg goes on, reconnecting")
     try:
@@ -283,4 +284,8 @@ def reconnect(pod: Pod, warn: Callable[[str], None]) -> None:
     except RentalOver:
         raise
     except RemoteError as error:
-        raise LegError("the pod cannot be reached any more", code=Code.POD_UNREACHABLE) from error
+        raise LegError(
+            f"the pod cannot be reached any more: {error.what}",
+            code=error.code or Code.POD_UNREACHABLE,
+            remedy=error.remedy,
+        ) from error

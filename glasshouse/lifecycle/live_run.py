@@ -21,6 +21,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.measurement.schedule import Slot, build_schedule
 from glasshouse.spec import RunSpec
 
@@ -50,11 +51,13 @@ class Run:
 class Rental:
     """What a run rents, as far as it is known.
 
-    `rented_at`: Unix seconds, before the create call of a paid provider. `deadline`: monotonic seconds, by
-    when all that was budgeted has been used up. `simulated`: a fake provider answered.
+    `intended`: something may exist by now. `rented_at`: Unix seconds, before the create call of a paid
+    provider. `deadline`: monotonic seconds, by when all that was budgeted has been used up. `simulated`: a
+    fake provider answered.
     """
 
     allocation_id: str | None = None
+    intended: bool = False
     rented_at: float | None = None
     deadline: float = math.inf
     simulated: bool = False
@@ -103,6 +106,12 @@ class LiveRun:
     screen: Screen
     rental: Rental = field(default_factory=Rental)
     ending: Ending = field(default_factory=Ending)
+    sweep: Sweep | None = None
+
+    def check_stopped(self) -> None:
+        """Raise KeyboardInterrupt where the sweep that this run is a cell of is to end."""
+        if self.sweep is not None and self.sweep.stopped():
+            raise KeyboardInterrupt
 
     @contextmanager
     def step(self, code: Code, words: str = "") -> Iterator[None]:
@@ -149,7 +158,9 @@ def _reason(error: GlasshouseError) -> Code | None:
     return error.code if isinstance(error, LegError | ProviderError) else None
 
 
-def create(spec: RunSpec, out: Path, screen: Screen, overrides: Sequence[str]) -> LiveRun:
+def create(
+    spec: RunSpec, out: Path, screen: Screen, overrides: Sequence[str], sweep: Sweep | None = None
+) -> LiveRun:
     """Make the run folder `out/<run>/`. Raises UsageError where that cannot be done."""
     run = new_run_id()
     folder = RunFolder(out / run)
@@ -163,7 +174,8 @@ def create(spec: RunSpec, out: Path, screen: Screen, overrides: Sequence[str]) -
             remedy="choose another with --out",
         ) from error
     name = f"gh-{run}-{secrets.token_hex(4)}"
-    live = LiveRun(Run(run, name, spec, build_schedule(spec), tuple(overrides), time.time()), folder, screen)
+    fixed = Run(run, name, spec, build_schedule(spec), tuple(overrides), time.time())
+    live = LiveRun(fixed, folder, screen, sweep=sweep)
     live.save()
     return live
 
@@ -174,7 +186,7 @@ def reopen(folder: Path, screen: Screen) -> LiveRun:
     saved = files.saved()
     schedule = build_schedule(saved.spec)
     run = Run(saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at)
-    rental = Rental(saved.allocation_id, saved.rented_at, simulated=saved.simulated)
+    rental = Rental(saved.allocation_id, rented_at=saved.rented_at, simulated=saved.simulated)
     return LiveRun(run, files, screen, rental, Ending(list(saved.failures)))
 
 

@@ -149,7 +149,9 @@ def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
         raise LegError(
             f"the machine's NVIDIA driver does not answer as it should ({fault})",
             code=Code.GPU_PROBE_FAILED,
-            remedy="reboot the machine or take another; gpu=cpu leaves its GPUs alone",
+            remedy="try again: another machine may do better"
+            if spec.paid
+            else "reboot the machine or take another; gpu=cpu leaves its GPUs alone",
         )
     if spec.gpu.name in ("auto", "cpu"):
         return found[0] if found and spec.gpu.name == "auto" else None
@@ -160,6 +162,8 @@ def check_gpu(spec: RunSpec, observed: Observed) -> str | None:
         raise LegError(
             f"asked for {spec.gpu.name}, found {seen}",
             code=Code.GPU_NOT_AS_ASKED,
-            remedy="gpu=auto takes what is there, gpu=cpu none; provider=runpod or vastai rents one",
+            remedy="the provider gave another GPU than it had listed: try again, or take another gpu="
+            if spec.paid
+            else "gpu=auto takes what is there, gpu=cpu none; provider=runpod or vastai rents one",
         )
     return found[0]

@@ -11,12 +11,12 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from glasshouse.codes import Code
-from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.errors import GlasshouseError, UsageError, unexpected
 from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.live_run import LiveRun, reopen
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.lifecycle.watchdog import wait_for_end
+from glasshouse.lifecycle.watchdog import tell_ready, wait_for_end
 from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.money import rental_deadline_sec
 from glasshouse.providers.registry import open_provider
@@ -71,7 +71,17 @@ def _each(journal: Journal, screen: Screen, *, dry_run: bool, elsewhere: bool) -
         elif dry_run:
             yield _said(entry, "would-reap", "its controller is gone")
         else:
-            yield _reap(entry, folder, journal, screen)
+            yield _contained(entry, folder, journal, screen)
+
+
+def _contained(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
+    """Reap one; whatever goes wrong with it stays with it, since the others may bill as well."""
+    try:
+        return _reap(entry, folder, journal, screen)
+    except GlasshouseError as error:
+        return _said(entry, "failed", error.line())
+    except Exception as error:  # noqa: BLE001  a fault of ours in one must not keep the machines of others
+        return _said(entry, "failed", unexpected(error))
 
 
 def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Reaped:
@@ -80,20 +90,19 @@ def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Re
 
 def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
     try:
-        try:
-            live = reopen(folder, screen)
-        except UsageError:  # gone, or of another version of this program: the machine goes back all the same
-            return _release_only(entry, journal, screen)
-        live.rental.allocation_id = entry.allocation_id or live.rental.allocation_id
-        lock = RunLock(folder)
-        try:
-            if not lock.take():
-                return _said(entry, "live", "another process is finishing it")
-            proof = finish_dead(live, journal)
-        finally:
-            lock.close()
-    except GlasshouseError as error:
-        return _said(entry, "failed", error.line())
+        live = reopen(folder, screen)
+    except UsageError:  # gone, or of another version of this program: the machine goes back all the same
+        return _release_only(entry, journal, screen)
+    if live.run.allocation != entry.name:
+        return _release_only(entry, journal, screen)
+    live.rental.allocation_id = entry.allocation_id or live.rental.allocation_id
+    lock = RunLock(folder)
+    try:
+        if not lock.take():
+            return _said(entry, "live", "another process is finishing it")
+        proof = finish_dead(live, journal)
+    finally:
+        lock.close()
     return _said(entry, "reaped", proof, proof.partition(":")[0])
 
 
@@ -137,6 +146,7 @@ def finish_dead(live: LiveRun, journal: Journal) -> str:
 def guard(folder: Path, screen: Screen) -> None:
     """Body of the watchdog: wait for its controller; finish what it left, or give back what it overstays."""
     wait = _overdue_sec(folder, screen)
+    tell_ready()
     while (how := wait_for_end(wait)) == "overdue":
         proof = _take_back(folder, screen)
         screen.warn(f"the controller has outstayed its rental; what was left: {proof}")
@@ -146,8 +156,14 @@ def guard(folder: Path, screen: Screen) -> None:
 
 
 def _overdue_sec(folder: Path, screen: Screen) -> float:
-    """Seconds after which a controller that still rents can only be stopped, or hang."""
+    """Seconds after which a controller that still rents can only be stopped, or hang.
+
+    What giving back takes is tried, before anything is rented: the run's file, the provider's client, the
+    journal.
+    """
     spec = reopen(folder, screen).run.spec
+    with open_provider(spec.provider), Journal():
+        pass
     if spec.provider.kind not in PAID_PROVIDERS:
         return math.inf
     return rental_deadline_sec(spec) + OVERDUE_SHARE * spec.provider.boot_deadline_sec
@@ -165,6 +181,8 @@ def _take_back(folder: Path, screen: Screen) -> str:
             return provider.release(live.run.allocation, live.rental.allocation_id).proof
     except GlasshouseError as error:
         return error.line()
+    except Exception as error:  # noqa: BLE001  it is tried again in a minute
+        return unexpected(error)
 
 
 def watch(folder: Path, screen: Screen) -> None:

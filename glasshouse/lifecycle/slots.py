@@ -9,7 +9,7 @@ import contextlib
 import time
 
 from glasshouse.codes import Code
-from glasshouse.errors import GlasshouseError, LegError, RemoteError, RentalOver
+from glasshouse.errors import GlasshouseError, LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.lifecycle import arms
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
@@ -90,8 +90,6 @@ def launch_file(leg: Leg, code: Code | None, notes: Notes, started: float, ended
 
 def _failure(error: LegError | RemoteError, notes: Notes) -> LegError:
     """The launch's error; by its type, whether another launch is worth it."""
-    code, remedy = Code.POD_UNREACHABLE, ""
-    if isinstance(error, LegError):
-        code, remedy = error.code, error.remedy
+    code = error.code or (Code.CONNECTION_LOST if isinstance(error, OutcomeUnknown) else Code.POD_REFUSED)
     kind = TransportFailed if TRANSPORT_CODES & {code, *notes.reason_codes} else LegError
-    return kind(error.what, code=code, remedy=remedy)
+    return kind(error.what, code=code, remedy=error.remedy)

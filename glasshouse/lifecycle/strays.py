@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.errors import GlasshouseError, UsageError, unexpected
 from glasshouse.providers.cloud import Cloud
 from glasshouse.providers.cloud_release import is_ours
 from glasshouse.providers.journal import Journal
@@ -62,3 +62,5 @@ def _at(config: CloudProvider, known: set[str]) -> Iterator[Stray]:
                     yield Stray(config.kind, machine.name, machine.id, f"{machine.state}: {machine.said}")
     except GlasshouseError as error:
         yield Stray(config.kind, "-", None, error.line())
+    except Exception as error:  # noqa: BLE001  the other providers are asked all the same
+        yield Stray(config.kind, "-", None, unexpected(error))

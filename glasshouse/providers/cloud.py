@@ -108,13 +108,18 @@ class Cloud:
                 raise
             return self._allocation(machine, name, endpoint)
 
-        return retry(
-            rent,
-            RetryPolicy(tries=money.ATTEMPTS, deadline=latest),
-            on=ProviderError,
-            when=lambda error: error in replaceable,
-            between=lambda _: progress(f"{self.api.label}: one replacement, elsewhere"),
-        )
+        try:
+            return retry(
+                rent,
+                RetryPolicy(tries=money.ATTEMPTS, deadline=latest),
+                on=ProviderError,
+                when=lambda error: error in replaceable,
+                between=lambda _: progress(f"{self.api.label}: one replacement, elsewhere"),
+            )
+        except ProviderError as error:
+            if not replaceable or error.code in (*REPLACEABLE, Code.OUTCOME_UNKNOWN):
+                raise
+            raise first_cause(replaceable[0], error) from error
 
     def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
         """Destroy everything named `name` and prove that none is left; never raises for remote faults."""
@@ -299,6 +304,12 @@ class Cloud:
             image_digest=digest[1] if digest else "",
             usd_per_hour=machine.usd_per_hour,
         )
+
+
+def first_cause(first: ProviderError, then: ProviderError) -> ProviderError:
+    """What is told of a machine that failed, and of which no replacement was to be had."""
+    what, code = f"{first.what}; and no other was to be had ({then.what})", first.code
+    return ProviderError(what, code=code, remedy=first.remedy)
 
 
 def uncertain(error: ApiError) -> bool:

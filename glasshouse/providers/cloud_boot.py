@@ -20,6 +20,7 @@ from glasshouse.providers.cloud_http import ApiError
 WORKDIR: Final = ".glasshouse"  # under the login's home
 SSH_SHARE: Final = 0.35  # of the boot deadline: running, but no SSH by then, never gets one
 ASSIGN_SHARE: Final = 0.5  # of the boot deadline: no machine assigned by then
+UNREAD_SHARE: Final = 0.25  # of the boot deadline: what was read before that says nothing of the end
 MISSING_LOOKS: Final = 3  # a cache may lag once or twice
 
 
@@ -29,9 +30,11 @@ def boot(
     """Wait until the machine runs and its SSH server shows a key; return it with its endpoint."""
     deadline = config.boot_deadline_sec
     begun, missing, said = time.monotonic(), 0, ""
+    seen = begun  # when its state was last read
     running_since: float | None = None
     while True:
         found = _look(api, machine)
+        seen = seen if found is machine else time.monotonic()
         waited = time.monotonic() - begun
         missing = missing + 1 if found is None else 0
         if missing >= MISSING_LOOKS:
@@ -52,6 +55,12 @@ def boot(
                         f"{api.label}: runs, but has no address for SSH", code=Code.SSH_UNREACHABLE
                     )
         if waited > deadline or (machine.state == "assigning" and waited > deadline * ASSIGN_SHARE):
+            if begun + waited - seen > deadline * UNREAD_SHARE:
+                raise ProviderError(
+                    f"{api.label}: the machine's state could not be read for {begun + waited - seen:.0f} s, "
+                    f"after {said or machine.state}",
+                    code=Code.PROVIDER_UNAVAILABLE,
+                )
             raise ProviderError(
                 f"{api.label}: still {said or machine.state} after {waited:.0f} s",
                 code=Code.BOOT_TIMEOUT,

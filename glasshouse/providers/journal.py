@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateTable
 
 from glasshouse import host, paths
-from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.errors import UsageError
 from glasshouse.providers.base import Proof
 
@@ -251,12 +251,21 @@ def _entry(row: sa.RowMapping) -> Entry:
         name=row["name"],
         run=row["run"],
         provider=row["provider"],
-        detail=parse_json(row["detail"]),
+        detail=_detail(row["detail"]),
         controller=row["controller"],
         intended_at=row["intended_at"],
         allocation_id=row["allocation_id"],
         proof=row["proof"],
     )
+
+
+def _detail(text: str) -> Mapping[str, Any]:
+    """What `intend` was given; nothing where it cannot be read, so that one bad row hides no other."""
+    try:
+        found = parse_json(text)
+    except CanonicalError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _ceiling(entry: Entry) -> float:

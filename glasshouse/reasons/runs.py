@@ -20,6 +20,19 @@ BEFORE_LEGS: dict[Code, Reason] = {
         "The intent could not be written down, so nothing was rented.",
         Place.CONTROLLER,
     ),
+    Code.WATCHDOG_NOT_STARTED: explained(
+        "No watchdog",
+        "The process that would give the machine back if the controller died did not start, so nothing was "
+        "rented.",
+        Place.CONTROLLER,
+        exit_status=3,
+    ),
+    Code.SWEEP_STOPPED: explained(
+        "Sweep stopped",
+        "A machine of another run of the sweep may have been left, so no further one was rented.",
+        Place.CONTROLLER,
+        exit_status=3,
+    ),
     Code.AUTH: explained("Key refused", "The provider refused the key.", Place.PROVIDER, exit_status=3),
     Code.BALANCE: explained(
         "No credit", "The provider's account had no credit left.", Place.PROVIDER, exit_status=3
@@ -73,6 +86,13 @@ BEFORE_LEGS: dict[Code, Reason] = {
     ),
     Code.CONNECT_FAILED: explained(
         "Not reached", "The machine was up but could not be reached.", Place.BOOT, exit_status=3
+    ),
+    Code.LOGIN_REFUSED: explained(
+        "Login refused",
+        "The machine's SSH server did not accept our key.",
+        Place.BOOT,
+        Place.CONNECTION,
+        exit_status=3,
     ),
     Code.HOST_KEY_MISMATCH: explained(
         "Another host key",
@@ -147,6 +167,40 @@ LEGS: dict[Code, Reason] = {
     ),
     Code.POD_UNREACHABLE: explained(
         "Machine lost", "The machine stopped answering while a leg ran.", Place.LEG
+    ),
+    Code.CONNECTION_LOST: explained(
+        "Connection lost",
+        "The connection to the machine was cut, and again after it had been opened anew.",
+        Place.CONNECTION,
+        Place.LEG,
+    ),
+    Code.FORWARD_REFUSED: explained(
+        "No way to the broker",
+        "The machine's SSH server refuses to forward a port, by which a leg reaches the key broker.",
+        Place.CONNECTION,
+        Place.LEG,
+        exit_status=3,
+    ),
+    Code.POD_DISK_FULL: explained(
+        "Disk full",
+        "The machine had no room left for what the run puts there.",
+        Place.SETUP,
+        Place.UPLOAD,
+        Place.LEG,
+        exit_status=3,
+    ),
+    Code.POD_REFUSED: explained(
+        "Refused by the machine",
+        "The machine was reached, and something that a leg needs of it failed there: a command, or a file "
+        "that it did not take or give.",
+        Place.LEG,
+    ),
+    Code.FILE_DAMAGED: explained(
+        "File damaged",
+        "A file arrived with other bytes than it was sent with.",
+        Place.UPLOAD,
+        Place.LEG,
+        exit_status=3,
     ),
     Code.LOST_LEG: explained("Leg vanished", "The leg's process vanished without a result.", Place.LEG),
     Code.LEG_DEADLINE: explained("Too slow", "The leg did not finish before its deadline.", Place.LEG),

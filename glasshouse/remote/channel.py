@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import paramiko
 
+from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote.connection import Link
 
@@ -44,6 +45,12 @@ def command_line(argv: Sequence[str]) -> str:
     if not argv or any("\0" in word for word in argv):
         raise RemoteError("a command needs words without NUL")
     return shlex.join(["sh", "-c", '"$@"; exit $?', "sh", *argv])
+
+
+def disk_full(text: str) -> Code | None:
+    """The reason code where a command's own words say that its disk is full, else None."""
+    full = any(words in text for words in ("No space left on device", "Disk quota exceeded"))
+    return Code.POD_DISK_FULL if full else None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import fabric
 import paramiko
 
+from glasshouse.codes import Code
 from glasshouse.errors import HostKeyMismatch, RemoteError, UsageError
 from glasshouse.remote.endpoint import Endpoint
 from glasshouse.remote.watchdog import HeardSocket, Timeouts, Watchdog
@@ -222,6 +223,7 @@ def _explain(endpoint: Endpoint, error: Exception) -> Exception:
             field="host",
             value=f"{endpoint.user}@{where}",
             remedy="add the public key to the host's authorized_keys",
+            code=Code.LOGIN_REFUSED,
         )
     if isinstance(error, _UnknownHostKey):
         return HostKeyMismatch(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import paramiko
 
+from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote.connection import Link
 
@@ -30,10 +31,13 @@ def forwarded(link: Link, local_port: int, timeout: float, opening: bytes = b"")
         with link.watchdog.requests, link.watchdog.answer_owed(timeout):
             port = link.transport.request_port_forward("127.0.0.1", 0, forward.arrived)
     except (paramiko.SSHException, EOFError, OSError) as error:
-        if not link.alive:
+        # paramiko says "denied" also of a connection that died before an answer came.
+        if not isinstance(error, paramiko.SSHException) or not _answers(link, timeout):
             raise OutcomeUnknown("the connection died while a port was being forwarded") from error
         raise RemoteError(
-            "the pod refuses remote port forwarding", remedy="allow AllowTcpForwarding in its sshd_config"
+            "the pod refuses remote port forwarding",
+            remedy="allow AllowTcpForwarding in its sshd_config",
+            code=Code.FORWARD_REFUSED,
         ) from error
     forward.start()
     try:
@@ -46,6 +50,18 @@ def forwarded(link: Link, local_port: int, timeout: float, opening: bytes = b"")
         ):
             link.transport.cancel_port_forward("127.0.0.1", port)
         forward.close()
+
+
+def _answers(link: Link, timeout: float) -> bool:
+    """Whether the pod still answers: anything, within `timeout` seconds."""
+    with (
+        contextlib.suppress(paramiko.SSHException, EOFError, OSError),
+        link.watchdog.requests,
+        link.watchdog.answer_owed(timeout),
+    ):
+        link.transport.global_request("keepalive@openssh.com", wait=True)
+        return link.alive
+    return False
 
 
 class _Forward:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from glasshouse.errors import HostKeyMismatch, OutcomeUnknown, RemoteError, RentalOver
-from glasshouse.remote.channel import Result, run_command
+from glasshouse.remote.channel import Result, disk_full, run_command
 from glasshouse.remote.connection import Link, fetch_host_key, open_link
 from glasshouse.remote.endpoint import Endpoint, HostKey
 from glasshouse.remote.forward import forwarded
@@ -118,7 +118,13 @@ class Pod:
             reason = lines[-1][:200] if lines else "no message"
             if result.truncated:
                 reason = "its output is too long"
-            raise RemoteError(f"{what} failed on the pod", field="exit", value=result.exit, remedy=reason)
+            raise RemoteError(
+                f"{what} failed on the pod",
+                field="exit",
+                value=result.exit,
+                remedy=reason,
+                code=disk_full(reason),
+            )
         return result.stdout
 
     def put(

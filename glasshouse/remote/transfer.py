@@ -14,7 +14,7 @@ import paramiko
 from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote import receive_script, send_script
-from glasshouse.remote.channel import session
+from glasshouse.remote.channel import disk_full, session
 from glasshouse.remote.connection import Link
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ def _refused(channel: paramiko.Channel, path: str, what: str) -> RemoteError:
     if code in (-1, 3):
         return OutcomeUnknown("the connection died while a file was on its way")
     if code == 4:
-        return RemoteError("a file arrived damaged", field="path", value=path, remedy="send it again")
+        return RemoteError(
+            "a file arrived damaged", field="path", value=path, remedy="send it again", code=Code.FILE_DAMAGED
+        )
     if code in (126, 127):
         return RemoteError(
             "the pod has no such interpreter",
@@ -145,6 +147,7 @@ def _refused(channel: paramiko.Channel, path: str, what: str) -> RemoteError:
         field="path",
         value=path,
         remedy="check space and permissions there",
+        code=disk_full(lines[0]),
     )
 
 
@@ -201,7 +204,11 @@ def receive_file(
     if hasher.hexdigest().encode() != digest:
         part.unlink()
         raise RemoteError(
-            "a file came back damaged", field="file", value=target.name, remedy="fetch it again"
+            "a file came back damaged",
+            field="file",
+            value=target.name,
+            remedy="fetch it again",
+            code=Code.FILE_DAMAGED,
         )
     part.replace(target)
 

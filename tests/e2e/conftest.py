@@ -111,6 +111,16 @@ def processes_of(text: str) -> list[int]:
     return found
 
 
+def kill_with_watchdog(process: subprocess.Popen[str], folder: Path) -> None:
+    """Kill a controller and its run's watchdog, so that nobody is left to finish the run in `folder`."""
+    process.send_signal(signal.SIGSTOP)  # or it would start another watchdog
+    for pid in processes_of(str(folder)):
+        if b"watchdog_start" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+
+
 def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
     """Poll; fail the test when it does not come true."""
     deadline = time.monotonic() + seconds

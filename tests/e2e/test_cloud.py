@@ -28,7 +28,7 @@ from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.runpod import serve_runpod
 from glasshouse.providers.fakes.server import FakeServer
 from glasshouse.providers.fakes.vastai import serve_vastai
-from tests.e2e.conftest import PACED, Program, processes_of, wait_until
+from tests.e2e.conftest import PACED, Program, kill_with_watchdog, wait_until
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -247,12 +247,11 @@ def test_a_controller_killed_at_a_random_moment_leaves_nothing(runpod: Rents, fi
     wait_until(lambda: bool(list(runpod.runs.glob("*/parts/plan.dsse.json"))), 60, "a plan")
     time.sleep(delay)
     (folder,) = runpod.runs.glob("2*")
-    process.kill()
-    process.communicate()
-    if finisher == "reap":
-        for pid in processes_of(str(folder)):
-            if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+    if finisher == "watchdog":
+        process.kill()
+        process.communicate()
+    else:
+        kill_with_watchdog(process, folder)
         # Killed before the intent was written, there is nothing that reap could know of, or need to.
         done = runpod("reap", "--json")
         assert done.returncode == 0, (seed, done.stdout)
@@ -273,11 +272,7 @@ def test_reap_gives_a_machine_back_whose_run_folder_is_gone(rents: Rents) -> Non
     process = rents.start("run", "--out", str(rents.runs), *SHORT, f"provider={rents.kind}")
     wait_until(lambda: rents.state()["created"] == 1, 60, "a machine")
     (folder,) = rents.runs.glob("2*")
-    for pid in processes_of(str(folder)):
-        if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.communicate()
+    kill_with_watchdog(process, folder)
     shutil.rmtree(folder)
     dry = json.loads(rents("reap", "--dry-run", "--json").stdout)
     assert [item["state"] for item in dry["allocations"]] == ["would-reap"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -67,4 +68,21 @@ def test_a_killed_supervisor_is_an_excluded_row(program: Program) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert read_record(folder)["status"] == "excluded"
+    check_gone(program, folder)
+
+
+def test_an_impatient_ctrl_c_is_an_interrupted_run(program: Program) -> None:
+    overrides, reached = PHASES["boot"]
+    process = start(program, overrides)
+    wait_until(lambda: reached(program), 60, "phase boot")
+    process.send_signal(signal.SIGINT)
+    folder = run_folder(program)
+    assert folder is not None
+    while not (folder / "bundle").exists():  # until it is recorded, no further one ends anything
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (1, 130), err  # 130: the last one came after the record
+    assert "interrupted" in read_record(folder)["exclusion"]["codes"]
+    assert "controller-killed" not in read_record(folder)["exclusion"]["codes"]
     check_gone(program, folder)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import PACED, Program, wait_until
+from tests.e2e.conftest import PACED, Program, processes_of, wait_until
 from tests.e2e.phases import PHASES, check_gone, has_part, read_record, run_folder, start
 
 pytestmark = pytest.mark.train
@@ -46,4 +48,19 @@ def test_killed_while_releasing(program: Program) -> None:
         assert "controller-killed" in record["exclusion"]["codes"]
     else:
         assert record["status"] == "verified"
+    check_gone(program, folder)
+
+
+def test_killed_after_its_watchdog(program: Program) -> None:
+    overrides, reached = PHASES["train"]
+    process = start(program, overrides)
+    wait_until(lambda: reached(program), 60, "training")
+    folder = run_folder(program)
+    assert folder is not None
+    (first,) = [pid for pid in processes_of(str(folder)) if pid != process.pid]
+    os.kill(first, signal.SIGKILL)
+    log = folder / "controller.log"
+    wait_until(lambda: "another watchdog is ready" in log.read_text(), 60, "another watchdog")
+    folder, record = killed(program, process)
+    assert "controller-killed" in record["exclusion"]["codes"]
     check_gone(program, folder)

@@ -7,9 +7,7 @@ macOS does what both systems have cannot be shown here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from glasshouse.providers.pod_server import USER
-from tests.e2e.conftest import PACED, ROOT, processes_of, wait_until
+from tests.e2e.conftest import PACED, ROOT, kill_with_watchdog, processes_of, wait_until
 from tests.e2e.test_cloud import SHORT, Rents, renting
 from tests.mac.kit import Mac
 from tests.remote.conftest import serving
@@ -42,7 +40,7 @@ class Laptop(Rents):
 
     def start(self, *words: str, module: str = "glasshouse") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.mac.command(sys.executable, "-m", module, *words),
+            self.mac.command(self.mac.python, "-m", module, *words),
             cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -125,11 +123,7 @@ def test_a_mac_knows_whether_a_controller_lives_and_finishes_what_a_dead_one_lef
     process, folder = laptop.rents_a_machine()
     (entry,) = json.loads(laptop.does("reap", "--json"))["allocations"]
     assert (entry["state"], laptop.state()["active"]) == ("live", 1)
-    for pid in processes_of(str(folder)):
-        if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.communicate()
+    kill_with_watchdog(process, folder)
     (entry,) = json.loads(laptop.does("reap", "--json"))["allocations"]
     assert (entry["state"], entry["proof"]) == ("reaped", "zero")
     laptop.settled()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
 from glasshouse.records.plan import register_plan
 from glasshouse.spec import RunSpec
-from tests.providers.cloud_kit import KINDS, VARIABLE, rented
+from tests.providers.cloud_kit import KINDS, VARIABLE, rented, rented_spec
 from tests.specs import make_spec
 
 QUIET = Screen(quiet=True)
@@ -126,3 +129,37 @@ print("said", flush=True)
             [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, check=False, text=True
         )
     assert done.stdout == "released\nsaid\n"
+
+
+def test_no_entry_ends_a_reap_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = rented_spec("runpod", "https://rest.runpod.invalid/v2")
+    specs = {
+        "torn": make_spec(),
+        "proxy": far,
+        "other": make_spec(),
+        "blocked": make_spec(),
+        "good": make_spec(),
+    }
+    lives = {name: planned(spec, tmp_path / name) for name, spec in specs.items()}
+    for live in lives.values():
+        intended(live)
+    monkeypatch.setenv(VARIABLE["runpod"], "a-key-of-no-use")
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense://somewhere")  # a client for rented machines cannot be made
+    with Journal() as journal:
+        place = Path(str(journal._engine.url.database))
+    told = json.dumps({"folder": str(lives["good"].folder.path)})  # another one's run
+    with contextlib.closing(sqlite3.connect(place)) as database, database:
+        statement = "UPDATE allocations SET detail = ? WHERE name = ?"
+        database.execute(statement, ("{torn", lives["torn"].run.allocation))
+        database.execute(statement, (told, lives["other"].run.allocation))
+    shutil.rmtree(lives["blocked"].folder.parts)
+    lives["blocked"].folder.parts.write_text("a file where a folder should be")  # nobody foresaw that
+    found = {reaped.name: reaped for reaped in reap_all(QUIET)}
+    said = {name: found[live.run.allocation] for name, live in lives.items()}
+    assert {name: reaped.state for name, reaped in said.items()} == {
+        "torn": "failed", "proxy": "failed", "other": "failed", "blocked": "failed", "good": "reaped",
+    }  # fmt: skip
+    assert "proxy in the environment" in said["proxy"].detail
+    assert "unexpected FileExistsError" in said["blocked"].detail
+    with Journal() as journal:
+        assert len(journal.open_entries()) == 4

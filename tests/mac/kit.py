@@ -6,6 +6,8 @@ import functools
 import os
 import shutil
 import subprocess
+import sysconfig
+import venv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,11 @@ def can_hide() -> bool:
 
 @dataclass(frozen=True)
 class Mac:
-    """One folder for the tools that a Mac has and Linux has not, and for what was touched all the same."""
+    """One folder for the tools that a Mac has and Linux has not, and for what was touched all the same.
+
+    Its Python has what ours has, and begins by taking away what only Linux has: in every process of it, also
+    in one that is started isolated and looks at no PYTHONPATH.
+    """
 
     place: Path
 
@@ -43,6 +49,17 @@ class Mac:
         else:
             (self._bin / "proc").symlink_to("/proc")
 
+        venv.create(self.place / "mac-python")
+        (packages,) = (self.place / "mac-python").glob("lib/python*/site-packages")
+        ours = sysconfig.get_path("purelib")
+        found = f"import site, sys; site.addsitedir({ours!r}); sys.path.append({str(HERE)!r})"
+        (packages / "mac.pth").write_text(f"{found}; import without_linux\n")
+
+    @property
+    def python(self) -> str:
+        """The interpreter."""
+        return str(self.place / "mac-python/bin/python")
+
     @property
     def _bin(self) -> Path:
         return self.place / "bin"
@@ -52,7 +69,6 @@ class Mac:
         return {
             **given,
             "PATH": f"{self._bin}:{given.get('PATH', os.defpath)}",
-            "PYTHONPATH": str(HERE),
             "MAC_TOUCHED": str(self.place / "touched"),
         }
 

@@ -2,7 +2,7 @@
 
 From typeshed, which says for each name on which systems it is: `mypy --platform darwin` knows all of them
 (tests/test_portable.py runs it). These are the ones that a program like ours may come across; they are
-looked for in the source, and taken away where a Mac is played (sitecustomize.py). Standard library only.
+looked for in the source, and taken away where a Mac is played (without_linux.py). Standard library only.
 """
 
 NAMES = {

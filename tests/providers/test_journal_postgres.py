@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from glasshouse.errors import UsageError
 from glasshouse.lifecycle.reap import reap_all
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.journal import Journal
-from tests.e2e.conftest import TINY, Program, processes_of, wait_until
+from tests.e2e.conftest import TINY, Program, kill_with_watchdog, wait_until
 from tests.postgres import postgres
 
 from .test_budget import INTEND, LATER, _end, _hold, _said
@@ -127,11 +126,7 @@ def test_a_killed_controllers_run_is_reaped_from_the_shared_journal(url: str, tm
     process = program.start("run", "--out", str(program.runs), *TINY, "duration=60")
     wait_until(lambda: bool(list(program.runs.glob("*/parts/allocation.json"))), 60, "an allocation")
     (folder,) = program.runs.glob("2*")
-    for pid in processes_of(str(folder)):
-        if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.communicate()
+    kill_with_watchdog(process, folder)
     done = program("reap", "--json")
     assert done.returncode == 0, done.stderr
     (item,) = json.loads(done.stdout)["allocations"]

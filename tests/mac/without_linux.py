@@ -1,4 +1,4 @@
-"""Python without what only Linux has, for a process started with this folder in PYTHONPATH.
+"""Python without what only Linux has, for a process of the interpreter that kit.py makes.
 
 `sys.platform` is darwin's, the names of linux_only.py are gone, the C library finds none of glibc's own
 functions, and whoever opens or lists a path beneath /proc, /sys or /dev/shm is told that there is none. What

@@ -1,0 +1,81 @@
+"""What Ctrl-C and SIGTERM do to a run, and how a sweep's end reaches one of its cells.
+
+The first one ends what goes on, where that is allowed; what must be finished is finished: each further one is
+answered with a word. So a second Ctrl-C can neither cut off the release nor the note on why the run ended.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from glasshouse.lifecycle.screen import Screen
+
+_LOOK_SEC = 0.5
+
+
+class Interrupts:
+    """In force from the plan to the record. `stopped` says why the run's sweep is to end, "" if it is not.
+
+    Outside of the main thread no signal arrives; there the run asks `stopped` itself.
+    """
+
+    def __init__(self, screen: Screen, stopped: Callable[[], str]) -> None:
+        self._screen = screen
+        self._stopped = stopped
+        self._raising = False
+        self._pending = False
+        self._said = 0.0
+        self._before: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Who ignores Ctrl-C was started so: in the background, or as one of many workers.
+                if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
+                    self._before.append((number, signal.signal(number, self._heard)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        sys.stderr.flush()
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Let what goes on inside be interrupted, once; what was asked for before counts."""
+        over = threading.Event()
+        if self._before:
+            threading.Thread(target=self._watch, args=(over,), name="sweep-watcher", daemon=True).start()
+        self._raising = True
+        try:
+            if self._pending:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raising = False
+            over.set()
+
+    def _heard(self, _signal: int, _frame: FrameType | None) -> None:
+        self._pending = True
+        if self._raising:
+            self._raising = False
+            raise KeyboardInterrupt
+        if time.monotonic() - self._said > 1:
+            self._said = time.monotonic()
+            self._screen.warn("finishing: releasing and recording; one moment")
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK_SEC):
+            if self._stopped():
+                if not over.is_set():
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                return
