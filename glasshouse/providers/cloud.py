@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import httpx
+
 from glasshouse import paths, spec
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import cloud_release, hostkeys, money
 from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud_api import Candidate, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_boot import as_asked, boot
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing, again
@@ -85,7 +87,11 @@ class Cloud:
         self._creates[name] = _Creates()
         avoid: set[str] = set()
         # One that could not boot within what is left of the budget would be rented for nothing.
-        latest = time.monotonic() + money.rental_deadline_sec(spec) - spec.provider.boot_deadline_sec
+        latest = (
+            self.api.http.clock.monotonic()
+            + money.rental_deadline_sec(spec)
+            - spec.provider.boot_deadline_sec
+        )
         replaceable: list[ProviderError] = []
 
         def rent(attempt: int) -> Allocation:
@@ -114,6 +120,8 @@ class Cloud:
             on=ProviderError,
             when=lambda error: error in replaceable,
             between=lambda _: progress(f"{self.api.label}: one replacement, elsewhere"),
+            monotonic=self.api.http.clock.monotonic,
+            sleep=self.api.http.clock.sleep,
         )
 
     def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
@@ -196,6 +204,7 @@ class Cloud:
                 return again(
                     functools.partial(self._create_once, rental, candidate, own),
                     lambda: api.http.timing.retries(api.http.timing.creates),
+                    api.http.clock,
                 )
             except ApiError as error:
                 last = error  # 400, 403 and the like: this candidate is out
@@ -252,7 +261,7 @@ class Cloud:
                 raise ProviderError(f"{api.label}: a failed create left a machine", code=Code.OUTCOME_UNKNOWN)
             return None
         # A clear refusal needs one look; after no answer the machine may take a while to show.
-        end = time.monotonic() + (timing.settle_sec if uncertain(error) else 0.0)
+        end = api.http.clock.monotonic() + (timing.settle_sec if uncertain(error) else 0.0)
         while True:
             try:
                 found = [
@@ -274,9 +283,9 @@ class Cloud:
                         f"{api.label}: a create made more than it should", code=Code.OUTCOME_UNKNOWN
                     )
                 return None
-            if time.monotonic() >= end:
+            if api.http.clock.monotonic() >= end:
                 return None
-            time.sleep(min(timing.poll_sec, timing.settle_sec / 3))
+            api.http.clock.sleep(min(timing.poll_sec, timing.settle_sec / 3))
 
     def _place(self, machine_id: str) -> str | None:
         try:
@@ -313,10 +322,18 @@ def open_cloud(
     *,
     message_of: Callable[[Any], str],
     timing: Timing | None,
+    clock: Clock | None = None,
+    transport: httpx.BaseTransport | None = None,
 ) -> Cloud:
     """Open one paid API. `message_of` finds the provider's words in an error document. Raises UsageError."""
     http = CloudHttp(
-        config.base_url, key, message_of=message_of, timeout_sec=config.request_timeout_sec, timing=timing
+        config.base_url,
+        key,
+        message_of=message_of,
+        timeout_sec=config.request_timeout_sec,
+        timing=timing,
+        clock=clock,
+        transport=transport,
     )
     return Cloud(make_api(config, http), config)
 

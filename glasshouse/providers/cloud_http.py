@@ -22,6 +22,7 @@ import httpx
 
 from glasshouse import __version__
 from glasshouse.errors import UsageError
+from glasshouse.providers.clock import Clock
 from glasshouse.retry import RetryPolicy, retry
 from glasshouse.secret_patterns import scrub
 
@@ -194,7 +195,7 @@ def _certificates(tls: bool) -> ssl.SSLContext:
         ) from error
 
 
-def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy]) -> _T:
+def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy], clock: Clock) -> _T:
     """Send a request until it goes well, where its failures are transient: Retry-After goes before `policy`.
 
     The policy is asked for after each failure, since the first answer says whether this is a fake.
@@ -205,6 +206,8 @@ def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy]) -> _T
         on=ApiError,
         when=lambda error: error.transient,
         asked=lambda error: error.retry_after,
+        monotonic=clock.monotonic,
+        sleep=clock.sleep,
     )
 
 
@@ -219,11 +222,15 @@ class CloudHttp:
         message_of: Callable[[Any], str],
         timeout_sec: float,
         timing: Timing | None = None,
+        clock: Clock | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
+        """Open no connection yet. `transport` takes the place of the network, `clock` of this machine's."""
         url = check_base_url(base_url)
         self._credential = credential
         self._message_of = message_of
         self._fixed_timing = timing
+        self.clock = clock or Clock()
         self._whole_sec = WHOLE_ANSWER * timeout_sec
         self.simulated = False  # set for good by the first reply that says so
         self._client = httpx.Client(
@@ -233,6 +240,7 @@ class CloudHttp:
             timeout=timeout_sec,
             follow_redirects=False,
             trust_env=not is_loopback(url.host),  # a proxy from the environment cannot reach our loopback
+            transport=transport,
             headers={"User-Agent": f"glasshouse/{__version__}", "Accept": "application/json"},
         )
 
@@ -259,10 +267,10 @@ class CloudHttp:
         try:
             with self._client.stream(method, path, json=body, params=params) as response:
                 self._note_fake(response)
-                chunks, end = bytearray(), time.monotonic() + self._whole_sec
+                chunks, end = bytearray(), self.clock.monotonic() + self._whole_sec
                 for chunk in response.iter_bytes():
                     chunks += chunk
-                    if time.monotonic() > end:
+                    if self.clock.monotonic() > end:
                         raise ApiError(_LOST, f"no whole answer in {self._whole_sec:.0f} s")
                     if len(chunks) > MAX_REPLY_BYTES:
                         raise ApiError(_LOST, f"an answer of more than {MAX_REPLY_BYTES} bytes")
@@ -277,7 +285,7 @@ class CloudHttp:
             return Reply(status, value)
         said = self._message_of(value) if readable else chunks.decode("utf-8", "replace")
         raise ApiError(
-            status, self.clean(said) or f"status {status}", retry_after=retry_after(wait),
+            status, self.clean(said) or f"status {status}", retry_after=retry_after(wait, self.clock.now()),
             created_id=_contract(value),
         )  # fmt: skip
 
@@ -288,12 +296,13 @@ class CloudHttp:
         return again(
             lambda _: self.send(method, path, body=body, params=params),
             lambda: self.timing.retries(self.timing.reads),
+            self.clock,
         )
 
     def stream_lines(self, path: str, params: Mapping[str, str | int]) -> list[str]:
         """Read lines of an endless text stream for at most `timing.log_sec`. Raises ApiError."""
         text = ""
-        end = time.monotonic() + self.timing.log_sec
+        end = self.clock.monotonic() + self.timing.log_sec
         try:
             with self._client.stream(
                 "GET",
@@ -307,7 +316,7 @@ class CloudHttp:
                     raise ApiError(response.status_code, "the log cannot be read")
                 for part in response.iter_text():
                     text += part
-                    if time.monotonic() > end or len(text) > 1 << 18:
+                    if self.clock.monotonic() > end or len(text) > 1 << 18:
                         break
         except httpx.ReadTimeout:
             pass  # the history has been sent; what would follow has not happened yet

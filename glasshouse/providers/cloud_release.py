@@ -9,7 +9,6 @@ left alone. One that we created and that now carries another name is left alone 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from glasshouse.errors import ProviderError
@@ -50,6 +49,7 @@ def release(
     stays, and of which the proof says nothing.
     """
     check_name(name)
+    clock = api.http.clock
     known_ids = set(known)
     end: float | None = None
     attempt = 0
@@ -62,21 +62,21 @@ def release(
         look.ours.pop(keep or "", None)
         known_ids |= set(look.ours)
         # Read after the first request: only then is it known whether this is a fake, with short times.
-        end = time.monotonic() + api.http.timing.release_sec if end is None else end
+        end = clock.monotonic() + api.http.timing.release_sec if end is None else end
         for machine_id in sorted(look.unread.union(look.ours)):
             look.failed = _destroy(api, machine_id) or look.failed
         if not look.ours and not look.failed:
-            clean_since = clean_since if proven else time.monotonic()
-            proven = [*proven[:1], time.time()]
+            clean_since = clean_since if proven else clock.monotonic()
+            proven = [*proven[:1], clock.now()]
             quiet_sec = api.http.timing.orphan_sec if under_way else 0.0
-            if len(proven) == 2 and time.monotonic() - clean_since >= quiet_sec:
+            if len(proven) == 2 and clock.monotonic() - clean_since >= quiet_sec:
                 return _zero(look, proven)
-            time.sleep(api.http.timing.proof_gap_sec)
+            clock.sleep(api.http.timing.proof_gap_sec)
             continue
         proven, last = [], look
-        if time.monotonic() >= end:
+        if clock.monotonic() >= end:
             return _not_proven(api, last)
-        time.sleep(min(api.http.timing.backoff_sec * 2 ** min(attempt, 5), api.http.timing.backoff_max_sec))
+        clock.sleep(min(api.http.timing.backoff_sec * 2 ** min(attempt, 5), api.http.timing.backoff_max_sec))
 
 
 def _look(api: CloudApi, name: str, ids: set[str], created: frozenset[str]) -> _Look:
@@ -128,9 +128,9 @@ def _not_proven(api: CloudApi, look: _Look) -> ReleaseProof:
         return ReleaseProof(
             proof="nonzero", active=len(look.ours),
             detail=f"{len(look.ours)} of ours still there ({states}): {page}",
-            account_total=look.total, checked_at=(round(time.time(), 3),),
+            account_total=look.total, checked_at=(round(api.http.clock.now(), 3),),
         )  # fmt: skip
     return ReleaseProof(
         proof="unknown", active=None, detail=f"{look.failed}: {page}", account_total=look.total,
-        checked_at=(round(time.time(), 3),),
+        checked_at=(round(api.http.clock.now(), 3),),
     )  # fmt: skip

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+import httpx
+
 from glasshouse import spec
 from glasshouse.errors import UsageError
 from glasshouse.providers import bootscript, money
+from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud import Cloud, open_cloud
 from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
@@ -47,11 +50,18 @@ _TIERS: Final[dict[str, dict[str, Any]]] = {
 
 
 def open_vastai(
-    config: spec.CloudProvider, *, environ: Mapping[str, str] | None = None, timing: Timing | None = None
+    config: spec.CloudProvider,
+    *,
+    environ: Mapping[str, str] | None = None,
+    timing: Timing | None = None,
+    clock: Clock | None = None,
+    transport: httpx.BaseTransport | None = None,
 ) -> Cloud:
     """Open the provider; the key comes from VAST_API_KEY. Raises UsageError."""
     key = Credential(KEY_VARIABLE, environ)
-    return open_cloud(VastApi, config, key, message_of=_message, timing=timing)
+    return open_cloud(
+        VastApi, config, key, message_of=_message, timing=timing, clock=clock, transport=transport
+    )
 
 
 class VastApi:
