@@ -1,4 +1,4 @@
-"""The clock of the paid providers' clients: real by default, simulated where a test lets hours pass at once."""
+"""The clock of the paid providers' clients: real, or simulated where a test lets hours pass at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """What time it is, and waiting. A simulated one replaces all three, so that only its own waits pass time."""
+    """What time it is, and waiting. A simulated one replaces all three: only its own waits pass time."""
 
     def now(self) -> float:
         """Unix seconds: for what is written down, since another process must understand it."""

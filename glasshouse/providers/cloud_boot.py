@@ -19,7 +19,6 @@ from glasshouse.providers.cloud_http import ApiError
 WORKDIR: Final = ".glasshouse"  # under the login's home
 SSH_SHARE: Final = 0.35  # of the boot deadline: running, but no SSH by then, never gets one
 ASSIGN_SHARE: Final = 0.5  # of the boot deadline: no machine assigned by then
-MISSING_LOOKS: Final = 3  # a cache may lag once or twice
 
 
 def boot(
@@ -28,13 +27,14 @@ def boot(
     """Wait until the machine runs and its SSH server shows a key; return it with its endpoint."""
     deadline = config.boot_deadline_sec
     clock = api.http.clock
-    begun, missing, said = clock.monotonic(), 0, ""
+    begun, said = clock.monotonic(), ""
+    seen = begun
     running_since: float | None = None
     while True:
         found = _look(api, machine)
         waited = clock.monotonic() - begun
-        missing = missing + 1 if found is None else 0
-        if missing >= MISSING_LOOKS:
+        seen = seen if found is None else clock.monotonic()
+        if clock.monotonic() - seen > api.http.timing.missing_sec:
             raise ProviderError(f"{api.label}: the machine vanished while it booted", code=Code.BOOT_FAILED)
         if found is not None:
             machine = found

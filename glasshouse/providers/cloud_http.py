@@ -10,12 +10,14 @@ from __future__ import annotations
 import email.utils
 import ipaddress
 import json
+import math
 import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 import httpx
@@ -41,10 +43,14 @@ class Timing:
     poll_sec: float = 5.0  # between two looks at a booting machine; RunPod grants 60 requests a minute
     backoff_sec: float = 1.0  # first pause after a failure; doubles up to backoff_max_sec
     backoff_max_sec: float = 30.0
-    settle_sec: float = 10.0  # how long a create of unknown outcome may take to show in the list
-    orphan_sec: float = 40.0  # the same where nobody waited for its answer: request time-out and settle_sec
+    settle_sec: float = 10.0  # how long what an unanswered create made is waited for before the next create
+    missing_sec: float = 60.0  # how long a machine may be missing while it boots: lists and look-ups lag
     proof_gap_sec: float = 5.0  # between the two looks of a zero-left proof
     release_sec: float = 180.0  # how long a release insists before it says nonzero or unknown
+    quick_sec: float = 10.0  # what one look-up or delete by id may take in a release: others wait behind it
+    look_sec: float = 60.0  # what one reading of the whole list may take in a release
+    doubt_sec: float = math.inf  # at most this instead of the settings provider.doubt_sec ...
+    lag_sec: float = math.inf  # ... and provider.lag_sec
     key_grace_sec: float = 30.0  # how long our own host key may take to be installed
     log_sec: float = 5.0  # how long one look at a log stream may take
     reads: int = 6  # attempts of one read
@@ -57,8 +63,9 @@ class Timing:
 
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
 FAKE_TIMING: Final = Timing(
-    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, orphan_sec=1.0, proof_gap_sec=0.1,
-    release_sec=2.5, key_grace_sec=1.0, log_sec=1.0, reads=5,
+    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, missing_sec=0.3, proof_gap_sec=0.1,
+    release_sec=2.5, quick_sec=2.0, look_sec=2.0, doubt_sec=1.0, lag_sec=0.5, key_grace_sec=1.0, log_sec=1.0,
+    reads=5,
 )  # fmt: skip
 
 
@@ -231,7 +238,8 @@ class CloudHttp:
         self._message_of = message_of
         self._fixed_timing = timing
         self.clock = clock or Clock()
-        self._whole_sec = WHOLE_ANSWER * timeout_sec
+        self._timeout_sec = timeout_sec
+        self._ends = math.inf  # monotonic seconds, when everything asked within `within` is over
         self.simulated = False  # set for good by the first reply that says so
         self._client = httpx.Client(
             base_url=url,
@@ -264,14 +272,19 @@ class CloudHttp:
         self, method: str, path: str, *, body: Any = None, params: Mapping[str, str | int] | None = None
     ) -> Reply:
         """Send one request once. Raises ApiError for everything but 2xx with a whole JSON (or no) body."""
+        left = self._ends - self.clock.monotonic()
+        if left <= 0:
+            raise ApiError(_LOST, "no time is left to ask")
+        timeout, whole = min(self._timeout_sec, left), min(WHOLE_ANSWER * self._timeout_sec, left)
+        end = self.clock.monotonic() + whole
         try:
-            with self._client.stream(method, path, json=body, params=params) as response:
+            with self._client.stream(method, path, json=body, params=params, timeout=timeout) as response:
                 self._note_fake(response)
-                chunks, end = bytearray(), self.clock.monotonic() + self._whole_sec
+                chunks = bytearray()
                 for chunk in response.iter_bytes():
                     chunks += chunk
                     if self.clock.monotonic() > end:
-                        raise ApiError(_LOST, f"no whole answer in {self._whole_sec:.0f} s")
+                        raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
                     if len(chunks) > MAX_REPLY_BYTES:
                         raise ApiError(_LOST, f"an answer of more than {MAX_REPLY_BYTES} bytes")
                 status, wait = response.status_code, response.headers.get("retry-after")
@@ -295,9 +308,19 @@ class CloudHttp:
         """Send a request that is harmless to repeat, again after transient failures. Raises ApiError."""
         return again(
             lambda _: self.send(method, path, body=body, params=params),
-            lambda: self.timing.retries(self.timing.reads),
+            lambda: replace(self.timing.retries(self.timing.reads), deadline=self._ends),
             self.clock,
         )
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Let all that is asked inside end within so many seconds, retries and dripping answers too."""
+        before = self._ends
+        self._ends = min(before, self.clock.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self._ends = before
 
     def stream_lines(self, path: str, params: Mapping[str, str | int]) -> list[str]:
         """Read lines of an endless text stream for at most `timing.log_sec`. Raises ApiError."""

@@ -172,13 +172,15 @@ class RunPodApi:
                 return None
             raise
 
-    def destroy(self, machine_id: str) -> None:
-        """DELETE /pods/{id}."""
+    def destroy(self, machine_id: str) -> bool:
+        """DELETE /pods/{id} once."""
         try:
-            self.http.read("DELETE", f"pods/{quote(machine_id, safe='')}")
+            self.http.send("DELETE", f"pods/{quote(machine_id, safe='')}")
         except ApiError as error:
             if error.status != 404:
                 raise
+            return False
+        return True
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:
         """GET /pods/{id}/logs: the fingerprints that the start script printed in the container's log."""

@@ -196,13 +196,18 @@ class VastApi:
             instance = instance[0] if instance else None
         return None if not instance else self._machine(instance)
 
-    def destroy(self, machine_id: str) -> None:
-        """DELETE /v0/instances/{id}/."""
+    def destroy(self, machine_id: str) -> bool:
+        """DELETE /v0/instances/{id}/ once."""
         try:
-            self._read("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={})
+            _Answer.read(
+                self.http.send("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={}).body
+            )
         except ApiError as error:
-            if error.status != 404:
-                raise
+            mapped = _mapped(error, gone=error.status)
+            if mapped.status != 404:
+                raise mapped from None
+            return False
+        return True
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:  # noqa: ARG002  the protocol's
         """None: Vast.ai's log is a file fetched from elsewhere, and its start prints no fingerprints."""
