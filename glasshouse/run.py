@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,8 +34,10 @@ from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
+from glasshouse.lifecycle.waiting import uninterrupted
 from glasshouse.lifecycle.watchdog import Watchdog
 from glasshouse.providers.base import Allocation, Provider
+from glasshouse.providers.budget import beside
 from glasshouse.providers.journal import Journal
 from glasshouse.providers.money import cost_ceiling, rental_deadline_sec
 from glasshouse.providers.registry import open_provider
@@ -74,16 +75,19 @@ def _run(live: LiveRun, provider: Provider, journal: Journal, reservation: str |
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
-        with Watchdog(live.folder.path):
+        with Watchdog(live.folder.path) as watchdog:
             try:
                 with _interruptible():
                     _attempt(live, provider, journal, reservation)
             finally:
                 # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
-                with _uninterrupted(screen):
-                    finish.release(live, provider, journal)
+                with uninterrupted(screen) as waits:
+                    finish.release(live, provider, journal, waits)
+                if live.ending.in_doubt:
+                    screen.warn("its watchdog stays, and goes on looking for it")
+                    watchdog.stay()
         # 8. and 9. Judge, record.
-        with _uninterrupted(screen), screen.phase("judging and signing the record"):
+        with uninterrupted(screen), screen.phase("judging and signing the record"):
             recorded = finish.record(live)
     except BaseException as error:
         why = error.line() if isinstance(error, GlasshouseError) else type(error).__name__
@@ -107,7 +111,7 @@ def _attempt(live: LiveRun, provider: Provider, journal: Journal, reservation: s
         with live.step(Code.JOURNAL_FAILED):
             journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
-            allocation = _allocate(live, provider, journal)
+            allocation = _allocate(live, provider, journal, reservation)
         # What fails in none of the steps inside, in the legs or in letting go, is the legs' failure.
         with live.step(Code.LEG_FAILED), ExitStack() as until:
             # 3. Connect.
@@ -134,8 +138,10 @@ def _intent(live: LiveRun, reservation: str | None) -> dict[str, Any]:
     }
 
 
-def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation:
-    """Rent, and keep every id that the provider gives out as soon as it is known."""
+def _allocate(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> Allocation:
+    """Rent, and keep every id that the provider gives out as soon as it is known, and what is in doubt before
+    it is asked for.
+    """
     run, rental = live.run, live.rental
     began = time.monotonic()
     if run.spec.paid:
@@ -143,7 +149,17 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
         rental.deadline = began + rental_deadline_sec(run.spec)
     live.save()
 
+    doubtful = 0.0
+    if run.spec.paid:
+        journal.doubtful(
+            run.allocation, doubtful
+        )  # nothing was asked for yet: whoever comes after need not fear
+
     def keep() -> None:
+        nonlocal doubtful
+        if doubtful != (until := provider.doubtful_until(run.allocation)):
+            journal.doubtful(run.allocation, until)
+            doubtful = until
         ids = ",".join(provider.known_ids(run.allocation))
         if (ids, provider.simulated) != (rental.allocation_id or "", rental.simulated):
             if ids:
@@ -155,10 +171,11 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
         keep()
         live.screen.progress(text)
 
-    try:
-        allocation = provider.allocate(run.allocation, run.spec, progress)
-    finally:
-        keep()
+    with beside(journal, run.spec, reservation) as afford:
+        try:
+            allocation = provider.allocate(run.allocation, run.spec, progress, afford)
+        finally:
+            keep()
     if rental.allocation_id is None:
         journal.created(run.allocation, allocation.id)
         rental.allocation_id = allocation.id
@@ -227,12 +244,13 @@ def run_sweep(
             code = max(code, error.exit_code)
             continue
         outcomes.append(outcome)
-        if outcome.alarm and spec.paid and number < len(cells) and reap.gone(outcome.run, screen):
+        more = outcome.alarm and spec.paid and number < len(cells)
+        if more and not outcome.in_doubt and reap.gone(outcome.run, screen):
             code = max(code, 1)  # late, but proven: the row stays excluded, and nothing bills
             continue
         alarms += [outcome.alarm] if outcome.alarm else []
         code = max(code, outcome.exit_code)
-        if outcome.alarm and spec.paid and number < len(cells):
+        if more:
             # What is left bills beyond its own budget: another machine beside it is not what was planned.
             screen.warn(f"stopped before cell {number + 1} of {len(cells)}: a machine may be left")
             break
@@ -312,26 +330,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterrupted(screen: Screen) -> Iterator[None]:
-    """Finish what must be finished: Ctrl-C is answered with a word, not obeyed."""
-    said = [0.0]
-
-    def hold(_signal: int, _frame: object) -> None:
-        if time.monotonic() - said[0] > 1:
-            said[0] = time.monotonic()
-            screen.warn("finishing: releasing and recording; one moment")
-
-    try:
-        before = [(number, signal.signal(number, hold)) for number in (signal.SIGINT, signal.SIGTERM)]
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-        sys.stderr.flush()

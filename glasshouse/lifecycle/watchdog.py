@@ -29,6 +29,7 @@ class Watchdog:
 
     def __init__(self, folder: Path) -> None:
         read_end, self._write_end = os.pipe()
+        self._stays = False
         log = folder / "watchdog.log"
         try:
             with log.open("wb") as out:
@@ -48,15 +49,20 @@ class Watchdog:
     def __enter__(self) -> Self:
         return self
 
+    def stay(self) -> None:
+        """Leave it the rest: it goes on with the release when the controller has ended, as after a death."""
+        self._stays = True
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        over = kind is None and not self._stays
+        if over:
             # A watchdog that died has nothing left to be told; the run itself is in order.
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._write_end, DONE)
         os.close(self._write_end)
-        if kind is None:
+        if over:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=30)
 

@@ -143,14 +143,13 @@ class Cloud:
             # Refused before any create, a key that may not even list is no reason to fear for a machine.
             proof = ReleaseProof("zero", 0, "nothing was asked of the provider but what can be rented")
         else:
-            now = self.api.http.clock.now()
-            if own is None and doubt_until is None:
-                doubt_until = now + self._doubt_sec()  # what another process asked for, nobody knows
+            # What another process asked for, nobody knows who is not told.
+            strange = own is None and doubt_until is None
             known = (own or Creates()).seen(filter(None, (allocation_id or "").split(",")))
             if doubt_until is not None:
-                known = replace(known, doubts=(*known.doubts, Doubt(now, doubt_until)))
+                known = replace(known, doubts=(*known.doubts, Doubt(0.0, doubt_until)))
             self._creates[name] = known
-            proof = self._clear(name, waits)
+            proof = self._clear(name, waits, strange=strange)
         if proof.proof == "zero":
             hostkeys.remove_keys(keys_folder(name))
         return proof
@@ -178,13 +177,16 @@ class Cloud:
     def __repr__(self) -> str:
         return f"<Cloud {self.api.kind}>"
 
-    def _clear(self, name: str, waits: Waits, keep: str | None = None) -> ReleaseProof:
+    def _clear(
+        self, name: str, waits: Waits, keep: str | None = None, *, strange: bool = False
+    ) -> ReleaseProof:
         """One release. Where the last one ended with the key refused, it is not insisted a second time."""
         released = cloud_release.Release(
             self.api,
             name,
             self._creates[name],
             lag_sec=self._lag_sec,
+            strange_sec=self._doubt_sec if strange else None,
             keep=keep,
             insist=name not in self._key_refused,
             waits=waits,

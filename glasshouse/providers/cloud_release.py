@@ -75,6 +75,8 @@ class Release:
     """One release of allocation `name`; `run` it once.
 
     `creates`: what is known of its create calls. `lag_sec()`: how long an answer may be behind the truth.
+    `strange_sec()`: how long from now creates that nobody knows of may make machines; None where there are
+    none. Both are asked again each time: only an answer says whether this is a fake, with short times.
     `insist`: whether to go on for `timing.release_sec` where nothing can be read. `keep`: an id that stays,
     and of which the proof says nothing.
     """
@@ -86,6 +88,7 @@ class Release:
         creates: Creates,
         *,
         lag_sec: Callable[[], float],
+        strange_sec: Callable[[], float] | None = None,
         keep: str | None = None,
         insist: bool = True,
         waits: Waits = UNWATCHED,
@@ -96,6 +99,8 @@ class Release:
         self._name = name
         self._creates = creates
         self._lag_sec = lag_sec
+        self._strange_sec = strange_sec
+        self._began = api.http.clock.now()
         self._keep = keep
         self._insist = insist
         self._waits = waits
@@ -108,7 +113,6 @@ class Release:
         """Destroy it and prove it; insists, and never raises for remote faults."""
         clock = self._clock
         began, failing_since = clock.monotonic(), None
-        quiet_from = began + max(0.0, self._creates.doubtful_until - clock.now())
         proven: list[float] = []
         attempt = 0
         while True:
@@ -116,9 +120,9 @@ class Release:
             at, before = clock.now(), self._doubt_until()
             found = self._round()
             now, ends = clock.now(), self._doubt_until()
-            timing = self._api.http.timing  # only after an answer is it known whether this is a fake
+            timing = self._api.http.timing
             longest = timing.release_sec + (self._lag_sec() if self._absent_since else 0.0)
-            spent = clock.monotonic() - quiet_from - longest
+            spent = clock.monotonic() - began - max(0.0, self._made_until() - self._began) - longest
             clean = not found.ours and not found.failed
             # A look counts if nothing was in doubt when it began, nor is since.
             proven = [*proven[:1], now] if clean and max(before, ends) <= at else []
@@ -146,7 +150,12 @@ class Release:
         """When nothing is in doubt any more (Unix seconds): creates, and ids said not to exist."""
         lag_sec = self._lag_sec()
         absent = [since + lag_sec for machine_id, since in self._absent_since.items()]
-        return max([self._creates.doubtful_until, *absent])
+        return max([self._made_until(), *absent])
+
+    def _made_until(self) -> float:
+        """Until when creates may yet make a machine, in Unix seconds."""
+        strange = 0.0 if self._strange_sec is None else self._began + self._strange_sec()
+        return max(self._creates.doubtful_until, strange)
 
     def _round(self) -> _Round:
         """DELETE for every known id first, then look; what comes to light gets its DELETE at once."""

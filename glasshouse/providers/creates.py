@@ -16,7 +16,9 @@ from glasshouse.providers.cloud_http import ApiError
 
 @dataclass(frozen=True)
 class Doubt:
-    """One create that may yet make a machine. Unix seconds: `since` it was sent, `until` it is over."""
+    """A create that may yet make a machine. Unix seconds: `since` it was sent (0.0: by another process), and
+    `until` it is over.
+    """
 
     since: float
     until: float
