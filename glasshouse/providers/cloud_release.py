@@ -28,6 +28,9 @@ from glasshouse.providers.creates import Creates
 from glasshouse.remote.sweep_script import NAME
 
 _RENAMED = "a machine that was created for this run is there under another name"
+MANY = (
+    4  # rounds that go wrong, or returns of a machine, until time alone decides: slow answers are no reason
+)
 _DENIED = (401, 403)  # the key: asking again for longer than an insisting release does not help
 
 
@@ -106,6 +109,7 @@ class Release:
         self._waits = waits
         self._accepted = set(creates.gone)  # ids whose DELETE was accepted, or whose end was shown
         self._settled = set(creates.gone)  # those that need no further DELETE unless they show again
+        self._came_back = 0  # times that one was shown again
         self._absent_since: dict[str, float] = {}  # ids that DELETE only ever found not to exist (Unix)
         self._elsewhere: set[str] = set()  # ids that an answer shows under another name
 
@@ -133,7 +137,7 @@ class Release:
             if proven:
                 clock.sleep(timing.proof_gap_sec)
             elif clean:
-                if spent > 2 * self._lag_sec():  # it came and went, again and again
+                if spent > 0 and self._came_back > MANY:
                     return self._ended(self._unknown(found, self._left(ends, stopped=True)))
                 attempt, failing_since = 0, None
                 self._waits.progress(f"{self._api.label}: {self._left(ends)}")
@@ -141,7 +145,9 @@ class Release:
             else:
                 failing_since = clock.monotonic() if failing_since is None else failing_since
                 insisted = timing.release_sec if self._insist else 0.0
-                if spent >= 0 or (found.denied and clock.monotonic() >= failing_since + insisted):
+                if (spent >= 0 and attempt > MANY) or (
+                    found.denied and clock.monotonic() >= failing_since + insisted
+                ):
                     return self._ended(self._not_proven(found), key_refused=found.denied)
                 self._waits.progress(f"{self._api.label}: {found.failed or 'still there'}; trying again")
                 clock.sleep(min(timing.backoff_sec * 2 ** min(attempt, 5), timing.backoff_max_sec))
@@ -218,8 +224,8 @@ class Release:
         elif accepted:
             self._accepted.add(machine_id)
             self._absent_since.pop(machine_id, None)
-        elif machine_id in found.ours:
-            self._absent_since.pop(machine_id, None)  # one answer shows it, another has none such
+        elif machine_id in found.ours:  # one answer shows it, another has none such
+            self._came_back += self._absent_since.pop(machine_id, None) is not None
         else:
             self._absent_since.setdefault(machine_id, self._clock.now())
 
