@@ -43,6 +43,8 @@ def retry(
     when: Callable[[E], bool] = lambda _: True,
     asked: Callable[[E], float | None] = lambda _: None,
     between: Callable[[E], None] = lambda _: None,
+    monotonic: Callable[[], float] | None = None,
+    sleep: Callable[[float], None] | None = None,
 ) -> T:
     """Call `step` with the number of the try, from 1, until it returns; what it returns is returned.
 
@@ -50,6 +52,7 @@ def retry(
     It is tried again after an error of the type `on` that is none of `unless` and of which `when` holds.
     `asked`: seconds to wait that the error itself asks for; None leaves it to the policy. `between` is called
     with that error before the wait: it says so, or mends what broke, and whatever it raises ends the tries.
+    `monotonic` and `sleep` stand in for this machine's clock where the caller has another.
     The last try's error is raised as it is.
     """
     number = 1
@@ -60,9 +63,9 @@ def retry(
             chosen = policy() if callable(policy) else policy
             own = asked(error)
             wait = chosen.wait_after(number) if own is None else own
-            late = time.monotonic() + wait >= chosen.deadline
+            late = (monotonic or time.monotonic)() + wait >= chosen.deadline
             if number >= chosen.tries or late or isinstance(error, unless) or not when(error):
                 raise
             between(error)
-        time.sleep(wait)
+        (sleep or time.sleep)(wait)
         number += 1

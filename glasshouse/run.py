@@ -37,6 +37,7 @@ from glasshouse.lifecycle.slots import run_slot
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.lifecycle.watchdog import Watchdog
 from glasshouse.providers.base import Allocation, Provider
+from glasshouse.providers.budget import beside
 from glasshouse.providers.journal import Journal
 from glasshouse.providers.money import cost_ceiling, rental_deadline_sec
 from glasshouse.providers.registry import open_provider
@@ -96,9 +97,12 @@ def _run(
             finally:
                 # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
                 if live.rental.intended:
-                    _release(live, provider, journal)
+                    _release(live, provider, journal, interrupts)
                 else:
                     live.folder.write("release.json", reap.NOTHING_CREATED)
+                if live.ending.in_doubt:
+                    screen.warn("its watchdog stays, and goes on looking for it")
+                    watchdog.stay()
         # 8. and 9. Judge, record.
         with screen.phase("judging and signing the record"):
             recorded = finish.record(live)
@@ -132,7 +136,7 @@ def _attempt(
         with live.step(Code.JOURNAL_FAILED):
             journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
-            allocation = _allocate(live, provider, journal)
+            allocation = _allocate(live, provider, journal, reservation)
         # What fails in none of the steps inside, in the legs or in letting go, is the legs' failure.
         with live.step(Code.LEG_FAILED), ExitStack() as until:
             # 3. Connect.
@@ -146,8 +150,8 @@ def _attempt(
         live.fail(error.reason, f"error: {error.line()}", error.exit_code)
 
 
-def _release(live: LiveRun, provider: Provider, journal: Journal) -> None:
-    if finish.release(live, provider, journal).proof != "zero":
+def _release(live: LiveRun, provider: Provider, journal: Journal, interrupts: Interrupts) -> None:
+    if finish.release(live, provider, journal, interrupts.waits()).proof != "zero":
         _hold(live)
 
 
@@ -175,8 +179,10 @@ def _intent(live: LiveRun, reservation: str | None) -> dict[str, Any]:
     }
 
 
-def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation:
-    """Rent, and keep every id that the provider gives out as soon as it is known."""
+def _allocate(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> Allocation:
+    """Rent, and keep every id that the provider gives out as soon as it is known, and what is in doubt before
+    it is asked for.
+    """
     run, rental = live.run, live.rental
     began = time.monotonic()
     if run.spec.paid:
@@ -184,7 +190,17 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
         rental.deadline = began + rental_deadline_sec(run.spec)
     live.save()
 
+    doubtful = 0.0
+    if run.spec.paid:
+        journal.doubtful(
+            run.allocation, doubtful
+        )  # nothing was asked for yet: whoever comes after need not fear
+
     def keep() -> None:
+        nonlocal doubtful
+        if doubtful != (until := provider.doubtful_until(run.allocation)):
+            journal.doubtful(run.allocation, until)
+            doubtful = until
         ids = ",".join(provider.known_ids(run.allocation))
         if (ids, provider.simulated) != (rental.allocation_id or "", rental.simulated):
             if ids:
@@ -197,10 +213,11 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal) -> Allocation
         live.check_stopped()  # said before each create, too
         live.screen.progress(text)
 
-    try:
-        allocation = provider.allocate(run.allocation, run.spec, progress)
-    finally:
-        keep()
+    with beside(journal, run.spec, reservation) as afford:
+        try:
+            allocation = provider.allocate(run.allocation, run.spec, progress, afford)
+        finally:
+            keep()
     if rental.allocation_id is None:
         journal.created(run.allocation, allocation.id)
         rental.allocation_id = allocation.id
@@ -273,12 +290,13 @@ def run_sweep(
             code = max(code, error.exit_code)
             continue
         outcomes.append(outcome)
-        if outcome.alarm and spec.paid and number < len(cells) and reap.gone(outcome.run, screen):
+        more = outcome.alarm and spec.paid and number < len(cells)
+        if more and not outcome.in_doubt and reap.gone(outcome.run, screen):
             code = max(code, 1)  # late, but proven: the row stays excluded, and nothing bills
             continue
         alarms += [outcome.alarm] if outcome.alarm else []
         code = max(code, outcome.exit_code)
-        if outcome.alarm and spec.paid and number < len(cells):
+        if more:
             # What is left bills beyond its own budget: another machine beside it is not what was planned.
             screen.warn(f"stopped before cell {number + 1} of {len(cells)}: a machine may be left")
             break

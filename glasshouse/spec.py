@@ -75,6 +75,8 @@ class CloudProvider(Strict):
     python: str = "python3"
     boot_deadline_sec: float = Field(default=1200.0, gt=0, le=7200)
     request_timeout_sec: float = Field(default=30.0, gt=0, le=300)
+    doubt_sec: float = Field(default=300.0, gt=0, le=7200)  # that an unanswered create may yet make a machine
+    lag_sec: float = Field(default=120.0, gt=0, le=7200)  # that answers may be behind what they tell of
 
 
 Provider = Annotated[LocalProvider | SshProvider | CloudProvider, Field(discriminator="kind")]

@@ -207,11 +207,13 @@ def _store() -> Iterator[Finding]:
     )
     if missing("run", only=("sqlalchemy",)):
         return  # said above
-    from glasshouse.providers.journal import Journal  # noqa: PLC0415  the base install has a doctor, too
+    from glasshouse.lifecycle import strays  # noqa: PLC0415  the base install has a doctor, too
+    from glasshouse.providers.journal import Journal  # noqa: PLC0415
 
     try:
         with Journal() as journal:
-            left = journal.open_entries()
+            left, places = journal.open_entries(), strays.lately(journal)
+        there = strays.find(places)
     except UsageError as error:
         yield Finding("state store", "missing", error.what, error.remedy)
         return
@@ -221,6 +223,14 @@ def _store() -> Iterator[Finding]:
         f"{len(left)} allocation{'' if len(left) == 1 else 's'} not proven gone",
         "glasshouse reap" if left else "",
     )
+    for stray in there:
+        if stray.id is None:
+            what, detail = f"rented at {stray.provider}", f"cannot be asked: {stray.detail}"
+        elif stray.ours:
+            what, detail = f"machine at {stray.provider}", f"{stray.name} came after it was proven gone"
+        else:
+            continue
+        yield Finding(what, "limited", detail, "glasshouse reap")
 
 
 def _rents(spec: RunSpec) -> Iterator[Finding]:

@@ -5,8 +5,11 @@
   glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
   glasshouse reap --stray NAME end a machine that the journal does not know
 
-Providers whose key is in the environment are also asked for machines with names of ours that the journal does
-not know: it was lost, or a colleague runs them. They are listed and left alone until you name one.
+Providers whose key is in the environment are also asked for machines with names of ours that the journal
+does not hold open. One whose whole name stands in it came after it was proven gone, and is ended. Any other
+is listed and left alone until you name it: the journal was lost, or a colleague runs it.
+
+While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
 Exit code 4 when something of the journal's may still be running; 3 when a provider could not be asked.
 """
@@ -24,6 +27,8 @@ from glasshouse.errors import CleanupNotProven, GlasshouseError, ProviderError
 from glasshouse.lifecycle import strays
 from glasshouse.lifecycle.reap import Reaped, reap_all
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.waiting import uninterrupted
+from glasshouse.providers.journal import Journal
 from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.spec import CloudProvider
 
@@ -47,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
     found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
-    unknown = _unknown(args.workspace.conf)
+    there = _there(args, screen)
+    found += [_returned(stray) for stray in there if stray.ours]
+    unknown = [stray for stray in there if not stray.ours]
     code = max((_code(item) for item in found), default=0)
     if any(stray.id is None for stray in unknown):
         code = max(code, ProviderError.exit_code)
@@ -72,23 +79,40 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _unknown(conf: Path) -> list[strays.Stray]:
-    """What the journal does not know, or why that cannot be asked: no reason to hide what was reaped."""
+def _there(args: argparse.Namespace, screen: Screen) -> list[strays.Stray]:
+    """What providers show and no open entry names. Where that cannot be asked, why: what was reaped is told."""
     try:
-        return strays.find(_paid(conf))
+        places = _paid(args.workspace.conf)
+        if args.dry_run:
+            return strays.find(places, elsewhere=args.elsewhere)
+        with uninterrupted(screen) as waits:
+            return strays.end_ours(places, waits, elsewhere=args.elsewhere)
     except GlasshouseError as error:
         return [strays.Stray("-", "-", None, error.line())]
 
 
+def _returned(stray: strays.Stray) -> Reaped:
+    """A machine of an allocation that was proven gone before."""
+    state = "would-reap" if stray.proof is None else "reaped"
+    detail = f"it came after it was proven gone; {stray.detail}"
+    return Reaped(stray.name, stray.name, stray.provider, state, stray.proof, detail)
+
+
 def _paid(conf: Path) -> list[CloudProvider]:
-    """Settings of every paid provider whose key is in the environment."""
+    """Settings of every paid provider whose key is in the environment, and of where this journal rented
+    lately.
+    """
     kinds = [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
-    found = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in kinds]
-    return [provider for provider in found if isinstance(provider, CloudProvider)]
+    loaded = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in kinds]
+    found = [provider for provider in loaded if isinstance(provider, CloudProvider)]
+    with Journal() as journal:
+        places = {(provider.kind, provider.base_url) for provider in found}
+        return found + [each for each in strays.lately(journal) if (each.kind, each.base_url) not in places]
 
 
 def _end(name: str, *, conf: Path, json: bool) -> int:
-    ended = strays.end(_paid(conf), name)
+    with uninterrupted(Screen(quiet=json)) as waits:
+        ended = strays.end(_paid(conf), name, waits)
     good = ended.proof == "zero"
     if json:
         emit({"ok": good, "strays": [asdict(ended)]})

@@ -18,7 +18,7 @@ from glasshouse.errors import CleanupNotProven, GlasshouseError, UsageError
 from glasshouse.judgement.judge import Judgement
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.live_run import LiveRun
-from glasshouse.providers.base import Provider, ReleaseProof
+from glasshouse.providers.base import UNWATCHED, Provider, ReleaseProof, Waits
 from glasshouse.providers.journal import Journal
 from glasshouse.records import keys
 from glasshouse.records.bundle import write_bundle
@@ -37,13 +37,23 @@ class Recorded:
     record: Record
     exit_code: int
     alarm: str = ""
+    in_doubt: bool = False
 
 
-def release(live: LiveRun, provider: Provider, journal: Journal) -> ReleaseProof:
-    """Destroy the allocation, prove it, write release.json, close the journal entry."""
+def release(
+    live: LiveRun,
+    provider: Provider,
+    journal: Journal,
+    waits: Waits = UNWATCHED,
+    doubt_until: float | None = None,
+) -> ReleaseProof:
+    """Destroy the allocation, prove it, write release.json, close the journal entry.
+
+    `doubt_until`: what the journal says of another process's creates (Provider.release).
+    """
     run, rental, ending = live.run, live.rental, live.ending
     with live.screen.phase("releasing the allocation"):
-        proof = provider.release(run.allocation, rental.allocation_id)
+        proof = provider.release(run.allocation, rental.allocation_id, doubt_until, waits)
     live.folder.write("release.json", release_file(proof))
     rental.simulated = rental.simulated or provider.simulated
     try:
@@ -54,12 +64,20 @@ def release(live: LiveRun, provider: Provider, journal: Journal) -> ReleaseProof
     if proof.proof != "zero":
         ending.exit_code = CleanupNotProven.exit_code
         ids = rental.allocation_id or ",".join(provider.known_ids(run.allocation)) or "not known"
+        ending.in_doubt = proof.doubt_until is not None
         ending.alarm = (
             f"CLEAN-UP NOT PROVEN ({proof.proof}): {run.allocation} at {provider.kind}, id {ids}: "
-            f"{proof.detail}. It may still cost money: run `glasshouse reap`."
+            f"{proof.detail}.{_in_doubt(proof)} It may still cost money: run `glasshouse reap`."
         )
         live.screen.alarm(ending.alarm)
     return proof
+
+
+def _in_doubt(proof: ReleaseProof) -> str:
+    if proof.doubt_until is None:
+        return ""
+    until = time.strftime("%H:%M:%S UTC", time.gmtime(proof.doubt_until))
+    return f" A machine that was asked for may appear until {until}."
 
 
 def release_file(proof: ReleaseProof) -> Release:
@@ -126,7 +144,9 @@ def record(live: LiveRun) -> Recorded:
     code = live.ending.exit_code
     if judgement.status == "excluded":
         code = max(code, 1)
-    return Recorded(live.run.id, str(folder.path), judgement.as_record(), code, live.ending.alarm)
+    return Recorded(
+        live.run.id, str(folder.path), judgement.as_record(), code, live.ending.alarm, live.ending.in_doubt
+    )
 
 
 def outcome_file(live: LiveRun, codes: Sequence[str], ended: float) -> Outcome:

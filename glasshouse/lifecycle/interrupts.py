@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.providers.base import Waits
 
 _LOOK_SEC = 0.5
 
@@ -30,7 +31,7 @@ class Interrupts:
         self._screen = screen
         self._stopped = stopped
         self._raising = False
-        self._pending = False
+        self._heard_count = 0
         self._said = 0.0
         self._before: list[tuple[int, Any]] = []
 
@@ -57,15 +58,20 @@ class Interrupts:
             threading.Thread(target=self._watch, args=(over,), name="sweep-watcher", daemon=True).start()
         self._raising = True
         try:
-            if self._pending:
+            if self._heard_count:
                 raise KeyboardInterrupt
             yield
         finally:
             self._raising = False
             over.set()
 
+    def waits(self) -> Waits:
+        """What a release is told: only a signal from now on ends its wait for the end of a doubt."""
+        before = self._heard_count
+        return Waits(self._screen.progress, lambda: self._heard_count > before)
+
     def _heard(self, _signal: int, _frame: FrameType | None) -> None:
-        self._pending = True
+        self._heard_count += 1
         if self._raising:
             self._raising = False
             raise KeyboardInterrupt

@@ -68,13 +68,14 @@ class Ending:
     """How a run will end: reason codes of failures outside any leg, in order, and what a person is told last.
 
     `messages` are for the terminal and the log, never for the bundle. `alarm` is the loud last line when
-    clean-up is not proven.
+    clean-up is not proven. `in_doubt`: a create of it may yet make a machine, for which the watchdog stays.
     """
 
     failures: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     exit_code: int = 0
     alarm: str = ""
+    in_doubt: bool = False
 
     def tell(self, message: str, exit_code: int) -> None:
         """Keep what is shown at the end; the highest exit code stands."""

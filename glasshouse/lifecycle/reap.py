@@ -16,6 +16,7 @@ from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.live_run import LiveRun, reopen
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.waiting import uninterrupted
 from glasshouse.lifecycle.watchdog import tell_ready, wait_for_end
 from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.money import rental_deadline_sec
@@ -100,7 +101,7 @@ def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reape
     try:
         if not lock.take():
             return _said(entry, "live", "another process is finishing it")
-        proof = finish_dead(live, journal)
+        proof = finish_dead(live, journal, entry.doubt_until)
     finally:
         lock.close()
     return _said(entry, "reaped", proof, proof.partition(":")[0])
@@ -112,8 +113,8 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
         config = TypeAdapter[ProviderConfig](ProviderConfig).validate_python(entry.detail.get("provider"))
     except ValidationError:
         return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
-    with open_provider(config) as provider:
-        proof = provider.release(entry.name, entry.allocation_id)
+    with open_provider(config) as provider, uninterrupted(screen) as waits:
+        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, waits)
     journal.closed(entry.name, proof.proof)
     if proof.proof != "zero":
         screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")
@@ -129,11 +130,14 @@ def gone(run: str, screen: Screen) -> bool:
         return all(_release_only(entry, journal, screen).proof == "zero" for entry in mine)
 
 
-def finish_dead(live: LiveRun, journal: Journal) -> str:
-    """Release and, if that was not done yet, record as excluded; return "proof: detail"."""
+def finish_dead(live: LiveRun, journal: Journal, doubt_until: float | None) -> str:
+    """Release and, if that was not done yet, record as excluded; return "proof: detail".
+
+    `doubt_until`: what the journal says of the dead controller's creates.
+    """
     with live.screen.logged(live.folder.log):
-        with open_provider(live.run.spec.provider) as provider:
-            proof = finish.release(live, provider, journal)
+        with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as waits:
+            proof = finish.release(live, provider, journal, waits, doubt_until)
         if not live.folder.bundle.exists():
             live.fail(Code.CONTROLLER_KILLED, "the controller died; this run was finished by reap")
             finish.record(live)
@@ -178,7 +182,8 @@ def _take_back(folder: Path, screen: Screen) -> str:
     try:
         live = reopen(folder, screen)
         with open_provider(live.run.spec.provider) as provider:
-            return provider.release(live.run.allocation, live.rental.allocation_id).proof
+            # So late that whatever was asked for has come: no create is sent after the last boot could begin.
+            return provider.release(live.run.allocation, live.rental.allocation_id, 0.0).proof
     except GlasshouseError as error:
         return error.line()
     except Exception as error:  # noqa: BLE001  it is tried again in a minute
@@ -195,7 +200,7 @@ def watch(folder: Path, screen: Screen) -> None:
             mine = [entry for entry in journal.open_entries() if entry.name == live.run.allocation]
             if mine:
                 live.rental.allocation_id = mine[0].allocation_id or live.rental.allocation_id
-                finish_dead(live, journal)
+                finish_dead(live, journal, mine[0].doubt_until)
             elif not live.folder.bundle.exists():
                 live.fail(Code.CONTROLLER_KILLED, "the controller died; its watchdog finished this run")
                 if not live.folder.has("release.json"):  # else it died after its release

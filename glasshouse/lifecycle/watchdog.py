@@ -42,6 +42,7 @@ class Watchdog:
     def __init__(self, folder: Path, screen: Screen) -> None:
         self._folder = folder.resolve()
         self._screen = screen
+        self._stays = False
         self._line: socket.socket | None = None
         self._over = threading.Event()
         self._swap = threading.Lock()
@@ -55,6 +56,10 @@ class Watchdog:
     def __enter__(self) -> Self:
         return self
 
+    def stay(self) -> None:
+        """Leave it the rest: it goes on with the release when the controller has ended, as after a death."""
+        self._stays = True
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -65,7 +70,7 @@ class Watchdog:
             return
         # A watchdog that died has nothing left to be told; the run itself is in order.
         with contextlib.suppress(OSError):
-            if kind is None:
+            if kind is None and not self._stays:
                 line.sendall(DONE)
             else:
                 line.shutdown(socket.SHUT_RDWR)

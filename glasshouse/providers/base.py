@@ -11,6 +11,8 @@ from glasshouse.remote.endpoint import Endpoint, HostKey, HostKeySource
 from glasshouse.spec import RunSpec
 
 __all__ = [
+    "UNWATCHED",
+    "Afford",
     "Allocation",
     "Endpoint",
     "HostKey",
@@ -19,11 +21,33 @@ __all__ = [
     "Proof",
     "Provider",
     "ReleaseProof",
+    "Waits",
+    "none_beside",
     "unrented",
 ]
 
 Proof = Literal["zero", "nonzero", "unknown"]
 Progress = Callable[[str], None]  # one short line for the person who waits
+# Whether the cap holds for this many machines beside the one that is budgeted.
+Afford = Callable[[int], bool]
+
+
+def none_beside(_: int) -> bool:
+    """The cap holds for one machine."""
+    return False
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How a release may wait for the end of a doubt: `progress` shows the time left, `stopped` says whether
+    the person who waits has had enough.
+    """
+
+    progress: Progress = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
+
+
+UNWATCHED = Waits()
 
 
 @dataclass(frozen=True)
@@ -66,9 +90,10 @@ class ReleaseProof:
     """What was found after a release, looked at twice.
 
     zero: nothing of ours is left. nonzero: `active` things (machines, processes, folders) are. unknown:
-    nobody could look. `account_total` counts all machines of a paid account, ours or not; it proves nothing
-    and is only recorded. `processes_left` and `folder_removed` are None where the whole machine is gone.
-    `checked_at` holds Unix seconds of each look.
+    nobody could look, or a create of ours may yet make a machine, until `doubt_until` (Unix seconds; None
+    where nothing is in doubt; it is for whoever looks again, and not recorded). `account_total` counts all
+    machines of a paid account, ours or not; it proves nothing and is only recorded. `processes_left` and
+    `folder_removed` are None where the whole machine is gone. `checked_at` holds Unix seconds of each look.
     """
 
     proof: Proof
@@ -78,6 +103,7 @@ class ReleaseProof:
     processes_left: int | None = None
     folder_removed: bool | None = None
     checked_at: tuple[float, ...] = ()
+    doubt_until: float | None = None
 
 
 class Provider(Protocol):
@@ -97,12 +123,32 @@ class Provider(Protocol):
     def known_ids(self, name: str) -> tuple[str, ...]:
         """The provider's own ids of all that this object created for `name`."""
 
-    def allocate(self, name: str, spec: RunSpec, progress: Progress) -> Allocation:
-        """Create what `name` (`gh-<run>-<nonce>`) will be known by. Raises UsageError, ProviderError."""
+    def doubtful_until(self, name: str) -> float:
+        """Until when what this object asked for may yet make a machine for `name`, in Unix seconds; 0.0
+        where nothing is in doubt.
+        """
 
-    def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
+    def allocate(
+        self, name: str, spec: RunSpec, progress: Progress, afford: Afford = none_beside
+    ) -> Allocation:
+        """Create what `name` (`gh-<run>-<nonce>`) will be known by. Raises UsageError, ProviderError.
+
+        `progress` is called before each create is sent and after each answer, when `known_ids` and
+        `doubtful_until` have changed: whoever keeps a journal writes them down there. A create goes out
+        beside k doubtful ones only where `afford(k)`.
+        """
+
+    def release(
+        self,
+        name: str,
+        allocation_id: str | None,
+        doubt_until: float | None = None,
+        waits: Waits = UNWATCHED,
+    ) -> ReleaseProof:
         """Destroy it, also from another process and with `allocation_id` unknown (several: with commas
-        between); never raises for remote faults."""
+        between); never raises for remote faults. `doubt_until`: until when another process's creates may yet
+        make a machine, in Unix seconds; None where nobody knows what was asked for.
+        """
 
     def __enter__(self) -> Self: ...
 

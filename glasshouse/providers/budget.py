@@ -1,4 +1,9 @@
-"""Money set aside for a whole sweep before its first create, seen by all who share the journal."""
+"""Money set aside for a whole sweep before its first create, seen by all who share the journal.
+
+A sweep's ceiling counts one machine at a time. While a create is in doubt (providers/creates.py) the next one
+could make a second machine. It goes out at once where the cap also holds for that one, which is then set
+aside (`beside`); else it waits for the end of the doubt.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from glasshouse.errors import UsageError
+from glasshouse.providers.base import Afford
 from glasshouse.providers.journal import Journal
-from glasshouse.providers.money import CAP_VARIABLE, cap_usd, check_budget, parse_usd, rental_deadline_sec
+from glasshouse.providers.money import (
+    CAP_VARIABLE,
+    beside_usd,
+    cap_usd,
+    check_budget,
+    parse_usd,
+    rental_deadline_sec,
+)
 from glasshouse.spec import RunSpec
 
 
@@ -37,3 +50,34 @@ def reserved(specs: Sequence[RunSpec]) -> Iterator[str | None]:
             # A reservation that stays behind ends with this process.
             with contextlib.suppress(UsageError):
                 journal.unreserve(key)
+
+
+@contextmanager
+def beside(journal: Journal, spec: RunSpec, reservation: str | None) -> Iterator[Afford]:
+    """Yield what sets money aside for machines beside the budgeted one, and says whether the caps allow it.
+
+    What was set aside is given back at the end. Without a reservation to add to, nothing is beside.
+    """
+    text = os.environ.get(CAP_VARIABLE)
+    cap = parse_usd(text) if text else None
+    one, held = beside_usd(spec), 0
+
+    def afford(machines: int) -> bool:
+        nonlocal held
+        if reservation is None:
+            return False
+        if machines > held:
+            try:
+                journal.enlarge(reservation, (machines - held) * one, cap=cap, own_cap=spec.spend.max_usd)
+            except UsageError:
+                return False
+            held = machines
+        return True
+
+    try:
+        yield afford
+    finally:
+        if held and reservation is not None:
+            # A sweep whose reservation is gone holds nothing any more.
+            with contextlib.suppress(UsageError):
+                journal.enlarge(reservation, -held * one, cap=None, own_cap=None)

@@ -1,48 +1,50 @@
 """Renting from a paid provider: the story that RunPod and Vast.ai share.
 
     check config -> keys -> for at most two machines:
-        create (never repeated blindly: list by name, adopt or destroy)
+        create (never repeated blindly: list by name, adopt or destroy; what returned no id stays in doubt)
         boot   (cloud_boot.py: phase deadlines, failed states, GPU and price as asked, host key)
       a machine that fails is destroyed; only proof of zero allows the one replacement, elsewhere
     -> Allocation
 
-What differs between the providers is behind `CloudApi` (cloud_api.py). Release and its proof are in
-cloud_release.py, prices and caps in money.py.
+What differs between the providers is behind `CloudApi` (cloud_api.py). What is known of creates is in
+creates.py, release and its proof in cloud_release.py, prices and caps in money.py.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+import httpx
 
 from glasshouse import paths, spec
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import cloud_release, hostkeys, money
-from glasshouse.providers.base import Allocation, Endpoint, Progress, ReleaseProof
+from glasshouse.providers.base import (
+    UNWATCHED,
+    Afford,
+    Allocation,
+    Endpoint,
+    Progress,
+    ReleaseProof,
+    Waits,
+    none_beside,
+)
+from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud_api import Candidate, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_boot import as_asked, boot
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing, again
+from glasshouse.providers.creates import Creates, Doubt, refused
 from glasshouse.retry import RetryPolicy, retry
 
 # Faults of a machine, not of the request: another machine may do better.
 REPLACEABLE: Final = (Code.BOOT_FAILED, Code.BOOT_TIMEOUT, Code.HOST_KEY_MISMATCH, Code.SSH_UNREACHABLE)
-
-
-@dataclass
-class _Creates:
-    """What became of this process's own create calls for one allocation."""
-
-    ids: set[str] = field(default_factory=set)  # that the provider gave us
-    sent: bool = False
-    under_way: bool = False  # the last one may yet make a machine: its answer was lost, or not awaited
-    doubtful: bool = False  # one gave no clear answer; that nothing came of it was seen, but only for a while
 
 
 class Cloud:
@@ -51,8 +53,8 @@ class Cloud:
     def __init__(self, api: CloudApi, config: spec.CloudProvider) -> None:
         self.api = api
         self._config = config
-        self._creates: dict[str, _Creates] = {}  # by allocation name, of those that this object rented
-        self._known: dict[str, set[str]] = {}  # ids that others told us of, by allocation name
+        self._creates: dict[str, Creates] = {}  # by allocation name
+        self._key_refused: set[str] = set()  # allocations whose last release ended so
 
     @property
     def kind(self) -> str:
@@ -66,15 +68,20 @@ class Cloud:
 
     def known_ids(self, name: str) -> tuple[str, ...]:
         """The provider's ids of all that was created for `name`, for the journal and the last line."""
-        own = self._creates.get(name)
-        return tuple(sorted(self._known.get(name, set()) | (own.ids if own else set())))
+        return tuple(sorted(self._creates.get(name, Creates()).ids))
+
+    def doubtful_until(self, name: str) -> float:
+        """When the last create for `name` without an id is no longer in doubt; 0.0 without any."""
+        return self._creates.get(name, Creates()).doubtful_until
 
     def check(self, spec: spec.RunSpec) -> None:
         """Refuse what config asks for and this provider cannot rent. Raises UsageError."""
         self._wanted(spec)
         self.api.check()
 
-    def allocate(self, name: str, spec: spec.RunSpec, progress: Progress) -> Allocation:
+    def allocate(
+        self, name: str, spec: spec.RunSpec, progress: Progress, afford: Afford = none_beside
+    ) -> Allocation:
         """Rent one machine named `name` (`gh-<run>-<nonce>`). Raises UsageError, ProviderError.
 
         On failure something may be left, and `release(name, None)` must follow.
@@ -82,16 +89,21 @@ class Cloud:
         cloud_release.check_name(name)
         self.check(spec)
         gpu, ceiling = self._wanted(spec)
-        self._creates[name] = _Creates()
+        self._creates[name] = Creates()
+        waits = Waits(progress)
         avoid: set[str] = set()
         # One that could not boot within what is left of the budget would be rented for nothing.
-        latest = time.monotonic() + money.rental_deadline_sec(spec) - spec.provider.boot_deadline_sec
+        latest = (
+            self.api.http.clock.monotonic()
+            + money.rental_deadline_sec(spec)
+            - spec.provider.boot_deadline_sec
+        )
         replaceable: list[ProviderError] = []
 
         def rent(attempt: int) -> Allocation:
             label = name if attempt == 1 else f"{name}-r{attempt}"
             keys = hostkeys.make_keys(keys_folder(name))
-            rental = Rental(name, label, spec, gpu, ceiling, keys, progress)
+            rental = Rental(name, label, spec, gpu, ceiling, keys, progress, afford, latest)
             machine = self._create(rental, frozenset(avoid))
             try:
                 as_asked(self.api, machine, rental)
@@ -100,7 +112,7 @@ class Cloud:
             except ProviderError as error:
                 progress(f"{self.api.label}: {error.what}; destroying it")
                 place = machine.place or self._place(machine.id)
-                cleared = self._clear(name, machine.id)
+                cleared = self._clear(name, waits)
                 # Without proof of zero a replacement could be the second machine that bills.
                 if error.code in REPLACEABLE and cleared.proof == "zero" and place is not None:
                     replaceable.append(error)
@@ -115,20 +127,34 @@ class Cloud:
                 on=ProviderError,
                 when=lambda error: error in replaceable,
                 between=lambda _: progress(f"{self.api.label}: one replacement, elsewhere"),
+                monotonic=self.api.http.clock.monotonic,
+                sleep=self.api.http.clock.sleep,
             )
         except ProviderError as error:
             if not replaceable or error.code in (*REPLACEABLE, Code.OUTCOME_UNKNOWN):
                 raise
             raise first_cause(replaceable[0], error) from error
 
-    def release(self, name: str, allocation_id: str | None) -> ReleaseProof:
+    def release(
+        self,
+        name: str,
+        allocation_id: str | None,
+        doubt_until: float | None = None,
+        waits: Waits = UNWATCHED,
+    ) -> ReleaseProof:
         """Destroy everything named `name` and prove that none is left; never raises for remote faults."""
         own = self._creates.get(name)
         if own is not None and not own.sent and allocation_id is None:
             # Refused before any create, a key that may not even list is no reason to fear for a machine.
             proof = ReleaseProof("zero", 0, "nothing was asked of the provider but what can be rented")
         else:
-            proof = self._clear(name, allocation_id)
+            # What another process asked for, nobody knows who is not told.
+            strange = own is None and doubt_until is None
+            known = (own or Creates()).seen(filter(None, (allocation_id or "").split(",")))
+            if doubt_until is not None:
+                known = replace(known, doubts=(*known.doubts, Doubt(0.0, doubt_until)))
+            self._creates[name] = known
+            proof = self._clear(name, waits, strange=strange)
         if proof.proof == "zero":
             hostkeys.remove_keys(keys_folder(name))
         return proof
@@ -156,20 +182,41 @@ class Cloud:
     def __repr__(self) -> str:
         return f"<Cloud {self.api.kind}>"
 
-    def _clear(self, name: str, machine_id: str | None, keep: str | None = None) -> ReleaseProof:
-        if machine_id is not None:
-            self._known.setdefault(name, set()).update(machine_id.split(","))
-        own = self._creates.get(name)
-        # What another process had under way when it died, nobody knows.
-        under_way = own is None or own.under_way
-        known = frozenset(self.known_ids(name))
-        return cloud_release.release(self.api, name, known, under_way=under_way, keep=keep)
+    def _clear(
+        self, name: str, waits: Waits, keep: str | None = None, *, strange: bool = False
+    ) -> ReleaseProof:
+        """One release. Where the last one ended with the key refused, it is not insisted a second time."""
+        released = cloud_release.Release(
+            self.api,
+            name,
+            self._creates[name],
+            lag_sec=self._lag_sec,
+            strange_sec=self._doubt_sec if strange else None,
+            keep=keep,
+            insist=name not in self._key_refused,
+            waits=waits,
+        ).run()
+        self._creates[name] = released.creates
+        (self._key_refused.add if released.key_refused else self._key_refused.discard)(name)
+        return released.proof
+
+    def _doubt_sec(self) -> float:
+        """How long a create that was not answered may yet make a machine."""
+        return min(self._config.doubt_sec, self.api.http.timing.doubt_sec)
+
+    def _lag_sec(self) -> float:
+        """How long lists, look-ups and refusals may be behind what they tell of."""
+        return min(self._config.lag_sec, self.api.http.timing.lag_sec)
 
     def _alone(self, rental: Rental, machine: Machine) -> None:
-        """A create that gave no answer may have made a machine after all, later than was waited for it."""
-        if not self._creates[rental.name].doubtful:
+        """A create that returned no id may have made a machine after all: see that none is beside this one.
+
+        Until that is certain nothing is begun that pays: waiting costs minutes of this machine, a second one
+        that nobody looks for would cost hours.
+        """
+        if not self._creates[rental.name].doubts:
             return
-        if self._clear(rental.name, None, keep=machine.id).proof != "zero":
+        if self._clear(rental.name, Waits(rental.progress), keep=machine.id).proof != "zero":
             raise ProviderError(
                 f"{self.api.label}: whether a create made a second machine", code=Code.OUTCOME_UNKNOWN
             )
@@ -189,8 +236,11 @@ class Cloud:
         return gpu, ceiling
 
     def _create(self, rental: Rental, avoid: frozenset[str]) -> Machine:
-        """Create one machine, trying candidates in turn; at most one of ours exists at any moment."""
-        api, own = self.api, self._creates[rental.name]
+        """Create one machine, trying candidates in turn.
+
+        At most one of ours exists at any moment, and besides as many as are in doubt and the cap holds for.
+        """
+        api = self.api
         try:
             candidates = api.candidates(rental, avoid)
         except ApiError as error:
@@ -199,13 +249,16 @@ class Cloud:
         for candidate in candidates:
             try:
                 return again(
-                    functools.partial(self._create_once, rental, candidate, own),
-                    lambda: api.http.timing.retries(api.http.timing.creates),
+                    functools.partial(self._create_once, rental, candidate),
+                    lambda: replace(api.http.timing.retries(api.http.timing.creates), deadline=rental.latest),
+                    api.http.clock,
                 )
             except ApiError as error:
                 last = error  # 400, 403 and the like: this candidate is out
                 if error.status in (401, 402, 404, 422):
                     raise explain(api, "creating", error) from None
+                if api.http.clock.monotonic() >= rental.latest:
+                    break
         if last is None:
             raise ProviderError(
                 f"{api.label} has no {rental.gpu} within {rental.ceiling:.2f} USD an hour",
@@ -220,68 +273,95 @@ class Cloud:
             remedy="try later, or another gpu=",
         )
 
-    def _create_once(self, rental: Rental, candidate: Candidate, own: _Creates, _: int) -> Machine:
-        """Send one create; return its machine, also where that was made although the answer was lost.
+    def _create_once(self, rental: Rental, candidate: Candidate, _: int) -> Machine:
+        """Send one create; return its machine, or one that an earlier create made although its answer said
+        otherwise.
 
-        Raises ApiError where it made none, and ProviderError where that cannot be known.
+        Raises ApiError where none is to be seen, and ProviderError where that cannot be known.
         """
-        rental.progress(f"{self.api.label}: renting {rental.gpu} ({candidate.text})")
-        own.sent = own.under_way = True  # until its answer says otherwise, also when interrupted
+        api, name, clock = self.api, rental.name, self.api.http.clock
+        late = self._room(rental)
+        if late is not None:
+            return late
+        # Until its answer says otherwise, also when interrupted. Whoever listens writes it down first.
+        self._creates[name] = self._creates[name].sending(clock.now(), self._doubt_sec())
+        rental.progress(f"{api.label}: renting {rental.gpu} ({candidate.text})")
         try:
-            machine = self.api.create(rental, candidate)
+            machine = api.create(rental, candidate)
         except ApiError as error:
             failure = error
         else:
-            own.ids.add(machine.id)
-            own.under_way = False
-            rental.progress(f"{self.api.label}: created")  # whoever listens writes the id down
+            self._creates[name] = self._creates[name].made(machine.id)
+            rental.progress(f"{api.label}: created")
             return machine
-        own.under_way = uncertain(failure)
-        own.doubtful = own.doubtful or own.under_way
-        adopted = self._after_refusal(rental, failure)
-        own.under_way = False
+        if failure.created_id is not None:
+            # It exists, and nobody promised that it is whole or even labelled: it goes.
+            self._creates[name] = self._creates[name].made(failure.created_id)
+            rental.progress(f"{api.label}: {failure.message}; destroying what it made")
+            if self._clear(name, Waits(rental.progress)).proof != "zero":
+                raise ProviderError(f"{api.label}: a failed create left a machine", code=Code.OUTCOME_UNKNOWN)
+            raise failure
+        clear = refused(failure)
+        seconds = self._lag_sec() if clear else self._doubt_sec()
+        self._creates[name] = self._creates[name].unclear(clock.now(), seconds)
+        rental.progress(f"{api.label}: no machine yet ({failure})")
+        # After a refusal one look; what was not answered may well be there in a moment, and is adopted.
+        adopted = self._adopt(rental, clock.now() + (0.0 if clear else api.http.timing.settle_sec), failure)
         if adopted is None:
             raise failure
-        rental.progress(f"{self.api.label}: the create went through after all; adopting its machine")
         return adopted
 
-    def _after_refusal(self, rental: Rental, error: ApiError) -> Machine | None:
-        """After a create that did not clearly succeed: adopt what it made, or show that it made nothing.
+    def _room(self, rental: Rental) -> Machine | None:
+        """Wait until one more create may go out: beside doubtful ones only where the cap holds for all.
+
+        Returns a machine that came to be meanwhile. Raises ProviderError where nobody can see.
+        """
+        creates, clock = self._creates[rental.name], self.api.http.clock
+        beside = creates.open(clock.now())
+        if not beside or rental.afford(beside):
+            return None
+        return self._adopt(rental, creates.doubtful_until, None)
+
+    def _adopt(self, rental: Rental, until: float, refusal: ApiError | None) -> Machine | None:
+        """Look until then (Unix seconds), at least once, for what a create made whose answer was no id.
 
         Raises ProviderError when that cannot be read: then nothing more may be created.
         """
-        api, timing, name = self.api, self.api.http.timing, rental.name
-        if error.created_id is not None:
-            # It exists, and nobody promised that it is whole or even labelled: it goes.
-            if self._clear(name, error.created_id).proof != "zero":
-                raise ProviderError(f"{api.label}: a failed create left a machine", code=Code.OUTCOME_UNKNOWN)
-            return None
-        # A clear refusal needs one look; after no answer the machine may take a while to show.
-        end = time.monotonic() + (timing.settle_sec if uncertain(error) else 0.0)
+        api, timing, name, clock = self.api, self.api.http.timing, rental.name, self.api.http.clock
         while True:
+            at = clock.now()
             try:
                 found = [
                     each for each in api.machines() if each.name == rental.label and each.state != "gone"
                 ]
             except ApiError as unread:
-                if unread.status == error.status == 401:
-                    raise explain(api, "creating", error) from None
+                if refusal is not None and unread.status == refusal.status == 401:
+                    raise explain(api, "creating", refusal) from None
                 raise ProviderError(
                     f"{api.label}: whether a create happened cannot be read: {unread}",
                     code=Code.OUTCOME_UNKNOWN,
                 ) from None
+            found = [each for each in found if each.id not in self._creates[name].gone]
             if found:
-                self._creates[name].ids.update(each.id for each in found)
+                self._creates[name] = self._creates[name].seen(each.id for each in found)
                 if len(found) == 1 and found[0].state != "failed":
+                    rental.progress(f"{api.label}: the create went through after all; adopting its machine")
                     return found[0]
-                if self._clear(name, None).proof != "zero":
+                rental.progress(f"{api.label}: destroying what creates made after all")
+                if self._clear(name, Waits(rental.progress)).proof != "zero":
                     raise ProviderError(
                         f"{api.label}: a create made more than it should", code=Code.OUTCOME_UNKNOWN
                     )
                 return None
-            if time.monotonic() >= end:
+            if at >= until:
                 return None
-            time.sleep(min(timing.poll_sec, timing.settle_sec / 3))
+            if refusal is None:
+                left = round(until - at)
+                rental.progress(
+                    f"{api.label}: the cap holds for one machine, and one that was asked for may yet appear: "
+                    f"waiting {left // 60} min {left % 60:02d} s more"
+                )
+            clock.sleep(min(timing.poll_sec, timing.settle_sec / 3, until - at))
 
     def _place(self, machine_id: str) -> str | None:
         try:
@@ -312,11 +392,6 @@ def first_cause(first: ProviderError, then: ProviderError) -> ProviderError:
     return ProviderError(what, code=code, remedy=first.remedy)
 
 
-def uncertain(error: ApiError) -> bool:
-    """Whether a create that ended so may have made a machine, now or in a moment."""
-    return error.transient and error.status != 429
-
-
 def open_cloud(
     make_api: Callable[[spec.CloudProvider, CloudHttp], CloudApi],
     config: spec.CloudProvider,
@@ -324,10 +399,18 @@ def open_cloud(
     *,
     message_of: Callable[[Any], str],
     timing: Timing | None,
+    clock: Clock | None = None,
+    transport: httpx.BaseTransport | None = None,
 ) -> Cloud:
     """Open one paid API. `message_of` finds the provider's words in an error document. Raises UsageError."""
     http = CloudHttp(
-        config.base_url, key, message_of=message_of, timeout_sec=config.request_timeout_sec, timing=timing
+        config.base_url,
+        key,
+        message_of=message_of,
+        timeout_sec=config.request_timeout_sec,
+        timing=timing,
+        clock=clock,
+        transport=transport,
     )
     return Cloud(make_api(config, http), config)
 

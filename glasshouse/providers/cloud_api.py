@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,7 +10,7 @@ from typing import Literal, Protocol
 from glasshouse import spec
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError
-from glasshouse.providers.base import Progress
+from glasshouse.providers.base import Afford, Progress, none_beside
 from glasshouse.providers.cloud_http import ApiError, CloudHttp
 from glasshouse.providers.hostkeys import RentalKeys
 
@@ -56,7 +57,8 @@ class Candidate:
 class Rental:
     """One attempt to rent for allocation `name`, which the provider sees as `label`.
 
-    `ceiling` is in USD an hour.
+    `ceiling` is in USD an hour. After `latest` (monotonic seconds) no create is sent: what it made could not
+    boot within the budget.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Rental:
     ceiling: float
     keys: RentalKeys
     progress: Progress
+    afford: Afford = none_beside
+    latest: float = math.inf
 
 
 class CloudApi(Protocol):
@@ -102,8 +106,8 @@ class CloudApi(Protocol):
     def machine(self, machine_id: str) -> Machine | None:
         """One machine; None when the provider says that it does not exist."""
 
-    def destroy(self, machine_id: str) -> None:
-        """Ask for the end of one machine; one that is gone already is fine."""
+    def destroy(self, machine_id: str) -> bool:
+        """Ask once for the end of one machine; False when the answer is that there is none of this id."""
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:
         """Host-key fingerprints that the machine's start printed, read over TLS; empty without any."""

@@ -5,7 +5,6 @@ Everything here raises a ProviderError with a reason code (cloud_api.CODES) and 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +20,6 @@ WORKDIR: Final = ".glasshouse"  # under the login's home
 SSH_SHARE: Final = 0.35  # of the boot deadline: running, but no SSH by then, never gets one
 ASSIGN_SHARE: Final = 0.5  # of the boot deadline: no machine assigned by then
 UNREAD_SHARE: Final = 0.25  # of the boot deadline: what was read before that says nothing of the end
-MISSING_LOOKS: Final = 3  # a cache may lag once or twice
 
 
 def boot(
@@ -29,15 +27,17 @@ def boot(
 ) -> tuple[Machine, Endpoint]:
     """Wait until the machine runs and its SSH server shows a key; return it with its endpoint."""
     deadline = config.boot_deadline_sec
-    begun, missing, said = time.monotonic(), 0, ""
-    seen = begun  # when its state was last read
+    clock = api.http.clock
+    begun, said = clock.monotonic(), ""
+    there = seen = begun  # when it was last shown, or could not be read; when its state was last read
     running_since: float | None = None
     while True:
         found = _look(api, machine)
-        seen = seen if found is machine else time.monotonic()
-        waited = time.monotonic() - begun
-        missing = missing + 1 if found is None else 0
-        if missing >= MISSING_LOOKS:
+        now = clock.monotonic()
+        waited = now - begun
+        there = there if found is None else now
+        seen = seen if found is machine else now
+        if now - there > api.http.timing.missing_sec:
             raise ProviderError(f"{api.label}: the machine vanished while it booted", code=Code.BOOT_FAILED)
         if found is not None:
             machine = found
@@ -66,7 +66,7 @@ def boot(
                 code=Code.BOOT_TIMEOUT,
                 remedy="try again, or raise provider.boot_deadline_sec",
             )
-        time.sleep(api.http.timing.poll_sec)
+        clock.sleep(api.http.timing.poll_sec)
 
 
 def _look(api: CloudApi, machine: Machine) -> Machine | None:
@@ -114,7 +114,8 @@ def reach(
     In this order: the key that we made; a fingerprint in the provider's log; first use, only
     when no log vouches for any key. A log that vouches for another key is never overruled.
     """
-    timing, begun = api.http.timing, time.monotonic()
+    timing, clock = api.http.timing, api.http.clock
+    begun = clock.monotonic()
     first_seen: float | None = None
     vouched: frozenset[str] = frozenset()
     while True:
@@ -125,7 +126,7 @@ def reach(
                 return _endpoint(_Shown(address, key), "created", rental, config)
             if key is not None:
                 shown.append(_Shown(address, key))
-        now = time.monotonic()
+        now = clock.monotonic()
         if shown:
             first_seen = first_seen or now
             vouched = vouched or _fingerprints(api, machine.id)
@@ -144,7 +145,7 @@ def reach(
                 "which is neither ours nor in the machine's log",
                 code=Code.HOST_KEY_MISMATCH,
             )
-        time.sleep(min(timing.poll_sec, 2.0))
+        clock.sleep(min(timing.poll_sec, 2.0))
         found = _look(api, machine)  # a container that exits while SSH is awaited never gets one
         machine = found if found is not None and found.addresses else machine
 

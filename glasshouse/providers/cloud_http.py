@@ -7,21 +7,28 @@ sends back is cut and cleaned before it reaches a person (`clean`).
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import ipaddress
 import json
+import math
 import os
 import re
+import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
+import httpcore
 import httpx
 
 from glasshouse import __version__
 from glasshouse.errors import UsageError
+from glasshouse.providers.clock import Clock
 from glasshouse.retry import RetryPolicy, retry
 from glasshouse.secret_patterns import scrub
 
@@ -40,10 +47,14 @@ class Timing:
     poll_sec: float = 5.0  # between two looks at a booting machine; RunPod grants 60 requests a minute
     backoff_sec: float = 1.0  # first pause after a failure; doubles up to backoff_max_sec
     backoff_max_sec: float = 30.0
-    settle_sec: float = 10.0  # how long a create of unknown outcome may take to show in the list
-    orphan_sec: float = 40.0  # the same where nobody waited for its answer: request time-out and settle_sec
+    settle_sec: float = 10.0  # how long what an unanswered create made is waited for before the next create
+    missing_sec: float = 60.0  # how long a machine may be missing while it boots: lists and look-ups lag
     proof_gap_sec: float = 5.0  # between the two looks of a zero-left proof
     release_sec: float = 180.0  # how long a release insists before it says nonzero or unknown
+    quick_sec: float = 10.0  # what one look-up or delete by id may take in a release: others wait behind it
+    look_sec: float = 60.0  # what one reading of the whole list may take in a release
+    doubt_sec: float = math.inf  # at most this instead of the settings provider.doubt_sec ...
+    lag_sec: float = math.inf  # ... and provider.lag_sec
     key_grace_sec: float = 30.0  # how long our own host key may take to be installed
     log_sec: float = 5.0  # how long one look at a log stream may take
     reads: int = 6  # attempts of one read
@@ -56,8 +67,9 @@ class Timing:
 
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
 FAKE_TIMING: Final = Timing(
-    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, orphan_sec=1.0, proof_gap_sec=0.1,
-    release_sec=2.5, key_grace_sec=1.0, log_sec=1.0, reads=5,
+    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, missing_sec=0.3, proof_gap_sec=0.1,
+    release_sec=2.5, quick_sec=2.0, look_sec=2.0, doubt_sec=1.0, lag_sec=0.5, key_grace_sec=1.0, log_sec=1.0,
+    reads=5,
 )  # fmt: skip
 
 
@@ -194,7 +206,7 @@ def _certificates(tls: bool) -> ssl.SSLContext:
         ) from error
 
 
-def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy]) -> _T:
+def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy], clock: Clock) -> _T:
     """Send a request until it goes well, where its failures are transient: Retry-After goes before `policy`.
 
     The policy is asked for after each failure, since the first answer says whether this is a fake.
@@ -205,6 +217,8 @@ def again(request: Callable[[int], _T], policy: Callable[[], RetryPolicy]) -> _T
         on=ApiError,
         when=lambda error: error.transient,
         asked=lambda error: error.retry_after,
+        monotonic=clock.monotonic,
+        sleep=clock.sleep,
     )
 
 
@@ -219,12 +233,19 @@ class CloudHttp:
         message_of: Callable[[Any], str],
         timeout_sec: float,
         timing: Timing | None = None,
+        clock: Clock | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
+        """Open no connection yet. `transport` takes the place of the network, `clock` of this machine's."""
         url = check_base_url(base_url)
         self._credential = credential
         self._message_of = message_of
         self._fixed_timing = timing
-        self._whole_sec = WHOLE_ANSWER * timeout_sec
+        self.clock = clock or Clock()
+        self._timeout_sec = timeout_sec
+        self._network = transport is None
+        self._stream: httpcore.NetworkStream | None = None
+        self._ends = math.inf  # monotonic seconds, when everything asked within `within` is over
         self.simulated = False  # set for good by the first reply that says so
         self._client = httpx.Client(
             base_url=url,
@@ -233,6 +254,7 @@ class CloudHttp:
             timeout=timeout_sec,
             follow_redirects=False,
             trust_env=not is_loopback(url.host),  # a proxy from the environment cannot reach our loopback
+            transport=transport,
             headers={"User-Agent": f"glasshouse/{__version__}", "Accept": "application/json"},
         )
 
@@ -256,14 +278,24 @@ class CloudHttp:
         self, method: str, path: str, *, body: Any = None, params: Mapping[str, str | int] | None = None
     ) -> Reply:
         """Send one request once. Raises ApiError for everything but 2xx with a whole JSON (or no) body."""
+        left = self._ends - self.clock.monotonic()
+        if left <= 0:
+            raise ApiError(_LOST, "no time is left to ask")
+        timeout, whole = min(self._timeout_sec, left), min(WHOLE_ANSWER * self._timeout_sec, left)
+        end = self.clock.monotonic() + whole
         try:
-            with self._client.stream(method, path, json=body, params=params) as response:
+            with (
+                self._cut_after(whole),
+                self._client.stream(
+                    method, path, json=body, params=params, timeout=timeout, extensions={"trace": self._trace}
+                ) as response,
+            ):
                 self._note_fake(response)
-                chunks, end = bytearray(), time.monotonic() + self._whole_sec
+                chunks = bytearray()
                 for chunk in response.iter_bytes():
                     chunks += chunk
-                    if time.monotonic() > end:
-                        raise ApiError(_LOST, f"no whole answer in {self._whole_sec:.0f} s")
+                    if self.clock.monotonic() > end:
+                        raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
                     if len(chunks) > MAX_REPLY_BYTES:
                         raise ApiError(_LOST, f"an answer of more than {MAX_REPLY_BYTES} bytes")
                 status, wait = response.status_code, response.headers.get("retry-after")
@@ -277,7 +309,7 @@ class CloudHttp:
             return Reply(status, value)
         said = self._message_of(value) if readable else chunks.decode("utf-8", "replace")
         raise ApiError(
-            status, self.clean(said) or f"status {status}", retry_after=retry_after(wait),
+            status, self.clean(said) or f"status {status}", retry_after=retry_after(wait, self.clock.now()),
             created_id=_contract(value),
         )  # fmt: skip
 
@@ -287,13 +319,24 @@ class CloudHttp:
         """Send a request that is harmless to repeat, again after transient failures. Raises ApiError."""
         return again(
             lambda _: self.send(method, path, body=body, params=params),
-            lambda: self.timing.retries(self.timing.reads),
+            lambda: replace(self.timing.retries(self.timing.reads), deadline=self._ends),
+            self.clock,
         )
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Let all that is asked inside end within so many seconds, retries and dripping answers too."""
+        before = self._ends
+        self._ends = min(before, self.clock.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self._ends = before
 
     def stream_lines(self, path: str, params: Mapping[str, str | int]) -> list[str]:
         """Read lines of an endless text stream for at most `timing.log_sec`. Raises ApiError."""
         text = ""
-        end = time.monotonic() + self.timing.log_sec
+        end = self.clock.monotonic() + self.timing.log_sec
         try:
             with self._client.stream(
                 "GET",
@@ -307,7 +350,7 @@ class CloudHttp:
                     raise ApiError(response.status_code, "the log cannot be read")
                 for part in response.iter_text():
                     text += part
-                    if time.monotonic() > end or len(text) > 1 << 18:
+                    if self.clock.monotonic() > end or len(text) > 1 << 18:
                         break
         except httpx.ReadTimeout:
             pass  # the history has been sent; what would follow has not happened yet
@@ -315,6 +358,31 @@ class CloudHttp:
             if not text:
                 raise ApiError(_LOST, f"no answer ({type(error).__name__})") from None
         return text.splitlines()
+
+    @contextmanager
+    def _cut_after(self, seconds: float) -> Iterator[None]:
+        """Cut the connection then: httpx's time-out begins anew with every byte, of headers too."""
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        if self._network:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep hold of the connection (httpcore's hook; after TLS began it is another one)."""
+        made = info.get("return_value")
+        if event.endswith(".complete") and isinstance(made, httpcore.NetworkStream):
+            self._stream = made
+
+    def _cut(self) -> None:
+        held = None if self._stream is None else self._stream.get_extra_info("socket")
+        if isinstance(held, socket.socket):
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own, which takes its TLS state from under the thread that reads.
+                socket.socket.shutdown(held, socket.SHUT_RDWR)
 
     def _note_fake(self, response: httpx.Response) -> None:
         if FAKE_HEADER in response.headers:

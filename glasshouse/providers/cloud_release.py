@@ -1,22 +1,37 @@
 """Destroy what is ours at a paid provider, and prove that none of it is left.
 
-The proof reads the whole list and every machine that we know of, twice. `zero` needs all of those reads to
-succeed and to agree; one that fails makes it `unknown`. Where a create may still be under way (its caller was
-interrupted or killed), the looks go on for longer than it could take to show. Only machines whose name is
-the allocation's own are ever destroyed, and ids out of our own creates that cannot be read; other names are
-left alone. One that we created and that now carries another name is left alone too, but never called zero.
+    every known id:  look it up (seconds at most), then DELETE, also where it is not to be seen
+    then look:       the whole list; what shows under our name gets its DELETE at once
+    and again, until every id's end is confirmed, no create is in doubt any more, and two looks found nothing
+
+An answer without a machine is no proof about a machine that a request of ours may have made: lists,
+look-ups and refusals lag. So `zero` needs, after the last doubt is over, two looks of which every read went
+well and none showed anything of ours; and of every id that a create returned or that showed under our name, a
+DELETE that was accepted. One of which the provider only says that there is none such is in doubt for
+`lag_sec`.
+
+Only machines whose name is the allocation's own are ever destroyed, and known ids of which nothing can be
+read or that have no name. One that a readable answer shows under another name is left alone, and never zero.
 """
 
 from __future__ import annotations
 
-import time
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from glasshouse.errors import ProviderError
-from glasshouse.providers.base import ReleaseProof
+from glasshouse.providers.base import UNWATCHED, ReleaseProof, Waits
 from glasshouse.providers.cloud_api import CloudApi, Machine
 from glasshouse.providers.cloud_http import ApiError
+from glasshouse.providers.creates import Creates
 from glasshouse.remote.sweep_script import NAME
+
+_RENAMED = "a machine that was created for this run is there under another name"
+MANY = (
+    4  # rounds that go wrong, or returns of a machine, until time alone decides: slow answers are no reason
+)
+_DENIED = (401, 403)  # the key: asking again for longer than an insisting release does not help
 
 
 def check_name(name: str) -> None:
@@ -26,111 +41,239 @@ def check_name(name: str) -> None:
 
 
 def is_ours(found: str, name: str) -> bool:
-    """Whether a machine called `found` belongs to allocation `name`: the name itself, or a replacement's."""
-    return found == name or found.startswith(f"{name}-")
+    """Whether a machine called `found` belongs to allocation `name`: the whole name, or a replacement's."""
+    return found == name or owner(found) == name
+
+
+def owner(found: str) -> str:
+    """The allocation that a machine called `found` would belong to: its name, less a replacement's ending."""
+    return re.sub(r"-r[2-9]\Z", "", found)
 
 
 @dataclass
-class _Look:
-    """One reading of everything: what is ours, how many machines the account has, what failed."""
+class _Round:
+    """One round of a release: what is ours and there, how many machines the account has, what failed."""
 
-    ours: dict[str, Machine]
-    total: int | None
-    failed: str
-    unread: set[str] = field(default_factory=set)  # ids out of our creates, of which nothing could be learnt
+    ours: dict[str, Machine] = field(default_factory=dict)
+    total: int | None = None
+    failed: str = ""
+    denied: bool = False  # whether all that failed did so because of the key
+
+    def fails(self, words: str, error: ApiError | None = None) -> None:
+        """Note what keeps this round from proving anything."""
+        self.denied = (self.denied or not self.failed) and error is not None and error.status in _DENIED
+        self.failed = words if error is None else f"{words}: {error}"
 
 
-def release(
-    api: CloudApi, name: str, known: frozenset[str], *, under_way: bool = False, keep: str | None = None
-) -> ReleaseProof:
-    """Destroy allocation `name`, of which the ids `known` came from our own create calls.
+@dataclass(frozen=True)
+class Released:
+    """How a release ended: its proof, what is known now, and whether the key was refused to the last."""
 
-    Insists for `timing.release_sec`; never raises for remote faults. `under_way`: a create may have been sent
-    whose answer nobody had, so nothing to be seen proves nothing for `timing.orphan_sec`. `keep`: an id that
-    stays, and of which the proof says nothing.
+    proof: ReleaseProof
+    creates: Creates
+    key_refused: bool
+
+
+class Release:
+    """One release of allocation `name`; `run` it once.
+
+    `creates`: what is known of its create calls. `lag_sec()`: how long an answer may be behind the truth.
+    `strange_sec()`: how long from now creates that nobody knows of may make machines; None where there are
+    none. Both are asked again each time: only an answer says whether this is a fake, with short times.
+    `insist`: whether to go on for `timing.release_sec` where nothing can be read. `keep`: an id that stays,
+    and of which the proof says nothing.
     """
-    check_name(name)
-    known_ids = set(known)
-    end: float | None = None
-    attempt = 0
-    proven: list[float] = []
-    clean_since = 0.0
-    last = _Look({}, None, "")
-    while True:
-        attempt += 1
-        look = _look(api, name, known_ids - {keep}, known)
-        look.ours.pop(keep or "", None)
-        known_ids |= set(look.ours)
-        # Read after the first request: only then is it known whether this is a fake, with short times.
-        end = time.monotonic() + api.http.timing.release_sec if end is None else end
-        for machine_id in sorted(look.unread.union(look.ours)):
-            look.failed = _destroy(api, machine_id) or look.failed
-        if not look.ours and not look.failed:
-            clean_since = clean_since if proven else time.monotonic()
-            proven = [*proven[:1], time.time()]
-            quiet_sec = api.http.timing.orphan_sec if under_way else 0.0
-            if len(proven) == 2 and time.monotonic() - clean_since >= quiet_sec:
-                return _zero(look, proven)
-            time.sleep(api.http.timing.proof_gap_sec)
-            continue
-        proven, last = [], look
-        if time.monotonic() >= end:
-            return _not_proven(api, last)
-        time.sleep(min(api.http.timing.backoff_sec * 2 ** min(attempt, 5), api.http.timing.backoff_max_sec))
 
+    def __init__(
+        self,
+        api: CloudApi,
+        name: str,
+        creates: Creates,
+        *,
+        lag_sec: Callable[[], float],
+        strange_sec: Callable[[], float] | None = None,
+        keep: str | None = None,
+        insist: bool = True,
+        waits: Waits = UNWATCHED,
+    ) -> None:
+        check_name(name)
+        self._api = api
+        self._clock = api.http.clock
+        self._name = name
+        self._creates = creates
+        self._lag_sec = lag_sec
+        self._strange_sec = strange_sec
+        self._began = api.http.clock.now()
+        self._keep = keep
+        self._insist = insist
+        self._waits = waits
+        self._accepted = set(creates.gone)  # ids whose DELETE was accepted, or whose end was shown
+        self._settled = set(creates.gone)  # those that need no further DELETE unless they show again
+        self._came_back = 0  # times that one was shown again
+        self._absent_since: dict[str, float] = {}  # ids that DELETE only ever found not to exist (Unix)
+        self._elsewhere: set[str] = set()  # ids that an answer shows under another name
 
-def _look(api: CloudApi, name: str, ids: set[str], created: frozenset[str]) -> _Look:
-    look = _Look({}, None, "")
-    try:
-        listed = [machine for machine in api.machines() if machine.state != "gone"]
-        look.total = len(listed)
-        look.ours = {machine.id: machine for machine in listed if is_ours(machine.name, name)}
-    except ApiError as error:
-        look.failed = f"the list cannot be read: {error}"
-    for machine_id in sorted(ids):
+    def run(self) -> Released:
+        """Destroy it and prove it; insists, and never raises for remote faults."""
+        clock = self._clock
+        began, failing_since = clock.monotonic(), None
+        proven: list[float] = []
+        attempt = 0
+        while True:
+            attempt += 1
+            at, before = clock.now(), self._doubt_until()
+            found = self._round()
+            now, ends = clock.now(), self._doubt_until()
+            timing = self._api.http.timing
+            longest = timing.release_sec + (self._lag_sec() if self._absent_since else 0.0)
+            spent = clock.monotonic() - began - max(0.0, self._made_until() - self._began) - longest
+            clean = not found.ours and not found.failed
+            # A look counts if nothing was in doubt when it began, nor is since.
+            proven = [*proven[:1], now] if clean and max(before, ends) <= at else []
+            if len(proven) == 2:
+                return self._ended(self._zero(found, proven))
+            if not found.ours and ends > now and self._waits.stopped():
+                return self._ended(self._unknown(found, self._left(ends, stopped=True)))
+            if proven:
+                clock.sleep(timing.proof_gap_sec)
+            elif clean:
+                if spent > 0 and self._came_back > MANY:
+                    return self._ended(self._unknown(found, self._left(ends, stopped=True)))
+                attempt, failing_since = 0, None
+                self._waits.progress(f"{self._api.label}: {self._left(ends)}")
+                clock.sleep(min(timing.poll_sec, max(ends - now, 0.0)))
+            else:
+                failing_since = clock.monotonic() if failing_since is None else failing_since
+                insisted = timing.release_sec if self._insist else 0.0
+                if (spent >= 0 and attempt > MANY) or (
+                    found.denied and clock.monotonic() >= failing_since + insisted
+                ):
+                    return self._ended(self._not_proven(found), key_refused=found.denied)
+                self._waits.progress(f"{self._api.label}: {found.failed or 'still there'}; trying again")
+                clock.sleep(min(timing.backoff_sec * 2 ** min(attempt, 5), timing.backoff_max_sec))
+
+    def _doubt_until(self) -> float:
+        """When nothing is in doubt any more (Unix seconds): creates, and ids said not to exist."""
+        lag_sec = self._lag_sec()
+        absent = [since + lag_sec for machine_id, since in self._absent_since.items()]
+        return max([self._made_until(), *absent])
+
+    def _made_until(self) -> float:
+        """Until when creates may yet make a machine, in Unix seconds."""
+        strange = 0.0 if self._strange_sec is None else self._began + self._strange_sec()
+        return max(self._creates.doubtful_until, strange)
+
+    def _round(self) -> _Round:
+        """DELETE for every known id first, then look; what comes to light gets its DELETE at once."""
+        found = _Round()
+        for machine_id in sorted(self._creates.ids - {self._keep}):
+            self._end_known(machine_id, found)
         try:
-            machine = api.machine(machine_id)
+            with self._api.http.within(self._api.http.timing.look_sec):
+                listed = [machine for machine in self._api.machines() if machine.state != "gone"]
         except ApiError as error:
-            look.failed = f"a machine cannot be read: {error}"
-            if machine_id in created:
-                look.unread.add(machine_id)
-            continue
-        if machine is None or machine.state == "gone":
-            # The list may lag behind; it must agree before this counts as zero.
-            continue
-        if is_ours(machine.name, name) or (not machine.name and machine_id in created):
-            look.ours[machine_id] = machine
-        elif machine_id in created:
-            look.failed = "a machine that was created for this run is there under another name"
-    return look
+            found.fails("the list cannot be read", error)
+            return found
+        found.total = len(listed)
+        for machine in listed:
+            known = machine.id in self._creates.ids
+            if machine.id == self._keep or machine.id in found.ours:
+                continue
+            if is_ours(machine.name, self._name) or (known and not machine.name):
+                self._creates = self._creates.seen([machine.id])
+                found.ours[machine.id] = machine
+                self._delete(machine.id, found)
+            elif known:
+                self._elsewhere.add(machine.id)
+                found.fails(_RENAMED)
+        return found
 
+    def _end_known(self, machine_id: str, found: _Round) -> None:
+        """Look one machine up and ask for its end, unless it carries another name or its end is settled."""
+        machine = None
+        try:
+            with self._api.http.within(self._api.http.timing.quick_sec):
+                machine = self._api.machine(machine_id)
+        except ApiError as error:
+            found.fails("a machine cannot be read", error)
+        if machine is not None and machine.state == "gone":
+            self._accepted.add(machine_id)
+            self._settled.add(machine_id)
+            self._absent_since.pop(machine_id, None)
+            return
+        if machine is not None and machine.name and not is_ours(machine.name, self._name):
+            self._elsewhere.add(machine_id)
+        elif machine is not None:
+            self._elsewhere.discard(machine_id)
+            found.ours[machine_id] = machine
+        if machine_id in self._elsewhere:
+            found.fails(_RENAMED)
+        elif machine is not None or machine_id not in self._settled:
+            self._delete(machine_id, found)
 
-def _destroy(api: CloudApi, machine_id: str) -> str:
-    try:
-        api.destroy(machine_id)
-    except ApiError as error:
-        return f"destroying failed: {error}"
-    return ""
+    def _delete(self, machine_id: str, found: _Round) -> None:
+        """Ask once for its end. What was accepted once is asked for again, in case that was only said."""
+        try:
+            with self._api.http.within(self._api.http.timing.quick_sec):
+                accepted = self._api.destroy(machine_id)
+        except ApiError as error:
+            found.fails("destroying failed", error)
+            return
+        if machine_id in self._accepted:
+            self._settled.add(machine_id)
+        elif accepted:
+            self._accepted.add(machine_id)
+            self._absent_since.pop(machine_id, None)
+        elif machine_id in found.ours:  # one answer shows it, another has none such
+            self._came_back += self._absent_since.pop(machine_id, None) is not None
+        else:
+            self._absent_since.setdefault(machine_id, self._clock.now())
 
+    def _left(self, ends: float, *, stopped: bool = False) -> str:
+        left = max(0, round(ends - self._clock.now()))
+        words = "a machine that was asked for may yet appear"
+        if stopped:
+            return f"{words}, for another {left // 60} min {left % 60:02d} s: the wait for that was ended"
+        return f"nothing is left to be seen, but {words}: looking for {left // 60} min {left % 60:02d} s more"
 
-def _zero(look: _Look, moments: list[float]) -> ReleaseProof:
-    return ReleaseProof(
-        proof="zero", active=0, detail="the whole list and every known machine, read twice: none of ours",
-        account_total=look.total, checked_at=tuple(round(moment, 3) for moment in moments),
-    )  # fmt: skip
+    def _ended(self, proof: ReleaseProof, *, key_refused: bool = False) -> Released:
+        creates = self._creates
+        if proof.proof == "zero":
+            creates = creates.ended(creates.ids - {self._keep})
+        return Released(proof, creates, key_refused)
 
-
-def _not_proven(api: CloudApi, look: _Look) -> ReleaseProof:
-    """`nonzero` when the last look saw something of ours, else `unknown`. The public detail holds no id."""
-    page = f"look at {api.console_page}"
-    if look.ours:
-        states = ", ".join(sorted({machine.said for machine in look.ours.values()}))
+    def _zero(self, found: _Round, moments: list[float]) -> ReleaseProof:
         return ReleaseProof(
-            proof="nonzero", active=len(look.ours),
-            detail=f"{len(look.ours)} of ours still there ({states}): {page}",
-            account_total=look.total, checked_at=(round(time.time(), 3),),
+            proof="zero", active=0, detail="the whole list and every known machine, read twice: none of ours",
+            account_total=found.total, checked_at=tuple(round(moment, 3) for moment in moments),
         )  # fmt: skip
-    return ReleaseProof(
-        proof="unknown", active=None, detail=f"{look.failed}: {page}", account_total=look.total,
-        checked_at=(round(time.time(), 3),),
-    )  # fmt: skip
+
+    def _not_proven(self, found: _Round) -> ReleaseProof:
+        """`nonzero` when the last look saw something of ours, else `unknown`."""
+        if not found.ours:
+            return self._unknown(found, found.failed)
+        states = ", ".join(sorted({machine.said for machine in found.ours.values()}))
+        return ReleaseProof(
+            proof="nonzero", active=len(found.ours),
+            detail=f"{len(found.ours)} of ours still there ({states}): {self._page}",
+            account_total=found.total, checked_at=self._moment, doubt_until=self._open_doubt(),
+        )  # fmt: skip
+
+    def _unknown(self, found: _Round, why: str) -> ReleaseProof:
+        """The public detail holds no id."""
+        return ReleaseProof(
+            proof="unknown", active=None, detail=f"{why}: {self._page}", account_total=found.total,
+            checked_at=self._moment, doubt_until=self._open_doubt(),
+        )  # fmt: skip
+
+    @property
+    def _page(self) -> str:
+        return f"look at {self._api.console_page}"
+
+    @property
+    def _moment(self) -> tuple[float, ...]:
+        return (round(self._clock.now(), 3),)
+
+    def _open_doubt(self) -> float | None:
+        until = self._doubt_until()
+        return until if until > self._clock.now() else None

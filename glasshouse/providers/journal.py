@@ -53,12 +53,21 @@ _reservations = sa.Table(
     sa.Column("usd", sa.Float, nullable=False),
     sa.Column("until", sa.Float, nullable=False),
 )
+# Beside the allocations, not a column of theirs: a journal of an older version gains it by being opened.
+_doubts = sa.Table(
+    "doubts",
+    _metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("until", sa.Float, nullable=False),
+)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One allocation that was intended. `allocation_id` None: the create call's outcome is not known.
 
+    `doubt_until`: when its creates can make no machine any more, in Unix seconds, 0.0 while none was sent;
+    None where its controller never said. `closed_at`: when it was proven gone, None while it is not.
     `detail` is what `intend` was given: what another process needs to open the same provider again.
     `controller` names the process that wrote it: host, boot, pid and start time (glasshouse.host).
     """
@@ -71,6 +80,8 @@ class Entry:
     intended_at: float
     allocation_id: str | None
     proof: Proof | None
+    doubt_until: float | None = None
+    closed_at: float | None = None
 
     @property
     def controller_alive(self) -> bool:
@@ -103,7 +114,7 @@ class Journal:
             if self.shared:
                 # Two controllers that start at once on a new database would both create the tables.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7160412)")
-            for table in (_allocations, _reservations):
+            for table in (_allocations, _reservations, _doubts):
                 connection.execute(CreateTable(table, if_not_exists=True))
 
     @property
@@ -131,6 +142,13 @@ class Journal:
         """Record the provider's id for `name`."""
         self._update(name, allocation_id=allocation_id, created_at=time.time())
 
+    def doubtful(self, name: str, until: float) -> None:
+        """Record that a create for `name` may make a machine until then (Unix seconds), before it is sent."""
+        with self._transaction() as connection:
+            change = _doubts.update().where(_doubts.c.name == name).values(until=until)
+            if connection.execute(change).rowcount == 0:
+                connection.execute(_doubts.insert().values(name=name, until=until))
+
     def closed(self, name: str, proof: Proof) -> None:
         """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
         self._update(name, proof=proof, closed_at=time.time() if proof == "zero" else None)
@@ -139,6 +157,18 @@ class Journal:
         """Return every allocation not proven gone, oldest first."""
         with self._transaction() as connection:
             return _open(connection)
+
+    def find(self, name: str) -> Entry | None:
+        """The allocation of this name, proven gone or not; None where this journal never intended it."""
+        with self._transaction() as connection:
+            row = connection.execute(_entries().where(_allocations.c.name == name)).mappings().first()
+        return None if row is None else _entry(row)
+
+    def closed_since(self, moment: float) -> tuple[Entry, ...]:
+        """Every allocation that was proven gone after `moment` (Unix seconds), oldest first."""
+        query = _entries().where(_allocations.c.closed_at > moment).order_by(_allocations.c.closed_at)
+        with self._transaction() as connection:
+            return tuple(_entry(row) for row in connection.execute(query).mappings())
 
     def reserve(self, usd: float, *, until: float, cap: float | None) -> str:
         """Set `usd` aside for this process; return the reservation's id, for `unreserve`.
@@ -151,38 +181,41 @@ class Journal:
         """
         key = secrets.token_hex(16)
         row = {"id": key, "controller": _controller(), "usd": usd, "until": until}
-        left, living = 0.0, set()
         with self._transaction() as connection:
-            if self.shared:
-                connection.execute(sa.text("LOCK TABLE reservations IN EXCLUSIVE MODE"))
+            self._lock(connection)
             # Written before the others are read: under SQLite that takes the lock, so two processes queue.
             connection.execute(_reservations.insert().values(row))
-            for other in connection.execute(sa.select(_reservations)).mappings().all():
-                if other["id"] == key:
-                    continue
-                if _counts(other["controller"], other["until"]):
-                    left += other["usd"]
-                    living.add(other["id"])
-                else:
-                    connection.execute(_reservations.delete().where(_reservations.c.id == other["id"]))
-            # After the reservations: a process that dies in between counts twice, never not at all.
-            for entry in _open(connection):
-                if entry.detail.get("reservation") not in living:
-                    left += _ceiling(entry)
-            if cap is not None and usd + left > cap:
-                raise UsageError(
-                    f"this could cost up to {usd:.2f} USD, and {left:.2f} are reserved already, "
-                    "by other runs or for machines not proven gone",
-                    field="cap",
-                    value=f"{cap:.2f}",
-                    remedy="wait for them, run `glasshouse reap`, or raise the cap",
-                )
+            _check_cap(connection, key, usd, cap)
         return key
+
+    def enlarge(self, key: str, usd: float, *, cap: float | None, own_cap: float | None) -> None:
+        """Set `usd` more aside under reservation `key`, or less (below 0).
+
+        Raises UsageError, and changes nothing, when what is reserved under it would then be more than
+        `own_cap`, or with all else that may still be spent more than `cap`; also when there is no such
+        reservation.
+        """
+        with self._transaction() as connection:
+            self._lock(connection)
+            change = _reservations.update().where(_reservations.c.id == key)
+            if connection.execute(change.values(usd=_reservations.c.usd + usd)).rowcount != 1:
+                raise UsageError("not reserved in the journal", field="reservation", value=key)
+            held = connection.execute(
+                sa.select(_reservations.c.usd).where(_reservations.c.id == key)
+            ).scalar_one()
+            if usd > 0 and own_cap is not None and held > own_cap:
+                raise UsageError("more than the cap", field="cap", value=f"{own_cap:.2f}")
+            if usd > 0:
+                _check_cap(connection, key, held, cap)
 
     def unreserve(self, key: str) -> None:
         """Give a reservation back."""
         with self._transaction() as connection:
             connection.execute(_reservations.delete().where(_reservations.c.id == key))
+
+    def _lock(self, connection: sa.Connection) -> None:
+        if self.shared:
+            connection.execute(sa.text("LOCK TABLE reservations IN EXCLUSIVE MODE"))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -237,9 +270,40 @@ def _engine(url: str) -> sa.Engine:
     ) from cause
 
 
+def _check_cap(connection: sa.Connection, key: str, usd: float, cap: float | None) -> None:
+    """Raise UsageError when `usd`, held under `key`, and all else that may still be spent exceed `cap`."""
+    left, living = 0.0, set()
+    for other in connection.execute(sa.select(_reservations)).mappings().all():
+        if other["id"] == key:
+            living.add(key)
+        elif _counts(other["controller"], other["until"]):
+            left += other["usd"]
+            living.add(other["id"])
+        else:
+            connection.execute(_reservations.delete().where(_reservations.c.id == other["id"]))
+    # After the reservations: a process that dies in between counts twice, never not at all.
+    for entry in _open(connection):
+        if entry.detail.get("reservation") not in living:
+            left += _ceiling(entry)
+    if cap is not None and usd + left > cap:
+        raise UsageError(
+            f"this could cost up to {usd:.2f} USD, and {left:.2f} are reserved already, "
+            "by other runs or for machines not proven gone",
+            field="cap",
+            value=f"{cap:.2f}",
+            remedy="wait for them, run `glasshouse reap`, or raise the cap",
+        )
+
+
+def _entries() -> sa.Select[Any]:
+    """Allocations, each with the end of its doubt."""
+    joined = _allocations.outerjoin(_doubts, _allocations.c.name == _doubts.c.name)
+    return sa.select(_allocations, _doubts.c.until.label("doubt_until")).select_from(joined)
+
+
 def _open(connection: sa.Connection) -> tuple[Entry, ...]:
     query = (
-        sa.select(_allocations)
+        _entries()
         .where(_allocations.c.closed_at.is_(None))
         .order_by(_allocations.c.intended_at, _allocations.c.name)
     )
@@ -256,6 +320,8 @@ def _entry(row: sa.RowMapping) -> Entry:
         intended_at=row["intended_at"],
         allocation_id=row["allocation_id"],
         proof=row["proof"],
+        doubt_until=row["doubt_until"],
+        closed_at=row["closed_at"],
     )
 
 

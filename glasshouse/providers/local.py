@@ -16,7 +16,18 @@ from typing import Self
 from glasshouse import paths, spec
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.host import need_linux
-from glasshouse.providers.base import Allocation, Endpoint, HostKey, Progress, ReleaseProof, unrented
+from glasshouse.providers.base import (
+    UNWATCHED,
+    Afford,
+    Allocation,
+    Endpoint,
+    HostKey,
+    Progress,
+    ReleaseProof,
+    Waits,
+    none_beside,
+    unrented,
+)
 from glasshouse.providers.pod_server import USER, PodServer
 from glasshouse.providers.proofs import proof_from_sweep, unknown
 from glasshouse.remote.sweep_script import NAME, sweep
@@ -49,11 +60,16 @@ class LocalProvider:
         """Nobody gives out ids here."""
         return ()
 
+    def doubtful_until(self, name: str) -> float:  # noqa: ARG002  the name says it all here
+        """Nothing that was asked for comes later."""
+        return 0.0
+
     def allocate(
         self,
         name: str,
         spec: spec.RunSpec,  # noqa: ARG002  this machine is what it is
         progress: Progress,
+        afford: Afford = none_beside,  # noqa: ARG002  nothing is rented
     ) -> Allocation:
         """Make the pod's home and start its server. Raises UsageError, ProviderError."""
         python = self._python()
@@ -86,6 +102,8 @@ class LocalProvider:
         self,
         name: str,
         allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
+        doubt_until: float | None = None,  # noqa: ARG002  nothing is asked for that could come later
+        waits: Waits = UNWATCHED,  # noqa: ARG002
     ) -> ReleaseProof:
         """Kill what runs under the name, stop the server, remove the folder; look twice."""
         try:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import Slot, build_schedule
-from glasshouse.spec import PAID_PROVIDERS, RunSpec
+from glasshouse.spec import PAID_PROVIDERS, CloudProvider, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
 DEAD_MAN_MARGIN_SEC = 900.0  # the timer in the pod only acts when nobody else did
+RELEASE_SEC = 300.0  # for the end of one machine: a release insists for three minutes, and looks twice
 CAP_VARIABLE = "GLASSHOUSE_MAX_USD"
 
 
@@ -73,6 +74,20 @@ def cost_ceiling(spec: RunSpec) -> float:
             else f"gpu={spec.gpu.name} names nothing to rent there: choose one that does, such as gpu=h100",
         )
     return hourly * rental_deadline_sec(spec) / 3600
+
+
+def beside_usd(spec: RunSpec) -> float:
+    """US dollars that one machine can cost beside the budgeted one, made by a create that did not say so; 0.0
+    on a free provider.
+
+    It is looked for at the latest from the end of the other's boot until the doubt is over, and destroyed
+    when it shows: so it bills no longer than a boot, the doubt, and an insisting release.
+    """
+    hourly = price(spec)
+    if hourly is None or not isinstance(spec.provider, CloudProvider):
+        return 0.0
+    seconds = spec.provider.boot_deadline_sec + spec.provider.doubt_sec + RELEASE_SEC
+    return hourly * seconds / 3600
 
 
 def parse_usd(text: str, field: str = CAP_VARIABLE) -> float:

@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+import httpx
+
 from glasshouse import spec
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import bootscript, money
+from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud import Cloud, open_cloud
 from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
@@ -37,11 +40,18 @@ _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}(?![A-Za-z0-9+/])")
 
 
 def open_runpod(
-    config: spec.CloudProvider, *, environ: Mapping[str, str] | None = None, timing: Timing | None = None
+    config: spec.CloudProvider,
+    *,
+    environ: Mapping[str, str] | None = None,
+    timing: Timing | None = None,
+    clock: Clock | None = None,
+    transport: httpx.BaseTransport | None = None,
 ) -> Cloud:
     """Open the provider; the key comes from RUNPOD_API_KEY. Raises UsageError."""
     key = Credential(KEY_VARIABLE, environ)
-    return open_cloud(RunPodApi, config, key, message_of=_message, timing=timing)
+    return open_cloud(
+        RunPodApi, config, key, message_of=_message, timing=timing, clock=clock, transport=transport
+    )
 
 
 class RunPodApi:
@@ -162,13 +172,15 @@ class RunPodApi:
                 return None
             raise
 
-    def destroy(self, machine_id: str) -> None:
-        """DELETE /pods/{id}."""
+    def destroy(self, machine_id: str) -> bool:
+        """DELETE /pods/{id} once."""
         try:
-            self.http.read("DELETE", f"pods/{quote(machine_id, safe='')}")
+            self.http.send("DELETE", f"pods/{quote(machine_id, safe='')}")
         except ApiError as error:
             if error.status != 404:
                 raise
+            return False
+        return True
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:
         """GET /pods/{id}/logs: the fingerprints that the start script printed in the container's log."""

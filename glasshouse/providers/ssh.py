@@ -13,7 +13,18 @@ from typing import Self
 from glasshouse import spec
 from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import RemoteError, UsageError
-from glasshouse.providers.base import Allocation, Endpoint, HostKey, Progress, ReleaseProof, unrented
+from glasshouse.providers.base import (
+    UNWATCHED,
+    Afford,
+    Allocation,
+    Endpoint,
+    HostKey,
+    Progress,
+    ReleaseProof,
+    Waits,
+    none_beside,
+    unrented,
+)
 from glasshouse.providers.proofs import proof_from_sweep, unknown
 from glasshouse.remote import sweep_script
 from glasshouse.remote.connection import load_key, pinned_lines
@@ -42,11 +53,16 @@ class SshProvider:
         """Nobody gives out ids here."""
         return ()
 
+    def doubtful_until(self, name: str) -> float:  # noqa: ARG002  the name says it all here
+        """Nothing that was asked for comes later."""
+        return 0.0
+
     def allocate(
         self,
         name: str,
         spec: spec.RunSpec,  # noqa: ARG002  the host is what it is
         progress: Progress,
+        afford: Afford = none_beside,  # noqa: ARG002  nothing is rented
     ) -> Allocation:
         """Check key file, known_hosts, reachability, system and interpreter; make the pod folder.
 
@@ -71,6 +87,8 @@ class SshProvider:
         self,
         name: str,
         allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
+        doubt_until: float | None = None,  # noqa: ARG002  nothing is asked for that could come later
+        waits: Waits = UNWATCHED,  # noqa: ARG002
     ) -> ReleaseProof:
         """Run the sweeper there; a host that cannot be asked proves nothing, unless nothing was put there."""
         if self._reached is False:

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+import httpx
+
 from glasshouse import spec
 from glasshouse.errors import UsageError
 from glasshouse.providers import bootscript, money
+from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud import Cloud, open_cloud
 from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
@@ -47,11 +50,18 @@ _TIERS: Final[dict[str, dict[str, Any]]] = {
 
 
 def open_vastai(
-    config: spec.CloudProvider, *, environ: Mapping[str, str] | None = None, timing: Timing | None = None
+    config: spec.CloudProvider,
+    *,
+    environ: Mapping[str, str] | None = None,
+    timing: Timing | None = None,
+    clock: Clock | None = None,
+    transport: httpx.BaseTransport | None = None,
 ) -> Cloud:
     """Open the provider; the key comes from VAST_API_KEY. Raises UsageError."""
     key = Credential(KEY_VARIABLE, environ)
-    return open_cloud(VastApi, config, key, message_of=_message, timing=timing)
+    return open_cloud(
+        VastApi, config, key, message_of=_message, timing=timing, clock=clock, transport=transport
+    )
 
 
 class VastApi:
@@ -186,13 +196,18 @@ class VastApi:
             instance = instance[0] if instance else None
         return None if not instance else self._machine(instance)
 
-    def destroy(self, machine_id: str) -> None:
-        """DELETE /v0/instances/{id}/."""
+    def destroy(self, machine_id: str) -> bool:
+        """DELETE /v0/instances/{id}/ once."""
         try:
-            self._read("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={})
+            _Answer.read(
+                self.http.send("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={}).body
+            )
         except ApiError as error:
-            if error.status != 404:
-                raise
+            mapped = _mapped(error, gone=error.status)
+            if mapped.status != 404:
+                raise mapped from None
+            return False
+        return True
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:  # noqa: ARG002  the protocol's
         """None: Vast.ai's log is a file fetched from elsewhere, and its start prints no fingerprints."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
+from glasshouse.lifecycle import strays
 from glasshouse.providers.journal import Journal
 from tests.commands.kit import Call
 from tests.providers.cloud_kit import KINDS, NAME, VARIABLE, Rented, rented
@@ -78,3 +81,97 @@ def test_with_nothing_left_it_says_so_and_without_a_key_nobody_is_asked(call: Ca
     assert not any(os.environ.get(variable) for variable in VARIABLE.values())
     assert call("reap") == (0, "nothing to reap: every allocation in the journal is proven gone\n", "")
     assert json.loads(call("reap", "--dry-run", "--json")[1]) == {"ok": True, "allocations": [], "strays": []}
+
+
+# An allocation of a controller that is dead by the time anybody looks, and that was proven gone.
+CLOSED = """
+import json, sys
+from glasshouse.lifecycle import strays
+from glasshouse.providers.journal import Journal
+name, provider = sys.argv[1:3]
+with Journal() as journal:
+    journal.intend("run", name, provider, {"provider": json.loads(sys.argv[3])})
+    journal.closed(name, "zero")
+"""
+
+
+def closed(it: Rented, name: str) -> None:
+    provider = json.dumps(it.spec.provider.model_dump(mode="json"))
+    subprocess.run([sys.executable, "-c", CLOSED, name, it.kind, provider], check=True)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("runpod", "-r2"), ("vastai", "")])
+def test_a_machine_that_came_after_it_was_proven_gone_is_reaped(
+    kind: str, ending: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented(kind) as it:
+        known_here(it, monkeypatch)
+        closed(it, NAME)
+        it.allocate()
+        (pod,) = it.server.cloud.living()
+        pod.name = NAME + ending
+        near = it.server.cloud.add_foreign(NAME + "x")
+        other = it.server.cloud.add_foreign(NAME[:-1])  # a name of ours that stands in no journal here
+        dry = json.loads(call("reap", "--dry-run", "--json")[1])
+        assert [(item["state"], item["name"]) for item in dry["allocations"]] == [("would-reap", pod.name)]
+        assert it.state()["active"] == 1
+
+        code, out, _ = call("doctor", "--json")
+        shown = [
+            finding for finding in json.loads(out)["findings"] if finding["what"].startswith("machine at")
+        ]
+        assert [finding["remedy"] for finding in shown] == ["glasshouse reap"]
+        assert pod.name in shown[0]["detail"]
+        assert it.state()["active"] == 1  # only shown
+
+        code, out, _ = call("reap", "--json")
+        document = json.loads(out)
+        assert code == 0
+        (reaped,) = document["allocations"]
+        assert (reaped["state"], reaped["proof"], reaped["name"]) == ("reaped", "zero", pod.name)
+        assert [stray["name"] for stray in document["strays"] if stray["id"]] == [near.name, other.name]
+        state = it.state()
+        assert (state["active"], state["foreignActive"]) == (0, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_that_will_not_go_is_open_in_the_journal_again(
+    kind: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented(kind) as it:
+        known_here(it, monkeypatch)
+        closed(it, NAME)
+        it.allocate()
+        it.faults("delete-noop", times=10_000)
+        code, out, _ = call("reap")
+        assert code == 4
+        assert "nothing to reap" not in out
+        with Journal() as journal:
+            (entry,) = journal.open_entries()
+        assert (entry.name, entry.proof) == (NAME, "nonzero")
+
+
+def test_a_machine_whose_controller_lives_is_only_listed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with rented("runpod") as it:
+        known_here(it, monkeypatch)
+        with Journal() as journal:  # written by this process, which lives: it may rent this very name anew
+            journal.intend("run", NAME, "runpod", {})
+            journal.closed(NAME, "zero")
+        it.allocate()
+        document = json.loads(call("reap", "--json")[1])
+        assert document["allocations"] == []
+        assert [stray["name"] for stray in document["strays"]] == [NAME]
+        assert it.state()["active"] == 1
+
+
+def test_it_is_looked_for_where_it_was_rented_whatever_this_shell_has(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented("runpod") as it:
+        known_here(it, monkeypatch)
+        closed(it, NAME)
+        with Journal() as journal:
+            (place,) = strays.lately(journal)
+            assert place == it.spec.provider
+            monkeypatch.delenv(VARIABLE["runpod"])
+            assert strays.lately(journal) == []  # nobody can ask

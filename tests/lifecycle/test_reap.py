@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from glasshouse.errors import ProviderError
 from glasshouse.lifecycle.live_run import LiveRun, create
 from glasshouse.lifecycle.reap import gone, reap_all, watch
 from glasshouse.lifecycle.screen import Screen
@@ -163,3 +168,70 @@ def test_no_entry_ends_a_reap_half_way(tmp_path: Path, monkeypatch: pytest.Monke
     assert "unexpected FileExistsError" in said["blocked"].detail
     with Journal() as journal:
         assert len(journal.open_entries()) == 4
+
+
+DOUBTFUL = """
+import json, sys, time
+from glasshouse.providers.journal import Journal
+with Journal() as journal:
+    journal.intend(*sys.argv[1:4], json.loads(sys.argv[4]))
+    journal.doubtful(sys.argv[2], time.time() + float(sys.argv[5]))
+"""
+
+
+def doubtful(live: LiveRun, seconds: float) -> float:
+    """A controller died while a create was under way; when its doubt is over, at the earliest."""
+    provider = live.run.spec.provider.model_dump(mode="json")
+    detail = {"folder": str(live.folder.path), "provider": provider}
+    words = [live.run.id, live.run.allocation, live.run.spec.provider.kind, json.dumps(detail)]
+    until = time.time() + seconds
+    subprocess.run([sys.executable, "-c", DOUBTFUL, *words, str(seconds)], check=True)
+    return until
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_watchdog_looks_until_the_doubt_of_its_dead_controller_is_over(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented(kind, timing=None) as it:
+        monkeypatch.setenv(VARIABLE[kind], it.server.key)
+        live = planned(it.spec, tmp_path)
+        until = doubtful(live, 3.0)
+
+        def appear() -> None:
+            with contextlib.suppress(ProviderError):  # the watchdog ends it while it boots
+                it.allocate(live.run.allocation)
+
+        appears = threading.Timer(1.0, appear)
+        appears.start()
+        watch(live.folder.path, QUIET)
+        appears.join()
+        assert time.time() >= until
+        assert released(live)["proof"] == "zero"
+        state = it.state()
+        assert (state["created"], state["active"]) == (1, 0)
+
+
+def test_a_word_ends_the_wait_for_a_doubt_and_nothing_is_called_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented("runpod", timing=None) as it:
+        monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
+        live = planned(it.spec, tmp_path)
+        doubtful(live, 600.0)
+
+        def interrupt() -> None:
+            while not any(each.path == "/pods" for each in it.server.cloud.exchanges):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        sender = threading.Thread(target=interrupt)
+        sender.start()
+        (reaped,) = reap_all(QUIET)
+        sender.join()
+        assert (reaped.state, reaped.proof) == ("reaped", "unknown")
+        assert "may yet appear, for another 9 min" in reaped.detail
+        with Journal() as journal:
+            (entry,) = journal.open_entries()  # whoever looks again knows for how long
+        assert entry.doubt_until is not None
+        assert entry.doubt_until > time.time()

@@ -13,7 +13,7 @@ from typing import Any
 import asyncssh
 
 from glasshouse import spec as specs
-from glasshouse.providers.base import Allocation
+from glasshouse.providers.base import Afford, Allocation, none_beside
 from glasshouse.providers.cloud import Cloud
 from glasshouse.providers.cloud_http import Timing
 from glasshouse.providers.fakes.runpod import serve_runpod
@@ -30,8 +30,8 @@ OPEN = {"runpod": open_runpod, "vastai": open_vastai}
 GPU_NAME = {"runpod": "NVIDIA RTX A4000", "vastai": "RTX A4000"}
 FAST = Timing(
     poll_sec=0.02,
-    backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, orphan_sec=0.25, proof_gap_sec=0.02,
-    release_sec=0.7, key_grace_sec=0.2, log_sec=0.4, reads=4, creates=2,
+    backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, missing_sec=0.1, proof_gap_sec=0.02,
+    release_sec=1.2, doubt_sec=0.4, lag_sec=0.2, key_grace_sec=0.2, log_sec=0.4, reads=4, creates=2,
 )  # fmt: skip
 
 
@@ -64,8 +64,8 @@ class Rented:
     spec: specs.RunSpec
     said: list[str] = field(default_factory=list)
 
-    def allocate(self, name: str = NAME) -> Allocation:
-        return self.provider.allocate(name, self.spec, self.said.append)
+    def allocate(self, name: str = NAME, afford: Afford = none_beside) -> Allocation:
+        return self.provider.allocate(name, self.spec, self.said.append, afford)
 
     def again(self) -> Cloud:
         """The client of another process: it remembers no create."""

@@ -16,8 +16,9 @@ from glasshouse.errors import UsageError
 from glasshouse.lifecycle import leg
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.providers import money
-from glasshouse.providers.budget import reserved
+from glasshouse.providers.budget import beside, reserved
 from glasshouse.providers.journal import Journal
+from glasshouse.spec import LocalProvider
 
 from .cloud_kit import rented_spec
 
@@ -180,3 +181,40 @@ def test_the_journal_of_an_older_version_gains_the_table(glasshouse_home: Path) 
         connection.exec_driver_sql("DROP TABLE reservations")
     with Journal() as journal:
         journal.unreserve(journal.reserve(1.0, until=LATER, cap=1.0))
+
+
+def test_a_machine_beside_the_budgeted_one_is_set_aside_or_not_rented(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = rented_spec("runpod")
+    one, more = money.cost_ceiling(cell), money.beside_usd(cell)
+    # A boot of 3 s, a doubt of 300 s, and 300 s for its end, at 0.30 USD an hour.
+    assert more == pytest.approx(0.3 * 603 / 3600)
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", f"{one + 2.5 * more:.2f}")
+    with reserved([cell]) as key, Journal() as journal:
+        with beside(journal, cell, key) as afford:
+            assert afford(1)
+            assert afford(2)
+            assert afford(2)  # the same two
+            assert not afford(3)
+            with pytest.raises(UsageError):
+                journal.reserve(more, until=LATER, cap=one + 2.5 * more)  # they count for others too
+        journal.unreserve(journal.reserve(more, until=LATER, cap=one + 2.5 * more))
+        with beside(journal, cell, None) as afford:
+            assert not afford(1)
+
+
+def test_the_sweeps_own_cap_holds_for_machines_beside_too() -> None:
+    cell = rented_spec("runpod")
+    one, more = money.cost_ceiling(cell), money.beside_usd(cell)
+    spend = cell.spend.model_copy(update={"max_usd": one + 1.5 * more})
+    cell = cell.model_copy(update={"spend": spend})
+    with reserved([cell]) as key, Journal() as journal, beside(journal, cell, key) as afford:
+        assert afford(1)
+        assert not afford(2)
+
+
+def test_a_machine_beside_costs_nothing_where_nothing_is_rented() -> None:
+    cell = rented_spec("runpod")
+    free = cell.model_copy(update={"provider": LocalProvider(kind="local")})
+    assert money.beside_usd(free) == 0.0

@@ -118,3 +118,32 @@ def test_a_journal_that_cannot_be_kept_stops_before_anything_is_created(
         Journal()
     assert caught.value.exit_code == 2
     assert "hunter2" not in caught.value.line()
+
+
+def test_what_is_in_doubt_is_known_to_whoever_comes_after() -> None:
+    with Journal() as journal:
+        journal.intend("run", "gh-run-a", "runpod", {})
+        (entry,) = journal.open_entries()
+        assert entry.doubt_until is None  # its controller said nothing of its creates
+        journal.doubtful("gh-run-a", 0.0)
+        journal.doubtful("gh-run-a", 1234.5)
+    with Journal() as journal:
+        (entry,) = journal.open_entries()
+        assert (entry.doubt_until, entry.closed_at) == (1234.5, None)
+        assert journal.find("gh-run-a") == entry
+        assert journal.find("gh-run") is None
+        journal.closed("gh-run-a", "zero")
+        (closed,) = journal.closed_since(0.0)
+        assert closed.closed_at is not None
+        assert journal.closed_since(closed.closed_at) == ()
+
+
+def test_the_journal_of_an_older_version_gains_the_doubts(glasshouse_home: Path) -> None:
+    with Journal() as journal:
+        journal.intend("run", "gh-run-a", "runpod", {})
+        with journal._transaction() as connection:
+            connection.exec_driver_sql("DROP TABLE doubts")
+    with Journal() as journal:
+        assert journal.open_entries()[0].doubt_until is None
+        journal.doubtful("gh-run-a", 5.0)
+        assert journal.open_entries()[0].doubt_until == 5.0
