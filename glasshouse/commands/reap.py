@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _there(args: argparse.Namespace, screen: Screen) -> list[strays.Stray]:
-    """What providers show and no open entry names. Where that cannot be asked, why: what was reaped is told."""
+    """What providers show and no open entry names; where that cannot be asked, why."""
     try:
         places = _paid(args.workspace.conf)
         if args.dry_run:
