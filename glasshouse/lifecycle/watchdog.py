@@ -46,12 +46,17 @@ class Watchdog:
         self._line: socket.socket | None = None
         self._over = threading.Event()
         self._swap = threading.Lock()
+        self._stays = False
         self._watcher = threading.Thread(target=self._watch, name="watchdog-watcher", daemon=True)
 
     def start(self) -> None:
         """Start it, and wait until it could finish this run. Raises ProviderError (watchdog-not-started)."""
         self._line = self._started()
         self._watcher.start()
+
+    def stay(self) -> None:
+        """Leave it the rest: it goes on with the release when the controller has ended, as after a death."""
+        self._stays = True
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,8 @@ from tests.e2e.conftest import processes_of, wait_until
 from tests.e2e.test_cloud import SHORT, Rents, codes, renting
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+# Seven processes, each a Python that imports much: seconds alone, minutes beside other tests.
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.timeout(400)]
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "provider=runpod"]
 
@@ -66,7 +67,7 @@ def test_a_sweep_that_is_ended_loses_no_machine(runpod: Rents, how: str) -> None
     runpod.fault("boot-stuck", 9)
     process = started(runpod, "repeat=0,1,2")
     try:
-        wait_until(lambda: runpod.state()["created"] == 2, 90, "two machines")
+        wait_until(lambda: runpod.state()["created"] == 2, 150, "two machines")
         workers = workers_of(process)
         assert len(workers) == 2
         if how == "parent killed":
@@ -78,12 +79,13 @@ def test_a_sweep_that_is_ended_loses_no_machine(runpod: Rents, how: str) -> None
         if how == "ctrl-c twice":
             wait_until(lambda: "interrupted: the cells give back" in said(runpod), 30, "a word")
             os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(90)
+        code = process.wait(150)
         if how != "parent killed":
             # 130 says that nothing is left: at this moment, not in a while.
             assert (code, runpod.state()["active"]) == (130, 0), said(runpod)
     finally:
         process.kill()
+        process.wait(30)
     check_settled(runpod, 2)
     wait_until(lambda: not workers & set(processes_of("LokyProcess")), 60, "the end of the workers")
     assert runpod.state()["created"] == 2

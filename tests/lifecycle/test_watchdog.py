@@ -85,6 +85,15 @@ def test_a_watchdog_that_dies_is_replaced(tmp_path: Path) -> None:
     assert "NO WATCHDOG" not in log_of(live)
 
 
+def test_a_watchdog_that_is_to_stay_goes_on_with_the_run(tmp_path: Path) -> None:
+    live = planned(make_spec(), tmp_path)
+    with Watchdog(live.folder.path, QUIET) as watchdog:
+        watchdog.start()
+        watchdog.stay()
+    wait_until((live.folder.bundle / "record.json").exists, 60, "the record")
+    wait_until(lambda: not processes_of(str(live.folder.path)), 60, "its end")
+
+
 def test_where_none_can_take_its_place_that_is_said_loudly(tmp_path: Path) -> None:
     live, screen = planned(make_spec(), tmp_path), Screen(quiet=True)
     with screen.logged(live.folder.log), Watchdog(live.folder.path, screen) as watchdog:
