@@ -148,9 +148,7 @@ class _Talker(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.02)
             return
         elif self.path.endswith("/head"):
-            for _ in range(
-                100
-            ):  # headers of a good answer, five times as long as is waited
+            for _ in range(100):  # headers of a good answer, five times as long as is waited
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n" if not _ else b"x: y\r\n")
                 time.sleep(0.02)
             self.wfile.write(b"Content-Length: 2\r\n\r\n{}")
