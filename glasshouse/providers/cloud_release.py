@@ -28,9 +28,7 @@ from glasshouse.providers.creates import Creates
 from glasshouse.remote.sweep_script import NAME
 
 _RENAMED = "a machine that was created for this run is there under another name"
-MANY = (
-    4  # rounds that go wrong, or returns of a machine, until time alone decides: slow answers are no reason
-)
+MANY = 4  # rounds that go wrong, or returns of a machine, before the time that has passed decides
 _DENIED = (401, 403)  # the key: asking again for longer than an insisting release does not help
 
 
