@@ -28,9 +28,7 @@ from glasshouse.providers.creates import Creates
 from glasshouse.remote.sweep_script import NAME
 
 _RENAMED = "a machine that was created for this run is there under another name"
-MANY = (
-    4  # rounds that go wrong, or returns of a machine, until time alone decides: slow answers are no reason
-)
+MANY = 4  # rounds that go wrong, or returns of a machine, before the time that has passed decides
 _DENIED = (401, 403)  # the key: asking again for longer than an insisting release does not help
 
 
@@ -141,7 +139,7 @@ class Release:
                     return self._ended(self._unknown(found, self._left(ends, stopped=True)))
                 attempt, failing_since = 0, None
                 self._waits.progress(f"{self._api.label}: {self._left(ends)}")
-                clock.sleep(min(timing.poll_sec, max(ends - now, 0.0)))
+                clock.sleep(min(timing.watch_sec, max(ends - now, 0.0)))
             else:
                 failing_since = clock.monotonic() if failing_since is None else failing_since
                 insisted = timing.release_sec if self._insist else 0.0
