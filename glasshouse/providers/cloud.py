@@ -356,7 +356,8 @@ class Cloud:
                     f"{api.label}: the cap holds for one machine, and one that was asked for may yet appear: "
                     f"waiting {left // 60} min {left % 60:02d} s more"
                 )
-            clock.sleep(min(timing.poll_sec, timing.settle_sec / 3, until - at))
+            often = timing.watch_sec if refusal is None else min(timing.poll_sec, timing.settle_sec / 3)
+            clock.sleep(min(often, until - at))
 
     def _place(self, machine_id: str) -> str | None:
         try:

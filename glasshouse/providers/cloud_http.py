@@ -41,6 +41,7 @@ class Timing:
     """How long to wait between looks, in seconds. The tests and the fake providers use short ones."""
 
     poll_sec: float = 5.0  # between two looks at a booting machine; RunPod grants 60 requests a minute
+    watch_sec: float = 15.0  # between two looks while a doubt lasts, for minutes
     backoff_sec: float = 1.0  # first pause after a failure; doubles up to backoff_max_sec
     backoff_max_sec: float = 30.0
     settle_sec: float = 10.0  # how long what an unanswered create made is waited for before the next create
@@ -63,9 +64,9 @@ class Timing:
 
 # A fake provider answers at once; waiting as for a real one would only make its user wait.
 FAKE_TIMING: Final = Timing(
-    poll_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, missing_sec=0.3, proof_gap_sec=0.1,
-    release_sec=2.5, quick_sec=2.0, look_sec=2.0, doubt_sec=1.0, lag_sec=0.5, key_grace_sec=1.0, log_sec=1.0,
-    reads=5,
+    poll_sec=0.1, watch_sec=0.1, backoff_sec=0.02, backoff_max_sec=0.3, settle_sec=0.4, missing_sec=0.3,
+    proof_gap_sec=0.1, release_sec=2.5, quick_sec=2.0, look_sec=2.0, doubt_sec=1.0, lag_sec=0.5,
+    key_grace_sec=1.0, log_sec=1.0, reads=5,
 )  # fmt: skip
 
 

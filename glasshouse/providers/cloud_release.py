@@ -137,7 +137,7 @@ class Release:
                     return self._ended(self._unknown(found, self._left(ends, stopped=True)))
                 attempt, failing_since = 0, None
                 self._waits.progress(f"{self._api.label}: {self._left(ends)}")
-                clock.sleep(min(timing.poll_sec, max(ends - now, 0.0)))
+                clock.sleep(min(timing.watch_sec, max(ends - now, 0.0)))
             else:
                 failing_since = clock.monotonic() if failing_since is None else failing_since
                 insisted = timing.release_sec if self._insist else 0.0

@@ -29,7 +29,7 @@ VARIABLE = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
 OPEN = {"runpod": open_runpod, "vastai": open_vastai}
 GPU_NAME = {"runpod": "NVIDIA RTX A4000", "vastai": "RTX A4000"}
 FAST = Timing(
-    poll_sec=0.02,
+    poll_sec=0.02, watch_sec=0.02,
     backoff_sec=0.01, backoff_max_sec=0.03, settle_sec=0.25, missing_sec=0.1, proof_gap_sec=0.02,
     release_sec=1.2, doubt_sec=0.4, lag_sec=0.2, key_grace_sec=0.2, log_sec=0.4, reads=4, creates=2,
 )  # fmt: skip
