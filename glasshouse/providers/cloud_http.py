@@ -7,19 +7,23 @@ sends back is cut and cleaned before it reaches a person (`clean`).
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import ipaddress
 import json
 import math
 import os
 import re
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
+import httpcore
 import httpx
 
 from glasshouse import __version__
@@ -240,6 +244,8 @@ class CloudHttp:
         self._fixed_timing = timing
         self.clock = clock or Clock()
         self._timeout_sec = timeout_sec
+        self._network = transport is None
+        self._stream: httpcore.NetworkStream | None = None
         self._ends = math.inf  # monotonic seconds, when everything asked within `within` is over
         self.simulated = False  # set for good by the first reply that says so
         self._client = httpx.Client(
@@ -279,7 +285,12 @@ class CloudHttp:
         timeout, whole = min(self._timeout_sec, left), min(WHOLE_ANSWER * self._timeout_sec, left)
         end = self.clock.monotonic() + whole
         try:
-            with self._client.stream(method, path, json=body, params=params, timeout=timeout) as response:
+            with (
+                self._cut_after(whole),
+                self._client.stream(
+                    method, path, json=body, params=params, timeout=timeout, extensions={"trace": self._trace}
+                ) as response,
+            ):
                 self._note_fake(response)
                 chunks = bytearray()
                 for chunk in response.iter_bytes():
@@ -348,6 +359,31 @@ class CloudHttp:
             if not text:
                 raise ApiError(_LOST, f"no answer ({type(error).__name__})") from None
         return text.splitlines()
+
+    @contextmanager
+    def _cut_after(self, seconds: float) -> Iterator[None]:
+        """Cut the connection then: httpx's time-out begins anew with every byte, of headers too."""
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        if self._network:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep hold of the connection (httpcore's hook; after TLS began it is another one)."""
+        made = info.get("return_value")
+        if event.endswith(".complete") and isinstance(made, httpcore.NetworkStream):
+            self._stream = made
+
+    def _cut(self) -> None:
+        held = None if self._stream is None else self._stream.get_extra_info("socket")
+        if isinstance(held, socket.socket):
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own, which takes its TLS state from under the thread that reads.
+                socket.socket.shutdown(held, socket.SHUT_RDWR)
 
     def _note_fake(self, response: httpx.Response) -> None:
         if FAKE_HEADER in response.headers:

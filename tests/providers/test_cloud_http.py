@@ -147,6 +147,14 @@ class _Talker(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
                 time.sleep(0.02)
             return
+        elif self.path.endswith("/head"):
+            for _ in range(
+                100
+            ):  # headers of a good answer, five times as long as is waited
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" if not _ else b"x: y\r\n")
+                time.sleep(0.02)
+            self.wfile.write(b"Content-Length: 2\r\n\r\n{}")
+            return
         elif self.path.endswith("/nan"):
             data, status = b'{"cost": NaN}', 200
         elif self.path.endswith("/huge"):
@@ -220,6 +228,9 @@ def test_an_answer_that_drips_in_is_given_up_and_a_log_that_does_is_cut(
     slow = CloudHttp(url, credential(), message_of=str, timeout_sec=0.1, timing=timing)
     with pytest.raises(ApiError, match="no whole answer") as caught:
         slow.send("GET", "drip")
+    assert caught.value.status == 0
+    with pytest.raises(ApiError) as caught:
+        slow.send("GET", "head")
     assert caught.value.status == 0
     assert len("".join(slow.stream_lines("drip", {}))) < 20
     slow.close()
