@@ -45,8 +45,8 @@ BOOT_SEC = 20.0  # of a machine of the fake
 BOOT_DEADLINE_SEC = 240.0
 REAP_AFTER_SEC = (0.0, *[60.0] * 12, 120.0, 300.0, 600.0, 1200.0, 3600.0)  # the first is the watchdog
 # From when everything has recovered and the release has begun: by when zero must be proven.
-ZERO_WITHIN_SEC = 600.0
-ZERO_AFTER_DOUBT_SEC = 1200.0
+ZERO_WITHIN_SEC = 480.0  # an insisting release, what answers lag, and the next reap
+ZERO_AFTER_DOUBT_SEC = 780.0
 LONG_AFTER_SEC = 3600.0  # by when all that a create or a delete set going has happened
 OTHERS = (
     "someone-elses",
