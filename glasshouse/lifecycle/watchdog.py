@@ -54,10 +54,6 @@ class Watchdog:
         self._line = self._started()
         self._watcher.start()
 
-    def stay(self) -> None:
-        """Leave it the rest: it goes on with the release when the controller has ended, as after a death."""
-        self._stays = True
-
     def __enter__(self) -> Self:
         return self
 
