@@ -46,7 +46,6 @@ class Watchdog:
         self._line: socket.socket | None = None
         self._over = threading.Event()
         self._swap = threading.Lock()
-        self._stays = False
         self._watcher = threading.Thread(target=self._watch, name="watchdog-watcher", daemon=True)
 
     def start(self) -> None:
