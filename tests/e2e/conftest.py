@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -115,8 +116,9 @@ def kill_with_watchdog(process: subprocess.Popen[str], folder: Path) -> None:
     """Kill a controller and its run's watchdog, so that nobody is left to finish the run in `folder`."""
     process.send_signal(signal.SIGSTOP)  # or it would start another watchdog
     for pid in processes_of(str(folder)):
-        if b"watchdog_start" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # it may have ended by itself
+            if b"watchdog_start" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
     process.kill()
     process.communicate()
 
