@@ -25,6 +25,7 @@ ROOT = Path(glasshouse.__file__).parent
 LINUX = {
     "runtime/": "runs on the pod",
     "lifecycle/observe.py": "a shell script that runs on the pod",
+    "lifecycle/poll_script.py": "a shell script that runs on the pod",
     "remote/receive_script.py": "runs on the pod",
     "remote/send_script.py": "runs on the pod",
     "remote/sweep_script.py": "runs on the pod, and for provider=local, which needs Linux",

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import HostKeyMismatch, LegError, OutcomeUnknown, RemoteError, RentalOver
+from glasshouse.lifecycle.poll_script import POLL_SCRIPT
 from glasshouse.records.chain import sign_head
 from glasshouse.remote.pod import Pod
 from glasshouse.retry import RetryPolicy, retry
@@ -34,18 +35,6 @@ WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
 MAX_RESULT_BYTES = 4 << 20
 MAX_EVENTS_BYTES = 64 << 20
-# One command a poll: is the result there, or else the leg's process (a dead one that nobody reaped, as in a
-# container whose first process does not, can still be signalled); and what is new in the followed file.
-_POLL = """
-if test -f "$1/result.json"; then echo done
-elif ! kill -0 "$5"; then echo gone
-else
-  read -r stat < "/proc/$5/stat"
-  case "${stat##*) }" in Z*|X*) echo gone ;; *) echo wait ;; esac
-fi 2>/dev/null
-tail -c "+$2" "$1/$3" 2>/dev/null | head -c "$4"
-true
-"""
 
 
 @dataclass(frozen=True)
@@ -233,7 +222,17 @@ def _poll(pod: Pod, leg_dir: str, offset: int, followed: str, process: int) -> t
     # The order matters: "done" is decided before the tail is read, so nothing written before the
     # result file can be missed by the read that follows.
     said = pod.run(
-        ["sh", "-c", _POLL, "sh", leg_dir, str(offset + 1), followed, str(MAX_POLL_BYTES), str(process)],
+        [
+            "sh",
+            "-c",
+            POLL_SCRIPT,
+            "sh",
+            leg_dir,
+            str(offset + 1),
+            followed,
+            str(MAX_POLL_BYTES),
+            str(process),
+        ],
         timeout=60,
         max_output=MAX_POLL_BYTES + 16,
     )

@@ -165,7 +165,7 @@ def test_who_hides_does_not_outlive_its_leg_and_is_found_by_the_same_user(killed
                 capture_output=True, timeout=60, check=False,
             )  # fmt: skip
             assert json.loads(said.stdout)["processesLeft"] == 0, said.stderr
-        wait_until(lambda: not alive(hidden), 20, "the end of what hides")
+        wait_until(lambda: not alive(hidden) and not alive(leg.guard), 20, "the end of what hides")
         assert hiding.scratch() == []
 
 
