@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from glasshouse.providers.fakes.faults import FaultPlan
-from glasshouse.providers.fakes.server import RUNPOD_PREFIX, Answer, FakeServer, Request
+from glasshouse.providers.fakes.server import FakeServer
+from glasshouse.providers.fakes.service import RUNPOD_PREFIX, STALL_SEC, Answer, FakeService, Request
 from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold
 
 GPUS: Final = {
@@ -31,6 +32,11 @@ _STATUS: Final = {
     "exited": "EXITED",
     "error": "ERROR",
 }
+_REFUSALS: Final = {
+    402: ("Payment Required", "insufficient balance"),
+    404: ("Not Found", "pod not found"),
+    410: ("Gone", "this endpoint has been retired"),
+}
 _FIELDS: Final = {
     "name", "image", "gpu", "cpu", "cloud", "disk", "mounts", "ports", "env", "startSsh", "startJupyter",
     "templateId", "dataCenterIds", "args", "registry", "globalNetworking",
@@ -51,6 +57,11 @@ class FakeRunPod:
     def __init__(self, cloud: FakeCloud) -> None:
         self.cloud = cloud
 
+    def refuse(self, status: int) -> Answer:
+        """A problem document."""
+        title, detail = _REFUSALS[status]
+        return problem(status, title, detail)
+
     def refuse_key(self) -> Answer:
         """401, as documented."""
         return problem(401, "Unauthorized", "invalid bearer token")
@@ -64,9 +75,9 @@ class FakeRunPod:
             case ("GET", "pods"):
                 return self._list()
             case ("POST", "pods"):
-                return self._create(request.body)
+                return self._create(request)
             case ("GET", "pods", pod_id):
-                return self._with(pod_id, lambda pod: Answer(200, self._pod(pod)))
+                return self._look_up(pod_id)
             case ("DELETE", "pods", pod_id):
                 return self._delete(pod_id)
             case ("GET", "pods", pod_id, "logs"):
@@ -75,7 +86,11 @@ class FakeRunPod:
 
     def _with(self, pod_id: str, then: Callable[[FakePod], Answer]) -> Answer:
         pod = self.cloud.get(pod_id)
-        return then(pod) if pod is not None else problem(404, "Not Found", "pod not found")
+        return then(pod) if pod is not None else self.refuse(404)
+
+    def _look_up(self, pod_id: str) -> Answer:
+        pod = self.cloud.looked_up(pod_id)
+        return Answer(200, self._pod(pod)) if pod is not None else self.refuse(404)
 
     def _catalog(self, request: Request) -> Answer:
         if "include" in request.query and "product" not in request.query:
@@ -89,7 +104,10 @@ class FakeRunPod:
                 "memory": sold.memory_gb,
                 "secure": True,
                 "community": True,
-                "price": {"secure": sold.usd, "community": round(sold.usd * 0.8, 2)},
+                "price": {
+                    "secure": self.cloud.price(sold.usd),
+                    "community": self.cloud.price(round(sold.usd * 0.8, 2)),
+                },
                 "maxCount": {"secure": 8, "community": 4},
                 "availability": "HIGH",
                 "dataCenters": [
@@ -102,14 +120,18 @@ class FakeRunPod:
         return Answer(200, {"gpus": gpus})
 
     def _list(self) -> Answer:
-        if self.cloud.faults.take("list-410"):
-            return problem(410, "Gone", "this endpoint has been retired")
-        return Answer(200, {"pods": [self._pod(pod) for pod in self.cloud.listed()]})
+        if self.cloud.take("list-410"):
+            return self.refuse(410)
+        pods = [self._pod(pod) for pod in self.cloud.listed()]
+        # The API has no pages; a cursor that nothing follows changes nothing.
+        cursor = {"nextCursor": "b2Zmc2V0OjI1"} if self.cloud.take("list-cursor") else {}
+        return Answer(200, {"pods": pods, **cursor})
 
-    def _create(self, body: Any) -> Answer:
-        take = self.cloud.faults.take
+    def _create(self, request: Request) -> Answer:
+        body = request.body
+        take = self.cloud.take
         refusals = {
-            "create-timeout": Answer(0, stall=True),
+            "create-timeout": Answer(0, cut=True, delay=STALL_SEC),
             "create-5xx": Answer(500, text="Internal Server Error"),
             "create-429": Answer(429, text="too many requests"),
             "create-429-wait": Answer(
@@ -119,7 +141,7 @@ class FakeRunPod:
             ),
             "create-capacity": problem(400, "Bad Request", "There are no instances currently available"),
             "create-forbidden": problem(403, "Forbidden", "access denied"),
-            "create-balance": problem(402, "Payment Required", "insufficient balance"),
+            "create-balance": self.refuse(402),
             "create-invalid": problem(
                 422, "Unprocessable Entity", "validation failed", errors=["$.disk: too small"]
             ),
@@ -149,25 +171,26 @@ class FakeRunPod:
             command=body.get("args") or None,
             env={**body.get("env", {}), "RUNPOD_POD_ID": pod_id},
             facts={"body": body},
+            late=request.late,
         )
         if take("create-timeout-created"):
-            return Answer(0, stall=True)
+            return Answer(0, cut=True, delay=STALL_SEC, made=pod)
         if take("create-5xx-created"):
             return Answer(502, text="<html>bad gateway</html>")
         if self.cloud.shows_late(pod):
             return Answer(504, text="upstream request timeout")
         if take("create-garbage-created"):
             return Answer(201, text='{"id": ')
-        return Answer(201, self._pod(pod))
+        return Answer(201, self._pod(pod), made=pod)
 
     def _delete(self, pod_id: str) -> Answer:
-        if self.cloud.faults.take("delete-5xx"):
+        if self.cloud.take("delete-5xx"):
             return problem(500, "Internal Server Error", "could not reach the machine")
         if self.cloud.get(pod_id) is None:
-            return problem(404, "Not Found", "pod not found")
-        if not self.cloud.faults.take("delete-noop"):
+            return self.refuse(404)
+        if not self.cloud.take("delete-noop"):
             self.cloud.destroy(pod_id)
-        if self.cloud.faults.take("delete-drop"):
+        if self.cloud.take("delete-drop"):
             return Answer(0, cut=True)
         return Answer(204)
 
@@ -215,7 +238,7 @@ class FakeRunPod:
             "cudaVersion": None,
             "ssh": {"proxy": None, "direct": direct if listens else None},
             "template": None,
-            "cost": 0.0 if pod.phase == "exited" else round(pod.usd, 4),
+            "cost": 0.0 if pod.phase == "exited" else self.cloud.price(pod.usd),
             "locked": False,
             "globalNetworking": {"enabled": False},
             "runtime": {} if pod.phase == "running" else None,
@@ -244,4 +267,5 @@ def serve_runpod(
     *, faults: FaultPlan | None = None, boot_sec: float = 0.3, key: str | None = None, port: int = 0
 ) -> FakeServer:
     """Start a fake RunPod; use it as a context manager, or close it."""
-    return FakeServer(FakeRunPod(FakeCloud(faults=faults, boot_sec=boot_sec)), key=key, port=port)
+    cloud = FakeCloud(faults=faults, boot_sec=boot_sec)
+    return FakeServer(FakeService(FakeRunPod(cloud), key), port=port)

@@ -6,15 +6,15 @@ import shlex
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from glasshouse.errors import ProviderError
+from glasshouse.providers.fakes.clock import LivingClock, Steps, WallClock
 from glasshouse.providers.fakes.container import Container
-from glasshouse.providers.fakes.faults import FaultPlan
+from glasshouse.providers.fakes.faults import Fault, FaultPlan
 
 Phase = Literal["assigning", "starting", "running", "exited", "error"]
 # How long the list hides a machine: less, and more, than a client with short times waits for it.
@@ -44,7 +44,11 @@ class Exchange:
 
 @dataclass
 class FakePod:
-    """One machine. Times are monotonic seconds; `facts` holds what only one API knows."""
+    """One machine. Times are the clock's monotonic seconds; `facts` holds what only one API knows.
+
+    `created` and `destroyed` may lie ahead: a create, or a delete, that was accepted and takes its time.
+    `answered` says what the create's caller was told: "truly", or the form that came in its place.
+    """
 
     id: str
     name: str
@@ -58,65 +62,76 @@ class FakePod:
     shown_from: float = 0.0
     destroyed: float | None = None
     foreign: bool = False
+    answered: str = "truly"
     container: Container | None = None
     system_log: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 class FakeCloud:
-    """State behind one fake API. Thread-safe; close it, and every container and folder ends."""
+    """State behind one fake API. Thread-safe; close it, and every container and folder ends.
 
-    def __init__(self, *, faults: FaultPlan | None = None, boot_sec: float = 0.3) -> None:
+    `folder`: where containers put theirs; None: a temporary one.
+    """
+
+    def __init__(
+        self,
+        *,
+        faults: FaultPlan | None = None,
+        boot_sec: float = 0.3,
+        clock: LivingClock | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.faults = faults if faults is not None else FaultPlan()
         self.boot_sec = boot_sec
+        self.clock: LivingClock = clock if clock is not None else WallClock()
         self.container: type[Container] = Container  # tests put one with another SSH server in its place
         self.exchanges: list[Exchange] = []
         self.lock = threading.RLock()
+        self._began = self.clock.monotonic()
         self._pods: dict[str, FakePod] = {}
-        self._root = Path(tempfile.mkdtemp(prefix="glasshouse-fake-"))
-        self._closing = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._made_folder = folder is None
+        self._folder = Path(tempfile.mkdtemp(prefix="glasshouse-fake-")) if folder is None else folder
 
     def close(self) -> None:
         """Destroy everything and remove the folder. Idempotent."""
-        self._closing.set()
-        for thread in self._threads:
-            thread.join(30.0)
+        self.clock.close()
         for pod in list(self._pods.values()):
             if pod.container is not None:
                 pod.container.stop()
-        shutil.rmtree(self._root, ignore_errors=True)
+        if self._made_folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def take(self, kind: str) -> Fault | None:
+        """The fault of this kind that strikes now, if one does."""
+        return self.faults.take(kind, self.clock.monotonic() - self._began)
 
     def create(
         self, pod_id: str, name: str, *, gpu: str, gpus: int, usd: float, place: str, device: str,
-        command: str | None, env: Mapping[str, str], facts: Mapping[str, Any],
+        command: str | None, env: Mapping[str, str], facts: Mapping[str, Any], late: float = 0.0,
     ) -> FakePod:  # fmt: skip
-        """Make a machine that boots by itself. `command` is a shell command line; None: the image's own
-        start.
+        """Make a machine, `late` seconds from now, that boots by itself.
+
+        `command` is a shell command line; None: the image's own start.
         """
-        now = time.monotonic()
-        if self.faults.take("wrong-gpu"):
+        if self.take("wrong-gpu"):
             gpu, device = f"{gpu} MIG 1g.10gb", f"{device} MIG 1g.10gb"
-        if self.faults.take("price-high"):
+        if self.take("price-high"):
             usd *= 10
-        pod = FakePod(pod_id, name, gpu, gpus, usd * gpus, place, now, facts=dict(facts))
-        pod.facts["unmapped"] = self.faults.take("boot-no-port")
-        ignored = self.faults.take("start-ignored")
+        created = self.clock.monotonic() + late
+        pod = FakePod(pod_id, name, gpu, gpus, usd * gpus, place, created, facts=dict(facts))
+        pod.facts["unmapped"] = bool(self.take("boot-no-port"))
+        ignored = self.take("start-ignored")
         with self.lock:
             self._pods[pod_id] = pod
-        thread = threading.Thread(
-            target=self._bring_up, args=(pod, device, None if ignored else command, dict(env)), daemon=True,
-            name=f"boot-{pod_id}",
-        )  # fmt: skip
-        self._threads.append(thread)
-        thread.start()
+        self.clock.start(self._bring_up(pod, device, None if ignored else command, dict(env), late))
         return pod
 
     def shows_late(self, pod: FakePod) -> bool:
         """Whether a fault struck that hides a new machine from the list for a while."""
         for kind, seconds in LATE_SEC.items():
-            if self.faults.take(kind):
-                pod.shown_from = time.monotonic() + seconds
+            if self.take(kind):
+                pod.shown_from = self.clock.monotonic() + seconds
                 return True
         return False
 
@@ -124,9 +139,8 @@ class FakeCloud:
         """A running machine of the account that is none of ours; destroying it is a failure of the client."""
         with self.lock:
             number = 900000 + len(self._pods)
-            pod = FakePod(
-                str(number), name, gpu, 1, usd, "elsewhere", time.monotonic(), phase="running", foreign=True
-            )
+            now = self.clock.monotonic()
+            pod = FakePod(str(number), name, gpu, 1, usd, "elsewhere", now, phase="running", foreign=True)
             self._pods[pod.id] = pod
             return pod
 
@@ -134,31 +148,66 @@ class FakeCloud:
         """A machine that exists."""
         with self.lock:
             pod = self._pods.get(pod_id)
-            return pod if pod is not None and pod.destroyed is None else None
+            return pod if pod is not None and self._exists(pod) else None
 
     def living(self) -> list[FakePod]:
         """What exists, whatever the list shows."""
         with self.lock:
-            return [pod for pod in self._pods.values() if pod.destroyed is None]
+            return [pod for pod in self._pods.values() if self._exists(pod)]
 
     def listed(self) -> list[FakePod]:
         """What the list shows now."""
-        hides = self.faults.take("list-hides")
         with self.lock:
-            now = time.monotonic()
-            living = [pod for pod in self._pods.values() if pod.destroyed is None and pod.shown_from <= now]
-        return [pod for pod in living if pod.foreign or not hides]
+            shown = [pod for pod in self._pods.values() if self._shown(pod, "list", pod.shown_from)]
+        hides = self.take("list-hides") or self._flaps("list-flaps")
+        found = [pod for pod in shown if pod.foreign or not hides]
+        if self.take("list-doubles"):  # side by side, and the first again at the end, as when pages shift
+            found = [pod for pod in found for _ in range(2)] + found[:1]
+        return found
+
+    def looked_up(self, pod_id: str) -> FakePod | None:
+        """What a look-up of one machine shows now."""
+        with self.lock:
+            pod = self._pods.get(pod_id)
+        if pod is None or not self._shown(pod, "look"):
+            return None
+        hides = self.take("look-hides") or self._flaps("look-flaps")
+        return pod if pod.foreign or not hides else None
+
+    def price(self, usd: float) -> float:
+        """What a price is by now, in USD an hour."""
+        moved = self.take("price-moves")
+        return round(usd * (moved.amount if moved else 1.0), 4)
 
     def destroy(self, pod_id: str) -> bool:
         """End a machine; False when there is none."""
         pod = self.get(pod_id)
         if pod is None:
             return False
+        slow = self.take("delete-slow")
         with self.lock:
-            pod.destroyed = time.monotonic()
+            moment = self.clock.monotonic() + (slow.amount if slow else 0.0)
+            pod.destroyed = min(moment, pod.destroyed or moment)
         if pod.container is not None:
             pod.container.stop()
         return True
+
+    def _exists(self, pod: FakePod) -> bool:
+        now = self.clock.monotonic()
+        return pod.created <= now and (pod.destroyed is None or now < pod.destroyed)
+
+    def _shown(self, pod: FakePod, by: Literal["list", "look"], shown_from: float = 0.0) -> bool:
+        """Whether a reading by list or look-up, which may be behind, knows of this machine."""
+        lags, stale = self.take(f"{by}-lags"), self.take(f"{by}-stale")
+        now, begin = self.clock.monotonic(), pod.created + (lags.amount if lags and not pod.foreign else 0.0)
+        ended = pod.destroyed is not None and pod.destroyed + (stale.amount if stale else 0.0) <= now
+        return max(begin, shown_from) <= now and not ended
+
+    def _flaps(self, kind: str) -> bool:
+        flaps = self.take(kind)
+        return (
+            flaps is not None and (self.clock.monotonic() - self._began) % (2 * flaps.amount) < flaps.amount
+        )
 
     def exit_pod(self, pod_id: str) -> None:
         """Let a machine's container exit, as between two legs; it still exists and bills."""
@@ -173,37 +222,42 @@ class FakeCloud:
     def snapshot(self) -> dict[str, Any]:
         """Everything a test or a person wants to know, as JSON."""
         with self.lock:
-            now = time.monotonic()
+            now = self.clock.monotonic()
             ours = [pod for pod in self._pods.values() if not pod.foreign]
-            billed = [((pod.destroyed or now) - pod.created, pod.usd) for pod in ours]
-            spans = sorted([(pod.created, 1) for pod in ours] + [(pod.destroyed or now, -1) for pod in ours])
+            spans = [(pod.created, now if pod.destroyed is None else min(now, pod.destroyed)) for pod in ours]
+            billed = [(end - begin, pod.usd) for (begin, end), pod in zip(spans, ours, strict=True)]
+            changes = sorted([(begin, 1) for begin, _ in spans] + [(end, -1) for _, end in spans])
             running = most = 0
-            for _, change in spans:
+            for _, change in changes:
                 running += change
                 most = max(most, running)
             return {
                 "simulated": True,
                 "created": len(ours),
-                "active": sum(pod.destroyed is None for pod in ours),
+                "active": sum(map(self._exists, ours)),
                 "mostAtOnce": most,
                 "billingSec": round(sum(seconds for seconds, _ in billed), 3),
                 "usd": round(sum(seconds * usd / 3600 for seconds, usd in billed), 6),
                 "foreign": sum(pod.foreign for pod in self._pods.values()),
-                "foreignActive": sum(pod.foreign and pod.destroyed is None for pod in self._pods.values()),
+                "foreignActive": sum(pod.foreign and self._exists(pod) for pod in self._pods.values()),
                 "requests": len(self.exchanges),
                 "faults": self.faults.struck(),
                 "pods": [
-                    {"id": pod.id, "name": pod.name, "phase": pod.phase, "active": pod.destroyed is None}
+                    {"id": pod.id, "name": pod.name, "phase": pod.phase, "active": self._exists(pod)}
                     for pod in self._pods.values()
                 ],
             }
 
-    def _bring_up(self, pod: FakePod, device: str, command: str | None, env: dict[str, str]) -> None:
-        take = self.faults.take
-        if self._closing.wait(self.boot_sec * 0.4) or take("boot-unassigned"):
+    def _bring_up(
+        self, pod: FakePod, device: str, command: str | None, env: dict[str, str], late: float
+    ) -> Steps:
+        take = self.take
+        yield late + self.boot_sec * 0.4
+        if take("boot-unassigned"):
             return
         self._phase(pod, "starting", "pulling image")
-        if self._closing.wait(self.boot_sec * 0.6) or take("boot-stuck"):
+        yield self.boot_sec * 0.6
+        if take("boot-stuck"):
             return
         if take("boot-error"):
             self._phase(pod, "error", "Error: manifest unknown: no such image")
@@ -213,9 +267,9 @@ class FakeCloud:
             return
         if take("boot-vanish"):
             with self.lock:
-                pod.destroyed = time.monotonic()
+                pod.destroyed = self.clock.monotonic()
             return
-        container = self.container(self._root / pod.id, pod.id, name=pod.name, gpu=device, gpus=pod.gpus)
+        container = self.container(self._folder / pod.id, pod.id, name=pod.name, gpu=device, gpus=pod.gpus)
         log = "empty" if take("log-empty") else "lies" if take("log-lies") else "true"
         try:
             container.start(
@@ -226,7 +280,7 @@ class FakeCloud:
             self._phase(pod, "error", f"Error: {type(error).__name__} while starting")
             return
         with self.lock:
-            if pod.destroyed is None and not self._closing.is_set():
+            if pod.destroyed is None:
                 pod.container = container
                 self._phase(pod, "running", "success, running")
                 return

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from glasshouse.providers.fakes.faults import FaultPlan
-from glasshouse.providers.fakes.server import VAST_PREFIX, Answer, FakeServer, Request
+from glasshouse.providers.fakes.server import FakeServer
+from glasshouse.providers.fakes.service import STALL_SEC, VAST_PREFIX, Answer, FakeService, Request
 from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold
 
 GPUS: Final = {
@@ -27,6 +28,11 @@ _STATUS: Final[dict[str, str | None]] = {
     "running": "running",
     "exited": "exited",
     "error": "loading",  # Vast.ai keeps saying loading; only status_msg tells
+}
+_REFUSALS: Final = {
+    402: ("insufficient_credit", "Your account lacks credit"),
+    404: ("no_such_instance", "Instance not found"),
+    410: ("gone", "this endpoint has been retired"),
 }
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "eq": operator.eq,
@@ -56,6 +62,10 @@ class FakeVast:
         self.cloud = cloud
         self._page_size = page_size
 
+    def refuse(self, status: int) -> Answer:
+        """An error document."""
+        return failure(status, *_REFUSALS[status])
+
     def refuse_key(self) -> Answer:
         """A bad key is a 404 here."""
         return failure(404, "auth_error", "Invalid user key")
@@ -67,16 +77,14 @@ class FakeVast:
             case ("POST", "v0", "bundles"):
                 return self._search(request.body)
             case ("PUT", "v0", "asks", ask):
-                return self._create(ask, request.body)
+                return self._create(ask, request)
             case ("GET", "v0", "instances"):
-                return failure(410, "gone", "use /api/v1/instances/")
+                return self.refuse(410)
             case ("GET", "v1", "instances"):
                 return self._list(request)
             case ("GET", "v0", "instances", number):
-                pod = self.cloud.get(number)
-                if pod is None:
-                    return failure(404, "no_such_instance", f"Instance {number} not found")
-                return Answer(200, {"instances": self._instance(pod)})
+                pod = self.cloud.looked_up(number)
+                return self.refuse(404) if pod is None else Answer(200, {"instances": self._instance(pod)})
             case ("DELETE", "v0", "instances", number):
                 return self._delete(number)
         return Answer(404, text="Not Found")
@@ -88,7 +96,7 @@ class FakeVast:
                 "machine_id": host,
                 "gpu_name": name,
                 "num_gpus": 1,
-                "dph_total": round(sold.usd * (1 + rank / 20), 4),
+                "dph_total": self.cloud.price(sold.usd * (1 + rank / 20)),
                 "rentable": True,
                 "rented": False,
                 "verified": True,
@@ -126,16 +134,17 @@ class FakeVast:
                 found.append(offer)
         return Answer(200, {"success": True, "offers": found[: int(body.get("limit", 100))]})
 
-    def _create(self, ask: str, body: Any) -> Answer:
-        take = self.cloud.faults.take
+    def _create(self, ask: str, request: Request) -> Answer:
+        body = request.body
+        take = self.cloud.take
         refusals = {
-            "create-timeout": Answer(0, stall=True),
+            "create-timeout": Answer(0, cut=True, delay=STALL_SEC),
             "create-5xx": Answer(500, text="Internal Server Error"),
             "create-429": Answer(429, text="API requests too frequent: endpoint threshold=4.0"),
             "create-429-wait": Answer(429, text="API requests too frequent", headers={"Retry-After": "1"}),
             "create-capacity": failure(410, "no_such_ask", f"Instance type by id {ask} is not available"),
             "create-forbidden": failure(403, "forbidden", "not allowed on this host"),
-            "create-balance": failure(402, "insufficient_credit", "Your account lacks credit"),
+            "create-balance": self.refuse(402),
             "create-invalid": failure(422, "invalid_args", "disk too small"),
         }
         for kind, refusal in refusals.items():
@@ -166,35 +175,37 @@ class FakeVast:
             command=shlex.join(["bash", "-c", str(body.get("onstart") or "true")]),
             env={"CONTAINER_ID": str(number), "CONTAINER_API_KEY": self.container_key},
             facts={"body": body, "offer": None if broken else offer["id"]},
+            late=request.late,
         )
         if broken:
             return failure(400, "error", "could not start the container", new_contract=number)
         if take("create-timeout-created"):
-            return Answer(0, stall=True)
+            return Answer(0, cut=True, delay=STALL_SEC, made=pod)
         if take("create-5xx-created"):
             return Answer(502, text="<html>bad gateway</html>")
         if self.cloud.shows_late(pod):
             return Answer(504, text="upstream request timeout")
         if take("create-garbage-created"):
             return Answer(200, text='{"success": tr')
-        return Answer(200, {"success": True, "new_contract": number})
+        return Answer(200, {"success": True, "new_contract": number}, made=pod)
 
     container_key = "unset"
 
     def _list(self, request: Request) -> Answer:
-        if self.cloud.faults.take("list-410"):
-            return failure(410, "gone", "this endpoint has been retired")
+        if self.cloud.take("list-410"):
+            return self.refuse(410)
         pods = self.cloud.listed()
         limit = min(int(request.query.get("limit", 25)), self._page_size)
         begin = int(request.query.get("after_token") or 0)
-        total = len(pods)
-        if self.cloud.faults.take("list-short"):
+        total = len({pod.id for pod in pods})
+        if self.cloud.take("list-short"):
             pods = pods[:0]
-        if self.cloud.faults.take("list-repeats"):
+        if self.cloud.take("list-repeats"):
             page, following = pods[:limit], str(begin + limit)
         else:
             page = pods[begin : begin + limit]
-            following = str(begin + limit) if begin + limit < len(pods) else ""
+            more = begin + limit < len(pods) or (begin < len(pods) and self.cloud.take("list-cursor"))
+            following = str(begin + limit) if more else ""
         return Answer(
             200,
             {
@@ -207,13 +218,13 @@ class FakeVast:
         )
 
     def _delete(self, number: str) -> Answer:
-        if self.cloud.faults.take("delete-5xx"):
+        if self.cloud.take("delete-5xx"):
             return Answer(500, text="Internal Server Error")
         if self.cloud.get(number) is None:
-            return failure(404, "no_such_instance", f"Instance {number} not found")
-        if not self.cloud.faults.take("delete-noop"):
+            return self.refuse(404)
+        if not self.cloud.take("delete-noop"):
             self.cloud.destroy(number)
-        if self.cloud.faults.take("delete-drop"):
+        if self.cloud.take("delete-drop"):
             return Answer(0, cut=True)
         return Answer(200, {"success": True})
 
@@ -229,7 +240,7 @@ class FakeVast:
             "status_msg": pod.message or None,
             "gpu_name": pod.gpu,
             "num_gpus": pod.gpus,
-            "dph_total": pod.usd,
+            "dph_total": self.cloud.price(pod.usd),
             "machine_id": int(pod.place) if pod.place.isdigit() else 1,
             "onstart": pod.facts.get("body", {}).get("onstart"),
             # Vast.ai maps the port at once; the first address is wrong here, as it is at hosts behind a NAT.
@@ -246,6 +257,6 @@ def serve_vastai(
 ) -> FakeServer:  # fmt: skip
     """Start a fake Vast.ai; use it as a context manager, or close it."""
     api = FakeVast(FakeCloud(faults=faults, boot_sec=boot_sec), page_size)
-    server = FakeServer(api, key=key, port=port)
-    api.container_key = server.key
-    return server
+    service = FakeService(api, key)
+    api.container_key = service.key
+    return FakeServer(service, port=port)

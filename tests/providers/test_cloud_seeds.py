@@ -1,0 +1,86 @@
+"""Five faults at once, drawn from seeds, against both clients on a simulated clock: no machine is lost.
+
+A seed that fails prints what it drew, in words, what happened, and how to run it again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from glasshouse.providers.base import ReleaseProof
+from glasshouse.providers.cloud import Cloud
+from glasshouse.spec import CloudProvider
+
+from .chaos import HIDDEN_SEC, LATE_AFTER_REFUSAL_SEC, LATE_SEC, TOGETHER, draw
+from .cloud_kit import KINDS, rented_spec
+from .simulation import Outcome, report, simulate, violations
+
+IN_SUITE = 200
+SOAKED = 10_000
+CHUNK = 1_000
+
+
+def _broken(outcomes: Iterable[Outcome]) -> list[str]:
+    return [report(outcome) for outcome in outcomes if violations(outcome)]
+
+
+def _simulated(kind: str, seeds: range) -> Iterator[Outcome]:
+    return (simulate(draw(kind, seed)) for seed in seeds)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_five_faults_do_together_no_machine_is_lost(kind: str) -> None:
+    outcomes = list(_simulated(kind, range(IN_SUITE)))
+    broken = _broken(outcomes)
+    assert not broken, "\n\n".join(broken[:3])
+    # What the seeds are for is reached: runs that get their machine, fail, are killed and interrupted.
+    ended = Counter(outcome.ended for outcome in outcomes)
+    assert ended["ok"] > IN_SUITE / 5
+    assert ended["killed"] > IN_SUITE / 10
+    assert ended["interrupted"] > IN_SUITE / 20
+    assert len(ended) > 6
+    assert sum(outcome.drawn.truthful for outcome in outcomes) > IN_SUITE / 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("begin", range(0, SOAKED, CHUNK))
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_thousand_seeds(kind: str, begin: int) -> None:
+    broken = _broken(_simulated(kind, range(begin, begin + CHUNK)))
+    assert not broken, "\n\n".join(broken[:3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_is_a_story_of_its_own_and_always_the_same(kind: str) -> None:
+    drawn = [draw(kind, seed) for seed in range(100)]
+    assert drawn == [draw(kind, seed) for seed in range(100)]
+    assert len({str(each) for each in drawn}) == 100
+    assert all(len(each.faults) >= TOGETHER for each in drawn)
+    first, again = simulate(drawn[0]), simulate(drawn[0])
+    assert first.log == again.log
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_drawn_stays_within_the_doubt_that_the_settings_state(kind: str) -> None:
+    settings = rented_spec(kind).provider
+    assert isinstance(settings, CloudProvider)
+    assert settings.doubt_sec > LATE_SEC + HIDDEN_SEC
+    assert settings.lag_sec > LATE_AFTER_REFUSAL_SEC + HIDDEN_SEC
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_that_always_says_zero_is_found_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cloud, "release", lambda *_, **__: ReleaseProof("zero", 0, "nobody looked"))
+    broken = _broken(_simulated(kind, range(10)))
+    assert any("proven zero, and" in each for each in broken)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_that_never_says_zero_is_found_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cloud, "release", lambda *_, **__: ReleaseProof("unknown", None, "who knows"))
+    broken = _broken(_simulated(kind, range(8)))
+    assert any("not proven zero" in each for each in broken)
