@@ -332,10 +332,12 @@ class Cloud:
             except ApiError as unread:
                 if refusal is not None and unread.status == refusal.status == 401:
                     raise explain(api, "creating", refusal) from None
-                raise ProviderError(
-                    f"{api.label}: whether a create happened cannot be read: {unread}",
-                    code=Code.OUTCOME_UNKNOWN,
-                ) from None
+                if at >= until or not unread.transient:
+                    raise ProviderError(
+                        f"{api.label}: whether a create happened cannot be read: {unread}",
+                        code=Code.OUTCOME_UNKNOWN,
+                    ) from None
+                found = []  # the last look is the one that must go well
             found = [each for each in found if each.id not in self._creates[name].gone]
             if found:
                 self._creates[name] = self._creates[name].seen(each.id for each in found)

@@ -71,6 +71,7 @@ class Late(httpx.BaseTransport):
     answer_sec: float = 0.1
     list_sec: float = 0.0
     refuses_from: float = float("inf")
+    list_fails: tuple[float, float] = (0.0, 0.0)  # from when until when it answers 503
     made: dict[str, Made] = field(default_factory=dict)
     sent: list[tuple[float, str, str]] = field(default_factory=list)  # when, method, path
 
@@ -92,6 +93,8 @@ class Late(httpx.BaseTransport):
             return self._answer(200, {"offers": [self._offer(number) for number in range(5)]})
         if path.endswith("/catalog/gpus"):
             return self._answer(200, {"gpus": [{"id": GPU_NAME["runpod"], "price": {}, "dataCenters": []}]})
+        if listing and self.list_fails[0] <= began < self.list_fails[1]:
+            return self._answer(503, {"detail": "maintenance"})
         if listing:
             return self._answer(200, self._list([key for key in self.made if self._shown(key)]))
         key = path.rstrip("/").rpartition("/")[2]

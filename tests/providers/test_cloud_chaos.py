@@ -216,7 +216,7 @@ def test_random_faults_end_at_zero(kind: str) -> None:
         it.server.cloud.add_foreign("someone-elses")
         it.server.cloud.faults = FaultPlan(seed=7, rate=0.2, kinds=kinds)
         ended = []
-        for number in range(5):
+        for number in range(8):
             name = f"{NAME}{number}"
             try:
                 it.allocate(name)

@@ -39,6 +39,14 @@ def test_a_machine_that_comes_long_after_its_create_was_given_up_is_adopted_not_
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_list_that_fails_for_a_minute_ends_no_wait(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with late(kind, monkeypatch, creates=[(504, 120.0), (504, None)], list_fails=(30.0, 110.0)) as it:
+        assert ends(it) == "ok"
+        assert it.provider.release(NAME, None).proof == "zero"
+        assert (len(it.server.made), it.server.alive) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_four_lost_answers_and_a_list_that_is_late_leave_nothing(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
