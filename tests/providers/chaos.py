@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from glasshouse.providers.fakes.faults import Fault
@@ -19,6 +19,7 @@ REQUEST_SEC: Final = 30.0  # the client's time-out, conf/provider's own default
 LATE_SEC: Final = 200.0
 LATE_AFTER_REFUSAL_SEC: Final = 45.0
 HIDDEN_SEC: Final = 60.0
+ENDING_SEC: Final = 4.0  # less than passes between the two looks of a proof
 SPELL_SEC: Final = 60.0  # how long a spell of anything else lasts at most
 LOST_KEY_SEC: Final = 600.0
 
@@ -94,13 +95,24 @@ def draw(kind: str, seed: int) -> Drawn:
     menu = [*creates.menu, *_OTHERS, *_OTHERS, *hidden.menu, *hidden.menu]
     first = [rng.choice(creates.menu if rng.random() < 0.75 else menu)]
     chosen = first + [rng.choice(menu) for _ in range(TOGETHER - 1)]
-    faults = tuple(fault for make in chosen for fault in make(rng))
+    faults = tuple(_tellable([fault for make in chosen for fault in make(rng)]))
     stop = _stop(rng)
     if kind == "vastai" and stop is None and creates.answered and rng.random() < 0.1:
         # Not where nobody hears the answer: what it names has no label, and can be found by nothing else.
         faults += (Fault("create-contract"),)
     used_sec = rng.choice((0.0, round(rng.uniform(1, 300))))
     return Drawn(kind, seed, faults, stop, used_sec, rng.choice((0, 0, 0, 1)), rng.choice((2, 25, 25, 25)))
+
+
+def _tellable(faults: list[Fault]) -> list[Fault]:
+    """The same, but a machine that is hidden ends soon after an accepted delete.
+
+    Nobody can tell it from one that has ended, and a replacement may come beside it.
+    """
+    if not any(fault.kind.endswith(("-hides", "-flaps", "-lags")) for fault in faults):
+        return faults
+    soon = (replace(fault, amount=min(fault.amount, ENDING_SEC)) for fault in faults)
+    return [each if each.kind == "delete-slow" else fault for each, fault in zip(soon, faults, strict=True)]
 
 
 def _stop(rng: Random) -> Stop | None:
@@ -118,7 +130,7 @@ def _stop(rng: Random) -> Stop | None:
 
 def _sec(rng: Random, most: float) -> float:
     """Seconds, short ones as often as long ones."""
-    return round(most ** rng.random(), 1)
+    return round(float(most ** rng.random()), 1)
 
 
 def _times(rng: Random) -> int:

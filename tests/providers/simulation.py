@@ -169,9 +169,12 @@ _parsed = functools.lru_cache(maxsize=4096)(httpx._urlparse.urlparse)
 
 
 class Simulation:
-    """A fake provider, its clock, and the processes that meet it."""
+    """A fake provider, its clock, and the processes that meet it.
 
-    def __init__(self, drawn: Drawn) -> None:
+    `settings` replace those of the provider in the run's spec.
+    """
+
+    def __init__(self, drawn: Drawn, **settings: float) -> None:
         self.drawn = drawn
         self.clock = SimulatedClock()
         self.cloud = FakeCloud(
@@ -184,10 +187,8 @@ class Simulation:
             else FakeVast(self.cloud, page_size=drawn.page_size)
         )
         self.service = FakeService(api)
-        self.spec = rented_spec(
-            drawn.kind, f"http://127.0.0.1:1{api.prefix}",
-            boot_deadline_sec=BOOT_DEADLINE_SEC, request_timeout_sec=REQUEST_SEC,
-        )  # fmt: skip
+        usual = {"boot_deadline_sec": BOOT_DEADLINE_SEC, "request_timeout_sec": REQUEST_SEC}
+        self.spec = rented_spec(drawn.kind, f"http://127.0.0.1:1{api.prefix}", **(usual | settings))
         self.others = {pod.id: pod for pod in map(self.cloud.add_foreign, OTHERS)}
         self.outcome = Outcome(drawn)
         self.ids, self.doubt_until = "", 0.0  # what the journal holds
@@ -334,9 +335,9 @@ def report(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def simulate(drawn: Drawn) -> Outcome:
+def simulate(drawn: Drawn, **settings: float) -> Outcome:
     """Run one seed."""
-    return Simulation(drawn).run()
+    return Simulation(drawn, **settings).run()
 
 
 if __name__ == "__main__":

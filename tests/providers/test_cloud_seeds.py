@@ -31,18 +31,41 @@ def _simulated(kind: str, seeds: range) -> Iterator[Outcome]:
     return (simulate(draw(kind, seed)) for seed in seeds)
 
 
+@pytest.mark.parametrize("begin", range(0, IN_SUITE, IN_SUITE // 4))
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_five_faults_do_together_no_machine_is_lost(kind: str) -> None:
-    outcomes = list(_simulated(kind, range(IN_SUITE)))
+def test_whatever_five_faults_do_together_no_machine_is_lost(kind: str, begin: int) -> None:
+    outcomes = list(_simulated(kind, range(begin, begin + IN_SUITE // 4)))
     broken = _broken(outcomes)
     assert not broken, "\n\n".join(broken[:3])
-    # What the seeds are for is reached: runs that get their machine, fail, are killed and interrupted.
     ended = Counter(outcome.ended for outcome in outcomes)
-    assert ended["ok"] > IN_SUITE / 5
-    assert ended["killed"] > IN_SUITE / 10
-    assert ended["interrupted"] > IN_SUITE / 20
-    assert len(ended) > 6
-    assert sum(outcome.drawn.truthful for outcome in outcomes) > IN_SUITE / 20
+    assert ended["ok"] >= 5  # got its machine
+    assert len(ended) >= 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seeds_reach_what_they_are_for(kind: str) -> None:
+    drawn = [draw(kind, seed) for seed in range(IN_SUITE)]
+    stops = Counter((each.stop.how, each.stop.by) for each in drawn if each.stop is not None)
+    assert len(stops) == 6  # killed and interrupted, each in three ways
+    assert min(stops.values()) >= 3
+    assert sum(each.truthful for each in drawn) > IN_SUITE / 20
+    drawn_kinds = {fault.kind for each in drawn for fault in each.faults}
+    assert {
+        "create-made",
+        "create-fails",
+        "create-hangs",
+        "list-lags",
+        "look-hides",
+        "list-flaps",
+    } <= drawn_kinds
+    assert {
+        "delete-slow",
+        "delete-fails",
+        "auth",
+        "price-moves",
+        "answer-drips",
+        "list-cursor",
+    } <= drawn_kinds
 
 
 @pytest.mark.soak
@@ -84,3 +107,9 @@ def test_a_client_that_never_says_zero_is_found_out(kind: str, monkeypatch: pyte
     monkeypatch.setattr(Cloud, "release", lambda *_, **__: ReleaseProof("unknown", None, "who knows"))
     broken = _broken(_simulated(kind, range(8)))
     assert any("not proven zero" in each for each in broken)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_doubt_that_is_too_short_is_found_out(kind: str) -> None:
+    outcomes = (simulate(draw(kind, seed), lag_sec=15.0) for seed in range(IN_SUITE))
+    assert any(violations(outcome) for outcome in outcomes)  # ends with the first
