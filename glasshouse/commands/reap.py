@@ -94,7 +94,7 @@ def _there(args: argparse.Namespace, screen: Screen) -> list[strays.Stray]:
 def _returned(stray: strays.Stray) -> Reaped:
     """A machine of an allocation that was proven gone before."""
     state = "would-reap" if stray.proof is None else "reaped"
-    detail = f"it came after it was proven gone; {stray.detail}"
+    detail = f"it is there although it was proven gone; {stray.detail}"
     return Reaped(stray.name, stray.name, stray.provider, state, stray.proof, detail)
 
 

@@ -110,7 +110,7 @@ class Cloud:
                 machine, endpoint = boot(self.api, machine, rental, self._config)
                 self._alone(rental, machine)
             except ProviderError as error:
-                progress(f"{self.api.label}: {error.what}; destroying it")
+                progress(f"{error.what}; destroying it")
                 place = machine.place or self._place(machine.id)
                 cleared = self._clear(name, waits)
                 # Without proof of zero a replacement could be the second machine that bills.

@@ -139,7 +139,7 @@ class Release:
                     return self._ended(self._unknown(found, self._left(ends, stopped=True)))
                 attempt, failing_since = 0, None
                 self._waits.progress(f"{self._api.label}: {self._left(ends)}")
-                clock.sleep(min(timing.watch_sec, max(ends - now, 0.0)))
+                self._watch(min(timing.watch_sec, max(ends - now, 0.0)))
             else:
                 failing_since = clock.monotonic() if failing_since is None else failing_since
                 insisted = timing.release_sec if self._insist else 0.0
@@ -147,8 +147,16 @@ class Release:
                     found.denied and clock.monotonic() >= failing_since + insisted
                 ):
                     return self._ended(self._not_proven(found), key_refused=found.denied)
-                self._waits.progress(f"{self._api.label}: {found.failed or 'still there'}; trying again")
+                said = found.failed or ("still there" if found.ours else "its end is not confirmed")
+                self._waits.progress(f"{self._api.label}: {said}; trying again")
                 clock.sleep(min(timing.backoff_sec * 2 ** min(attempt, 5), timing.backoff_max_sec))
+
+    def _watch(self, seconds: float) -> None:
+        """Wait for the next look, in pieces: whoever asks for the wait to end is heard within a second."""
+        clock = self._clock
+        end = clock.monotonic() + seconds
+        while (left := end - clock.monotonic()) > 0 and not self._waits.stopped():
+            clock.sleep(min(left, 1.0))
 
     def _doubt_until(self) -> float:
         """When nothing is in doubt any more (Unix seconds): creates, and ids said not to exist."""

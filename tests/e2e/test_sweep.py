@@ -61,7 +61,12 @@ def check_settled(runpod: Rents, cells: int) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    ["ctrl-c", "ctrl-c twice", "parent killed", pytest.param("sigterm", marks=pytest.mark.soak)],
+    [
+        "ctrl-c twice",
+        "parent killed",
+        pytest.param("ctrl-c", marks=pytest.mark.soak),
+        pytest.param("sigterm", marks=pytest.mark.soak),
+    ],
 )
 def test_a_sweep_that_is_ended_loses_no_machine(runpod: Rents, how: str) -> None:
     runpod.fault("boot-stuck", 9)
@@ -93,6 +98,7 @@ def test_a_sweep_that_is_ended_loses_no_machine(runpod: Rents, how: str) -> None
         assert all("interrupted" in codes(record) for record in records(runpod))
 
 
+@pytest.mark.soak
 def test_no_module_of_the_working_folder_ends_a_worker(runpod: Rents, tmp_path: Path) -> None:
     runpod.fault("create-balance", 9)
     (tmp_path / "random.py").write_text("raise SystemExit('not the module that was meant')\n")

@@ -103,7 +103,7 @@ class Late(httpx.BaseTransport):
             if not there or (self.delete_hides and not self._shown(key)):
                 return self._answer(404, {"detail": "none", "error": "no_such_instance"})
             self.made[key].gone = self.clock.passed
-            return self._answer(200, {"success": True})
+            return self._answer(*((204, None) if self.kind == "runpod" else (200, {"success": True})))
         if key not in self.made or not self._shown(key):
             return self._answer(404, {"detail": "none", "error": "no_such_instance"})
         one = self._machine(key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from glasshouse.errors import ProviderError
@@ -272,3 +273,31 @@ def _no_delete(it: LateRental) -> Any:
         return answer(status, body)
 
     return lies
+
+
+def test_runpod_accepts_a_deletion_with_204_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with late("runpod", monkeypatch) as it:
+        allocation = it.allocate()
+        began = it.clock.passed
+        it.server.hides = lambda _: it.clock.passed - began < 10  # as in a gateway's trouble
+        answer = it.server.handle_request
+
+        def troubled(request: httpx.Request) -> httpx.Response:
+            if request.method == "DELETE" and it.clock.passed - began < 10:
+                it.clock.sleep(0.1)
+                return httpx.Response(200, json={"title": "Error", "status": 500, "detail": "upstream"})
+            return answer(request)
+
+        monkeypatch.setattr(it.server, "handle_request", troubled)
+        assert it.provider.release(NAME, allocation.id).proof == "zero"
+        assert it.server.alive == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_ends_the_wait_within_a_second(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with late(kind, monkeypatch, creates=[(504, None)]) as it:
+        ends(it, afford=lambda _: True)
+        asked = it.clock.passed + 50.3
+        waits = Waits(lambda _: None, lambda: it.clock.passed >= asked)
+        assert it.provider.release(NAME, None, None, waits).proof == "unknown"
+        assert asked <= it.clock.passed < asked + 2
