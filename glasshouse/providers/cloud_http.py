@@ -286,7 +286,7 @@ class CloudHttp:
         end = self.clock.monotonic() + whole
         try:
             with (
-                self._cut_after(whole),
+                self._cut_after(whole) as cut,
                 self._client.stream(
                     method, path, json=body, params=params, timeout=timeout, extensions={"trace": self._trace}
                 ) as response,
@@ -296,9 +296,12 @@ class CloudHttp:
                 for chunk in response.iter_bytes():
                     chunks += chunk
                     if self.clock.monotonic() > end:
-                        raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
+                        break
                     if len(chunks) > MAX_REPLY_BYTES:
                         raise ApiError(_LOST, f"an answer of more than {MAX_REPLY_BYTES} bytes")
+                # A body without a length ends with the connection: cut by us, it would pass for a whole one.
+                if cut.is_set() or self.clock.monotonic() > end:
+                    raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
                 status, wait = response.status_code, response.headers.get("retry-after")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # `from None`: the chained exception holds the request, and with it the key.
@@ -361,14 +364,18 @@ class CloudHttp:
         return text.splitlines()
 
     @contextmanager
-    def _cut_after(self, seconds: float) -> Iterator[None]:
-        """Cut the connection then: httpx's time-out begins anew with every byte, of headers too."""
-        timer = threading.Timer(seconds, self._cut)
+    def _cut_after(self, seconds: float) -> Iterator[threading.Event]:
+        """Cut the connection then: httpx's time-out begins anew with every byte, of headers too.
+
+        Yields an event that is set once it was cut.
+        """
+        cut = threading.Event()
+        timer = threading.Timer(seconds, self._cut, (cut,))
         timer.daemon = True
         if self._network:
             timer.start()
         try:
-            yield
+            yield cut
         finally:
             timer.cancel()
 
@@ -378,7 +385,8 @@ class CloudHttp:
         if event.endswith(".complete") and isinstance(made, httpcore.NetworkStream):
             self._stream = made
 
-    def _cut(self) -> None:
+    def _cut(self, cut: threading.Event) -> None:
+        cut.set()
         held = None if self._stream is None else self._stream.get_extra_info("socket")
         if isinstance(held, socket.socket):
             with contextlib.suppress(OSError):

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasshouse.errors import UsageError
+from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud_http import (
     ApiError,
     CloudHttp,
@@ -231,6 +232,23 @@ def test_an_answer_that_drips_in_is_given_up_and_a_log_that_does_is_cut(
         slow.send("GET", "head")
     assert caught.value.status == 0
     assert len("".join(slow.stream_lines("drip", {}))) < 20
+    slow.close()
+
+
+class Stopped(Clock):
+    """A clock that stands still: whatever ends by it does not end."""
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+def test_a_cut_answer_is_never_taken_for_a_whole_one(
+    talker: http.server.ThreadingHTTPServer,
+) -> None:
+    url = f"http://127.0.0.1:{talker.server_address[1]}/v2"
+    slow = CloudHttp(url, credential(), message_of=str, timeout_sec=0.1, timing=FAST, clock=Stopped())
+    with pytest.raises(ApiError, match="no whole answer"):
+        slow.send("GET", "drip")  # blanks and then the end, which by themselves are an empty answer
     slow.close()
 
 
