@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from glasshouse.canonical import canonical_json
 from glasshouse.spec import Arm, RunSpec
@@ -80,10 +81,17 @@ class Report(Written):
         return getattr(self, name) if name in self.model_fields_set else None
 
 
-class SlotPlan(BaseModel):
-    """A planned slot, with the field names of measurement/schedule.py's Slot."""
+@pydantic_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class Slot:
+    """One timed stretch of one arm, in a process of its own. Its names stand in the plan as they are here.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    index counts from 0 over the whole run, in the order of execution. block counts abba blocks
+    from 0 and is None for burn-in slots and for orders without blocks. position counts from 0
+    inside the block, the pair, or the burn-in. arm is the role: in a control both roles run
+    without lifecycle. warmup_sec runs first and is not counted; then either measured_sec seconds
+    (steps None) or exactly `steps` optimiser steps (measured_sec None). A burn_in slot is never
+    counted. delay_pct lengthens every step by that share of its own time (positive control).
+    """
 
     index: Count
     block: Count | None
@@ -163,7 +171,7 @@ class Plan(Written):
 
     run: RunId
     spec: RunSpec
-    schedule: tuple[SlotPlan, ...]
+    schedule: tuple[Slot, ...]
     serial: Count
     registered_at: Time
     version: Words

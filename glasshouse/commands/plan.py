@@ -19,9 +19,10 @@ from glasshouse import config
 from glasshouse.commands.against import difference
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
 from glasshouse.providers.money import cap_usd, cost_ceiling, rental_deadline_sec
+from glasshouse.schema import Slot
 from glasshouse.spec import RunSpec
 
 

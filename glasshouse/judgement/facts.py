@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
-from glasshouse.measurement.schedule import Slot
 from glasshouse.measurement.telemetry import disturbed
-from glasshouse.schema import Allocation, Release, Result, Zeroized
+from glasshouse.schema import Allocation, Launch, Release, Result, Slot, Zeroized
 from glasshouse.spec import RunSpec
 
 
@@ -39,17 +37,25 @@ class Lifecycle:
 
 @dataclass(frozen=True)
 class LaunchFacts:
-    """One attempt at a slot. `number` counts from 1; timings are seconds by phase name."""
+    """One attempt at a slot: what the controller wrote of it, and what was found on reading the rest.
 
-    number: int
-    status: Literal["complete", "failed"]
+    code: the attempt's own, or that its result cannot be read.
+    """
+
+    record: Launch
     code: str | None
-    started_at: float
-    ended_at: float
-    timings: Mapping[str, float]
-    raw_files_removed: bool | None
     result: Result | None
     lifecycle: Lifecycle | None
+
+    @property
+    def number(self) -> int:
+        """Which attempt it is; counts from 1."""
+        return self.record.launch
+
+    @property
+    def complete(self) -> bool:
+        """Whether the leg ran to its end."""
+        return self.record.status == "complete"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class SlotFacts:
     @property
     def final(self) -> LaunchFacts | None:
         """The launch that counts: the complete one, else the last."""
-        complete = [launch for launch in self.launches if launch.status == "complete"]
+        complete = [launch for launch in self.launches if launch.complete]
         return next(reversed(complete or self.launches), None)
 
     @property
@@ -74,7 +80,12 @@ class SlotFacts:
     def result(self) -> Result | None:
         """The result that counts."""
         final = self.final
-        return final.result if final is not None and final.status == "complete" else None
+        return final.result if final is not None and final.complete else None
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by phase of the launch that counts."""
+        return {} if self.final is None else self.final.record.timings
 
     @cached_property
     def disturbed(self) -> tuple[str, ...]:

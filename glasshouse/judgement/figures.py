@@ -217,11 +217,7 @@ def _slot(slot: SlotFacts) -> SlotFigures:
 
 def fixed_sec(facts: RunFacts) -> dict[str, float] | None:
     """Seconds that one protected launch pays once, by step, and in total; None when none completed."""
-    timings = [
-        slot.final.timings
-        for slot in facts.slots
-        if slot.plan.lifecycle and slot.complete and slot.final is not None
-    ]
+    timings = [slot.timings for slot in facts.slots if slot.plan.lifecycle and slot.complete]
     cost = fixed_cost(timings)
     return {name: round(value, DIGITS) for name, value in cost.items()} if len(cost) > 1 else None
 
@@ -229,9 +225,9 @@ def fixed_sec(facts: RunFacts) -> dict[str, float] | None:
 def raw_upload_sec(facts: RunFacts) -> float | None:
     """Seconds that a raw launch pays for getting the same bytes there, median: not protection's price."""
     values = [
-        slot.final.timings["uploadSec"]
+        slot.timings["uploadSec"]
         for slot in facts.slots
-        if not slot.plan.lifecycle and slot.complete and slot.final and "uploadSec" in slot.final.timings
+        if not slot.plan.lifecycle and slot.complete and "uploadSec" in slot.timings
     ]
     return round(statistics.median(values), DIGITS) if values else None
 

@@ -155,7 +155,7 @@ def _scanned(facts: RunFacts) -> bool:
 
 def _order_clear(facts: RunFacts) -> bool:
     """Whether slots ran one after the other, in the planned order, by the controller's clock."""
-    finals = [slot.final for slot in facts.slots if slot.final is not None]
+    finals = [slot.final.record for slot in facts.slots if slot.final is not None]
     return all(later.started_at >= earlier.ended_at for earlier, later in itertools.pairwise(finals))
 
 

@@ -37,7 +37,7 @@ def none_chained(facts: RunFacts) -> str:
 
 def none_released(facts: RunFacts) -> str:
     """No payload was released."""
-    if any(life.released or launch.status == "complete" for _, launch, life in facts.lifecycles):
+    if any(life.released or launch.complete for _, launch, life in facts.lifecycles):
         return ""
     return none_protected(facts) or "no payload was released to any leg: nothing to check"
 
@@ -45,7 +45,7 @@ def none_released(facts: RunFacts) -> str:
 def no_raw_files(facts: RunFacts) -> str:
     """No raw leg was given files."""
     raw = [slot for slot in facts.slots if slot.plan.arm == "raw" and not slot.plan.lifecycle]
-    if any(launch.raw_files_removed is not None for slot in raw for launch in slot.launches):
+    if any(launch.record.raw_files_removed is not None for slot in raw for launch in slot.launches):
         return ""
     return (
         "no raw slot was planned: nothing to check" if not raw else "no raw leg got so far: nothing to check"

@@ -27,11 +27,7 @@ def resources_of(facts: RunFacts) -> ResourceFigures:
 
 
 def _arm(facts: RunFacts, arm: str) -> ArmResources | None:
-    launches = [
-        (slot.result, slot.final.timings)
-        for slot in facts.of(arm)
-        if slot.result is not None and slot.final is not None
-    ]
+    launches = [(slot.result, slot.timings) for slot in facts.of(arm) if slot.result is not None]
     if not launches:
         return None
     measured = [result for result, _ in launches if result.cpu_sec is not None]

@@ -132,13 +132,13 @@ def _chain(facts: RunFacts) -> Iterator[str]:
     for slot, launch, life in facts.lifecycles:
         if life.chain:
             yield f"{slot.name} launch {launch.number}: {', '.join(life.chain)}"
-        elif life.chain is None and (life.released or launch.status == "complete"):
+        elif life.chain is None and (life.released or launch.complete):
             yield f"{slot.name} launch {launch.number}: no events"
 
 
 def _zeroized(facts: RunFacts) -> Iterator[str]:
     for slot, launch, life in facts.lifecycles:
-        if not life.released and launch.status != "complete":
+        if not life.released and not launch.complete:
             continue
         where = f"{slot.name} launch {launch.number}"
         report = life.zeroization
@@ -175,7 +175,11 @@ def _cleanup(facts: RunFacts) -> Iterator[str]:
 def _raw_files(facts: RunFacts) -> Iterator[str]:
     for slot in facts.slots:
         for launch in slot.launches:
-            if slot.plan.arm == "raw" and not slot.plan.lifecycle and launch.raw_files_removed is False:
+            if (
+                slot.plan.arm == "raw"
+                and not slot.plan.lifecycle
+                and launch.record.raw_files_removed is False
+            ):
                 yield f"{slot.name} launch {launch.number}: raw files were not removed"
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from glasshouse.attestation.appraise import Reference
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
-from glasshouse.measurement.schedule import Slot
 from glasshouse.providers import money
 from glasshouse.runtime import params
 from glasshouse.runtime.session import Stretch
+from glasshouse.schema import Slot
 
 
 @dataclass(frozen=True)

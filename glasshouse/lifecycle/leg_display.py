@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.measurement.schedule import Slot
-from glasshouse.schema import Result
+from glasshouse.schema import Result, Slot
 
 PHASES = {"measure": "measuring", "warmup": "warming up", "setup": "setting up"}
 

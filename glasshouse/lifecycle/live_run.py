@@ -22,7 +22,8 @@ from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageErr
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.sweep import Sweep
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
+from glasshouse.schema import Slot
 from glasshouse.spec import RunSpec
 
 

@@ -14,9 +14,8 @@ from glasshouse.lifecycle import arms
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
-from glasshouse.measurement.schedule import Slot
 from glasshouse.retry import RetryPolicy, retry
-from glasshouse.schema import Launch, Result
+from glasshouse.schema import Launch, Result, Slot
 
 TRANSPORT_CODES = frozenset({Code.BROKER_UNREACHABLE, Code.MALFORMED_ANSWER, Code.START_UNKNOWN})
 

@@ -9,11 +9,11 @@ the shuffle is what the randomisation test of estimate.py refers to.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from glasshouse.canonical import domain_hash
 from glasshouse.errors import UsageError
+from glasshouse.schema import Slot
 from glasshouse.spec import Arm, RunSpec
 
 PATTERNS: dict[str, tuple[Arm, Arm, Arm, Arm]] = {
@@ -23,30 +23,6 @@ PATTERNS: dict[str, tuple[Arm, Arm, Arm, Arm]] = {
 STREAM_DOMAIN = "glasshouse/schedule/v1"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One timed stretch of one arm, in a process of its own.
-
-    index counts from 0 over the whole run, in the order of execution. block counts abba blocks
-    from 0 and is None for burn-in slots and for orders without blocks. position counts from 0
-    inside the block, the pair, or the burn-in. arm is the role: in a control both roles run
-    without lifecycle. warmup_sec runs first and is not counted; then either measured_sec seconds
-    (steps None) or exactly `steps` optimiser steps (measured_sec None). A burn_in slot is never
-    counted. delay_pct lengthens every step by that share of its own time (positive control).
-    """
-
-    index: int
-    block: int | None
-    position: int
-    arm: Arm
-    lifecycle: bool
-    warmup_sec: float
-    measured_sec: float | None
-    steps: int | None
-    burn_in: bool
-    delay_pct: float
 
 
 def build_schedule(spec: RunSpec) -> tuple[Slot, ...]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from glasshouse.errors import UsageError
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
+from glasshouse.schema import Slot
 from glasshouse.spec import PAID_PROVIDERS, CloudProvider, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline

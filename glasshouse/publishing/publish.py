@@ -352,15 +352,8 @@ def unpublish(
     when this machine's ledger does not continue the log that it published.
     The reported history is a record of what others published; it is corrected, not retracted.
     """
-    if not reason.strip():
-        raise UsageError("a retraction needs a reason", field="reason", value="", remedy="say why")
     home = _Home(workspace, keyring, ledger, key, local)
-    present = _present(home.artifacts)
-    if _named(home, present, row, "row").reported is not None:
-        raise UsageError("a reported row is not ours to retract", field="row", value=row)
-    if not local:
-        _require_publisher(home)
-    logs = home.read()  # refuse before anything is entered
+    present, logs = _before_statement(home, "retraction", reason, {"row": row}, "is not ours to retract")
     body = RetractBody(row, date=day, reason=" ".join(reason.split()))
     return _state(home, present, None if logs.latest("retract", row) else body, row)
 
@@ -383,20 +376,11 @@ def supersede(
     Raises UsageError for a row that is unknown, reported, retracted, another machine's or replaced by
     another already, for a row by itself and without a reason; VerificationError as `unpublish` does.
     """
-    if not reason.strip():
-        raise UsageError("a supersession needs a reason", field="reason", value="", remedy="say why")
     if old == new:
         raise UsageError("a row cannot supersede itself", field="new", value=new, remedy="give two rows")
     home = _Home(workspace, keyring, ledger, key, local)
-    present = _present(home.artifacts)
-    for field_name, row in (("old", old), ("new", new)):
-        if _named(home, present, row, field_name).reported is not None:
-            raise UsageError(
-                "a reported row is not ours to supersede, nor supersedes any", field=field_name, value=row
-            )
-    if not local:
-        _require_publisher(home)
-    logs = home.read()
+    not_ours = "is not ours to supersede, nor supersedes any"
+    present, logs = _before_statement(home, "supersession", reason, {"old": old, "new": new}, not_ours)
     own = log_key(public_bytes(key))
     log = logs.rows.get(old)
     away = log is not None and log.journey is not None and logs.opening(log) is not None
@@ -435,6 +419,21 @@ def supersede(
                 remedy="a retracted row needs no other in its place, and takes no other's",
             )
     return _state(home, present, body, old)
+
+
+def _before_statement(
+    home: _Home, statement: str, reason: str, rows: Mapping[str, str], not_ours: str
+) -> tuple[dict[str, Artifact], PublishedLogs]:
+    """Refuse a statement about rows, given by field, before anything is entered; else what is published."""
+    if not reason.strip():
+        raise UsageError(f"a {statement} needs a reason", field="reason", value="", remedy="say why")
+    present = _present(home.artifacts)
+    for field_name, row in rows.items():
+        if _named(home, present, row, field_name).reported is not None:
+            raise UsageError(f"a reported row {not_ours}", field=field_name, value=row)
+    if not home.local:
+        _require_publisher(home)
+    return present, home.read()
 
 
 def _replacements(logs: PublishedLogs, row: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,7 +21,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.facts import LaunchFacts, Lifecycle, RunFacts, SlotFacts
 from glasshouse.judgement.rules import Check
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
 from glasshouse.records.chain import Chain, check_chain
 from glasshouse.records.exchange import Verified, verify_exchange
 from glasshouse.records.keys import KeyEntry, Keyring
@@ -160,8 +160,8 @@ def _witnesses(reader: _Collector, plan: schema.Plan) -> tuple[str, ...]:
     return found
 
 
-def _schedule(reader: _Collector, plan: schema.Plan) -> tuple[Slot, ...]:
-    planned = tuple(Slot(**dict(slot)) for slot in plan.schedule)
+def _schedule(reader: _Collector, plan: schema.Plan) -> tuple[schema.Slot, ...]:
+    planned = plan.schedule
     try:
         derived = build_schedule(plan.spec)
     except UsageError as error:
@@ -181,7 +181,9 @@ def _schedule(reader: _Collector, plan: schema.Plan) -> tuple[Slot, ...]:
 # --- launches -------------------------------------------------------------------------------
 
 
-def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) -> dict[int, list[LaunchFacts]]:
+def _launches(
+    reader: _Collector, plan: schema.Plan, slots: tuple[schema.Slot, ...]
+) -> dict[int, list[LaunchFacts]]:
     found: dict[int, list[LaunchFacts]] = {}
     for folder in sorted({name.rpartition("/")[0] for name in reader.files if name.startswith("legs/")}):
         match = _LEG.match(f"{folder}/launch.json")
@@ -206,7 +208,7 @@ def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) ->
     for index, launches in found.items():
         launches.sort(key=lambda launch: launch.number)
         numbers = [launch.number for launch in launches]
-        complete = [launch.number for launch in launches if launch.status == "complete"]
+        complete = [launch.number for launch in launches if launch.complete]
         if numbers != list(range(1, len(numbers) + 1)) or len(complete) > 1:
             reader.check(
                 Code.LAUNCHES_INCOMPLETE, False, f"slot {index} lists launches {numbers}, complete {complete}"
@@ -217,7 +219,7 @@ def _launches(reader: _Collector, plan: schema.Plan, slots: tuple[Slot, ...]) ->
 
 
 def _launch(
-    reader: _Collector, plan: schema.Plan, slot: Slot, folder: str, written: schema.Launch
+    reader: _Collector, plan: schema.Plan, slot: schema.Slot, folder: str, written: schema.Launch
 ) -> LaunchFacts:
     own = {"launch.json"}
     own |= (
@@ -230,8 +232,7 @@ def _launch(
         reader.check(Code.FILE_UNLISTED, False, f"{', '.join(stray)} do not belong to this kind of leg")
     lifecycle, result, code = None, None, written.code
     if slot.lifecycle:
-        lifecycle, body = _lifecycle(reader, plan, folder, written)
-        data = None if body is None else canonical_json(body)
+        lifecycle, data = _lifecycle(reader, plan, folder, written)
     else:
         data = reader.files.get(f"{folder}result.json")
     if data is not None and written.status == "complete":
@@ -239,17 +240,7 @@ def _launch(
         if result is not None and result.output_sha256 is None and plan.spec.payload == "public":
             result = None
         code = code if result is not None else Code.RESULT_MALFORMED
-    return LaunchFacts(
-        number=written.launch,
-        status=written.status,
-        code=code,
-        started_at=written.started_at,
-        ended_at=written.ended_at,
-        timings=written.timings,
-        raw_files_removed=written.raw_files_removed,
-        result=result,
-        lifecycle=lifecycle,
-    )
+    return LaunchFacts(written, code, result, lifecycle)
 
 
 def _lifecycle(
@@ -257,7 +248,7 @@ def _lifecycle(
     plan: schema.Plan,
     folder: str,
     written: schema.Launch,
-) -> tuple[Lifecycle, Mapping[str, Any] | None]:
+) -> tuple[Lifecycle, bytes | None]:
     """Re-verify a protected launch; returns it with the leg result that its events hold."""
     exchange = reader.parse(f"{folder}exchange.json", schema.Exchange)
     reference = _reference(reader, f"{folder}reference.json")
@@ -270,11 +261,10 @@ def _lifecycle(
     verified = verify_exchange(exchange, reference, plan.spec.policy, reader.keyring, index=plan.serial)
     codes = [*verified.codes, *_misplaced(plan, written, reference, reader.allocation, verified)]
     chain = _chain(reader, folder, written, exchange, verified, run=plan.run)
-    bodies = {} if chain is None else chain.bodies
     claims, report = verified.claims, None
     chain_codes = None if chain is None else list(chain.codes)
-    if chain is not None and "zeroized" in bodies:
-        report = schema.Zeroized.read(canonical_json(bodies["zeroized"]))
+    if chain is not None and chain.zeroized is not None:
+        report = schema.Zeroized.read(chain.zeroized)
         if report is None:
             chain_codes = [*chain.codes, Code.ZEROIZATION_MALFORMED]
     if chain is not None and chain_codes is not None and written.status == "complete" and not chain.whole:
@@ -290,7 +280,7 @@ def _lifecycle(
         file_barrier=str(claims.get("fs", "")),
         swap_kib=hardening.get("swap_total_kib") if isinstance(hardening, dict) else None,
     )
-    return life, bodies.get("trained", {}).get("result")
+    return life, None if chain is None else chain.result
 
 
 def _misplaced(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -53,13 +53,15 @@ class Chain:
     """A chain as found: codes of every fault (empty: whole), and what its events say.
 
     max_gap_sec: longest stretch, by the operator's clock, from the release to the first head and
-    between heads; None without heads. whole: it ends in `zeroized`.
+    between heads; None without heads. whole: it ends in `zeroized`. What the runtime signed, as
+    canonical JSON, None where no event says it: zeroized, its report of the wipe; result, the leg's.
     """
 
     codes: tuple[str, ...]
     whole: bool
     max_gap_sec: float | None
-    bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    zeroized: bytes | None = None
+    result: bytes | None = None
 
 
 def check_chain(
@@ -95,8 +97,15 @@ def check_chain(
         codes.append(Code.HEADS_INCOMPLETE)
     edges = [released_at, *times]
     gaps = [max(0.0, later - earlier) for earlier, later in itertools.pairwise(edges)]
-    bodies = {event["type"]: event["body"] for event in parsed if event["type"] != "progress"}
-    return Chain(tuple(dict.fromkeys(codes)), whole, round(max(gaps), 3) if gaps else None, bodies)
+    said = {event["type"]: event["body"] for event in parsed}
+    result = said.get("trained", {}).get("result")
+    return Chain(
+        tuple(dict.fromkeys(codes)),
+        whole,
+        round(max(gaps), 3) if gaps else None,
+        zeroized=canonical_json(said["zeroized"]) if "zeroized" in said else None,
+        result=None if result is None else canonical_json(result),
+    )
 
 
 def _events(

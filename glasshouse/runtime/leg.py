@@ -37,7 +37,7 @@ from glasshouse.sealing.packing import write_all
 MAX_LOG_BYTES = 4 << 20
 
 
-class Leg:
+class LegState:
     """What a leg accumulates, so that its end can be written from wherever it stopped."""
 
     def __init__(self, launch: LaunchParams, folder: Path) -> None:
@@ -106,7 +106,7 @@ def scratch_folder(launch: LaunchParams) -> Path:
     return base / f"{scratch_prefix(launch)}{secrets.token_hex(4)}"
 
 
-def end(leg: Leg) -> None:
+def end(leg: LegState) -> None:
     """Kill what is left, remove the scratch folder, seal the log, write the result file."""
     for pid in leg.children:
         with contextlib.suppress(ProcessLookupError):
@@ -139,7 +139,7 @@ def end(leg: Leg) -> None:
     write_result(leg.folder, ended)
 
 
-def _seal_log(leg: Leg) -> None:
+def _seal_log(leg: LegState) -> None:
     context = {
         "run": leg.launch.run,
         "leg": leg.launch.leg,

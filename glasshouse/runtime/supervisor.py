@@ -34,7 +34,7 @@ from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.events import EventWriter
-from glasshouse.runtime.leg import Leg, OutputDrain, drain_log, end
+from glasshouse.runtime.leg import LegState, OutputDrain, drain_log, end
 from glasshouse.runtime.linux import (
     PR_SET_CHILD_SUBREAPER,
     harden,
@@ -63,7 +63,7 @@ def supervise(launch: LaunchParams, folder: Path, guard: int) -> None:
     """
     signal.signal(signal.SIGTERM, _terminated)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    leg = Leg(launch, folder)
+    leg = LegState(launch, folder)
     try:
         _lifecycle(leg, guard)
         leg.status, leg.code = "complete", None
@@ -91,7 +91,7 @@ def _terminated(_signal: int, _frame: object) -> None:
     raise LegError("the leg was told to end", code=Code.TERMINATED)
 
 
-def _lifecycle(leg: Leg, guard: int) -> None:
+def _lifecycle(leg: LegState, guard: int) -> None:
     launch = leg.launch
     leg.scratch.mkdir(mode=0o700)
     custodian_channel, custodian_end = channel_pair()
@@ -178,7 +178,7 @@ def _lifecycle(leg: Leg, guard: int) -> None:
     )
 
 
-def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
+def _scanned(role: str, channel: Channel, leg: LegState) -> Scannable | None:
     descriptors = channel.receive_descriptors(STEP_TIMEOUT_SEC)
     if len(descriptors) == 2:
         leg.scanned_by[role] = ScannedProcess.how
@@ -190,7 +190,7 @@ def _scanned(role: str, channel: Channel, leg: Leg) -> Scannable | None:
     return None
 
 
-def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
+def _attest(leg: LegState, kem_public: bytes, request: str) -> Released:
     launch = leg.launch
     assert leg.event_key is not None
     event_public = public_bytes_of(leg.event_key)
@@ -216,7 +216,7 @@ def _attest(leg: Leg, kem_public: bytes, request: str) -> Released:
     )
 
 
-def _claims(leg: Leg, kem_public: bytes, challenge: Challenge) -> Claims:
+def _claims(leg: LegState, kem_public: bytes, challenge: Challenge) -> Claims:
     """Everything evidence states about this launch."""
     launch = leg.launch
     assert leg.event_key is not None
@@ -269,7 +269,7 @@ class _Trained(NamedTuple):
     sealed: dict[str, Any]
 
 
-def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Released) -> int:
+def _unseal(leg: LegState, channel: Channel, scanned: Scannable | None, released: Released) -> int:
     """Hand the grant to the custodian, scan it around the unsealing, return the trainer's pid."""
     grant = {"ciphertext": b64u(released.ciphertext), "info": b64u(released.info)}
     began = time.monotonic()
@@ -305,7 +305,7 @@ def _unseal(leg: Leg, channel: Channel, scanned: Scannable | None, released: Rel
     return trainer_pid
 
 
-def _train(leg: Leg, channel: Channel, outputs: OutputDrain) -> _Trained:
+def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
     scanned = _scanned("trainer", channel, leg)
     channel.send("go")
     body = channel.expect("hardened", STEP_TIMEOUT_SEC).body

@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 from glasshouse.judgement.facts import LaunchFacts, Lifecycle, RunFacts, SlotFacts
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
 from glasshouse.schema import (
     Allocation,
     Buffers,
     GpuSample,
+    Launch,
     Machine,
     Needle,
     Release,
     Result,
     Sample,
+    Slot,
     Zeroized,
 )
 from glasshouse.spec import RunSpec
@@ -115,8 +117,11 @@ def lifecycle(**changes: Any) -> Lifecycle:
 
 
 def launch(slot: Slot, **changes: Any) -> LaunchFacts:
-    values: dict[str, Any] = {
-        "number": 1,
+    number, read = changes.pop("number", 1), {"result", "lifecycle"}
+    written = {
+        "slot": slot.index,
+        "arm": slot.arm,
+        "launch": number,
         "status": "complete",
         "code": None,
         "started_at": 10_000.0 * (slot.index + 1),
@@ -125,10 +130,10 @@ def launch(slot: Slot, **changes: Any) -> LaunchFacts:
         if slot.lifecycle
         else {"uploadSec": 3.0},
         "raw_files_removed": None if slot.lifecycle else True,
-        "result": result(slot),
-        "lifecycle": lifecycle() if slot.lifecycle else None,
-    }
-    return LaunchFacts(**values | changes)
+    } | {name: value for name, value in changes.items() if name not in read}
+    found = {"result": result(slot), "lifecycle": lifecycle() if slot.lifecycle else None}
+    found |= {name: value for name, value in changes.items() if name in read}
+    return LaunchFacts(Launch(**written), written["code"], **found)
 
 
 def failed(slot: Slot, code: str, **changes: Any) -> LaunchFacts:

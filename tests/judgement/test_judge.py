@@ -160,7 +160,8 @@ def test_row_ids_read_like_the_published_ones(changes: dict[str, Any], expected:
 def test_order_is_judged_by_what_happened() -> None:
     base = facts()
     first, second = base.slots[0].launches[0], base.slots[1].launches[0]
-    overlapping = replace(second, started_at=first.ended_at - 1)
+    early = second.record.model_copy(update={"started_at": first.record.ended_at - 1})
+    overlapping = replace(second, record=early)
     assert "order-unclear" in judge(with_launches(base, 1, overlapping)).caveats
     assert "order-unclear" not in judge(base).caveats
 

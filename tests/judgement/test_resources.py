@@ -11,7 +11,9 @@ from .facts import facts, ssh_spec, with_launches, with_result
 
 
 def timed(found: RunFacts, index: int, timings: dict[str, float]) -> RunFacts:
-    return with_launches(found, index, replace(found.slots[index].launches[0], timings=timings))
+    launch = found.slots[index].launches[0]
+    record = launch.record.model_copy(update={"timings": timings})
+    return with_launches(found, index, replace(launch, record=record))
 
 
 def test_steps_and_what_no_step_accounts_for_add_up_to_the_launch() -> None:

@@ -16,9 +16,8 @@ from glasshouse.errors import LegError
 from glasshouse.lifecycle.collect import readable
 from glasshouse.lifecycle.follow import Finished, Pace, follow
 from glasshouse.lifecycle.leg_display import Progress, read_progress, result_line
-from glasshouse.measurement.schedule import Slot
 from glasshouse.remote.pod import Pod
-from glasshouse.schema import Ended
+from glasshouse.schema import Ended, Slot
 from tests.records.legs import leg_result
 
 SLOT = Slot(0, None, 0, "raw", False, 0.0, 30.0, None, False, 0.0)

@@ -13,7 +13,8 @@ from glasshouse.lifecycle.collect import readable
 from glasshouse.lifecycle.follow import Pace
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
+from glasshouse.schema import Slot
 from glasshouse.spec import RunSpec
 from tests.records.legs import leg_result
 from tests.specs import make_spec

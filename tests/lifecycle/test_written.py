@@ -24,9 +24,9 @@ from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.setup import describe
 from glasshouse.lifecycle.slots import launch_file
-from glasshouse.measurement.schedule import Slot
 from glasshouse.providers.base import Allocation, ReleaseProof
 from glasshouse.remote.endpoint import Endpoint, HostKey
+from glasshouse.schema import Slot
 from tests.specs import make_spec
 
 SLOT = Slot(3, 0, 2, "protected", True, 1.0, 2.0, None, False, 0.0)

@@ -21,9 +21,9 @@ import pytest
 from glasshouse.canonical import canonical_json
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks
 from glasshouse.measurement.fixed_cost import fixed_cost, overhead_at
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
 from glasshouse.measurement.telemetry import disturbed
-from glasshouse.schema import Machine, Sample
+from glasshouse.schema import Machine, Sample, Slot
 from glasshouse.spec import RunSpec
 
 from .conftest import abba_spec

@@ -27,7 +27,7 @@ from glasshouse.attestation.tokens import verify_challenge
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.errors import AttestationError
 from glasshouse.judgement.judge import Judgement
-from glasshouse.measurement.schedule import Slot, build_schedule
+from glasshouse.measurement.schedule import build_schedule
 from glasshouse.records.bundle import write_bundle
 from glasshouse.records.chain import sign_head
 from glasshouse.records.keys import KeyEntry, Keyring, keyid, public_bytes
@@ -35,6 +35,7 @@ from glasshouse.records.ledger import Ledger, prove_inclusion
 from glasshouse.records.plan import register_plan
 from glasshouse.records.signed_note import cosign
 from glasshouse.runtime.events import EventWriter
+from glasshouse.schema import Slot
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
 from glasshouse.spec import RunSpec
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glasshouse.canonical import sha256_hex
-from glasshouse.measurement.schedule import Slot
+from glasshouse.schema import Slot
 
 BOOT = "9c1f0a52-5f2e-4a0e-9a53-5e8a7f8d2c11"
 ALLOCATION = sha256_hex(b"allocation")

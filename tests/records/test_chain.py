@@ -71,7 +71,8 @@ def found(data: bytes, signed: bytes | None = None, **changes: Any) -> Chain:
 def test_a_whole_chain() -> None:
     chain = found(events())
     assert (chain.codes, chain.whole) == ((), True)
-    assert chain.bodies["zeroized"] == {"n": 7}
+    assert chain.zeroized == b'{"n":7}'
+    assert chain.result is None  # its event says none
     assert chain.max_gap_sec == 1.0
 
 
