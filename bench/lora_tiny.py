@@ -87,7 +87,7 @@ def weights(folder: Path, rounds: int) -> dict[str, Any]:
     transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).save_pretrained(folder)
     payload, key, path = prepare(spec), fresh_payload_key(), folder / "package.sealed"
     with path.open("wb") as out:
-        digest = seal_package(out, payload_key=key, files=payload.files, tensors=payload.tensors(), extra={})
+        digest = seal_package(out, payload_key=key, files=payload.files, tensors=payload, extra={})
 
     def sealed() -> Any:
         package = open_package(path, payload_key=key, manifest_hash=digest)

@@ -77,8 +77,10 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation) -> Iterator[Ready]
         archive, python, seen = _equipped(live, pod, allocation, root)
 
     with ExitStack() as until:
-        with live.step(Code.SEAL_FAILED):
+        with live.step(Code.SEAL_FAILED, "preparing the payload"):
             payload = prepare(live.run.spec)
+            payload.weights.make()  # for both arms: no part of what sealing costs
+        with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
         protected = sum(1 for slot in live.run.schedule if slot.lifecycle)
         manifest_hash, package, salt = "", "", secrets.token_bytes(32)
@@ -238,7 +240,7 @@ def _seal(live: LiveRun, broker: Broker | RemoteBroker, payload: Payload, salt: 
                 payload_key=key,
                 # The marker exists nowhere but in the sealed package: what scans look for.
                 files={**payload.files, "marker": secrets.token_bytes(32)},
-                tensors=payload.tensors(),
+                tensors=payload,
                 extra={
                     "builder": payload.builder,
                     "ownerPublicKey": b64u(owner_public),
@@ -254,10 +256,7 @@ def _seal(live: LiveRun, broker: Broker | RemoteBroker, payload: Payload, salt: 
 
 
 class RawWeights:
-    """The initial weights in the clear, in one file here, as raw legs get them; made for the first of them.
-
-    To make them anew for every slot took a second each for 71 million weights: an eighth of a launch.
-    """
+    """The weights in the clear, in one file here, as raw legs get them; written for the first of them."""
 
     def __init__(self, payload: Payload) -> None:
         self._payload = payload
@@ -271,7 +270,7 @@ class RawWeights:
             file = tempfile.NamedTemporaryFile(prefix="glasshouse-raw-")  # noqa: SIM115 -- close() ends it
             try:
                 # One tensor at a time: base weights may be larger than memory.
-                for spec, view in self._payload.tensors():
+                for spec, view in self._payload:
                     described = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
                     index.append({**described, "offset": file.tell(), "nbytes": view.nbytes})
                     file.write(view)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,32 @@ from glasshouse.runtime.harness import CONFIG_FILE, DATA_PREFIX, SOURCE_FILE
 from glasshouse.sealing.container import TensorSpec
 from glasshouse.spec import CustomModel, LoraModel, MlpModel, RunSpec, WithheldModel
 from glasshouse.workloads.custom import check_source
+from glasshouse.workloads.made import MadeWeights, Making
 from glasshouse.workloads.weights import BaseWeights
 
 SOURCES = Path(__file__).parent
 MAX_FILE_BYTES = 8 << 30
 
-Tensors = Callable[[], Iterator[tuple[TensorSpec, memoryview]]]
+Tensor = tuple[TensorSpec, memoryview]
 
 
 @dataclass(frozen=True)
 class Payload:
     """Everything a workload needs on the pod.
 
-    `builder` is the name in the source that makes a session (runtime/session.py). `tensors` yields
-    (spec, bytes) anew at each call, so that large weights need not be held.
+    `builder` is the name in the source that makes a session (runtime/session.py). `weights` are what is
+    made for it and `base` what lies in files already; neither need be held in memory.
     """
 
     files: Mapping[str, bytes]
     builder: str = "build"
-    tensors: Tensors = field(default=lambda: iter(()), repr=False)
+    weights: MadeWeights = field(default_factory=lambda: MadeWeights(lambda: iter(())), repr=False)
+    base: BaseWeights | None = field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield every tensor's spec and bytes, as often as it is asked."""
+        yield from self.weights
+        yield from self.base or ()
 
 
 def prepare(spec: RunSpec) -> Payload:
@@ -61,15 +68,17 @@ def prepare(spec: RunSpec) -> Payload:
     return _custom(model)
 
 
-def _built_in(source: str, config: Mapping[str, Any], tensors: Tensors) -> Payload:
+def _built_in(
+    source: str, config: Mapping[str, Any], weights: Making, base: BaseWeights | None = None
+) -> Payload:
     files = {SOURCE_FILE: (SOURCES / source).read_bytes(), CONFIG_FILE: canonical_json(config)}
-    return Payload(files, tensors=tensors)
+    return Payload(files, weights=MadeWeights(weights), base=base)
 
 
 def _mlp(model: MlpModel, seed: int) -> Payload:
     widths = [model.inputs, *[model.hidden] * model.layers, model.classes]
 
-    def tensors() -> Iterator[tuple[TensorSpec, memoryview]]:
+    def weights() -> Iterator[Tensor]:
         generator = np.random.Generator(np.random.PCG64(seed))
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             # He et al. 2015: standard deviation sqrt(2 / fan-in) keeps ReLU activations level.
@@ -79,7 +88,7 @@ def _mlp(model: MlpModel, seed: int) -> Payload:
             bias = np.zeros(fan_out, dtype=np.float32)
             yield TensorSpec(f"layer{layer}.bias", "float32", (fan_out,)), bias.data.cast("B")
 
-    return _built_in("mlp_pod.py", model.model_dump(exclude={"kind", "name"}), tensors)
+    return _built_in("mlp_pod.py", model.model_dump(exclude={"kind", "name"}), weights)
 
 
 def lora_shapes(model: LoraModel) -> list[TensorSpec]:
@@ -126,9 +135,9 @@ def _lora(model: LoraModel, seed: int) -> Payload:
             remedy="give the SHA-256 of every .safetensors file, or model.weights=random",
         )
     specs = lora_shapes(model)
-    base = BaseWeights(model) if model.weights == "sealed" else ()
+    base = BaseWeights(model) if model.weights == "sealed" else None
 
-    def tensors() -> Iterator[tuple[TensorSpec, memoryview]]:
+    def weights() -> Iterator[Tensor]:
         generator = np.random.Generator(np.random.PCG64(seed))
         for item in specs:
             if item.name.endswith("lora_A"):
@@ -138,10 +147,9 @@ def _lora(model: LoraModel, seed: int) -> Payload:
             else:
                 values = np.zeros(item.shape, dtype=np.float32)
             yield item, values.data.cast("B")
-        yield from base
 
     hidden = {"kind", "name", "weights_path"}  # a path of this machine is nothing to the pod
-    return _built_in("lora_pod.py", model.model_dump(mode="json", exclude=hidden), tensors)
+    return _built_in("lora_pod.py", model.model_dump(mode="json", exclude=hidden), weights, base)
 
 
 def _custom(model: CustomModel) -> Payload:

@@ -27,7 +27,7 @@ def load_model(name: str, **changes: object) -> spec.LoraModel | spec.MlpModel:
 
 def in_memory(payload: Payload) -> Tensors:
     """The payload's tensors at page-aligned places of private memory, as both arms find them."""
-    found = list(payload.tensors())
+    found = list(payload)
     sizes = [-(-view.nbytes // 4096) * 4096 for _, view in found]
     region = mmap.mmap(-1, max(4096, sum(sizes)), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     whole, place, tensors = memoryview(region), 0, {}

@@ -127,7 +127,7 @@ def test_weights_are_held_once(payload_of: MakePayload, tmp_path: Path) -> None:
         with places[-1].open("wb") as out:
             hashes.append(
                 seal_package(
-                    out, payload_key=key, files=payload.files, tensors=payload.tensors(), extra={}
+                    out, payload_key=key, files=payload.files, tensors=payload, extra={}
                 )
             )  # fmt: skip
     done = subprocess.run(
