@@ -12,6 +12,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, LegError, RemoteError
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.schema import Ended, Exchange, Result
 
@@ -54,8 +55,19 @@ def trained(events: Path) -> Result:
 
 def fetch_outputs(live: LiveRun, ready: Ready, leg: Leg) -> None:
     """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""
+    written = _sealed_outputs(live.folder.parts / leg.file("events.jsonl"))
     for name in SEALED_OUTPUTS:
-        _fetch(live, ready, leg, name, name)
+        _fetch(live, ready, leg, name, name, sha256=written if name == "outputs.sealed" else None)
+
+
+def _sealed_outputs(events: Path) -> str | None:
+    """SHA-256 (64 hex) of the sealed outputs, as the leg signed it in its checked events."""
+    for line in events.read_bytes().splitlines():
+        event = parse_json(line)
+        if event["type"] == "sealed-outputs":
+            digest = event["body"].get("ciphertextSha256")
+            return digest if isinstance(digest, str) and len(digest) == 64 else None
+    return None
 
 
 def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
@@ -73,12 +85,15 @@ def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
     return LegError(f"the {arm} leg failed", code=ended.code or Code.RUNTIME_ERROR, remedy=remedy)
 
 
-def _fetch(live: LiveRun, ready: Ready, leg: Leg, name: str, as_name: str) -> Path | None:
+def _fetch(
+    live: LiveRun, ready: Ready, leg: Leg, name: str, as_name: str, *, sha256: str | None = None
+) -> Path | None:
     """Bring one file of the leg home, beside the bundle; None where there is none."""
     source = f"{leg.pod_folder}/{name}"
     if not ready.pod.exists(source):
         return None
     live.folder.outputs.mkdir(exist_ok=True)
     place = live.folder.outputs / f"{leg.id}-{leg.launch}-{as_name}"
-    ready.pod.fetch_file(source, place, max_bytes=MAX_OUTPUT_BYTES)
+    meter = Meter("fetching", live.screen.progress)
+    ready.pod.fetch_file(source, place, max_bytes=MAX_OUTPUT_BYTES, sha256=sha256, progress=meter)
     return place

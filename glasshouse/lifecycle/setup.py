@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ from glasshouse.canonical import b64u, canonical_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, UsageError
 from glasshouse.lifecycle.live_run import LiveRun, public_allocation
+from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.lifecycle.screen import Screen
@@ -173,16 +174,34 @@ def _key_broker(live: LiveRun) -> Iterator[tuple[Broker | RemoteBroker, int]]:
 
 
 def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
-    """Send a large file; where the connection dies on the way, go on from what arrived."""
+    """Send the sealed package; where the connection dies on the way, go on from what arrived.
 
-    def progress(done: int, total: int) -> None:
-        screen.progress(f"uploading {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+    It gives up only after tries that brought nothing there. No digest is compared: the package's reader
+    authenticates every chunk of it, and its length.
+    """
+    meter = Meter("uploading", screen.progress)
+    arrived, fruitful = 0, 0
 
     def reconnect(_: OutcomeUnknown) -> None:
         screen.warn("connection lost while uploading; reconnecting, and going on from what arrived")
         pod.reconnect()
 
-    retry(lambda _: pod.put(source, path, progress=progress), UPLOAD, on=OutcomeUnknown, between=reconnect)
+    def put(_: int) -> None:
+        begun = False
+
+        def progress(done: int, total: int) -> None:
+            nonlocal begun, arrived, fruitful
+            if not begun and done > arrived:
+                arrived, fruitful = done, fruitful + 1
+            begun = True
+            meter(done, total)
+
+        pod.put(source, path, checked=False, progress=progress)
+
+    def policy() -> RetryPolicy:
+        return replace(UPLOAD, tries=UPLOAD.tries + fruitful)
+
+    retry(put, policy, on=OutcomeUnknown, between=reconnect)
 
 
 def _pod_root(pod: Pod, allocation: Allocation) -> str:
@@ -247,6 +266,7 @@ def _seal(live: LiveRun, broker: Broker | RemoteBroker, payload: Payload, salt: 
                     "matchSalt": b64u(salt),
                     "run": run.id,
                 },
+                progress=Meter("sealing", live.screen.progress),
             )
         launches = protected * (1 + run.spec.policy.launch_retries)
         broker.register_payload(run.id, manifest_hash, key, max_grants=launches)

@@ -128,10 +128,17 @@ class Pod:
         return result.stdout
 
     def put(
-        self, data: bytes | Path, path: str, mode: int = 0o600, progress: TransferProgress | None = None
+        self,
+        data: bytes | Path,
+        path: str,
+        mode: int = 0o600,
+        *,
+        checked: bool = True,
+        progress: TransferProgress | None = None,
     ) -> None:
         """Send bytes or a local file to `path`, verified by BLAKE2b there and renamed into place.
 
+        checked: False leaves that to whoever reads the file, where it is authenticated anyway.
         The folder is made (0700) when missing. After OutcomeUnknown: reconnect and call again, and it goes on
         from the part that arrived. `progress(bytes done, bytes in total)` is called about once a MiB.
         """
@@ -142,6 +149,7 @@ class Pod:
                 data,
                 _plain(path),
                 mode=mode,
+                checked=checked,
                 request_timeout=self._timeouts.channel,
                 progress=progress,
             )
@@ -163,9 +171,17 @@ class Pod:
         return result.stdout
 
     def fetch_file(
-        self, path: str, target: Path, *, max_bytes: int, progress: TransferProgress | None = None
+        self,
+        path: str,
+        target: Path,
+        *,
+        max_bytes: int,
+        sha256: str | None = None,
+        progress: TransferProgress | None = None,
     ) -> None:
-        """Copy a finished file from the pod to `target` (0600), verified by BLAKE2b, resuming `target`.part.
+        """Copy a finished file from the pod to `target` (0600), resuming `target`.part, and verify it.
+
+        Against `sha256` (64 hex) where that is known, else against BLAKE2b of what the pod read.
 
         Raises RemoteError when it is larger than `max_bytes`, missing, or damaged on the way. Not while
         something is measured: an interpreter is started there.
@@ -177,6 +193,7 @@ class Pod:
                 _plain(path),
                 target,
                 max_bytes=max_bytes,
+                sha256=sha256,
                 request_timeout=self._timeouts.channel,
                 progress=progress,
             )

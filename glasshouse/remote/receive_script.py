@@ -1,8 +1,9 @@
-"""Receive one file on the pod, verified and resumable: `python -I -S -c SOURCE PATH SIZE MODE` there.
+"""Receive one file on the pod, resumable: `python -I -S -c SOURCE PATH SIZE MODE CHECKED` there.
 
-It writes PATH.part, and renames it to PATH only once the digest of all SIZE bytes matched. Conversation, on
-stdin and stdout: it says `<bytes already there> <their digest>`; the sender answers `a` (append after those)
-or `r` (from the start), sends the bytes and then the digest of all of them in hex; it says `done`.
+It writes PATH.part, and renames it to PATH once all SIZE bytes are there; where CHECKED is `1`, only if their
+digest matched too. Conversation, on stdin and stdout: it says `<bytes already there> <their digest>`; the
+sender answers `a` (append after those) or `r` (from the start), sends the bytes and, where CHECKED is `1`,
+the digest of all of them in hex; it says `done`.
 
 Exit 3: the sender went away, the part is kept. Exit 4: damaged, the part is removed. Exit 5: the machine
 refused, with the reason on stderr. Standard library only.
@@ -55,7 +56,7 @@ def _widen_stdin() -> None:
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, PIECE)
 
 
-def receive(path: Path, size: int, mode: int) -> int:
+def receive(path: Path, size: int, mode: int, *, checked: bool) -> int:
     """Hold the conversation; return the exit status."""
     _widen_stdin()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,12 +83,13 @@ def receive(path: Path, size: int, mode: int) -> int:
         count = os.readv(0, [view[: min(PIECE, size - have)]])
         if not count:
             return 3
-        hasher.update(view[:count])
+        if checked:
+            hasher.update(view[:count])
         written = 0
         while written < count:
             written += os.write(descriptor, view[written:count])
         have += count
-    digest = b""
+    digest = b"" if checked else hasher.hexdigest().encode()
     while len(digest) < 64 and (piece := os.read(0, 64 - len(digest))):
         digest += piece
     if len(digest) < 64:
@@ -103,7 +105,8 @@ def receive(path: Path, size: int, mode: int) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(receive(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3], 8)))
+        size, mode = int(sys.argv[2]), int(sys.argv[3], 8)
+        sys.exit(receive(Path(sys.argv[1]), size, mode, checked=sys.argv[4] == "1"))
     except OSError as error:
         sys.stderr.write(f"{error.strerror}\n")
         sys.exit(5)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 _Made = TypeVar("_Made")
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
 
 
 class Sink(Protocol):
@@ -58,6 +59,7 @@ def seal_package(
     extra: Mapping[str, Any],
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Write one sealed container to `out` and return its manifest hash (64 hex), the only public part.
 
@@ -71,6 +73,7 @@ def seal_package(
         extra: JSON object that travels in the sealed manifest.
         chunk_bytes: plaintext bytes of one chunk, 64 bytes to 64 MiB.
         threads: how many hash and encrypt at once; None takes the processors this process may use.
+        progress: called about once a chunk with (bytes written, bytes in total).
 
     Raises:
         SealError: payload-key-malformed, tensor-malformed, name-malformed, name-duplicate,
@@ -79,7 +82,7 @@ def seal_package(
     """
     check_key(payload_key)  # before the long first pass
     package = prepare(files=files, tensors=tensors, extra=extra, chunk_bytes=chunk_bytes, threads=threads)
-    package.write(out, payload_key)
+    package.write(out, payload_key, progress)
     return package.manifest_hash.hex()
 
 
@@ -94,7 +97,7 @@ class PreparedPackage:
     objects: tuple[SealedObject, ...] = field(repr=False)
     sources: Callable[[], Iterator[tuple[SealedObject, memoryview]]] = field(repr=False)
 
-    def write(self, out: Sink, payload_key: ReadableBuffer) -> None:
+    def write(self, out: Sink, payload_key: ReadableBuffer, progress: Progress | None = None) -> None:
         """Encrypt everything to `out` under a fresh 32-byte key."""
         key = check_key(payload_key)
         digest = self.manifest_hash
@@ -113,13 +116,16 @@ class PreparedPackage:
 
             return _in_order(pool, seal, item.chunks, 2 * self.threads)
 
-        sealed_objects = 0
+        sealed_objects, done, total = 0, 0, sum(item.sealed_bytes for item in self.objects)
         with ThreadPoolExecutor(self.threads) as pool:
             for expected, (item, data) in zip(self.objects, self.sources(), strict=False):
                 if item != expected:
                     break
                 for ciphertext in sealed(item, data):
                     write_all(out, ciphertext)
+                    done += len(ciphertext)
+                    if progress is not None:
+                        progress(done, total)
                 sealed_objects += 1
         if sealed_objects != len(self.objects):
             raise refuse("tensors changed between the two passes of sealing", Code.SOURCE_CHANGED)

@@ -108,7 +108,7 @@ def test_the_receiver_takes_a_file_from_a_pipe_and_from_a_socket(tmp_path: Path,
     near, far = socket.socketpair()
     with near, far:
         process = subprocess.Popen(
-            [sys.executable, "-I", receive_script.__file__, target, str(len(data)), "640"],
+            [sys.executable, "-I", receive_script.__file__, target, str(len(data)), "640", "1"],
             stdin=far if kind == "socket" else subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -130,7 +130,7 @@ def test_the_receiver_refuses_damaged_bytes_and_leaves_nothing(tmp_path: Path) -
     target = tmp_path / "file"
     wrong = hashlib.sha256(b"other").hexdigest().encode()
     done = subprocess.run(
-        [sys.executable, "-I", receive_script.__file__, target, "5", "600"],
+        [sys.executable, "-I", receive_script.__file__, target, "5", "600", "1"],
         input=b"a" + b"bytes" + wrong,
         capture_output=True,
         check=False,
@@ -142,7 +142,7 @@ def test_the_receiver_refuses_damaged_bytes_and_leaves_nothing(tmp_path: Path) -
 def test_the_receiver_keeps_the_part_when_the_sender_goes_away(tmp_path: Path) -> None:
     target = tmp_path / "file"
     done = subprocess.run(
-        [sys.executable, "-I", receive_script.__file__, target, "50", "600"],
+        [sys.executable, "-I", receive_script.__file__, target, "50", "600", "1"],
         input=b"a" + b"bytes",
         capture_output=True,
         check=False,
@@ -195,6 +195,44 @@ def test_fetch_file_verifies_and_resumes(pod: Pod, folder: str, tmp_path: Path) 
     assert target.read_bytes() == data
     assert seen == [2 << 20, 3 << 20]  # the first MiB was there
     assert not (tmp_path / "fetched.part").exists()
+
+
+@pytest.mark.parametrize("part", [b"", b"right", b"wrong"])
+def test_what_is_signed_is_compared_here_and_a_wrong_part_costs_its_bytes_only(
+    pod: Pod, folder: str, tmp_path: Path, part: bytes
+) -> None:
+    data = os.urandom(3 << 20)
+    pod.put(data, f"{folder}/file", checked=False)
+    target, digest = tmp_path / "fetched", hashlib.sha256(data).hexdigest()
+    if part:
+        (tmp_path / "fetched.part").write_bytes(data[: 1 << 20] if part == b"right" else bytes(1 << 20))
+    seen: list[int] = []
+    pod.fetch_file(
+        f"{folder}/file", target, max_bytes=4 << 20, sha256=digest, progress=lambda done, _: seen.append(done)
+    )
+    assert target.read_bytes() == data
+    assert (
+        seen
+        == {
+            b"": [1 << 20, 2 << 20, 3 << 20],
+            b"right": [2 << 20, 3 << 20],
+            b"wrong": [2 << 20, 3 << 20, 1 << 20, 2 << 20, 3 << 20],
+        }[part]
+    )
+    with pytest.raises(RemoteError, match="damaged"):
+        pod.fetch_file(f"{folder}/file", tmp_path / "other", max_bytes=4 << 20, sha256=digest[::-1])
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "other.part").exists()
+
+
+def test_an_unchecked_part_is_verified_before_it_is_continued(pod: Pod, folder: str) -> None:
+    data = os.urandom(3 << 20)
+    for part, kept in ((data[: 1 << 20], 1 << 20), (bytes(1 << 20), 0)):
+        pod.put(part, f"{folder}/file.part")
+        seen: list[int] = []
+        pod.put(data, f"{folder}/file", checked=False, progress=lambda done, _: seen.append(done))  # noqa: B023
+        assert seen[0] == kept
+        assert pod.fetch(f"{folder}/file", max_bytes=4 << 20) == data
 
 
 def test_fetch_file_refuses_a_wrong_part_and_a_file_too_large(pod: Pod, folder: str, tmp_path: Path) -> None:
