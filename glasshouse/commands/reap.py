@@ -3,6 +3,7 @@
   glasshouse reap --dry-run    say what would be done
   glasshouse reap              do it
   glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
+  glasshouse reap --other-key  with another API key than the one that rented, of the same account
   glasshouse reap --stray NAME end a machine that the journal does not know
 
 Providers whose key is in the environment are also asked for machines with names of ours that the journal
@@ -42,6 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--elsewhere", action="store_true", help="also runs of other hosts, of which you know that they ended"
     )
     parser.add_argument(
+        "--other-key",
+        action="store_true",
+        help="the key in the environment is a new one of the account that rented",
+    )
+    parser.add_argument(
         "--stray", metavar="NAME", help="destroy this machine, which the journal does not know"
     )
 
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
-    found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
+    found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere, other_key=args.other_key)
     there = _there(args, screen)
     found += [_returned(stray) for stray in there if stray.ours]
     unknown = [stray for stray in there if not stray.ours]

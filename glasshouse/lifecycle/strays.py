@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 
 from glasshouse.errors import GlasshouseError, UsageError, unexpected
+from glasshouse.providers import accounts
 from glasshouse.providers.base import UNWATCHED, Waits
 from glasshouse.providers.cloud import Cloud
 from glasshouse.providers.cloud_release import is_ours, owner
@@ -99,6 +100,7 @@ def _end(config: CloudProvider, stray: Stray, waits: Waits) -> Stray:
     with Journal() as journal, open_provider(config) as provider:
         entry = journal.find(name) if stray.ours else None
         if entry is not None:
+            accounts.seen(entry, journal)
             journal.closed(name, "nonzero")
         # Of a stray nothing was asked for that is not there; of ours, what the journal says.
         doubt_until = (entry.doubt_until or 0.0) if entry is not None else 0.0

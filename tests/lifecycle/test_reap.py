@@ -20,7 +20,7 @@ from glasshouse.errors import ProviderError
 from glasshouse.lifecycle.live_run import LiveRun, create
 from glasshouse.lifecycle.reap import gone, reap_all, watch
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.providers.journal import Journal
+from glasshouse.providers.journal import Journal, KeyMark
 from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
 from glasshouse.records.plan import register_plan
@@ -210,6 +210,22 @@ def test_the_watchdog_looks_until_the_doubt_of_its_dead_controller_is_over(
         assert released(live)["proof"] == "zero"
         state = it.state()
         assert (state["created"], state["active"]) == (1, 0)
+
+
+def test_a_watchdog_with_another_key_leaves_the_run_to_the_one_that_rented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented("runpod", timing=None) as it:
+        monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
+        live = planned(it.spec, tmp_path)
+        intended(live)
+        with Journal() as journal:
+            journal.rented_with(live.run.allocation, KeyMark("00", "11"))
+        watch(live.folder.path, QUIET)
+        assert not live.folder.bundle.exists()  # the row can still say what the right key finds
+        with Journal() as journal:
+            (entry,) = journal.open_entries()
+        assert (entry.proof, entry.key) == (None, KeyMark("00", "11"))
 
 
 def test_a_word_ends_the_wait_for_a_doubt_and_nothing_is_called_gone(
