@@ -16,7 +16,7 @@ from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.live_run import LiveRun, reopen
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.lifecycle.waiting import uninterrupted
+from glasshouse.lifecycle.waiting import journaling, uninterrupted
 from glasshouse.lifecycle.watchdog import tell_ready, wait_for_end
 from glasshouse.providers.accounts import other_account
 from glasshouse.providers.journal import Entry, Journal
@@ -125,7 +125,8 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
     except ValidationError:
         return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
     with open_provider(config) as provider, uninterrupted(screen) as waits:
-        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, waits)
+        kept = journaling(waits, journal, entry.name, entry.allocation_id)
+        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept)
     journal.closed(entry.name, proof.proof)
     if proof.proof != "zero":
         screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")

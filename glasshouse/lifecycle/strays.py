@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 
 from glasshouse.errors import GlasshouseError, UsageError, unexpected
+from glasshouse.lifecycle.waiting import journaling
 from glasshouse.providers import accounts
 from glasshouse.providers.base import UNWATCHED, Waits
 from glasshouse.providers.cloud import Cloud
@@ -101,6 +102,8 @@ def _end(config: CloudProvider, stray: Stray, waits: Waits) -> Stray:
         entry = journal.find(name) if stray.ours else None
         if entry is not None:
             accounts.seen(entry, journal)
+            waits = journaling(waits, journal, name, entry.allocation_id)
+            waits.found(stray.id or "")
             journal.closed(name, "nonzero")
         # Of a stray nothing was asked for that is not there; of ours, what the journal says.
         doubt_until = (entry.doubt_until or 0.0) if entry is not None else 0.0
