@@ -8,17 +8,19 @@
 
 Providers whose key is in the environment are also asked for machines with names of ours that the journal
 does not hold open. One whose whole name stands in it came after it was proven gone, and is ended. Any other
-is listed and left alone until you name it: the journal was lost, or a colleague runs it.
+is listed and left alone until you name it: its journal was lost or is another one, or a colleague runs it.
 
 While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
-Exit code 4 when something of the journal's may still be running; 3 when a provider could not be asked.
+Exit code 4 when something may still be running: of the journal's, or a machine with a name that a run of this
+program gave and that is not known here; 3 when a provider could not be asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     code = max((_code(item) for item in found), default=0)
     if any(stray.id is None for stray in unknown):
         code = max(code, ProviderError.exit_code)
+    if any(stray.whole for stray in unknown):
+        code = CLEAN_UP_NOT_PROVEN
     if args.json:
         allocations, others = [asdict(item) for item in found], [asdict(stray) for stray in unknown]
         emit({"ok": code == 0, "allocations": allocations, "strays": others})
@@ -72,27 +76,54 @@ def run(args: argparse.Namespace) -> int:
         rows = [[item.state, item.proof or "-", item.provider, item.name, item.detail] for item in found]
         say(table(["state", "left", "provider", "allocation", "detail"], rows))
     else:
-        say("nothing to reap: every allocation in the journal is proven gone")
-    if unknown:
-        say("not in the journal: lost with another one, or a colleague's; they may be billing")
-        say(
-            table(
-                ["provider", "machine", "id", "detail"],
-                [[s.provider, s.name, s.id or "-", s.detail] for s in unknown],
-            )
-        )
-        say("to end one: glasshouse reap --stray NAME")
+        say(_nothing_open())
+    _tell(unknown)
     return code
+
+
+def _nothing_open() -> str:
+    """What it means that the journal holds nothing open."""
+    with Journal() as journal:
+        (count, first), where = journal.extent(), journal.where
+    if first is None:
+        text = (
+            f"the journal at {where} knows of no allocation: if another one was lost, nothing is known here"
+        )
+        variables = " or ".join(KEY_VARIABLES.values())
+        asked = any(os.environ.get(variable) for variable in KEY_VARIABLES.values())
+        return text if asked else f"{text}, and no provider was asked (without {variables})"
+    since = time.strftime("%Y-%m-%d", time.gmtime(first))
+    held = f"{count} since {since}, in {where}"
+    return f"nothing to reap: every allocation in the journal is proven gone ({held})"
+
+
+def _tell(unknown: list[strays.Stray]) -> None:
+    """Say what providers show beside the journal, and which could not be asked."""
+    shown = [stray for stray in unknown if stray.id is not None]
+    if shown:
+        say("these are not of this journal's dead runs: of another journal, lost or in use, or a colleague's")
+        rows = [[stray.provider, stray.name, stray.id, stray.detail] for stray in shown]
+        say(table(["provider", "machine", "id", "detail"], rows))
+        say("they may be billing, and whose they are cannot be known here; to end one:")
+        say("  glasshouse reap --stray NAME")
+    for stray in unknown:
+        if stray.id is None:
+            whose = "what providers have" if stray.provider == "-" else f"what {stray.provider} has"
+            say(f"{whose} under names of ours is not known: {stray.detail}")
 
 
 def _there(args: argparse.Namespace, screen: Screen) -> list[strays.Stray]:
     """What providers show and no open entry names; where that cannot be asked, why."""
     try:
         places = _paid(args.workspace.conf)
-        if args.dry_run:
-            return strays.find(places, elsewhere=args.elsewhere)
-        with uninterrupted(screen) as waits:
-            return strays.end_ours(places, waits, elsewhere=args.elsewhere)
+        if not places:
+            return []
+        kinds = ", ".join(sorted({place.kind for place in places}))
+        with screen.phase(f"asking {kinds} for other machines with names of ours"):
+            if args.dry_run:
+                return strays.find(places, elsewhere=args.elsewhere)
+            with uninterrupted(screen) as waits:
+                return strays.end_ours(places, waits, elsewhere=args.elsewhere)
     except GlasshouseError as error:
         return [strays.Stray("-", "-", None, error.line())]
 

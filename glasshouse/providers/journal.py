@@ -139,6 +139,18 @@ class Journal:
         """Whether controllers on other hosts may write to it."""
         return self._engine.dialect.name == "postgresql"
 
+    @property
+    def where(self) -> str:
+        """Where it lies, for a person: a file, or a database, whose address can hold a password."""
+        return f"a {_scheme(self._url)} database" if self.shared else str(self._engine.url.database)
+
+    def extent(self) -> tuple[int, float | None]:
+        """How many allocations were ever noted in it, and when the first was (Unix seconds)."""
+        query = sa.select(sa.func.count(), sa.func.min(_allocations.c.intended_at)).select_from(_allocations)
+        with self._transaction() as connection:
+            count, first = connection.execute(query).one()
+        return int(count), first
+
     def intend(
         self, run: str, name: str, provider: str, detail: Mapping[str, Any], key: KeyMark | None = None
     ) -> None:
