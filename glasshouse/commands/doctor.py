@@ -217,6 +217,7 @@ def _store() -> Iterator[Finding]:
     try:
         with Journal() as journal:
             left, places = journal.open_entries(), strays.lately(journal)
+            (count, _), where = journal.extent(), journal.where
         there = strays.find(places)
     except UsageError as error:
         yield Finding("state store", "missing", error.what, error.remedy)
@@ -224,7 +225,7 @@ def _store() -> Iterator[Finding]:
     yield Finding(
         "state store",
         "limited" if left else "ok",
-        f"{len(left)} allocation{'' if len(left) == 1 else 's'} not proven gone",
+        f"{len(left)} of {count} allocations not proven gone ({where})",
         "glasshouse reap" if left else "",
     )
     for entry in left:

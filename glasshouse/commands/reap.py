@@ -36,6 +36,7 @@ from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.spec import CloudProvider
 
 CLEAN_UP_NOT_PROVEN = CleanupNotProven.exit_code
+LONGEST_CELL = 120  # characters of a detail that stands in the table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,12 +74,31 @@ def run(args: argparse.Namespace) -> int:
         emit({"ok": code == 0, "allocations": allocations, "strays": others})
         return code
     if found:
-        rows = [[item.state, item.proof or "-", item.provider, item.name, item.detail] for item in found]
-        say(table(["state", "left", "provider", "allocation", "detail"], rows))
+        _tell_reaped(found)
     else:
         say(_nothing_open())
-    _tell(unknown)
+    _tell_others(unknown)
+    if not unknown and (kinds := _asked()):
+        say(f"no other machine with a name of ours: {', '.join(kinds)}")
     return code
+
+
+def _tell_reaped(found: list[Reaped]) -> None:
+    """Say what became of each allocation; what is too long for a table stands beneath it."""
+    long = [item for item in found if len(item.detail) > LONGEST_CELL]
+    rows = [
+        [
+            item.state,
+            item.proof or "-",
+            item.provider,
+            item.name,
+            "see below" if item in long else item.detail,
+        ]
+        for item in found
+    ]
+    say(table(["state", "left", "provider", "allocation", "detail"], rows))
+    for item in long:
+        say(f"{item.name}: {item.detail}")
 
 
 def _nothing_open() -> str:
@@ -90,22 +110,21 @@ def _nothing_open() -> str:
             f"the journal at {where} knows of no allocation: if another one was lost, nothing is known here"
         )
         variables = " or ".join(KEY_VARIABLES.values())
-        asked = any(os.environ.get(variable) for variable in KEY_VARIABLES.values())
-        return text if asked else f"{text}, and no provider was asked (without {variables})"
+        return text if _asked() else f"{text}, and no provider was asked (without {variables})"
     since = time.strftime("%Y-%m-%d", time.gmtime(first))
     held = f"{count} since {since}, in {where}"
     return f"nothing to reap: every allocation in the journal is proven gone ({held})"
 
 
-def _tell(unknown: list[strays.Stray]) -> None:
+def _tell_others(unknown: list[strays.Stray]) -> None:
     """Say what providers show beside the journal, and which could not be asked."""
     shown = [stray for stray in unknown if stray.id is not None]
     if shown:
-        say("these are not of this journal's dead runs: of another journal, lost or in use, or a colleague's")
+        say("machines with names of ours that are not this journal's to end; they may be billing:")
         rows = [[stray.provider, stray.name, stray.id, stray.detail] for stray in shown]
         say(table(["provider", "machine", "id", "detail"], rows))
-        say("they may be billing, and whose they are cannot be known here; to end one:")
-        say("  glasshouse reap --stray NAME")
+        say("whose they are cannot be known here: a lost journal's, another journal's, or a colleague's")
+        say("to end one: glasshouse reap --stray NAME")
     for stray in unknown:
         if stray.id is None:
             whose = "what providers have" if stray.provider == "-" else f"what {stray.provider} has"
@@ -139,12 +158,16 @@ def _paid(conf: Path) -> list[CloudProvider]:
     """Settings of every paid provider whose key is in the environment, and of where this journal rented
     lately.
     """
-    kinds = [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
-    loaded = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in kinds]
+    loaded = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in _asked()]
     found = [provider for provider in loaded if isinstance(provider, CloudProvider)]
     with Journal() as journal:
         places = {(provider.kind, provider.base_url) for provider in found}
         return found + [each for each in strays.lately(journal) if (each.kind, each.base_url) not in places]
+
+
+def _asked() -> list[str]:
+    """The paid providers that can be asked: their key is in the environment."""
+    return [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
 
 
 def _end(name: str, *, conf: Path, json: bool) -> int:

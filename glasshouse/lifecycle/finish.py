@@ -64,7 +64,7 @@ def release(
         # A registered plan ends as a row, also where the journal has failed.
         ending.messages.append(f"error: {error.line()}")
     if proof.proof == "zero":
-        live.screen.say(f"nothing is left, which is proven: {proof.detail}")
+        live.screen.say(f"nothing is left, and that is proven: {proof.detail}")
     else:
         ending.exit_code = CleanupNotProven.exit_code
         ids = ",".join(provider.known_ids(run.allocation)) or rental.allocation_id or "not known"

@@ -83,7 +83,7 @@ def _shown(entry: Entry) -> tuple[bool, str]:
                     if machine is not None and is_ours(machine.name, entry.name):
                         return True, ""
     except ApiError as error:
-        return False, f"it was refused its look ({error})"
+        return False, f"asking with it failed ({error})"
     except ValidationError:  # of another version of this program
         return False, "where to look is not readable here"
     return False, f"{provider.api.label} shows it no such machine"

@@ -177,11 +177,11 @@ class Journal:
 
     def doubtful(self, name: str, until: float) -> None:
         """Record that a create for `name` may make a machine until then (Unix seconds), before it is sent."""
-        self._beside(_doubts, name, until=until)
+        self._put(_doubts, name, until=until)
 
     def rented_with(self, name: str, key: KeyMark) -> None:
         """Record that `name` belongs to the account of this key."""
-        self._beside(_keys, name, salt=key.salt, digest=key.digest)
+        self._put(_keys, name, salt=key.salt, digest=key.digest)
 
     def closed(self, name: str, proof: Proof) -> None:
         """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
@@ -263,8 +263,8 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _beside(self, table: sa.Table, name: str, **values: object) -> None:
-        """Write the one row of `name` in a table beside the allocations."""
+    def _put(self, table: sa.Table, name: str, **values: object) -> None:
+        """Write the row of `name` in a table that has at most one of it."""
         with self._transaction() as connection:
             change = table.update().where(table.c.name == name).values(**values)
             if connection.execute(change).rowcount == 0:
@@ -338,9 +338,8 @@ def _check_cap(connection: sa.Connection, key: str, usd: float, cap: float | Non
 
 def _entries() -> sa.Select[Any]:
     """Allocations, each with the end of its doubt and the mark of its key."""
-    joined = _allocations.outerjoin(_doubts, _allocations.c.name == _doubts.c.name).outerjoin(
-        _keys, _allocations.c.name == _keys.c.name
-    )
+    joined = _allocations.outerjoin(_doubts, _allocations.c.name == _doubts.c.name)
+    joined = joined.outerjoin(_keys, _allocations.c.name == _keys.c.name)
     columns = (_doubts.c.until.label("doubt_until"), _keys.c.salt, _keys.c.digest)
     return sa.select(_allocations, *columns).select_from(joined)
 

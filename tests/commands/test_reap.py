@@ -49,6 +49,9 @@ def test_a_machine_whose_journal_is_lost_is_listed_and_ended_by_name(
         assert it.state()["active"] == 0
         assert it.server.cloud.get(stranger.id) is not None
         assert json.loads(call("reap", "--json")[1])["strays"] == []
+        code, out, _ = call("reap")
+        assert code == 0
+        assert f"no other machine with a name of ours: {kind}" in out
 
 
 def test_what_the_journal_holds_is_no_stray_and_what_is_not_ours_cannot_be_ended(

@@ -128,7 +128,7 @@ def test_a_refused_key_is_told_from_an_empty_account(
     code, out, _ = call("reap", "--json")
     (item,) = json.loads(out)["allocations"]
     assert (code, item["state"], item["proof"]) == (4, "other-key", "unknown")
-    assert "refused" in item["detail"]
+    assert "asking with it failed (401" in item["detail"]
 
 
 def test_the_journal_tells_neither_the_key_nor_whose_allocations_are_of_one_account(

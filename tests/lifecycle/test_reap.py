@@ -292,4 +292,4 @@ def test_a_good_end_says_in_one_line_what_was_proven(
             (reaped,) = reap_all(Screen())
             assert reaped.proof == "zero"
             said = [line.strip() for line in capsys.readouterr().err.splitlines()]
-            assert f"nothing is left, which is proven: {released(live)['detail']}" in said
+            assert f"nothing is left, and that is proven: {released(live)['detail']}" in said
