@@ -262,7 +262,7 @@ def test_a_word_ends_the_wait_for_a_doubt_and_nothing_is_called_gone(
     with rented("runpod", timing=None) as it:
         monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
         live = planned(it.spec, tmp_path)
-        doubtful(live, 600.0)
+        doubtful(live, 595.0)
 
         def interrupt() -> None:
             while not any(each.path == "/pods" for each in it.server.cloud.exchanges):
