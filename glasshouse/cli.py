@@ -69,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except GlasshouseError as error:
         return _fail(error.line(), error.exit_code, words)
-    except SystemExit as stop:  # argparse, after --help
-        return int(stop.code or 0)
+    except SystemExit as stop:  # argparse, after --help; or what a library or a workload ends with
+        if stop.code is None or isinstance(stop.code, int):
+            return int(stop.code or 0)
+        return _fail(" ".join(str(stop.code).split()), 1, words)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, words)
     except Exception as error:  # the last line of defence: a person gets a line, never a traceback

@@ -36,6 +36,7 @@ from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.lifecycle.watchdog import Watchdog
+from glasshouse.providers.accounts import mark
 from glasshouse.providers.base import Allocation, Provider
 from glasshouse.providers.budget import beside
 from glasshouse.providers.journal import Journal
@@ -134,7 +135,8 @@ def _attempt(
             _check_sweep(live, journal)
         live.rental.intended = True
         with live.step(Code.JOURNAL_FAILED):
-            journal.intend(live.run.id, live.run.allocation, provider.kind, _intent(live, reservation))
+            intent = _intent(live, reservation)
+            journal.intend(live.run.id, live.run.allocation, provider.kind, intent, mark(provider.kind))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
             allocation = _allocate(live, provider, journal, reservation)
         # What fails in none of the steps inside, in the legs or in letting go, is the legs' failure.

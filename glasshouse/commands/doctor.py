@@ -3,8 +3,8 @@
   glasshouse doctor
   glasshouse doctor provider=ssh provider.host=box.example provider.user=me provider.key=~/.ssh/id_ed25519
 
-Each line that is not ok ends with its remedy. Credentials are only looked for, never shown. The exit code
-is 1 when a run with the given settings could not start, else 0.
+Each line that is not ok ends with its remedy. A provider's key that is set is tried by reading the list of
+machines, and never shown. The exit code is 1 when a run with the given settings could not start, else 0.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Literal
 
 from glasshouse import config, host, paths
+from glasshouse.codes import Code
 from glasshouse.commands.terminal import emit, say, table
-from glasshouse.errors import UsageError
+from glasshouse.errors import ProviderError, UsageError
 from glasshouse.extras import install_line, missing
 from glasshouse.providers.money import CAP_VARIABLE, parse_usd
-from glasshouse.providers.registry import KEY_VARIABLES
+from glasshouse.providers.registry import KEY_VARIABLES, open_provider
 from glasshouse.runtime import linux
-from glasshouse.spec import RunSpec, SshProvider
+from glasshouse.spec import CloudProvider, RunSpec, SshProvider
 
 SSH_TIMEOUT_SEC = 5.0
+KEY_SEC = 5.0  # for trying a provider's key
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every finding."""
-    findings = list(examine(config.load(args.overrides, conf=args.workspace.conf)))
+    conf = args.workspace.conf
+    findings = list(examine(config.load(args.overrides, conf=conf), conf))
     good = all(item.state != "missing" for item in findings)
     if args.json:
         emit({"ok": good, "findings": [asdict(item) for item in findings]})
@@ -60,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def examine(spec: RunSpec) -> Iterator[Finding]:
-    """Yield the findings for a run of `spec` from this machine."""
+def examine(spec: RunSpec, conf: Path) -> Iterator[Finding]:
+    """Yield the findings for a run of `spec` from this machine. `conf`: where settings of providers are."""
     yield _platform(spec)
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
     yield from _extras()
@@ -71,7 +74,7 @@ def examine(spec: RunSpec) -> Iterator[Finding]:
         yield from _memory()
     yield Finding("processors", "ok", f"{os.cpu_count()} cores")
     yield from _store()
-    yield from _rents(spec)
+    yield from _rents(spec, conf)
     if isinstance(spec.provider, SshProvider):
         yield _reaches(spec.provider)
         yield _key_file(Path(spec.provider.key).expanduser())
@@ -208,11 +211,13 @@ def _store() -> Iterator[Finding]:
     if missing("run", only=("sqlalchemy",)):
         return  # said above
     from glasshouse.lifecycle import strays  # noqa: PLC0415  the base install has a doctor, too
+    from glasshouse.providers import accounts  # noqa: PLC0415
     from glasshouse.providers.journal import Journal  # noqa: PLC0415
 
     try:
         with Journal() as journal:
             left, places = journal.open_entries(), strays.lately(journal)
+            (count, _), where = journal.extent(), journal.where
         there = strays.find(places)
     except UsageError as error:
         yield Finding("state store", "missing", error.what, error.remedy)
@@ -220,12 +225,15 @@ def _store() -> Iterator[Finding]:
     yield Finding(
         "state store",
         "limited" if left else "ok",
-        f"{len(left)} allocation{'' if len(left) == 1 else 's'} not proven gone",
+        f"{len(left)} of {count} allocations not proven gone ({where})",
         "glasshouse reap" if left else "",
     )
+    for entry in left:
+        if not entry.controller_alive and not accounts.same_key(entry):
+            yield _another_key(entry.name, entry.provider)
     for stray in there:
         if stray.id is None:
-            what, detail = f"rented at {stray.provider}", f"cannot be asked: {stray.detail}"
+            what, detail = f"machines at {stray.provider}", f"cannot be asked for: {stray.detail}"
         elif stray.ours:
             what, detail = f"machine at {stray.provider}", f"{stray.name} came after it was proven gone"
         else:
@@ -233,16 +241,32 @@ def _store() -> Iterator[Finding]:
         yield Finding(what, "limited", detail, "glasshouse reap")
 
 
-def _rents(spec: RunSpec) -> Iterator[Finding]:
-    for provider, variable in KEY_VARIABLES.items():
-        needed = spec.provider.kind == provider
-        present = bool(os.environ.get(variable))
-        yield Finding(
-            f"{provider} key",
-            "ok" if present else "missing" if needed else "limited",
-            "in the environment" if present else "not in the environment",
-            "" if present else f"export {variable} to rent there",
-        )
+def _another_key(name: str, provider: str) -> Finding:
+    """An allocation that is not proven gone, and of which the key in the environment can tell nothing."""
+    variable = KEY_VARIABLES[provider]
+    if not os.environ.get(variable):
+        remedy = f"export {variable}, then glasshouse reap"
+        return Finding(f"rented at {provider}", "limited", f"{name}: no key is set", remedy)
+    return Finding(
+        f"rented at {provider}",
+        "limited",
+        f"{name}: with another key than the one that is set",
+        f"set {variable} to that account's, or glasshouse reap --other-key for a new key of the same account",
+    )
+
+
+def _rents(spec: RunSpec, conf: Path) -> Iterator[Finding]:
+    for kind, variable in KEY_VARIABLES.items():
+        needed = spec.provider.kind == kind
+        lacks: Literal["missing", "limited"] = "missing" if needed else "limited"
+        if not os.environ.get(variable):
+            yield Finding(f"{kind} key", lacks, "not set", f"export {variable} to rent there")
+        elif missing("run"):
+            yield Finding(f"{kind} key", "limited", "set, not tried", install_line("run"))
+        else:
+            place = spec if needed else config.load([f"provider={kind}", "gpu=a4000"], conf=conf)
+            assert isinstance(place.provider, CloudProvider)
+            yield _tried(place.provider, lacks)
     text = os.environ.get(CAP_VARIABLE, "")
     try:
         cap = spec.spend.max_usd if not text else parse_usd(text)
@@ -255,6 +279,25 @@ def _rents(spec: RunSpec) -> Iterator[Finding]:
         f"{cap:.2f} USD" if cap else "none",
         "" if cap else f"export {CAP_VARIABLE} to rent anywhere",
     )
+
+
+def _tried(provider: CloudProvider, lacks: Literal["missing", "limited"]) -> Finding:
+    """Ask the provider for the list of machines, which any key that rents may read."""
+    from glasshouse.providers.cloud import Cloud  # noqa: PLC0415  the base install has a doctor, too
+
+    what, variable = f"{provider.kind} key", KEY_VARIABLES[provider.kind]
+    try:
+        with open_provider(provider) as cloud:
+            assert isinstance(cloud, Cloud)
+            with cloud.api.http.within(KEY_SEC):
+                cloud.find_ours()
+            return Finding(what, "ok", f"set, and {cloud.api.label} took it for reading the list of machines")
+    except UsageError as error:
+        return Finding(what, lacks, f"set, and cannot be used: {error.what}", error.remedy)
+    except ProviderError as error:
+        if error.code == Code.AUTH:
+            return Finding(what, lacks, f"set, and refused: {error.what}", f"set {variable} to another")
+        return Finding(what, "limited", f"set, not tried: {error.what}", "check the network, then again")
 
 
 def _reaches(provider: SshProvider) -> Finding:

@@ -3,21 +3,24 @@
   glasshouse reap --dry-run    say what would be done
   glasshouse reap              do it
   glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
+  glasshouse reap --other-key  with another API key than the one that rented, of the same account
   glasshouse reap --stray NAME end a machine that the journal does not know
 
 Providers whose key is in the environment are also asked for machines with names of ours that the journal
 does not hold open. One whose whole name stands in it came after it was proven gone, and is ended. Any other
-is listed and left alone until you name it: the journal was lost, or a colleague runs it.
+is listed and left alone until you name it: its journal was lost or is another one, or a colleague runs it.
 
 While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
-Exit code 4 when something of the journal's may still be running; 3 when a provider could not be asked.
+Exit code 4 when something may still be running: of the journal's, or a machine with a name that a run of this
+program gave and that is not known here; 3 when a provider could not be asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +36,7 @@ from glasshouse.providers.registry import KEY_VARIABLES
 from glasshouse.spec import CloudProvider
 
 CLEAN_UP_NOT_PROVEN = CleanupNotProven.exit_code
+LONGEST_CELL = 120  # characters of a detail that stands in the table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument(
         "--elsewhere", action="store_true", help="also runs of other hosts, of which you know that they ended"
+    )
+    parser.add_argument(
+        "--other-key",
+        action="store_true",
+        help="the key in the environment is a new one of the account that rented",
     )
     parser.add_argument(
         "--stray", metavar="NAME", help="destroy this machine, which the journal does not know"
@@ -51,42 +60,89 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
-    found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere)
+    found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere, other_key=args.other_key)
     there = _there(args, screen)
     found += [_returned(stray) for stray in there if stray.ours]
     unknown = [stray for stray in there if not stray.ours]
     code = max((_code(item) for item in found), default=0)
     if any(stray.id is None for stray in unknown):
         code = max(code, ProviderError.exit_code)
+    if any(stray.whole for stray in unknown):
+        code = CLEAN_UP_NOT_PROVEN
     if args.json:
         allocations, others = [asdict(item) for item in found], [asdict(stray) for stray in unknown]
         emit({"ok": code == 0, "allocations": allocations, "strays": others})
         return code
     if found:
-        rows = [[item.state, item.proof or "-", item.provider, item.name, item.detail] for item in found]
-        say(table(["state", "left", "provider", "allocation", "detail"], rows))
+        _tell_reaped(found)
     else:
-        say("nothing to reap: every allocation in the journal is proven gone")
-    if unknown:
-        say("not in the journal: lost with another one, or a colleague's; they may be billing")
-        say(
-            table(
-                ["provider", "machine", "id", "detail"],
-                [[s.provider, s.name, s.id or "-", s.detail] for s in unknown],
-            )
-        )
-        say("to end one: glasshouse reap --stray NAME")
+        say(_nothing_open())
+    _tell_others(unknown)
+    if not unknown and (kinds := _asked()):
+        say(f"no other machine with a name of ours: {', '.join(kinds)}")
     return code
+
+
+def _tell_reaped(found: list[Reaped]) -> None:
+    """Say what became of each allocation; what is too long for a table stands beneath it."""
+    long = [item for item in found if len(item.detail) > LONGEST_CELL]
+    rows = [
+        [
+            item.state,
+            item.proof or "-",
+            item.provider,
+            item.name,
+            "see below" if item in long else item.detail,
+        ]
+        for item in found
+    ]
+    say(table(["state", "left", "provider", "allocation", "detail"], rows))
+    for item in long:
+        say(f"{item.name}: {item.detail}")
+
+
+def _nothing_open() -> str:
+    """What it means that the journal holds nothing open."""
+    with Journal() as journal:
+        (count, first), where = journal.extent(), journal.where
+    if first is None:
+        text = (
+            f"the journal at {where} knows of no allocation: if another one was lost, nothing is known here"
+        )
+        variables = " or ".join(KEY_VARIABLES.values())
+        return text if _asked() else f"{text}, and no provider was asked (without {variables})"
+    since = time.strftime("%Y-%m-%d", time.gmtime(first))
+    held = f"{count} since {since}, in {where}"
+    return f"nothing to reap: every allocation in the journal is proven gone ({held})"
+
+
+def _tell_others(unknown: list[strays.Stray]) -> None:
+    """Say what providers show beside the journal, and which could not be asked."""
+    shown = [stray for stray in unknown if stray.id is not None]
+    if shown:
+        say("machines with names of ours that are not this journal's to end; they may be billing:")
+        rows = [[stray.provider, stray.name, stray.id, stray.detail] for stray in shown]
+        say(table(["provider", "machine", "id", "detail"], rows))
+        say("whose they are cannot be known here: a lost journal's, another journal's, or a colleague's")
+        say("to end one: glasshouse reap --stray NAME")
+    for stray in unknown:
+        if stray.id is None:
+            whose = "what providers have" if stray.provider == "-" else f"what {stray.provider} has"
+            say(f"{whose} under names of ours is not known: {stray.detail}")
 
 
 def _there(args: argparse.Namespace, screen: Screen) -> list[strays.Stray]:
     """What providers show and no open entry names; where that cannot be asked, why."""
     try:
         places = _paid(args.workspace.conf)
-        if args.dry_run:
-            return strays.find(places, elsewhere=args.elsewhere)
-        with uninterrupted(screen) as waits:
-            return strays.end_ours(places, waits, elsewhere=args.elsewhere)
+        if not places:
+            return []
+        kinds = ", ".join(sorted({place.kind for place in places}))
+        with screen.phase(f"asking {kinds} for other machines with names of ours"):
+            if args.dry_run:
+                return strays.find(places, elsewhere=args.elsewhere)
+            with uninterrupted(screen) as waits:
+                return strays.end_ours(places, waits, elsewhere=args.elsewhere)
     except GlasshouseError as error:
         return [strays.Stray("-", "-", None, error.line())]
 
@@ -102,12 +158,16 @@ def _paid(conf: Path) -> list[CloudProvider]:
     """Settings of every paid provider whose key is in the environment, and of where this journal rented
     lately.
     """
-    kinds = [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
-    loaded = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in kinds]
+    loaded = [config.load([f"provider={kind}", "gpu=a4000"], conf=conf).provider for kind in _asked()]
     found = [provider for provider in loaded if isinstance(provider, CloudProvider)]
     with Journal() as journal:
         places = {(provider.kind, provider.base_url) for provider in found}
         return found + [each for each in strays.lately(journal) if (each.kind, each.base_url) not in places]
+
+
+def _asked() -> list[str]:
+    """The paid providers that can be asked: their key is in the environment."""
+    return [kind for kind, variable in KEY_VARIABLES.items() if os.environ.get(variable)]
 
 
 def _end(name: str, *, conf: Path, json: bool) -> int:

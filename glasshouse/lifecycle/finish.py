@@ -18,6 +18,7 @@ from glasshouse.errors import CleanupNotProven, GlasshouseError, UsageError
 from glasshouse.judgement.judge import Judgement
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.waiting import journaling
 from glasshouse.providers.base import UNWATCHED, Provider, ReleaseProof, Waits
 from glasshouse.providers.journal import Journal
 from glasshouse.records import keys
@@ -52,8 +53,9 @@ def release(
     `doubt_until`: what the journal says of another process's creates (Provider.release).
     """
     run, rental, ending = live.run, live.rental, live.ending
+    kept = journaling(waits, journal, run.allocation, rental.allocation_id)
     with live.screen.phase("releasing the allocation"):
-        proof = provider.release(run.allocation, rental.allocation_id, doubt_until, waits)
+        proof = provider.release(run.allocation, rental.allocation_id, doubt_until, kept)
     live.folder.write("release.json", release_file(proof))
     rental.simulated = rental.simulated or provider.simulated
     try:
@@ -61,9 +63,11 @@ def release(
     except UsageError as error:
         # A registered plan ends as a row, also where the journal has failed.
         ending.messages.append(f"error: {error.line()}")
-    if proof.proof != "zero":
+    if proof.proof == "zero":
+        live.screen.say(f"nothing is left, and that is proven: {proof.detail}")
+    else:
         ending.exit_code = CleanupNotProven.exit_code
-        ids = rental.allocation_id or ",".join(provider.known_ids(run.allocation)) or "not known"
+        ids = ",".join(provider.known_ids(run.allocation)) or rental.allocation_id or "not known"
         ending.in_doubt = proof.doubt_until is not None
         ending.alarm = (
             f"CLEAN-UP NOT PROVEN ({proof.proof}): {run.allocation} at {provider.kind}, id {ids}: "

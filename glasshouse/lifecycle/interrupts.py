@@ -9,13 +9,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.waiting import Finishing
 from glasshouse.providers.base import Waits
 
 _LOOK_SEC = 0.5
@@ -28,11 +28,10 @@ class Interrupts:
     """
 
     def __init__(self, screen: Screen, stopped: Callable[[], str]) -> None:
-        self._screen = screen
         self._stopped = stopped
         self._raising = False
         self._heard_count = 0
-        self._said = 0.0
+        self._finishing = Finishing(screen)
         self._before: list[tuple[int, Any]] = []
 
     def __enter__(self) -> Self:
@@ -68,16 +67,14 @@ class Interrupts:
     def waits(self) -> Waits:
         """What a release is told: only a signal from now on ends its wait for the end of a doubt."""
         before = self._heard_count
-        return Waits(self._screen.progress, lambda: self._heard_count > before)
+        return Waits(self._finishing.progress, lambda: self._heard_count > before)
 
     def _heard(self, _signal: int, _frame: FrameType | None) -> None:
         self._heard_count += 1
         if self._raising:
             self._raising = False
             raise KeyboardInterrupt
-        if time.monotonic() - self._said > 1:
-            self._said = time.monotonic()
-            self._screen.warn("finishing: releasing and recording; one moment")
+        self._finishing.answer()
 
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(_LOOK_SEC):

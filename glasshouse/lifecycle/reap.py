@@ -16,8 +16,9 @@ from glasshouse.lifecycle import finish
 from glasshouse.lifecycle.live_run import LiveRun, reopen
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.lifecycle.waiting import uninterrupted
+from glasshouse.lifecycle.waiting import journaling, uninterrupted
 from glasshouse.lifecycle.watchdog import tell_ready, wait_for_end
+from glasshouse.providers.accounts import other_account
 from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.money import rental_deadline_sec
 from glasshouse.providers.registry import open_provider
@@ -41,7 +42,7 @@ NOTHING_CREATED = Release(
 @dataclass(frozen=True)
 class Reaped:
     """One allocation looked at. `state`: reaped, live (its controller runs), elsewhere (it may run on another
-    host), would-reap, failed.
+    host), other-key (the key in the environment is not the one that rented it), would-reap, failed.
     """
 
     run: str
@@ -52,16 +53,21 @@ class Reaped:
     detail: str
 
 
-def reap_all(screen: Screen, *, dry_run: bool = False, elsewhere: bool = False) -> list[Reaped]:
+def reap_all(
+    screen: Screen, *, dry_run: bool = False, elsewhere: bool = False, other_key: bool = False
+) -> list[Reaped]:
     """Reap every allocation in the journal that is not proven gone and whose controller is dead.
 
-    In a shared journal a controller on another host counts as alive, unless `elsewhere`.
+    In a shared journal a controller on another host counts as alive, unless `elsewhere`. `other_key`: the
+    person says that the key in the environment, although not the one that rented, is of the same account.
     """
     with Journal() as journal:
-        return list(_each(journal, screen, dry_run=dry_run, elsewhere=elsewhere))
+        return list(_each(journal, screen, dry_run=dry_run, elsewhere=elsewhere, other_key=other_key))
 
 
-def _each(journal: Journal, screen: Screen, *, dry_run: bool, elsewhere: bool) -> Iterator[Reaped]:
+def _each(
+    journal: Journal, screen: Screen, *, dry_run: bool, elsewhere: bool, other_key: bool
+) -> Iterator[Reaped]:
     for entry in journal.open_entries():
         folder = Path(str(entry.detail.get("folder", "")))
         if entry.controller_alive:
@@ -69,15 +75,20 @@ def _each(journal: Journal, screen: Screen, *, dry_run: bool, elsewhere: bool) -
         elif journal.shared and not entry.controller_here and not elsewhere:
             host = entry.controller_host
             yield _said(entry, "elsewhere", f"reap on {host}, or here with --elsewhere if {host} is gone")
-        elif dry_run:
-            yield _said(entry, "would-reap", "its controller is gone")
         else:
-            yield _contained(entry, folder, journal, screen)
+            yield _contained(entry, folder, journal, screen, dry_run=dry_run, other_key=other_key)
 
 
-def _contained(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
+def _contained(
+    entry: Entry, folder: Path, journal: Journal, screen: Screen, *, dry_run: bool, other_key: bool
+) -> Reaped:
     """Reap one; whatever goes wrong with it stays with it, since the others may bill as well."""
     try:
+        if not other_key and (why := other_account(entry, journal)):
+            # Nothing is recorded: with the right key the row can still say what was found.
+            return _said(entry, "other-key", why, "unknown")
+        if dry_run:
+            return _said(entry, "would-reap", "its controller is gone")
         return _reap(entry, folder, journal, screen)
     except GlasshouseError as error:
         return _said(entry, "failed", error.line())
@@ -114,7 +125,8 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
     except ValidationError:
         return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
     with open_provider(config) as provider, uninterrupted(screen) as waits:
-        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, waits)
+        kept = journaling(waits, journal, entry.name, entry.allocation_id)
+        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept)
     journal.closed(entry.name, proof.proof)
     if proof.proof != "zero":
         screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")
@@ -198,7 +210,9 @@ def watch(folder: Path, screen: Screen) -> None:
         live = reopen(folder, screen)
         with Journal() as journal:
             mine = [entry for entry in journal.open_entries() if entry.name == live.run.allocation]
-            if mine:
+            if mine and (why := other_account(mine[0], journal)):
+                screen.alarm(f"CLEAN-UP NOT PROVEN (unknown): {why}")
+            elif mine:
                 live.rental.allocation_id = mine[0].allocation_id or live.rental.allocation_id
                 finish_dead(live, journal, mine[0].doubt_until)
             elif not live.folder.bundle.exists():

@@ -9,6 +9,7 @@ can say: they are listed, and ended one at a time by name.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 
 from glasshouse.errors import GlasshouseError, UsageError, unexpected
+from glasshouse.lifecycle.waiting import journaling
+from glasshouse.providers import accounts
 from glasshouse.providers.base import UNWATCHED, Waits
 from glasshouse.providers.cloud import Cloud
 from glasshouse.providers.cloud_release import is_ours, owner
@@ -23,6 +26,8 @@ from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.registry import KEY_VARIABLES, open_provider
 from glasshouse.spec import CloudProvider
 
+# A whole name as a run gives it (live_run.create), or a replacement's of it.
+_WHOLE = re.compile(r"gh-\d{8}-\d{6}-[a-z2-7]{6}-[0-9a-f]{8}(-r[2-9])?")
 LOOK_AGAIN_SEC = 86400.0  # how long after its proof an allocation's provider is asked again, wherever it is
 
 
@@ -40,6 +45,11 @@ class Stray:
     detail: str
     proof: str | None = None
     ours: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether its name is one that a run of this program gives, and not only begins like one."""
+        return _WHOLE.fullmatch(self.name) is not None
 
 
 def find(configs: Iterable[CloudProvider], *, elsewhere: bool = False) -> list[Stray]:
@@ -99,6 +109,9 @@ def _end(config: CloudProvider, stray: Stray, waits: Waits) -> Stray:
     with Journal() as journal, open_provider(config) as provider:
         entry = journal.find(name) if stray.ours else None
         if entry is not None:
+            accounts.seen(entry, journal)
+            waits = journaling(waits, journal, name, entry.allocation_id)
+            waits.found(stray.id or "")
             journal.closed(name, "nonzero")
         # Of a stray nothing was asked for that is not there; of ours, what the journal says.
         doubt_until = (entry.doubt_until or 0.0) if entry is not None else 0.0
@@ -120,6 +133,8 @@ def _at(config: CloudProvider, journal: Journal, *, elsewhere: bool) -> Iterator
             detail = f"{machine.state}: {machine.said}"
             entry = journal.find(owner(machine.name))
             ours = entry is not None and entry.provider == config.kind and _over(entry, journal, elsewhere)
+            if entry is not None and not ours:
+                detail += "; its controller goes on: reap again when that has ended"
             yield Stray(config.kind, machine.name, machine.id, detail, ours=ours)
     except GlasshouseError as error:
         yield Stray(config.kind, "-", None, error.line())

@@ -40,11 +40,13 @@ def none_beside(_: int) -> bool:
 @dataclass(frozen=True)
 class Waits:
     """How a release may wait for the end of a doubt: `progress` shows the time left, `stopped` says whether
-    the person who waits has had enough.
+    the person who waits has had enough. `found` is told each id of ours that came to light, before its
+    DELETE: whoever keeps a journal writes it down there.
     """
 
     progress: Progress = lambda _: None
     stopped: Callable[[], bool] = lambda: False
+    found: Callable[[str], None] = lambda _: None
 
 
 UNWATCHED = Waits()

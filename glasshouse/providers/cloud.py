@@ -186,6 +186,12 @@ class Cloud:
         self, name: str, waits: Waits, keep: str | None = None, *, strange: bool = False
     ) -> ReleaseProof:
         """One release. Where the last one ended with the key refused, it is not insisted a second time."""
+
+        def found(machine_id: str) -> None:
+            self._creates[name] = self._creates[name].seen([machine_id])
+            waits.found(machine_id)
+            waits.progress(f"{self.api.label}: a machine of this run has come to light; destroying it")
+
         released = cloud_release.Release(
             self.api,
             name,
@@ -194,7 +200,7 @@ class Cloud:
             strange_sec=self._doubt_sec if strange else None,
             keep=keep,
             insist=name not in self._key_refused,
-            waits=waits,
+            waits=replace(waits, found=found),
         ).run()
         self._creates[name] = released.creates
         (self._key_refused.add if released.key_refused else self._key_refused.discard)(name)

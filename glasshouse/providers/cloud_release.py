@@ -148,7 +148,9 @@ class Release:
                 ):
                     return self._ended(self._not_proven(found), key_refused=found.denied)
                 said = found.failed or ("still there" if found.ours else "its end is not confirmed")
-                self._waits.progress(f"{self._api.label}: {said}; trying again")
+                most = max(0, round(-spent))
+                ends_in = f"for up to {most // 60} min {most % 60:02d} s"
+                self._waits.progress(f"{self._api.label}: {said}; trying again, {ends_in}")
                 clock.sleep(min(timing.backoff_sec * 2 ** min(attempt, 5), timing.backoff_max_sec))
 
     def _watch(self, seconds: float) -> None:
@@ -186,6 +188,8 @@ class Release:
             if machine.id == self._keep or machine.id in found.ours:
                 continue
             if is_ours(machine.name, self._name) or (known and not machine.name):
+                if not known:
+                    self._waits.found(machine.id)
                 self._creates = self._creates.seen([machine.id])
                 found.ours[machine.id] = machine
                 self._delete(machine.id, found)

@@ -53,13 +53,28 @@ _reservations = sa.Table(
     sa.Column("usd", sa.Float, nullable=False),
     sa.Column("until", sa.Float, nullable=False),
 )
-# Beside the allocations, not a column of theirs: a journal of an older version gains it by being opened.
+# Beside the allocations, not columns of theirs: a journal of an older version gains both by being opened.
 _doubts = sa.Table(
     "doubts",
     _metadata,
     sa.Column("name", sa.String(100), primary_key=True),
     sa.Column("until", sa.Float, nullable=False),
 )
+_keys = sa.Table(
+    "key_digests",
+    _metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("salt", sa.String(32), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class KeyMark:
+    """Tells a provider's key from others, and nothing else about it (providers/accounts.py). Hex digits."""
+
+    salt: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ class Entry:
 
     `doubt_until`: when its creates can make no machine any more, in Unix seconds, 0.0 while none was sent;
     None where its controller never said. `closed_at`: when it was proven gone, None while it is not.
+    `key`: the mark of the key that rented; None where none is needed, and in older journals.
     `detail` is what `intend` was given: what another process needs to open the same provider again.
     `controller` names the process that wrote it: host, boot, pid and start time (glasshouse.host).
     """
@@ -82,6 +98,7 @@ class Entry:
     proof: Proof | None
     doubt_until: float | None = None
     closed_at: float | None = None
+    key: KeyMark | None = None
 
     @property
     def controller_alive(self) -> bool:
@@ -114,7 +131,7 @@ class Journal:
             if self.shared:
                 # Two controllers that start at once on a new database would both create the tables.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7160412)")
-            for table in (_allocations, _reservations, _doubts):
+            for table in (_allocations, _reservations, _doubts, _keys):
                 connection.execute(CreateTable(table, if_not_exists=True))
 
     @property
@@ -122,8 +139,22 @@ class Journal:
         """Whether controllers on other hosts may write to it."""
         return self._engine.dialect.name == "postgresql"
 
-    def intend(self, run: str, name: str, provider: str, detail: Mapping[str, Any]) -> None:
-        """Record that `name` is about to be created; returns once that is durable.
+    @property
+    def where(self) -> str:
+        """Where it lies, for a person: a file, or a database, whose address can hold a password."""
+        return f"a {_scheme(self._url)} database" if self.shared else str(self._engine.url.database)
+
+    def extent(self) -> tuple[int, float | None]:
+        """How many allocations were ever noted in it, and when the first was (Unix seconds)."""
+        query = sa.select(sa.func.count(), sa.func.min(_allocations.c.intended_at)).select_from(_allocations)
+        with self._transaction() as connection:
+            count, first = connection.execute(query).one()
+        return int(count), first
+
+    def intend(
+        self, run: str, name: str, provider: str, detail: Mapping[str, Any], key: KeyMark | None = None
+    ) -> None:
+        """Record that `name` is about to be created, with this key; returns once that is durable.
 
         Raises UsageError when it cannot be written: then nothing may be created.
         """
@@ -137,6 +168,8 @@ class Journal:
         }
         with self._transaction() as connection:
             connection.execute(_allocations.insert().values(row))
+            if key is not None:
+                connection.execute(_keys.insert().values(name=name, salt=key.salt, digest=key.digest))
 
     def created(self, name: str, allocation_id: str) -> None:
         """Record the provider's id for `name`."""
@@ -144,10 +177,11 @@ class Journal:
 
     def doubtful(self, name: str, until: float) -> None:
         """Record that a create for `name` may make a machine until then (Unix seconds), before it is sent."""
-        with self._transaction() as connection:
-            change = _doubts.update().where(_doubts.c.name == name).values(until=until)
-            if connection.execute(change).rowcount == 0:
-                connection.execute(_doubts.insert().values(name=name, until=until))
+        self._put(_doubts, name, until=until)
+
+    def rented_with(self, name: str, key: KeyMark) -> None:
+        """Record that `name` belongs to the account of this key."""
+        self._put(_keys, name, salt=key.salt, digest=key.digest)
 
     def closed(self, name: str, proof: Proof) -> None:
         """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
@@ -229,6 +263,13 @@ class Journal:
     ) -> None:
         self.close()
 
+    def _put(self, table: sa.Table, name: str, **values: object) -> None:
+        """Write the row of `name` in a table that has at most one of it."""
+        with self._transaction() as connection:
+            change = table.update().where(table.c.name == name).values(**values)
+            if connection.execute(change).rowcount == 0:
+                connection.execute(table.insert().values(name=name, **values))
+
     def _update(self, name: str, **values: object) -> None:
         with self._transaction() as connection:
             changed = connection.execute(
@@ -296,9 +337,11 @@ def _check_cap(connection: sa.Connection, key: str, usd: float, cap: float | Non
 
 
 def _entries() -> sa.Select[Any]:
-    """Allocations, each with the end of its doubt."""
+    """Allocations, each with the end of its doubt and the mark of its key."""
     joined = _allocations.outerjoin(_doubts, _allocations.c.name == _doubts.c.name)
-    return sa.select(_allocations, _doubts.c.until.label("doubt_until")).select_from(joined)
+    joined = joined.outerjoin(_keys, _allocations.c.name == _keys.c.name)
+    columns = (_doubts.c.until.label("doubt_until"), _keys.c.salt, _keys.c.digest)
+    return sa.select(_allocations, *columns).select_from(joined)
 
 
 def _open(connection: sa.Connection) -> tuple[Entry, ...]:
@@ -322,6 +365,7 @@ def _entry(row: sa.RowMapping) -> Entry:
         proof=row["proof"],
         doubt_until=row["doubt_until"],
         closed_at=row["closed_at"],
+        key=None if row["digest"] is None else KeyMark(row["salt"], row["digest"]),
     )
 
 

@@ -28,6 +28,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("RUNPOD_API_KEY", "VAST_API_KEY", "GLASSHOUSE_MAX_USD", "GLASSHOUSE_DEBUG"):
         monkeypatch.delenv(name, raising=False)
+    for kind in ("RUNPOD", "VASTAI"):  # where nobody is; no test may ask the real ones
+        monkeypatch.setenv(f"GLASSHOUSE_{kind}_URL", "http://127.0.0.1:1/v2")
     return tmp_path
 
 

@@ -77,6 +77,7 @@ def test_with_json_a_mistake_is_a_document_too(call: Call) -> None:
         (RemoteError("no answer", field="host", value="h"), 3, "error: no answer (host=h)\n"),
         (CleanupNotProven("left"), 4, "error: left\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (SystemExit("a word\nand another"), 1, "error: a word and another\n"),
         (RuntimeError("two\nlines"), 1, "error: unexpected RuntimeError: two lines: "),
         (BrokenPipeError("another pipe"), 1, "error: unexpected BrokenPipeError: "),
     ],

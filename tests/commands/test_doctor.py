@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 
 from glasshouse.commands import doctor
+from glasshouse.providers.fakes.runpod import serve_runpod
+from glasshouse.providers.fakes.vastai import serve_vastai
+from glasshouse.providers.journal import Journal, KeyMark
 from tests.commands.kit import CANARY, Call
+from tests.providers.cloud_kit import KINDS, NAME, VARIABLE
 
 
 def test_doctor_names_a_remedy_and_never_a_secret(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNPOD_API_KEY", CANARY)
     monkeypatch.setenv("GLASSHOUSE_MAX_USD", "12.50")
-    code, out, err = call("doctor", "gpu=a4000", "--json")
+    with serve_runpod(key=CANARY) as server:
+        monkeypatch.setenv("GLASSHOUSE_RUNPOD_URL", server.base_url)
+        code, out, err = call("doctor", "gpu=a4000", "--json")
+        assert CANARY not in call("doctor", "gpu=a4000")[1]
     assert (code, err) == (0, "")
     assert CANARY not in out
     document = json.loads(out)
@@ -26,7 +33,61 @@ def test_doctor_names_a_remedy_and_never_a_secret(call: Call, monkeypatch: pytes
     assert found["cost cap"]["detail"] == "12.50 USD"
     assert all(item["remedy"] for item in document["findings"] if item["state"] != "ok")
     assert {"python", "landlock", "memfd_secret", "huge pages", "swap", "state store"} <= set(found)
-    assert CANARY not in call("doctor", "gpu=a4000")[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_doctor_tries_a_key_and_says_what_it_tried(
+    kind: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = serve_runpod if kind == "runpod" else serve_vastai
+    variable, label = VARIABLE[kind], {"runpod": "RunPod", "vastai": "Vast.ai"}[kind]
+    monkeypatch.setenv("GLASSHOUSE_MAX_USD", "12.50")
+
+    def found(*words: str) -> tuple[int, dict[str, str]]:
+        code, out, _ = call("doctor", "--json", *words)
+        (finding,) = [item for item in json.loads(out)["findings"] if item["what"] == f"{kind} key"]
+        return code, finding
+
+    monkeypatch.setattr(doctor, "KEY_SEC", 0.5)
+    needed = [f"provider={kind}", "gpu=a4000"]
+    with serve(key=CANARY) as server:
+        monkeypatch.setenv(f"GLASSHOUSE_{kind.upper()}_URL", server.base_url)
+        assert found(*needed)[1]["detail"] == "not set"
+        monkeypatch.setenv(variable, "abc")
+        code, finding = found(*needed)
+        assert (code, finding["state"]) == (1, "missing")
+        assert "cannot be used: not an API key" in finding["detail"]
+        monkeypatch.setenv(variable, "another-key-than-this")
+        code, finding = found(*needed)
+        assert (code, finding["state"]) == (1, "missing")
+        assert "refused" in finding["detail"]
+        assert f"set {variable}" in finding["remedy"]
+        assert found()[1]["state"] == "limited"  # a run on this machine needs none
+        monkeypatch.setenv(variable, CANARY)
+        code, finding = found(*needed)
+        assert finding["state"] == "ok"
+        assert finding["detail"] == f"set, and {label} took it for reading the list of machines"
+    code, finding = found(*needed)
+    assert finding["state"] == "limited"  # nobody is there: that says nothing of the key
+    assert "not tried" in finding["detail"]
+
+
+def test_doctor_names_an_allocation_that_the_key_in_use_did_not_rent(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal() as journal:
+        journal.intend("run", NAME, "runpod", {}, KeyMark("00", "11"))
+        with journal._transaction() as connection:
+            connection.exec_driver_sql("UPDATE allocations SET controller = 'nowhere:0:0:0'")
+    for key, words in ((None, "no key is set"), (CANARY, "another key")):
+        if key:
+            monkeypatch.setenv("RUNPOD_API_KEY", key)
+        findings = json.loads(call("doctor", "--json")[1])["findings"]
+        (finding,) = [item for item in findings if item["what"] == "rented at runpod"]
+        assert finding["state"] == "limited"
+        assert NAME in finding["detail"]
+        assert words in finding["detail"]
+        assert "RUNPOD_API_KEY" in finding["remedy"]
 
 
 def test_doctor_says_what_a_mac_lacks_and_asks_its_kernel_nothing_of_linux(

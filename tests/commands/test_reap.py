@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from glasshouse import paths
 from glasshouse.lifecycle import strays
 from glasshouse.providers.journal import Journal
 from tests.commands.kit import Call
@@ -30,7 +32,10 @@ def test_a_machine_whose_journal_is_lost_is_listed_and_ended_by_name(
         stranger = it.server.cloud.add_foreign("somebody else's")
         allocation = it.allocate()  # the journal of this home never heard of it
         code, out, err = call("reap")
-        assert code == 0, err
+        # Nobody knows whose it is, and it may be billing: that is no clean-up.
+        assert code == 4, err
+        assert "proven gone" not in out
+        assert f"the journal at {paths.state_dir() / 'state.db'} knows of no allocation" in out
         assert NAME in out
         assert "glasshouse reap --stray NAME" in out
         assert it.state()["active"] == 1
@@ -44,6 +49,9 @@ def test_a_machine_whose_journal_is_lost_is_listed_and_ended_by_name(
         assert it.state()["active"] == 0
         assert it.server.cloud.get(stranger.id) is not None
         assert json.loads(call("reap", "--json")[1])["strays"] == []
+        code, out, _ = call("reap")
+        assert code == 0
+        assert f"no other machine with a name of ours: {kind}" in out
 
 
 def test_what_the_journal_holds_is_no_stray_and_what_is_not_ours_cannot_be_ended(
@@ -75,11 +83,34 @@ def test_a_provider_that_cannot_be_asked_is_exit_3(call: Call, monkeypatch: pyte
         assert (code, document["ok"]) == (3, False)
         assert document["strays"][0]["id"] is None
         assert "not-the-key" not in out
+        code, out, _ = call("reap")
+        assert code == 3
+        (line,) = [line for line in out.splitlines() if "runpod" in line]
+        assert line.startswith(
+            "what runpod has under names of ours is not known: RunPod: listing machines: 401"
+        )
+        assert line.endswith("check the API key")
+        assert "--stray" not in out  # there is none to name
 
 
-def test_with_nothing_left_it_says_so_and_without_a_key_nobody_is_asked(call: Call) -> None:
+def test_it_says_what_the_journal_knows_and_without_a_key_nobody_is_asked(call: Call) -> None:
     assert not any(os.environ.get(variable) for variable in VARIABLE.values())
-    assert call("reap") == (0, "nothing to reap: every allocation in the journal is proven gone\n", "")
+    place = paths.state_dir() / "state.db"
+    for _ in range(2):  # the first look makes an empty journal
+        code, out, err = call("reap")
+        assert (code, err) == (0, "")
+        assert out.startswith(f"the journal at {place} knows of no allocation")
+        assert "no provider was asked (without RUNPOD_API_KEY or VAST_API_KEY)" in out
+        assert "proven" not in out
+    with Journal() as journal:
+        journal.intend("run", NAME, "local", {})
+        journal.closed(NAME, "zero")
+    code, out, err = call("reap")
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert (code, err) == (0, "")
+    assert out.startswith("nothing to reap: every allocation in the journal is proven gone (1 since ")
+    assert str(place) in out
+    assert today[:4] in out
     assert json.loads(call("reap", "--dry-run", "--json")[1]) == {"ok": True, "allocations": [], "strays": []}
 
 

@@ -20,7 +20,8 @@ from glasshouse.errors import ProviderError
 from glasshouse.lifecycle.live_run import LiveRun, create
 from glasshouse.lifecycle.reap import gone, reap_all, watch
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.providers.journal import Journal
+from glasshouse.providers.cloud_api import CloudApi
+from glasshouse.providers.journal import Journal, KeyMark
 from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
 from glasshouse.records.plan import register_plan
@@ -99,6 +100,33 @@ def test_a_machine_is_given_back_though_its_run_folder_says_nothing_of_use(
         assert it.state()["active"] == 0
         with Journal() as journal:
             assert journal.open_entries() == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("folder", ["whole", "lost"])
+def test_an_id_that_a_list_shows_stands_in_the_journal_before_its_delete(
+    kind: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented(kind, timing=None) as it:
+        monkeypatch.setenv(VARIABLE[kind], it.server.key)
+        live = planned(it.spec, tmp_path)
+        intended(live)  # and killed before it wrote down an id
+        machine = it.allocate(live.run.allocation).id
+        if folder == "lost":
+            shutil.rmtree(live.folder.path)
+        api, asked = type(it.provider.api), []
+        destroy = api.destroy
+
+        def watched(self: CloudApi, machine_id: str) -> bool:
+            with Journal() as journal:
+                entry = journal.find(live.run.allocation)
+            asked.append((machine_id, entry and entry.allocation_id))
+            return destroy(self, machine_id)
+
+        monkeypatch.setattr(api, "destroy", watched)
+        (reaped,) = reap_all(QUIET)
+        assert reaped.proof == "zero"
+        assert asked[0] == (machine, machine)
 
 
 def test_what_a_sweep_left_is_asked_for_again_before_its_next_cell(
@@ -212,13 +240,29 @@ def test_the_watchdog_looks_until_the_doubt_of_its_dead_controller_is_over(
         assert (state["created"], state["active"]) == (1, 0)
 
 
+def test_a_watchdog_with_another_key_leaves_the_run_to_the_one_that_rented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented("runpod", timing=None) as it:
+        monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
+        live = planned(it.spec, tmp_path)
+        intended(live)
+        with Journal() as journal:
+            journal.rented_with(live.run.allocation, KeyMark("00", "11"))
+        watch(live.folder.path, QUIET)
+        assert not live.folder.bundle.exists()  # the row can still say what the right key finds
+        with Journal() as journal:
+            (entry,) = journal.open_entries()
+        assert (entry.proof, entry.key) == (None, KeyMark("00", "11"))
+
+
 def test_a_word_ends_the_wait_for_a_doubt_and_nothing_is_called_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with rented("runpod", timing=None) as it:
         monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
         live = planned(it.spec, tmp_path)
-        doubtful(live, 600.0)
+        doubtful(live, 595.0)
 
         def interrupt() -> None:
             while not any(each.path == "/pods" for each in it.server.cloud.exchanges):
@@ -235,3 +279,17 @@ def test_a_word_ends_the_wait_for_a_doubt_and_nothing_is_called_gone(
             (entry,) = journal.open_entries()  # whoever looks again knows for how long
         assert entry.doubt_until is not None
         assert entry.doubt_until > time.time()
+
+
+def test_a_good_end_says_in_one_line_what_was_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rented("runpod", timing=None) as it:
+        monkeypatch.setenv(VARIABLE["runpod"], it.server.key)
+        for spec in (it.spec, make_spec()):
+            live = planned(spec, tmp_path)
+            intended(live)
+            (reaped,) = reap_all(Screen())
+            assert reaped.proof == "zero"
+            said = [line.strip() for line in capsys.readouterr().err.splitlines()]
+            assert f"nothing is left, and that is proven: {released(live)['detail']}" in said

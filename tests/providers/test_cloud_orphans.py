@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 
 from glasshouse.errors import ProviderError
+from glasshouse.providers.cloud_api import CloudApi
 from glasshouse.providers.hostkeys import shown_host_key
 
 from .cloud_kit import FAST, KINDS, NAME, Rented, rented
@@ -79,6 +80,29 @@ def test_a_machine_out_of_a_create_that_was_given_up_does_not_stay_beside_the_ne
         assert left.id == allocation.id
         assert it.provider.release(NAME, allocation.id).proof == "zero"
         assert it.state()["active"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_id_that_came_to_light_is_told_before_its_delete(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented(kind, boot_sec=0.8) as it:
+        told: set[str] = set()
+        api, unknown = type(it.provider.api), []
+        destroy = api.destroy
+
+        def watched(self: CloudApi, machine_id: str) -> bool:
+            unknown.extend({machine_id} - told)
+            return destroy(self, machine_id)
+
+        monkeypatch.setattr(api, "destroy", watched)
+        it.faults("create-5xx-created-later")
+        it.provider.allocate(
+            NAME, it.spec, lambda _: told.update(it.provider.known_ids(NAME)), lambda _: True
+        )
+        assert it.state()["created"] == 2
+        assert it.provider.release(NAME, None).proof == "zero"
+        assert unknown == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

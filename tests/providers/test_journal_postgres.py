@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.reap import reap_all
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.providers.journal import Journal
+from glasshouse.providers.journal import Journal, KeyMark
 from tests.e2e.conftest import TINY, Program, kill_with_watchdog, wait_until
 from tests.postgres import postgres
 
@@ -62,6 +62,10 @@ def test_an_entry_is_there_for_another_opening_until_zero_is_proven(url: str) ->
         other.created("gh-run-a", "pod-1")  # adopted: the id is learnt by whoever looks
         assert journal.open_entries()[0].allocation_id == "pod-1"
         assert journal.open_entries()[0].intended_at == entry.intended_at  # not cut to 32 bits
+        assert entry.key is None
+        for mark in (KeyMark("00", "11"), KeyMark("22", "33")):
+            other.rented_with("gh-run-a", mark)
+            assert journal.open_entries()[0].key == mark
         journal.closed("gh-run-a", "nonzero")
         assert [item.proof for item in other.open_entries()] == ["nonzero"]
         other.closed("gh-run-a", "zero")
