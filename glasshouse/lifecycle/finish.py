@@ -19,7 +19,7 @@ from glasshouse.judgement.judge import Judgement
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.providers.base import UNWATCHED, Provider, ReleaseProof, Waits
-from glasshouse.providers.journal import Journal
+from glasshouse.providers.journal import Entry, Journal
 from glasshouse.records import keys
 from glasshouse.records.bundle import write_bundle
 from glasshouse.records.ledger import Ledger
@@ -45,15 +45,16 @@ def release(
     provider: Provider,
     journal: Journal,
     waits: Waits = UNWATCHED,
-    doubt_until: float | None = None,
+    entry: Entry | None = None,
 ) -> ReleaseProof:
     """Destroy the allocation, prove it, write release.json, close the journal entry.
 
-    `doubt_until`: what the journal says of another process's creates (Provider.release).
+    `entry`: what the journal says of another process's creates.
     """
     run, rental, ending = live.run, live.rental, live.ending
     with live.screen.phase("releasing the allocation"):
-        proof = provider.release(run.allocation, rental.allocation_id, doubt_until, waits)
+        until, note = (None, None) if entry is None else (entry.doubt_until, entry.note)
+        proof = provider.release(run.allocation, rental.allocation_id, until, waits, note)
     live.folder.write("release.json", release_file(proof))
     rental.simulated = rental.simulated or provider.simulated
     try:

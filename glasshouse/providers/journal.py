@@ -60,6 +60,12 @@ _doubts = sa.Table(
     sa.Column("name", sa.String(100), primary_key=True),
     sa.Column("until", sa.Float, nullable=False),
 )
+_notes = sa.Table(
+    "notes",
+    _metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("note", sa.Text, nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Entry:
     """One allocation that was intended. `allocation_id` None: the create call's outcome is not known.
 
     `doubt_until`: when its creates can make no machine any more, in Unix seconds, 0.0 while none was sent;
-    None where its controller never said. `closed_at`: when it was proven gone, None while it is not.
+    None where its controller never said. `note`: what the provider wants a release by another process to be
+    told beside that, None where it said nothing. `closed_at`: when it was proven gone, None while it is not.
     `detail` is what `intend` was given: what another process needs to open the same provider again.
     `controller` names the process that wrote it: host, boot, pid and start time (glasshouse.host).
     """
@@ -82,6 +89,7 @@ class Entry:
     proof: Proof | None
     doubt_until: float | None = None
     closed_at: float | None = None
+    note: str | None = None
 
     @property
     def controller_alive(self) -> bool:
@@ -114,7 +122,7 @@ class Journal:
             if self.shared:
                 # Two controllers that start at once on a new database would both create the tables.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7160412)")
-            for table in (_allocations, _reservations, _doubts):
+            for table in (_allocations, _reservations, _doubts, _notes):
                 connection.execute(CreateTable(table, if_not_exists=True))
 
     @property
@@ -144,10 +152,11 @@ class Journal:
 
     def doubtful(self, name: str, until: float) -> None:
         """Record that a create for `name` may make a machine until then (Unix seconds), before it is sent."""
-        with self._transaction() as connection:
-            change = _doubts.update().where(_doubts.c.name == name).values(until=until)
-            if connection.execute(change).rowcount == 0:
-                connection.execute(_doubts.insert().values(name=name, until=until))
+        self._put(_doubts, name, until=until)
+
+    def noted(self, name: str, note: str) -> None:
+        """Record what a release of `name` by another process has to be told (Provider.note)."""
+        self._put(_notes, name, note=note)
 
     def closed(self, name: str, proof: Proof) -> None:
         """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
@@ -229,6 +238,13 @@ class Journal:
     ) -> None:
         self.close()
 
+    def _put(self, table: sa.Table, name: str, **values: object) -> None:
+        """Write the row of `name` in a table that has at most one of it."""
+        with self._transaction() as connection:
+            change = table.update().where(table.c.name == name).values(**values)
+            if connection.execute(change).rowcount == 0:
+                connection.execute(table.insert().values(name=name, **values))
+
     def _update(self, name: str, **values: object) -> None:
         with self._transaction() as connection:
             changed = connection.execute(
@@ -296,9 +312,10 @@ def _check_cap(connection: sa.Connection, key: str, usd: float, cap: float | Non
 
 
 def _entries() -> sa.Select[Any]:
-    """Allocations, each with the end of its doubt."""
+    """Allocations, each with the end of its doubt and its note."""
     joined = _allocations.outerjoin(_doubts, _allocations.c.name == _doubts.c.name)
-    return sa.select(_allocations, _doubts.c.until.label("doubt_until")).select_from(joined)
+    joined = joined.outerjoin(_notes, _allocations.c.name == _notes.c.name)
+    return sa.select(_allocations, _doubts.c.until.label("doubt_until"), _notes.c.note).select_from(joined)
 
 
 def _open(connection: sa.Connection) -> tuple[Entry, ...]:
@@ -322,6 +339,7 @@ def _entry(row: sa.RowMapping) -> Entry:
         proof=row["proof"],
         doubt_until=row["doubt_until"],
         closed_at=row["closed_at"],
+        note=row["note"],
     )
 
 
