@@ -192,14 +192,17 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal, reservation: 
         rental.deadline = began + rental_deadline_sec(run.spec)
     live.save()
 
-    doubtful = 0.0
+    doubtful, noted = 0.0, ""
     if run.spec.paid:
         journal.doubtful(
             run.allocation, doubtful
         )  # nothing was asked for yet: whoever comes after need not fear
 
     def keep() -> None:
-        nonlocal doubtful
+        nonlocal doubtful, noted
+        if noted != (note := provider.note(run.allocation)):
+            journal.noted(run.allocation, note)
+            noted = note
         if doubtful != (until := provider.doubtful_until(run.allocation)):
             journal.doubtful(run.allocation, until)
             doubtful = until

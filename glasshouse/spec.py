@@ -77,6 +77,7 @@ class CloudProvider(Strict):
     request_timeout_sec: float = Field(default=30.0, gt=0, le=300)
     doubt_sec: float = Field(default=300.0, gt=0, le=7200)  # that an unanswered create may yet make a machine
     lag_sec: float = Field(default=120.0, gt=0, le=7200)  # that answers may be behind what they tell of
+    max_doubts: int = Field(default=2, ge=1, le=20)  # creates without an answer that may be in doubt at once
 
 
 Provider = Annotated[LocalProvider | SshProvider | CloudProvider, Field(discriminator="kind")]

@@ -21,9 +21,9 @@ from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
-from glasshouse.providers.money import cap_usd, cost_ceiling, rental_deadline_sec
+from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, rental_deadline_sec
 from glasshouse.schema import Slot
-from glasshouse.spec import RunSpec
+from glasshouse.spec import CloudProvider, RunSpec
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def _cell(overrides: list[str], spec: RunSpec) -> Cell:
 
 
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return the plan's JSON form; hours and maxUsd are ceilings."""
+    """Return the plan's JSON form; hours and maxUsd are ceilings. besideUsd: of one machine that a create
+    without an answer may make beside the budgeted one, where the cap holds for it.
+    """
     return {
         "cells": [
             {
@@ -110,6 +112,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "scheduledHours": cell.scheduled_hours,
                 "hours": cell.hours,
                 "maxUsd": cell.max_usd,
+                "besideUsd": beside_usd(cell.spec),
             }
             for cell in cells
         ],
@@ -150,6 +153,9 @@ def _print(cells: Sequence[Cell]) -> None:
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
     if total > 0:
         say(_cap_line(total, cap_usd([cell.spec for cell in cells])))
+        for line in dict.fromkeys(map(_beside_line, (cell.spec for cell in cells))):
+            if line:
+                say(line)
 
 
 def _length(spec: RunSpec) -> str:
@@ -161,6 +167,17 @@ def _cap_line(total: float, cap: float | None) -> str:
         return "no cap is set, so nothing would be rented: export GLASSHOUSE_MAX_USD or give spend.max_usd="
     return f"cap {cap:.2f} USD: " + (
         "it fits" if total <= cap else "it does not fit, so nothing would be rented"
+    )
+
+
+def _beside_line(spec: RunSpec) -> str:
+    """What creates without an answer can cost beside that; "" on a free provider."""
+    if not isinstance(spec.provider, CloudProvider):
+        return ""
+    most, one = spec.provider.max_doubts, beside_usd(spec)
+    return (
+        f"beside that, where the cap holds for it: a create that gets no answer may make a machine of up to "
+        f"{one:.2f} USD; at most {most} of them at once (provider.max_doubts)"
     )
 
 

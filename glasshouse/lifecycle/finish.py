@@ -20,7 +20,7 @@ from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.waiting import journaling
 from glasshouse.providers.base import UNWATCHED, Provider, ReleaseProof, Waits
-from glasshouse.providers.journal import Journal
+from glasshouse.providers.journal import Entry, Journal
 from glasshouse.records import keys
 from glasshouse.records.bundle import write_bundle
 from glasshouse.records.ledger import Ledger
@@ -46,16 +46,17 @@ def release(
     provider: Provider,
     journal: Journal,
     waits: Waits = UNWATCHED,
-    doubt_until: float | None = None,
+    entry: Entry | None = None,
 ) -> ReleaseProof:
     """Destroy the allocation, prove it, write release.json, close the journal entry.
 
-    `doubt_until`: what the journal says of another process's creates (Provider.release).
+    `entry`: what the journal says of another process's creates.
     """
     run, rental, ending = live.run, live.rental, live.ending
     kept = journaling(waits, journal, run.allocation, rental.allocation_id)
     with live.screen.phase("releasing the allocation"):
-        proof = provider.release(run.allocation, rental.allocation_id, doubt_until, kept)
+        until, note = (None, None) if entry is None else (entry.doubt_until, entry.note)
+        proof = provider.release(run.allocation, rental.allocation_id, until, kept, note)
     live.folder.write("release.json", release_file(proof))
     rental.simulated = rental.simulated or provider.simulated
     try:

@@ -112,7 +112,7 @@ def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reape
     try:
         if not lock.take():
             return _said(entry, "live", "another process is finishing it")
-        proof = finish_dead(live, journal, entry.doubt_until)
+        proof = finish_dead(live, journal, entry)
     finally:
         lock.close()
     return _said(entry, "reaped", proof, proof.partition(":")[0])
@@ -126,7 +126,7 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
         return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
     with open_provider(config) as provider, uninterrupted(screen) as waits:
         kept = journaling(waits, journal, entry.name, entry.allocation_id)
-        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept)
+        proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept, entry.note)
     journal.closed(entry.name, proof.proof)
     if proof.proof != "zero":
         screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")
@@ -142,14 +142,14 @@ def gone(run: str, screen: Screen) -> bool:
         return all(_release_only(entry, journal, screen).proof == "zero" for entry in mine)
 
 
-def finish_dead(live: LiveRun, journal: Journal, doubt_until: float | None) -> str:
+def finish_dead(live: LiveRun, journal: Journal, entry: Entry) -> str:
     """Release and, if that was not done yet, record as excluded; return "proof: detail".
 
-    `doubt_until`: what the journal says of the dead controller's creates.
+    `entry`: what the journal says of the dead controller's creates.
     """
     with live.screen.logged(live.folder.log):
         with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as waits:
-            proof = finish.release(live, provider, journal, waits, doubt_until)
+            proof = finish.release(live, provider, journal, waits, entry)
         if not live.folder.bundle.exists():
             live.fail(Code.CONTROLLER_KILLED, "the controller died; this run was finished by reap")
             finish.record(live)
@@ -214,7 +214,7 @@ def watch(folder: Path, screen: Screen) -> None:
                 screen.alarm(f"CLEAN-UP NOT PROVEN (unknown): {why}")
             elif mine:
                 live.rental.allocation_id = mine[0].allocation_id or live.rental.allocation_id
-                finish_dead(live, journal, mine[0].doubt_until)
+                finish_dead(live, journal, mine[0])
             elif not live.folder.bundle.exists():
                 live.fail(Code.CONTROLLER_KILLED, "the controller died; its watchdog finished this run")
                 if not live.folder.has("release.json"):  # else it died after its release

@@ -115,7 +115,7 @@ def _end(config: CloudProvider, stray: Stray, waits: Waits) -> Stray:
             journal.closed(name, "nonzero")
         # Of a stray nothing was asked for that is not there; of ours, what the journal says.
         doubt_until = (entry.doubt_until or 0.0) if entry is not None else 0.0
-        proof = provider.release(name, stray.id, doubt_until, waits)
+        proof = provider.release(name, stray.id, doubt_until, waits, None if entry is None else entry.note)
         if entry is not None:
             journal.closed(name, proof.proof)
     return Stray(config.kind, stray.name, stray.id, f"{proof.proof}: {proof.detail}", proof.proof, stray.ours)

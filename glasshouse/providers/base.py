@@ -130,12 +130,17 @@ class Provider(Protocol):
         where nothing is in doubt.
         """
 
+    def note(self, name: str) -> str:
+        """What a release by another process has to be told beside that, in words of this provider's own; ""
+        where there is nothing.
+        """
+
     def allocate(
         self, name: str, spec: RunSpec, progress: Progress, afford: Afford = none_beside
     ) -> Allocation:
         """Create what `name` (`gh-<run>-<nonce>`) will be known by. Raises UsageError, ProviderError.
 
-        `progress` is called before each create is sent and after each answer, when `known_ids` and
+        `progress` is called before each create is sent and after each answer, when `known_ids`, `note` and
         `doubtful_until` have changed: whoever keeps a journal writes them down there. A create goes out
         beside k doubtful ones only where `afford(k)`.
         """
@@ -146,10 +151,12 @@ class Provider(Protocol):
         allocation_id: str | None,
         doubt_until: float | None = None,
         waits: Waits = UNWATCHED,
+        note: str | None = None,
     ) -> ReleaseProof:
         """Destroy it, also from another process and with `allocation_id` unknown (several: with commas
         between); never raises for remote faults. `doubt_until`: until when another process's creates may yet
-        make a machine, in Unix seconds; None where nobody knows what was asked for.
+        make a machine, in Unix seconds; None where nobody knows what was asked for. `note`: what that process
+        was given as `note`, None where it kept none.
         """
 
     def __enter__(self) -> Self: ...

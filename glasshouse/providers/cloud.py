@@ -40,7 +40,7 @@ from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud_api import Candidate, CloudApi, Machine, Rental, explain
 from glasshouse.providers.cloud_boot import as_asked, boot
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing, again
-from glasshouse.providers.creates import Creates, Doubt, refused
+from glasshouse.providers.creates import Creates, refused
 from glasshouse.retry import RetryPolicy, retry
 
 # Faults of a machine, not of the request: another machine may do better.
@@ -54,6 +54,7 @@ class Cloud:
         self.api = api
         self._config = config
         self._creates: dict[str, Creates] = {}  # by allocation name
+        self._strange: set[str] = set()  # allocations of whose creates nobody knows
         self._key_refused: set[str] = set()  # allocations whose last release ended so
 
     @property
@@ -71,8 +72,12 @@ class Cloud:
         return tuple(sorted(self._creates.get(name, Creates()).ids))
 
     def doubtful_until(self, name: str) -> float:
-        """When the last create for `name` without an id is no longer in doubt; 0.0 without any."""
+        """When no create for `name` is in doubt any more; 0.0 without any."""
         return self._creates.get(name, Creates()).doubtful_until
+
+    def note(self, name: str) -> str:
+        """What another process's release has to know beside that: what the account held before."""
+        return self._creates.get(name, Creates()).note()
 
     def check(self, spec: spec.RunSpec) -> None:
         """Refuse what config asks for and this provider cannot rent. Raises UsageError."""
@@ -141,6 +146,7 @@ class Cloud:
         allocation_id: str | None,
         doubt_until: float | None = None,
         waits: Waits = UNWATCHED,
+        note: str | None = None,
     ) -> ReleaseProof:
         """Destroy everything named `name` and prove that none is left; never raises for remote faults."""
         own = self._creates.get(name)
@@ -149,11 +155,11 @@ class Cloud:
             proof = ReleaseProof("zero", 0, "nothing was asked of the provider but what can be rented")
         else:
             # What another process asked for, nobody knows who is not told.
-            strange = own is None and doubt_until is None
+            strange = doubt_until is None and (own is None or name in self._strange)
+            if strange:
+                self._strange.add(name)
             known = (own or Creates()).seen(filter(None, (allocation_id or "").split(",")))
-            if doubt_until is not None:
-                known = replace(known, doubts=(*known.doubts, Doubt(0.0, doubt_until)))
-            self._creates[name] = known
+            self._creates[name] = known.noted(note, doubt_until)
             proof = self._clear(name, waits, strange=strange)
         if proof.proof == "zero":
             hostkeys.remove_keys(keys_folder(name))
@@ -220,7 +226,7 @@ class Cloud:
         Until that is certain nothing is begun that pays: waiting costs minutes of this machine, a second one
         that nobody looks for would cost hours.
         """
-        if not self._creates[rental.name].doubts:
+        if not self._creates[rental.name].unclear_until:
             return
         if self._clear(rental.name, Waits(rental.progress), keep=machine.id).proof != "zero":
             raise ProviderError(
@@ -251,6 +257,8 @@ class Cloud:
             candidates = api.candidates(rental, avoid)
         except ApiError as error:
             raise explain(api, "asking what can be rented", error) from None
+        if candidates:
+            self._look_before(rental)
         last: ApiError | None = None
         for candidate in candidates:
             try:
@@ -279,6 +287,21 @@ class Cloud:
             remedy="try later, or another gpu=",
         )
 
+    def _look_before(self, rental: Rental) -> None:
+        """Note what the account holds before the first create, so that what comes later can be told from it.
+
+        Where that cannot be read nothing is rented: its end could not be proven either.
+        """
+        creates = self._creates[rental.name]
+        if creates.before is not None:
+            return
+        try:
+            listed = self.api.machines()
+        except ApiError as error:
+            raise explain(self.api, "listing machines, before one is rented", error) from None
+        before = cloud_release.before(listed, rental.name, self.api.http.clock.now())
+        self._creates[rental.name] = replace(creates, before=before)
+
     def _create_once(self, rental: Rental, candidate: Candidate, _: int) -> Machine:
         """Send one create; return its machine, or one that an earlier create made although its answer said
         otherwise.
@@ -297,19 +320,20 @@ class Cloud:
         except ApiError as error:
             failure = error
         else:
-            self._creates[name] = self._creates[name].made(machine.id)
+            self._creates[name] = self._creates[name].made(machine.id, clock.now(), self._lag_sec())
             rental.progress(f"{api.label}: created")
             return machine
         if failure.created_id is not None:
-            # It exists, and nobody promised that it is whole or even labelled: it goes.
-            self._creates[name] = self._creates[name].made(failure.created_id)
+            # It exists, and nobody promised that it is whole, the only one or even labelled: it goes.
+            creates = self._creates[name].unclear(clock.now(), self._lag_sec(), refused=True)
+            self._creates[name] = creates.seen([failure.created_id])
             rental.progress(f"{api.label}: {failure.message}; destroying what it made")
             if self._clear(name, Waits(rental.progress)).proof != "zero":
                 raise ProviderError(f"{api.label}: a failed create left a machine", code=Code.OUTCOME_UNKNOWN)
             raise failure
         clear = refused(failure)
         seconds = self._lag_sec() if clear else self._doubt_sec()
-        self._creates[name] = self._creates[name].unclear(clock.now(), seconds)
+        self._creates[name] = self._creates[name].unclear(clock.now(), seconds, refused=clear)
         rental.progress(f"{api.label}: no machine yet ({failure})")
         # After a refusal one look; what was not answered may well be there in a moment, and is adopted.
         adopted = self._adopt(rental, clock.now() + (0.0 if clear else api.http.timing.settle_sec), failure)
@@ -318,15 +342,18 @@ class Cloud:
         return adopted
 
     def _room(self, rental: Rental) -> Machine | None:
-        """Wait until one more create may go out: beside doubtful ones only where the cap holds for all.
+        """Wait until one more create may go out: beside doubtful ones only where the cap holds for all, and
+        only so many of them are unanswered as `provider.max_doubts` says.
 
         Returns a machine that came to be meanwhile. Raises ProviderError where nobody can see.
         """
-        creates, clock = self._creates[rental.name], self.api.http.clock
-        beside = creates.open(clock.now())
-        if not beside or rental.afford(beside):
+        creates, now = self._creates[rental.name], self.api.http.clock.now()
+        beside = creates.open(now, "not", "refused")
+        if not beside:
             return None
-        return self._adopt(rental, creates.doubtful_until, None)
+        if creates.open(now, "not") < self._config.max_doubts and rental.afford(beside):
+            return None
+        return self._adopt(rental, creates.unclear_until, None)
 
     def _adopt(self, rental: Rental, until: float, refusal: ApiError | None) -> Machine | None:
         """Look until then (Unix seconds), at least once, for what a create made whose answer was no id.
@@ -336,10 +363,11 @@ class Cloud:
         api, timing, name, clock = self.api, self.api.http.timing, rental.name, self.api.http.clock
         while True:
             at = clock.now()
+            strange = ""
             try:
-                found = [
-                    each for each in api.machines() if each.name == rental.label and each.state != "gone"
-                ]
+                listed = [each for each in api.machines() if each.state != "gone"]
+                found = [each for each in listed if each.name == rental.label]
+                strange = cloud_release.stranger(listed, name, self._creates[name])
             except ApiError as unread:
                 if refusal is not None and unread.status == refusal.status == 401:
                     raise explain(api, "creating", refusal) from None
@@ -361,12 +389,14 @@ class Cloud:
                         f"{api.label}: a create made more than it should", code=Code.OUTCOME_UNKNOWN
                     )
                 return None
+            if at >= until and strange:
+                raise ProviderError(f"{api.label}: {strange}", code=Code.OUTCOME_UNKNOWN)
             if at >= until:
                 return None
             if refusal is None:
                 left = round(until - at)
                 rental.progress(
-                    f"{api.label}: the cap holds for one machine, and one that was asked for may yet appear: "
+                    f"{api.label}: no further create goes out while one that was asked for may yet appear: "
                     f"waiting {left // 60} min {left % 60:02d} s more"
                 )
             often = timing.watch_sec if refusal is None else min(timing.poll_sec, timing.settle_sec / 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,8 +12,20 @@ from glasshouse import spec
 from glasshouse.codes import Code
 from glasshouse.errors import ProviderError
 from glasshouse.providers.base import Afford, Progress, none_beside
-from glasshouse.providers.cloud_http import ApiError, CloudHttp
+from glasshouse.providers.cloud_http import ApiError, CloudHttp, Reply
 from glasshouse.providers.hostkeys import RentalKeys
+
+# Members of a list's answer, in small letters alone, that say that it is not all.
+_PART = re.compile(
+    r"^(errors?|failures?|warnings?|problems?|unavailable|incomplete|partial|istruncated|truncated)$"
+    r"|^next(page|token|pagetoken|link|url|uri|href|offset|key|start|marker)?$"
+    r"|cursor|continuation|^has(more|next)|^morep|^more$|pagetoken"
+)
+_COUNT = re.compile(
+    r"(total|count|(total|instances|pods|items|results)(count|total|items|results|pods|instances))"
+)
+_PAGES = re.compile(r"(total|num|last)?pages?(count|total)?|lastpage")
+_DEPTH = 3  # members within members that are looked into; an answer of a list is no deeper
 
 State = Literal["assigning", "starting", "running", "failed", "gone"]
 
@@ -128,6 +141,34 @@ def explain(api: CloudApi, doing: str, error: ApiError) -> ProviderError:
         error.status, (Code.PROVIDER_UNAVAILABLE if error.transient else Code.REJECTED, "")
     )
     return ProviderError(f"{api.label}: {doing}: {error}", code=code, remedy=remedy)
+
+
+def check_whole(reply: Reply, rows: int, *, followed: frozenset[str] = frozenset()) -> None:
+    """Raise ApiError for a list that says itself that it is not all: by its status or header, by a member
+    that tells of errors, of a further page or of more than its `rows`, or by one of these inside a member.
+
+    `followed`: members that the provider documents for its pages, and that the caller goes by.
+    """
+    if reply.status != 200 or reply.continued:
+        raise ApiError(0, f"a list that is not whole (status {reply.status})")
+    if isinstance(reply.body, dict):
+        _check_members(reply.body, rows, followed, _DEPTH)
+
+
+def _check_members(members: dict[str, object], rows: int, followed: frozenset[str], depth: int) -> None:
+    for name, value in members.items():
+        word = re.sub(r"[^a-z]", "", name.lower())
+        number = value if isinstance(value, int) and not isinstance(value, bool) else 0
+        if name in followed or not value:
+            continue
+        if (
+            _PART.search(word)
+            or (_COUNT.fullmatch(word) and number > rows)
+            or (_PAGES.fullmatch(word) and number > 1)
+        ):
+            raise ApiError(0, f"a list that is not whole ({name[:40]})")
+        if isinstance(value, dict) and depth:
+            _check_members(value, rows, followed, depth - 1)
 
 
 def stated(value: Iterable[object]) -> str:

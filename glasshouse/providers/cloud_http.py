@@ -98,10 +98,14 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A 2xx answer: its status and parsed JSON (None for an empty body)."""
+    """A 2xx answer: its status and parsed JSON (None for an empty body).
+
+    `continued`: whether its header says that more follows elsewhere (RFC 8288, rel=next).
+    """
 
     status: int
     body: Any
+    continued: bool = False
 
 
 class Credential(httpx.Auth):
@@ -303,6 +307,7 @@ class CloudHttp:
                 if cut.is_set() or self.clock.monotonic() > end:
                     raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
                 status, wait = response.status_code, response.headers.get("retry-after")
+                continued = "next" in response.links
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # `from None`: the chained exception holds the request, and with it the key.
             raise ApiError(_LOST, f"no answer ({type(error).__name__})") from None
@@ -310,7 +315,7 @@ class CloudHttp:
         if 200 <= status < 300:
             if not readable:
                 raise ApiError(_LOST, "an answer that is not JSON")
-            return Reply(status, value)
+            return Reply(status, value, continued)
         said = self._message_of(value) if readable else chunks.decode("utf-8", "replace")
         raise ApiError(
             status, self.clean(said) or f"status {status}", retry_after=retry_after(wait, self.clock.now()),

@@ -7,27 +7,36 @@
 An answer without a machine is no proof about a machine that a request of ours may have made: lists,
 look-ups and refusals lag. So `zero` needs, after the last doubt is over, two looks of which every read went
 well and none showed anything of ours; and of every id that a create returned or that showed under our name, a
-DELETE that was accepted. One of which the provider only says that there is none such is in doubt for
-`lag_sec`.
+DELETE that was accepted while an answer showed the machine. One that no answer showed at its DELETE is in
+doubt for `lag_sec`, whatever the DELETE was answered: yes to the end of what nobody sees says nothing. Nor is
+such a one gone, or nothing made by a create that was not answered, or not yet out of doubt, while the whole
+account seems empty that held machines of others before (`EMPTIED_SEC`).
 
 Only machines whose name is the allocation's own are ever destroyed, and known ids of which nothing can be
-read or that have no name. One that a readable answer shows under another name is left alone, and never zero.
+read or that have no name. One that a readable answer shows under another name is left alone, and never zero;
+so is a machine that came with or after our creates under a name that is nearly ours, or without any name
+where a create returned no id (`stranger`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from glasshouse.errors import ProviderError
 from glasshouse.providers.base import UNWATCHED, ReleaseProof, Waits
 from glasshouse.providers.cloud_api import CloudApi, Machine
 from glasshouse.providers.cloud_http import ApiError
-from glasshouse.providers.creates import Creates
+from glasshouse.providers.creates import Before, Creates
 from glasshouse.remote.sweep_script import NAME
 
 _RENAMED = "a machine that was created for this run is there under another name"
+_ALIKE = "a machine is listed whose name is nearly this run's, and it may be its own"
+_UNNAMED = "a machine without a name has come since this run asked for one, and it may be its own"
+_EMPTIED = "the list is empty, and every other machine of the account has vanished with this run's"
+EMPTIED_SEC = 86400.0  # since the list that showed them: for how long that is no proof
+CUT_NAME = len("gh-20260101")  # characters that a name of ours has at least when it was cut short
 MANY = 4  # rounds that go wrong, or returns of a machine, before the time that has passed decides
 _DENIED = (401, 403)  # the key: asking again for longer than an insisting release does not help
 
@@ -46,6 +55,40 @@ def is_ours(found: str, name: str) -> bool:
 def owner(found: str) -> str:
     """The allocation that a machine called `found` would belong to: its name, less a replacement's ending."""
     return re.sub(r"-r[2-9]\Z", "", found)
+
+
+def before(listed: Sequence[Machine], name: str, at: float) -> Before:
+    """What a list shows that is not allocation `name`'s, for when its creates have been sent."""
+    others = [machine for machine in listed if not is_ours(machine.name, name)]
+    ids = frozenset(machine.id for machine in others)
+    return Before(at, ids, frozenset(machine.id for machine in others if not machine.name.startswith("gh-")))
+
+
+def stranger(listed: Sequence[Machine], name: str, creates: Creates) -> str:
+    """What keeps a list from proving anything about allocation `name` although none of it is called so, in
+    words; "" where nothing does.
+
+    What was listed before the first create is none of ours. Without a name, a machine that came later is
+    suspect where a create returned no id, and only where that earlier list is known.
+    """
+    earlier = frozenset() if creates.before is None else creates.before.ids
+    for machine in listed:
+        if machine.id in creates.ids or machine.id in earlier or is_ours(machine.name, name):
+            continue
+        if _nearly(machine.name, name):
+            return _ALIKE
+        if not machine.name and creates.before is not None and creates.unclear_until:
+            return _UNNAMED
+    return ""
+
+
+def _nearly(found: str, name: str) -> bool:
+    """Whether `found` holds the run's id, or is the beginning of `name`, and is not another allocation's."""
+    low, own = found.casefold(), name.casefold()
+    run = own.removeprefix("gh-").rpartition("-")[0] or own
+    if re.fullmatch(rf"gh-{re.escape(run)}-[0-9a-f]{{8}}(-r[2-9])?", found) and owner(found) != name:
+        return False
+    return (run in low) or (len(low) >= CUT_NAME and own.startswith(low))
 
 
 @dataclass
@@ -105,11 +148,12 @@ class Release:
         self._keep = keep
         self._insist = insist
         self._waits = waits
-        self._accepted = set(creates.gone)  # ids whose DELETE was accepted, or whose end was shown
+        self._accepted = set(creates.gone)  # ids shown at their accepted DELETE, or whose end was shown
         self._settled = set(creates.gone)  # those that need no further DELETE unless they show again
         self._came_back = 0  # times that one was shown again
-        self._absent_since: dict[str, float] = {}  # ids that DELETE only ever found not to exist (Unix)
+        self._absent_since: dict[str, float] = {}  # the others, since nothing shows them (Unix)
         self._elsewhere: set[str] = set()  # ids that an answer shows under another name
+        self._others = frozenset() if creates.before is None else creates.before.lasting  # ever listed
 
     def run(self) -> Released:
         """Destroy it and prove it; insists, and never raises for remote faults."""
@@ -183,6 +227,7 @@ class Release:
             found.fails("the list cannot be read", error)
             return found
         found.total = len(listed)
+        self._judge(listed, found)
         for machine in listed:
             known = machine.id in self._creates.ids
             if machine.id == self._keep or machine.id in found.ours:
@@ -192,11 +237,27 @@ class Release:
                     self._waits.found(machine.id)
                 self._creates = self._creates.seen([machine.id])
                 found.ours[machine.id] = machine
-                self._delete(machine.id, found)
+                self._delete(machine.id, found, shown=not known)  # a known one's look-up denied it just now
             elif known:
                 self._elsewhere.add(machine.id)
                 found.fails(_RENAMED)
         return found
+
+    def _judge(self, listed: Sequence[Machine], found: _Round) -> None:
+        """Whether this list can prove anything."""
+        if self._creates.before is None:
+            # Nobody looked before the first create: what has no name by now is taken for somebody else's.
+            unnamed = frozenset(machine.id for machine in listed if not machine.name)
+            self._creates = replace(self._creates, before=Before(self._began, unnamed))
+        assert self._creates.before is not None
+        if words := stranger(listed, self._name, self._creates):
+            found.fails(words)
+        unseen = self._absent_since or self._creates.unsettled(self._began)
+        emptied = self._others and not {each.id for each in listed} - self._creates.ids
+        if unseen and emptied and self._clock.now() < self._creates.before.at + EMPTIED_SEC:
+            found.fails(_EMPTIED)
+        others = before([each for each in listed if each.id not in self._creates.ids], self._name, 0.0)
+        self._others |= others.lasting
 
     def _end_known(self, machine_id: str, found: _Round) -> None:
         """Look one machine up and ask for its end, unless it carries another name or its end is settled."""
@@ -219,10 +280,13 @@ class Release:
         if machine_id in self._elsewhere:
             found.fails(_RENAMED)
         elif machine is not None or machine_id not in self._settled:
-            self._delete(machine_id, found)
+            self._delete(machine_id, found, shown=machine is not None)
 
-    def _delete(self, machine_id: str, found: _Round) -> None:
-        """Ask once for its end. What was accepted once is asked for again, in case that was only said."""
+    def _delete(self, machine_id: str, found: _Round, *, shown: bool) -> None:
+        """Ask once for its end. What was accepted once is asked for again, in case that was only said.
+
+        `shown`: whether the last answer before this that could show the machine did.
+        """
         try:
             with self._api.http.within(self._api.http.timing.quick_sec):
                 accepted = self._api.destroy(machine_id)
@@ -231,7 +295,7 @@ class Release:
             return
         if machine_id in self._accepted:
             self._settled.add(machine_id)
-        elif accepted:
+        elif accepted and shown:
             self._accepted.add(machine_id)
             self._absent_since.pop(machine_id, None)
         elif machine_id in found.ours:  # one answer shows it, another has none such

@@ -1,27 +1,47 @@
 """What is known of the create calls of one allocation: machines that they made, or may yet make.
 
-A create that was answered with an id made that machine. Every other create is a doubt: its answer was lost,
-or unreadable, or a refusal, and all of these were seen with a machine behind them that appeared later. A
-doubt ends by time alone, since neither a list without the machine nor a 404 proves that none will come. It
-is opened before the create is sent, so that whoever reads the journal of a killed controller knows of it.
+A create that was answered with an id made that machine, and may have made a second one: what stands between
+us and the provider may send a request twice. Of every other create nobody knows what it made: its answer was
+lost, or unreadable, or a refusal, and all of these were seen with a machine behind them that appeared later.
+All of that is a doubt. It ends by time alone, since neither a list without the machine nor a 404 proves that
+none will come. It is opened before the create is sent, so that whoever reads the journal of a killed
+controller knows of it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from glasshouse.providers.cloud_http import ApiError
+
+Answered = Literal["not", "refused", "made"]
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """A create that may yet make a machine. Unix seconds: `since` it was sent (0.0: by another process), and
-    `until` it is over.
+    """A create that may yet make a machine, or a second one. Unix seconds: `since` it was sent (0.0: by
+    another process), and `until` it is over. `answered`: not (or not by the provider), with a clear no, or
+    with the id of what it made.
     """
 
     since: float
     until: float
+    answered: Answered = "not"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the whole list showed before the first create, `at` Unix seconds: ids, none of them ours.
+
+    `lasting`: those whose name is none that this program gives. Its machines come and go with their runs.
+    """
+
+    at: float
+    ids: frozenset[str]
+    lasting: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -30,25 +50,30 @@ class Creates:
 
     `ids`: machines that a create returned, or that a list showed under our full name. `gone`: those of them
     whose end was proven. `doubts`: in the order in which they were sent; ended ones stay, to say that there
-    were any. `sent`: whether any create was.
+    were any. `sent`: whether any create was, or may have been by another process. `before`: None where nobody
+    has looked.
     """
 
     ids: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     doubts: tuple[Doubt, ...] = ()
     sent: bool = False
+    before: Before | None = None
 
     def sending(self, now: float, seconds: float) -> Creates:
         """A create is about to be sent; nothing is known of its outcome for so many seconds."""
         return replace(self, doubts=(*self.doubts, Doubt(now, now + seconds)), sent=True)
 
-    def made(self, machine_id: str) -> Creates:
-        """The create that was sent last made this machine: nothing about it is in doubt any more."""
-        return replace(self.seen([machine_id]), doubts=self.doubts[:-1])
+    def made(self, machine_id: str, now: float, seconds: float) -> Creates:
+        """The create that was sent last made this machine; a second one would show in so many seconds."""
+        return replace(self.seen([machine_id]), doubts=self._answered("made", now + seconds))
 
-    def unclear(self, now: float, seconds: float) -> Creates:
+    def unclear(self, now: float, seconds: float, *, refused: bool) -> Creates:
         """The create that was sent last ended now without an id: in doubt for so many seconds more."""
-        return replace(self, doubts=(*self.doubts[:-1], Doubt(self.doubts[-1].since, now + seconds)))
+        return replace(self, doubts=self._answered("refused" if refused else "not", now + seconds))
+
+    def _answered(self, how: Answered, until: float) -> tuple[Doubt, ...]:
+        return (*self.doubts[:-1], Doubt(self.doubts[-1].since, until, how))
 
     def seen(self, ids: Iterable[str]) -> Creates:
         """These are ours."""
@@ -58,14 +83,52 @@ class Creates:
         """The end of these was proven."""
         return replace(self, gone=self.gone.union(ids))
 
-    def open(self, now: float) -> int:
-        """How many creates may yet make a machine."""
-        return sum(doubt.until > now for doubt in self.doubts)
+    def open(self, now: float, *answered: Answered) -> int:
+        """How many creates that were answered in one of these ways are in doubt."""
+        return sum(doubt.until > now and doubt.answered in answered for doubt in self.doubts)
+
+    def unsettled(self, since: float) -> bool:
+        """Whether any create was not answered, or was in doubt `since` then, or was another process's: lists
+        from then on are all there is to tell what it made.
+        """
+        return any(doubt.answered == "not" or doubt.until > since or not doubt.since for doubt in self.doubts)
+
+    @property
+    def unclear_until(self) -> float:
+        """When the last doubt of a create that returned no id is over, in Unix seconds; 0.0 without any."""
+        return max((doubt.until for doubt in self.doubts if doubt.answered != "made"), default=0.0)
 
     @property
     def doubtful_until(self) -> float:
         """When the last doubt is over, in Unix seconds; 0.0 without any."""
         return max((doubt.until for doubt in self.doubts), default=0.0)
+
+    def note(self) -> str:
+        """What another process has to know beside the ids and the end of the doubt; "" for nothing."""
+        if self.before is None:
+            return ""
+        seen = {"at": self.before.at, "ids": sorted(self.before.ids), "lasting": sorted(self.before.lasting)}
+        return json.dumps({"before": seen, "unclear": self.unclear_until}, separators=(",", ":"))
+
+    def noted(self, note: str | None, doubt_until: float | None) -> Creates:
+        """The same, with what another process wrote down of its creates; what cannot be read says nothing.
+
+        Where it did not say how they were answered, they count as not answered.
+        """
+        unclear, before = doubt_until or 0.0, self.before
+        try:
+            written = json.loads(note or "{}")
+            if "before" in written:
+                found = written["before"]
+                ids, lasting = (frozenset(map(str, found[key])) for key in ("ids", "lasting"))
+                before = before or Before(float(found["at"]), ids, lasting)
+                unclear = float(written["unclear"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        doubts = [Doubt(0.0, unclear)] if unclear else []
+        if doubt_until is not None and doubt_until > unclear:
+            doubts.append(Doubt(0.0, doubt_until, "made"))
+        return replace(self, doubts=(*self.doubts, *doubts), before=before, sent=True)
 
 
 def refused(error: ApiError) -> bool:

@@ -67,6 +67,12 @@ _keys = sa.Table(
     sa.Column("salt", sa.String(32), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
 )
+_notes = sa.Table(
+    "notes",
+    _metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("note", sa.Text, nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ class Entry:
     """One allocation that was intended. `allocation_id` None: the create call's outcome is not known.
 
     `doubt_until`: when its creates can make no machine any more, in Unix seconds, 0.0 while none was sent;
-    None where its controller never said. `closed_at`: when it was proven gone, None while it is not.
+    None where its controller never said. `note`: what the provider wants a release by another process to be
+    told beside that, None where it said nothing. `closed_at`: when it was proven gone, None while it is not.
     `key`: the mark of the key that rented; None where none is needed, and in older journals.
     `detail` is what `intend` was given: what another process needs to open the same provider again.
     `controller` names the process that wrote it: host, boot, pid and start time (glasshouse.host).
@@ -98,6 +105,7 @@ class Entry:
     proof: Proof | None
     doubt_until: float | None = None
     closed_at: float | None = None
+    note: str | None = None
     key: KeyMark | None = None
 
     @property
@@ -131,7 +139,7 @@ class Journal:
             if self.shared:
                 # Two controllers that start at once on a new database would both create the tables.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7160412)")
-            for table in (_allocations, _reservations, _doubts, _keys):
+            for table in (_allocations, _reservations, _doubts, _keys, _notes):
                 connection.execute(CreateTable(table, if_not_exists=True))
 
     @property
@@ -182,6 +190,10 @@ class Journal:
     def rented_with(self, name: str, key: KeyMark) -> None:
         """Record that `name` belongs to the account of this key."""
         self._put(_keys, name, salt=key.salt, digest=key.digest)
+
+    def noted(self, name: str, note: str) -> None:
+        """Record what a release of `name` by another process has to be told (Provider.note)."""
+        self._put(_notes, name, note=note)
 
     def closed(self, name: str, proof: Proof) -> None:
         """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
@@ -337,10 +349,11 @@ def _check_cap(connection: sa.Connection, key: str, usd: float, cap: float | Non
 
 
 def _entries() -> sa.Select[Any]:
-    """Allocations, each with the end of its doubt and the mark of its key."""
-    joined = _allocations.outerjoin(_doubts, _allocations.c.name == _doubts.c.name)
-    joined = joined.outerjoin(_keys, _allocations.c.name == _keys.c.name)
-    columns = (_doubts.c.until.label("doubt_until"), _keys.c.salt, _keys.c.digest)
+    """Allocations, each with the end of its doubt, its note and the mark of its key."""
+    joined: sa.FromClause = _allocations
+    for table in (_doubts, _notes, _keys):
+        joined = joined.outerjoin(table, _allocations.c.name == table.c.name)
+    columns = (_doubts.c.until.label("doubt_until"), _notes.c.note, _keys.c.salt, _keys.c.digest)
     return sa.select(_allocations, *columns).select_from(joined)
 
 
@@ -365,6 +378,7 @@ def _entry(row: sa.RowMapping) -> Entry:
         proof=row["proof"],
         doubt_until=row["doubt_until"],
         closed_at=row["closed_at"],
+        note=row["note"],
         key=None if row["digest"] is None else KeyMark(row["salt"], row["digest"]),
     )
 

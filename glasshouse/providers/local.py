@@ -64,6 +64,10 @@ class LocalProvider:
         """Nothing that was asked for comes later."""
         return 0.0
 
+    def note(self, name: str) -> str:  # noqa: ARG002  the name says it all here
+        """Nothing has to be known beside that."""
+        return ""
+
     def allocate(
         self,
         name: str,
@@ -104,6 +108,7 @@ class LocalProvider:
         allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
         doubt_until: float | None = None,  # noqa: ARG002  nothing is asked for that could come later
         waits: Waits = UNWATCHED,  # noqa: ARG002
+        note: str | None = None,  # noqa: ARG002
     ) -> ReleaseProof:
         """Kill what runs under the name, stop the server, remove the folder; look twice."""
         try:

@@ -22,7 +22,7 @@ from glasshouse.errors import ProviderError, UsageError
 from glasshouse.providers import bootscript, money
 from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud import Cloud, open_cloud
-from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
+from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, check_whole, stated
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
 
 KEY_VARIABLE: Final = "RUNPOD_API_KEY"
@@ -157,10 +157,11 @@ class RunPodApi:
 
     def machines(self) -> list[Machine]:
         """GET /pods. Members of clusters are asked for too: they count in the account's total."""
-        body = self.http.read("GET", "pods", params={"includeClusterPods": "true"}).body
-        pods = body.get("pods") if isinstance(body, dict) else None
+        reply = self.http.read("GET", "pods", params={"includeClusterPods": "true"})
+        pods = reply.body.get("pods") if isinstance(reply.body, dict) else None
         if not isinstance(pods, list):
             raise ApiError(0, "a list without pods")
+        check_whole(reply, len(pods))
         return [self._machine(pod) for pod in pods]
 
     def machine(self, machine_id: str) -> Machine | None:

@@ -57,6 +57,10 @@ class SshProvider:
         """Nothing that was asked for comes later."""
         return 0.0
 
+    def note(self, name: str) -> str:  # noqa: ARG002  the name says it all here
+        """Nothing has to be known beside that."""
+        return ""
+
     def allocate(
         self,
         name: str,
@@ -89,6 +93,7 @@ class SshProvider:
         allocation_id: str | None = None,  # noqa: ARG002  the name says it all here
         doubt_until: float | None = None,  # noqa: ARG002  nothing is asked for that could come later
         waits: Waits = UNWATCHED,  # noqa: ARG002
+        note: str | None = None,  # noqa: ARG002
     ) -> ReleaseProof:
         """Run the sweeper there; a host that cannot be asked proves nothing, unless nothing was put there."""
         if self._reached is False:

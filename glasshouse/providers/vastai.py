@@ -19,14 +19,15 @@ from glasshouse.errors import UsageError
 from glasshouse.providers import bootscript, money
 from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud import Cloud, open_cloud
-from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, stated
-from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Timing
+from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, check_whole, stated
+from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Reply, Timing
 
 KEY_VARIABLE: Final = "VAST_API_KEY"
 MIN_RELIABILITY: Final = 0.98
 MAX_CANDIDATES: Final = 5
 PAGE: Final = 25  # the API's largest page
 MAX_PAGES: Final = 200
+_PAGING: Final = frozenset({"next_token", "total_instances", "instances_found"})
 USER: Final = "root"
 _STATES: Final[dict[str, State]] = {
     "": "assigning",
@@ -141,7 +142,7 @@ class VastApi:
             body["price"] = round(self._bids[candidate.id], 4)
         try:
             path = f"v0/asks/{quote(candidate.id, safe='')}/"
-            answer = _Answer.read(self.http.send("PUT", path, body=body).body)
+            answer = _Answer.read(self.http.send("PUT", path, body=body))
         except ApiError as error:
             raise _mapped(error, gone=400) from None  # an offer that is gone: try the next
         contract = answer.members.get("new_contract")
@@ -169,6 +170,7 @@ class VastApi:
             answer = self._read("GET", "v1/instances/", params=params)
             instances = answer.rows("instances", "a list without instances")
             page = {machine.id: machine for machine in map(self._machine, instances)}
+            check_whole(answer.reply, len(found | page), followed=_PAGING)
             following = answer.members.get("next_token")
             if following and (not page.keys() - found.keys() or following == token):
                 raise ApiError(0, "a list whose pages repeat")
@@ -191,6 +193,8 @@ class VastApi:
             raise
         if "instances" not in members:
             raise ApiError(0, "an answer without an instance")
+        if members.get("errors"):
+            raise ApiError(0, "an answer with errors")
         instance = members["instances"]
         if isinstance(instance, list):
             instance = instance[0] if instance else None
@@ -199,9 +203,7 @@ class VastApi:
     def destroy(self, machine_id: str) -> bool:
         """DELETE /v0/instances/{id}/ once."""
         try:
-            _Answer.read(
-                self.http.send("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={}).body
-            )
+            _Answer.read(self.http.send("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={}))
         except ApiError as error:
             mapped = _mapped(error, gone=error.status)
             if mapped.status != 404:
@@ -222,7 +224,7 @@ class VastApi:
     ) -> _Answer:
         """Send what is harmless to repeat; a bad key comes out as 401, whatever it came in as."""
         try:
-            return _Answer.read(self.http.read(method, path, body=body, params=params).body)
+            return _Answer.read(self.http.read(method, path, body=body, params=params))
         except ApiError as error:
             raise _mapped(error, gone=error.status) from None
 
@@ -269,20 +271,22 @@ def _addresses(direct: tuple[object, object], proxy: tuple[object, object]) -> t
 
 @dataclass(frozen=True)
 class _Answer:
-    """A 2xx answer: an object that does not say `success: false`."""
+    """A 2xx answer: an object that does not say `success: false`, and the reply that it came in."""
 
     members: dict[str, Any]
+    reply: Reply
 
     @classmethod
-    def read(cls, body: object) -> _Answer:
+    def read(cls, reply: Reply) -> _Answer:
         """Read it. Raises ApiError for anything else, with the contract that a refusal may name."""
+        body = reply.body
         if not isinstance(body, dict):
             raise ApiError(0, "an answer that is not an object")
         if body.get("success") is False:
             contract = body.get("new_contract")
             created = str(contract) if isinstance(contract, int) else None
             raise ApiError(400, _message(body), created_id=created)
-        return cls(body)
+        return cls(body, reply)
 
     def rows(self, name: str, without: str) -> list[object]:
         """The member that is a list; ApiError says what an answer `without` it is."""

@@ -40,6 +40,8 @@ def test_plan_json_bounds_hours_and_dollars(call: Call) -> None:
         # Two arms of half an hour in 40 slots, a burn-in, and what each discards fit, and so does a boot.
         assert cell["scheduledHours"] == pytest.approx(41 * (90 + 5) / 3600)
         assert cell["hours"] > cell["scheduledHours"] + spec["provider"]["boot_deadline_sec"] / 3600
+        lasts = spec["provider"]["boot_deadline_sec"] + spec["provider"]["doubt_sec"]
+        assert lasts / 3600 * hourly < cell["besideUsd"] < cell["maxUsd"]
     for total in ("hours", "maxUsd"):
         assert document[total] == pytest.approx(sum(cell[total] for cell in document["cells"]))
 
@@ -60,6 +62,9 @@ def test_plan_draws_schedules_and_says_whether_the_cap_fits(
     assert "cap 0.10 USD: it does not fit" in call(*words)[1]
     monkeypatch.setenv("GLASSHOUSE_MAX_USD", "100")
     assert "cap 100.00 USD: it fits" in call(*words)[1]
+    assert call(*words)[1].count("at most 2 of them at once (provider.max_doubts)") == 1
+    assert "at most 1 of them" in call(*words, "provider.max_doubts=1")[1]
+    assert "provider.max_doubts" not in call("plan", "provider=local", "duration=60")[1]
 
 
 @pytest.fixture

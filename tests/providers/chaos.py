@@ -22,6 +22,9 @@ HIDDEN_SEC: Final = 60.0
 ENDING_SEC: Final = 4.0  # less than passes between the two looks of a proof
 SPELL_SEC: Final = 60.0  # how long a spell of anything else lasts at most
 LOST_KEY_SEC: Final = 600.0
+EMPTY_SEC: Final = 600.0
+EARLY_SEC: Final = 40.0  # with HIDDEN_SEC before the end of a doubt that begins with the first create
+PARTS: Final = ("list-doubles", "list-cursor", "list-errors", "list-link", "unknown-keys")
 
 Random = random.Random
 
@@ -68,7 +71,7 @@ class Drawn:
         """Whether every create is answered, with the truth, within the client's time-out."""
         if any(fault.kind == "create-hangs" and fault.amount >= REQUEST_SEC - 1 for fault in self.faults):
             return False
-        untrue = {"create-made", "create-fails", "create-contract"}
+        untrue = {"create-made", "create-fails", "create-contract", "create-doubles"}
         return self.stop is None and not any(fault.kind in untrue for fault in self.faults)
 
     @property
@@ -100,15 +103,26 @@ def draw(kind: str, seed: int) -> Drawn:
     if kind == "vastai" and stop is None and creates.answered and rng.random() < 0.1:
         # Not where nobody hears the answer: what it names has no label, and can be found by nothing else.
         faults += (Fault("create-contract"),)
+    if rng.random() < 0.1:
+        names = ("name-longer", "name-cut", "name-none") if kind == "vastai" else ("name-longer", "name-cut")
+        faults += (Fault(rng.choice(names), rng.choice((1, 2))),)
+    if rng.random() < 0.1:
+        faults += (Fault("account-empty", None, round(rng.uniform(5, 120), 1), _sec(rng, EMPTY_SEC)),)
     used_sec = rng.choice((0.0, round(rng.uniform(1, 300))))
     return Drawn(kind, seed, faults, stop, used_sec, rng.choice((0, 0, 0, 1)), rng.choice((2, 25, 25, 25)))
 
 
 def _tellable(faults: list[Fault]) -> list[Fault]:
-    """The same, but a machine that is hidden ends soon after an accepted delete.
+    """The same, less what nobody can tell.
 
-    Nobody can tell it from one that has ended, and a replacement may come beside it.
+    A machine that is hidden ends soon after an accepted delete: else it looks like one that has ended, and a
+    replacement may come beside it. A second machine of an answered create is hidden early or not at all:
+    else it may be so at both looks for it, where nothing could be read before.
     """
+    if any(fault.kind == "create-doubles" for fault in faults):
+        early = (replace(fault, begin=min(fault.begin, EARLY_SEC)) for fault in faults)
+        spells = ("list-hides", "list-flaps")
+        faults = [each if each.kind in spells else fault for each, fault in zip(early, faults, strict=True)]
     if not any(fault.kind.endswith(("-hides", "-flaps", "-lags")) for fault in faults):
         return faults
     soon = (replace(fault, amount=min(fault.amount, ENDING_SEC)) for fault in faults)
@@ -143,7 +157,7 @@ class _Creates:
     def __init__(self) -> None:
         self._left = LATE_SEC
         self.answered = True  # by the fake's own answer, whatever that is
-        self.menu = (self._made, self._made, self._fails, self._hangs)
+        self.menu = (self._made, self._made, self._fails, self._hangs, self._doubles)
 
     def _some(self, rng: Random, most: float) -> float:
         sec = _sec(rng, max(1.0, min(most, self._left)))
@@ -155,6 +169,9 @@ class _Creates:
         form, times = rng.choice(_FORMS), rng.choice((1, 1, 2, 4))
         most = LATE_AFTER_REFUSAL_SEC if form in ("402", "429") else LATE_SEC
         return [Fault("create-made", times, form=form, amount=rng.choice((0.0, self._some(rng, most))))]
+
+    def _doubles(self, rng: Random) -> list[Fault]:
+        return [Fault("create-doubles", rng.choice((1, 2)), amount=self._some(rng, LATE_AFTER_REFUSAL_SEC))]
 
     def _fails(self, rng: Random) -> list[Fault]:
         return [Fault("create-fails", _times(rng), form=rng.choice(_FORMS))]
@@ -197,8 +214,8 @@ _OTHERS: Final[tuple[Callable[[Random], list[Fault]], ...]] = (
     _misread,
     _misread,
     _boot,
-    lambda rng: [_spell(rng.choice(("list-doubles", "list-cursor", "unknown-keys")), rng, most=600.0)],
-    lambda rng: [_spell(rng.choice(("list-doubles", "list-cursor", "unknown-keys")), rng, most=600.0)],
+    lambda rng: [_spell(rng.choice(PARTS), rng, most=600.0)],
+    lambda rng: [_spell(rng.choice(PARTS), rng, most=600.0)],
     lambda rng: [_spell(rng.choice(("list-stale", "look-stale")), rng, most=120.0, amount=_sec(rng, 60.0))],
     lambda rng: [_spell("answer-drips", rng, amount=_sec(rng, 150.0))],
     lambda rng: [_spell("price-moves", rng, amount=rng.choice((0.5, 1.1, 3.0, 10.0)))],
@@ -232,14 +249,19 @@ class _Hidden:
     def _where(rng: Random) -> tuple[str, ...]:
         return rng.choice((("list", "look"), ("list", "look"), ("list",), ("look",)))
 
+    @staticmethod
+    def _ignored(rng: Random) -> list[Fault]:
+        return [Fault("delete-ignored", None)] if rng.random() < 0.4 else []
+
     def _lags(self, rng: Random) -> list[Fault]:
         sec = self._some(rng)
-        return [Fault(f"{by}-lags", None, amount=sec) for by in self._where(rng)]
+        return [Fault(f"{by}-lags", None, amount=sec) for by in self._where(rng)] + self._ignored(rng)
 
     def _vanishes(self, rng: Random) -> list[Fault]:
         begin, sec = round(rng.uniform(0, 120), 1), self._some(rng)
-        return [Fault(f"{by}-hides", None, begin, sec) for by in self._where(rng)]
+        return [Fault(f"{by}-hides", None, begin, sec) for by in self._where(rng)] + self._ignored(rng)
 
     def _flaps(self, rng: Random) -> list[Fault]:
         begin, sec, amount = round(rng.uniform(0, 120), 1), self._some(rng), round(rng.uniform(1, 15), 1)
-        return [Fault(f"{by}-flaps", None, begin, sec, amount=amount) for by in self._where(rng)]
+        flaps = [Fault(f"{by}-flaps", None, begin, sec, amount=amount) for by in self._where(rng)]
+        return flaps + self._ignored(rng)

@@ -60,7 +60,11 @@ class Late(httpx.BaseTransport):
     """The provider. `creates`: what each create in turn answers and makes, (status, seconds until its machine
     exists or None for none); the last one stands for all that follow. `hides`: whether list and look-ups hide
     a machine so many seconds after it came to be; `delete_hides`: whether DELETE then has none such, too.
-    `list_sec`: what the list takes beyond `answer_sec`. `refuses_from`: when the key is revoked.
+    `list_sec`: what the list takes beyond `answer_sec`. `refuses_from`: when the key is revoked. `ignores`:
+    whether DELETE of a machine of that age says yes and does nothing. `doubles`: so many seconds after each
+    create that answers with an id, a second machine of that name exists. `shown_as`: what becomes of names.
+    `others`: names of machines that are none of ours, by id. `empty`: whether at that second of the clock the
+    account seems to hold nothing. `beside`: what else the list's answer has, and `list_headers`.
     """
 
     kind: str
@@ -72,6 +76,13 @@ class Late(httpx.BaseTransport):
     list_sec: float = 0.0
     refuses_from: float = float("inf")
     list_fails: tuple[float, float] = (0.0, 0.0)  # from when until when it answers 503
+    ignores: Callable[[float], bool] = lambda _: False
+    doubles: float | None = None
+    shown_as: Callable[[str], str] = lambda name: name
+    others: dict[str, str] = field(default_factory=dict)
+    empty: Callable[[float], bool] = lambda _: False
+    beside: dict[str, Any] = field(default_factory=dict)
+    list_headers: dict[str, str] = field(default_factory=dict)
     made: dict[str, Made] = field(default_factory=dict)
     sent: list[tuple[float, str, str]] = field(default_factory=list)  # when, method, path
 
@@ -96,13 +107,18 @@ class Late(httpx.BaseTransport):
         if listing and self.list_fails[0] <= began < self.list_fails[1]:
             return self._answer(503, {"detail": "maintenance"})
         if listing:
-            return self._answer(200, self._list([key for key in self.made if self._shown(key)]))
+            shown = [key for key in self.made if self._shown(key)]
+            others = [] if self.empty(self.clock.passed) else list(self.others)
+            answer = self._answer(200, self._list(shown + others) | self.beside)
+            answer.headers.update(self.list_headers)
+            return answer
         key = path.rstrip("/").rpartition("/")[2]
         if request.method == "DELETE":
             there = key in self.made and self.made[key].exists(self.clock.passed)
-            if not there or (self.delete_hides and not self._shown(key)):
+            if not there or (self.delete_hides and not self._shown(key)) or self.empty(self.clock.passed):
                 return self._answer(404, {"detail": "none", "error": "no_such_instance"})
-            self.made[key].gone = self.clock.passed
+            if not self.ignores(self.clock.passed - self.made[key].since):
+                self.made[key].gone = self.clock.passed
             return self._answer(*((204, None) if self.kind == "runpod" else (200, {"success": True})))
         if key not in self.made or not self._shown(key):
             return self._answer(404, {"detail": "none", "error": "no_such_instance"})
@@ -120,12 +136,17 @@ class Late(httpx.BaseTransport):
         moments = [each.since for each in self.made.values()]
         return max((sum(each.exists(at) for each in self.made.values()) for at in moments), default=0)
 
+    def asked_for(self) -> list[float]:
+        """When each create was sent."""
+        posts = ("POST", "/pods") if self.kind == "runpod" else ("PUT", "/")
+        return [at for at, method, path in self.sent if method == posts[0] and path.endswith(posts[1])]
+
     def deletes(self) -> list[float]:
         return [at for at, method, _ in self.sent if method == "DELETE"]
 
     def _shown(self, key: str) -> bool:
         one, now = self.made[key], self.clock.passed
-        return one.exists(now) and not self.hides(now - one.since)
+        return one.exists(now) and not self.hides(now - one.since) and not self.empty(now)
 
     def _create(self, body: Any) -> httpx.Response:
         status, delay = self.creates.pop(0) if len(self.creates) > 1 else self.creates[0]
@@ -133,6 +154,9 @@ class Late(httpx.BaseTransport):
         if delay is not None:
             self.made[key] = Made(body.get("name") or body.get("label"), self.clock.passed + delay)
         if status == 200:
+            if self.doubles is not None:
+                name, since = self.made[key].name, self.clock.passed + self.doubles
+                self.made[str(2000 + len(self.made))] = Made(name, since)
             return self._answer(
                 200, self._machine(key) if self.kind == "runpod" else {"new_contract": int(key)}
             )
@@ -145,7 +169,8 @@ class Late(httpx.BaseTransport):
         return {"instances": shown, "total_instances": len(shown), "next_token": None}
 
     def _machine(self, key: str) -> dict[str, Any]:
-        name, gpu = self.made[key].name, GPU_NAME[self.kind]
+        name = self.others[key] if key in self.others else self.shown_as(self.made[key].name)
+        gpu = GPU_NAME[self.kind]
         if self.kind == "runpod":
             direct = {"host": "127.0.0.1", "port": 22, "username": "root"}
             return {
@@ -195,8 +220,13 @@ def open_late(server: Late, spec: specs.RunSpec) -> Cloud:
 
 
 @contextmanager
-def late(kind: str, monkeypatch: pytest.MonkeyPatch, **plan: Any) -> Iterator[LateRental]:
-    """Open a client of a provider that answers late; every machine shows the host key that we made."""
+def late(
+    kind: str, monkeypatch: pytest.MonkeyPatch, *, settings: dict[str, Any] | None = None, **plan: Any
+) -> Iterator[LateRental]:
+    """Open a client of a provider that answers late; every machine shows the host key that we made.
+
+    `settings` replace those of the provider in the run's spec.
+    """
     keys = hostkeys.make_keys
 
     def known(folder: Any) -> hostkeys.RentalKeys:
@@ -208,7 +238,7 @@ def late(kind: str, monkeypatch: pytest.MonkeyPatch, **plan: Any) -> Iterator[La
     if "creates" in plan:
         plan["creates"] = list(plan["creates"])  # each used up as it is answered
     server = Late(kind, SimulatedClock(), **plan)
-    settings = {"boot_deadline_sec": 900.0, "request_timeout_sec": 30.0}
-    spec = rented_spec(kind, "https://late.invalid/v2", **settings)
+    usual: dict[str, Any] = {"boot_deadline_sec": 900.0, "request_timeout_sec": 30.0}
+    spec = rented_spec(kind, "https://late.invalid/v2", **(usual | (settings or {})))
     with open_late(server, spec) as provider:
         yield LateRental(kind, server, provider, spec)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import re
 import sys
@@ -50,10 +51,11 @@ ZERO_AFTER_DOUBT_SEC = 780.0
 LONG_AFTER_SEC = 3600.0  # by when all that a create or a delete set going has happened
 OTHERS = (
     "someone-elses",
-    f"{NAME}x",
+    "gh-20260101-000000-abcdee-0123abcd",
     "gh-20260101-000000-fedcba-89abcdef",
     "",
 )  # a run of another's among them
+OWN = (NAME, f"{NAME}-r2")
 STRANGE_KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 
@@ -88,6 +90,8 @@ class Outcome:
         default_factory=list
     )  # names of machines of others that were ended, or asked to
     most_at_once: int = 0
+    misled: bool = False  # by a list before the first create that lacked what was there
+    doubled: int = 0  # machines that the provider made beside those that it was asked for
     requests: int = 0
     deleted: set[str] = field(default_factory=set)  # ids that a DELETE was sent for
     log: list[str] = field(default_factory=list)
@@ -191,7 +195,7 @@ class Simulation:
         self.spec = rented_spec(drawn.kind, f"http://127.0.0.1:1{api.prefix}", **(usual | settings))
         self.others = {pod.id: pod for pod in map(self.cloud.add_foreign, OTHERS)}
         self.outcome = Outcome(drawn)
-        self.ids, self.doubt_until = "", 0.0  # what the journal holds
+        self.ids, self.doubt_until, self.note = "", 0.0, ""  # what the journal holds
         self.releasing = self.stopped = False
 
     def run(self) -> Outcome:
@@ -218,6 +222,7 @@ class Simulation:
         with self._client(self.drawn.stop) as client:
 
             def keep() -> None:
+                self.note = client.note(NAME)
                 self.doubt_until = client.doubtful_until(NAME)
                 self.ids = ",".join(client.known_ids(NAME)) or self.ids
 
@@ -244,7 +249,8 @@ class Simulation:
 
     def _release(self, client: Cloud, by: str, doubt_until: float | None) -> None:
         waits = Waits(self._say, lambda: self.stopped)
-        proof = client.release(NAME, self.ids or None, doubt_until, waits)
+        note = None if doubt_until is None else self.note
+        proof = client.release(NAME, self.ids or None, doubt_until, waits, note)
         self._say(f"{by}: {proof.proof}: {proof.detail}")
         self.outcome.proofs.append(Proven(by, self.clock.monotonic(), proof.proof, proof.detail))
 
@@ -282,6 +288,13 @@ class Simulation:
         outcome.left = [pod for pod in self.cloud.living() if not pod.foreign]
         living = {pod.id for pod in self.cloud.living()}
         outcome.others = [pod.name for key, pod in self.others.items() if key not in living or key in deletes]
+        ours = [pod for pod in self.cloud.made() if not pod.foreign]
+        before = json.loads(self.note)["before"]["ids"] if self.note else self.others
+        outcome.misled = not self.others.keys() <= set(before)
+        outcome.doubled = sum(pod.answered == "with another's id" for pod in ours)
+        # Of a create that told no id, and under a name that is not ours: nothing says that we may end it.
+        untold = [pod for pod in ours if pod.answered not in ("truly", "hang") and pod.name not in OWN]
+        outcome.others += [pod.name for pod in untold if pod.id in deletes]
         outcome.most_at_once = self.cloud.snapshot()["mostAtOnce"]
         outcome.requests = len(self.cloud.exchanges)
         self.cloud.close()
@@ -313,11 +326,13 @@ def violations(outcome: Outcome) -> list[str]:
         wrong.append(f"proven zero, and {len(outcome.left)} of ours left")
     if outcome.others:
         wrong.append(f"machines of others touched: {outcome.others}")
-    if outcome.most_at_once > 1 + drawn.beside:
+    if outcome.most_at_once > 1 + drawn.beside + outcome.doubled:
         wrong.append(f"{outcome.most_at_once} machines of ours at once")
     by = max(drawn.recovered_at, outcome.released_from) + (
         ZERO_WITHIN_SEC if drawn.truthful else ZERO_AFTER_DOUBT_SEC
     )
+    if outcome.misled or any(pod.name not in OWN for pod in outcome.left):
+        return wrong  # only a person can tell whose a machine is
     if outcome.zero is None or outcome.zero.at > by:
         wrong.append(f"not proven zero by second {by:.0f}, when all had recovered")
     return wrong

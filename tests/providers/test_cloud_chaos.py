@@ -44,7 +44,7 @@ CASES = (
     Case(("create-5xx-created-late",), "ok", made=1),
     Case(("create-garbage-created",), "ok", made=1),
     Case(("create-5xx",), "ok", made=1),
-    Case(("create-5xx-created", "list-410"), "outcome-unknown", made=1),
+    Case(("list-410",), "rejected", made=0),  # nothing is rented whose end could not be proven
     Case(("create-contract",), "ok", made=2, only="vastai"),
     # refusals, each by its rule
     Case(("create-429",), "ok", made=1),
@@ -126,6 +126,23 @@ def test_whatever_happens_nothing_is_left(kind: str, case: Case, caplog: pytest.
         assert state["foreignActive"] == 1
         assert case.made is None or state["created"] == case.made
         unsecret(it, caplog.text + said + "\n".join(it.said) + proof.detail + repr(proof))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_create_without_an_answer_and_a_list_that_is_gone_end_the_renting(kind: str) -> None:
+    with rented(kind) as it:
+
+        def progress(line: str) -> None:
+            if "renting" in line:
+                it.faults("create-5xx-created", "list-410")
+
+        with pytest.raises(ProviderError) as caught:
+            it.provider.allocate(NAME, it.spec, progress)
+        assert caught.value.code == "outcome-unknown"
+        assert it.state()["created"] == 1
+        it.server.cloud.faults.clear()
+        assert it.provider.release(NAME, None).proof == "zero"
+        assert it.state()["active"] == 0
 
 
 UNPROVEN = (

@@ -66,6 +66,15 @@ def test_the_seeds_reach_what_they_are_for(kind: str) -> None:
         "answer-drips",
         "list-cursor",
     } <= drawn_kinds
+    assert {
+        "create-doubles",
+        "delete-ignored",
+        "list-errors",
+        "list-link",
+        "name-longer",
+        "name-cut",
+        "account-empty",
+    } <= drawn_kinds
 
 
 @pytest.mark.soak

@@ -163,13 +163,12 @@ def test_a_delete_is_slow_or_is_refused_first(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PROVIDERS)
 def test_documents_have_unknown_keys_prices_move_and_lists_repeat(kind: str) -> None:
-    faults = (Fault("list-doubles", 1), Fault("list-cursor", 1), Fault("unknown-keys", 1))
+    faults = (Fault("list-doubles", 1), Fault("unknown-keys", 1))
     with served(kind, *faults, Fault("price-moves", None, begin=60.0, amount=3.0)) as it:
         machine_id = it.made()
         answer = it.client.get(LIST[kind]).json()
         machines = answer["pods" if kind == "runpod" else "instances"]
         assert [str(each["id"]) for each in machines] == [machine_id] * 3
-        assert answer["nextCursor" if kind == "runpod" else "next_token"]
         assert "xRegion" in answer
         assert "xRegion" in machines[0]
         assert it.listed() == [machine_id]
@@ -177,6 +176,60 @@ def test_documents_have_unknown_keys_prices_move_and_lists_repeat(kind: str) -> 
         it.passes(60.0)
         (machine,) = it.client.get(LIST[kind]).json()["pods" if kind == "runpod" else "instances"]
         assert machine[PRICE[kind]] == pytest.approx(3 * before)
+
+
+@pytest.mark.parametrize("kind", PROVIDERS)
+def test_a_list_says_that_it_is_not_whole(kind: str) -> None:
+    faults = (Fault("list-cursor", 1), Fault("list-errors", 1, begin=10.0), Fault("list-link", 1, begin=20.0))
+    with served(kind, *faults) as it:
+        machine_id = it.made()
+        answer = it.client.get(LIST[kind]).json()
+        assert answer["nextCursor" if kind == "runpod" else "next_token"]
+        assert it.listed() == [machine_id]
+        it.passes(10.0)
+        answer = it.client.get(LIST[kind]).json()
+        assert answer["errors"]
+        assert not answer["pods" if kind == "runpod" else "instances"]
+        it.passes(10.0)
+        shown = it.client.get(LIST[kind])
+        assert shown.links["next"]["rel"] == "next"
+        assert not shown.json()["pods" if kind == "runpod" else "instances"]
+        assert it.listed() == [machine_id]
+
+
+@pytest.mark.parametrize("kind", PROVIDERS)
+def test_names_change_and_a_second_machine_comes(kind: str) -> None:
+    faults = (Fault("name-longer", 1), Fault("create-doubles", 1, amount=18.0))
+    with served(kind, *faults) as it:
+        machine_id = it.made()
+        assert it.listed() == [machine_id]
+        it.passes(18.1)
+        assert [pod.name for pod in it.cloud.living()] == [NAME, f"{NAME}-migration"]
+        assert len(it.listed()) == 2
+    with served(kind, Fault("name-cut", 1)) as it:
+        it.made()
+        (pod,) = it.cloud.living()
+        assert NAME.startswith(pod.name)
+        assert pod.name != NAME
+
+
+@pytest.mark.parametrize("kind", PROVIDERS)
+def test_a_yes_without_effect_and_an_account_that_seems_empty(kind: str) -> None:
+    faults = (Fault("look-hides", 1), Fault("delete-ignored", None))
+    with served(kind, *faults, Fault("account-empty", None, begin=10.0, lasts=10.0)) as it:
+        it.cloud.add_foreign("someone-elses")
+        machine_id = it.made()
+        assert len(it.listed()) == 2
+        assert it.look(machine_id).status_code == 404
+        assert it.delete(machine_id).status_code < 300
+        assert it.alive() == 2
+        it.passes(10.0)
+        assert (it.listed(), it.look(machine_id).status_code) == ([], 404)
+        assert it.delete(machine_id).status_code == 404
+        it.passes(10.0)
+        assert it.look(machine_id).status_code == 200
+        assert it.delete(machine_id).status_code < 300
+        assert it.alive() == 1
 
 
 @pytest.mark.parametrize("kind", PROVIDERS)

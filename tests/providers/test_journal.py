@@ -138,11 +138,22 @@ def test_what_is_in_doubt_is_known_to_whoever_comes_after() -> None:
         assert journal.closed_since(closed.closed_at) == ()
 
 
+def test_what_a_provider_notes_is_told_to_whoever_comes_after() -> None:
+    with Journal() as journal:
+        journal.intend("run-a", "gh-run-a", "vastai", {})
+        journal.intend("run-b", "gh-run-b", "vastai", {})
+        journal.noted("gh-run-a", "first")
+        journal.noted("gh-run-a", "second")
+    with Journal() as journal:
+        assert [entry.note for entry in journal.open_entries()] == ["second", None]
+
+
 def test_the_journal_of_an_older_version_gains_the_doubts(glasshouse_home: Path) -> None:
     with Journal() as journal:
         journal.intend("run", "gh-run-a", "runpod", {})
         with journal._transaction() as connection:
             connection.exec_driver_sql("DROP TABLE doubts")
+            connection.exec_driver_sql("DROP TABLE notes")
     with Journal() as journal:
         assert journal.open_entries()[0].doubt_until is None
         journal.doubtful("gh-run-a", 5.0)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.server import FakeServer
 from glasshouse.providers.fakes.service import RUNPOD_PREFIX, STALL_SEC, Answer, FakeService, Request
-from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold
+from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold, part_of
 
 GPUS: Final = {
     "NVIDIA H100 80GB HBM3": Sold(2.99, "NVIDIA H100 80GB HBM3", 80),
@@ -122,10 +122,11 @@ class FakeRunPod:
     def _list(self) -> Answer:
         if self.cloud.take("list-410"):
             return self.refuse(410)
-        pods = [self._pod(pod) for pod in self.cloud.listed()]
-        # The API has no pages; a cursor that nothing follows changes nothing.
-        cursor = {"nextCursor": "b2Zmc2V0OjI1"} if self.cloud.take("list-cursor") else {}
-        return Answer(200, {"pods": pods, **cursor})
+        listed, more, headers = part_of(self.cloud, self.cloud.listed())
+        pods = [self._pod(pod) for pod in listed]
+        if self.cloud.take("list-cursor"):  # the API documents no pages
+            pods, more = pods[: len(pods) // 2], {**more, "nextCursor": "b2Zmc2V0OjI1"}
+        return Answer(200, {"pods": pods, **more}, headers=headers)
 
     def _create(self, request: Request) -> Answer:
         body = request.body
@@ -186,10 +187,8 @@ class FakeRunPod:
     def _delete(self, pod_id: str) -> Answer:
         if self.cloud.take("delete-5xx"):
             return problem(500, "Internal Server Error", "could not reach the machine")
-        if self.cloud.get(pod_id) is None:
+        if not self.cloud.destroy(pod_id):
             return self.refuse(404)
-        if not self.cloud.take("delete-noop"):
-            self.cloud.destroy(pod_id)
         if self.cloud.take("delete-drop"):
             return Answer(0, cut=True)
         return Answer(204)

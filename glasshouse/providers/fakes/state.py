@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,7 @@ class FakeCloud:
         self.lock = threading.RLock()
         self._began = self.clock.monotonic()
         self._pods: dict[str, FakePod] = {}
+        self._was_listed = False
         self._made_folder = folder is None
         self._folder = Path(tempfile.mkdtemp(prefix="glasshouse-fake-")) if folder is None else folder
 
@@ -119,13 +120,29 @@ class FakeCloud:
         if self.take("price-high"):
             usd *= 10
         created = self.clock.monotonic() + late
-        pod = FakePod(pod_id, name, gpu, gpus, usd * gpus, place, created, facts=dict(facts))
+        pod = FakePod(pod_id, self._called(name), gpu, gpus, usd * gpus, place, created, facts=dict(facts))
         pod.facts["unmapped"] = bool(self.take("boot-no-port"))
         ignored = self.take("start-ignored")
+        if (doubles := self.take("create-doubles")) is not None:
+            number = str(int(pod_id) + 5_000_000) if pod_id.isdecimal() else f"{pod_id}d"
+            second = replace(pod, id=number, name=name, created=created + doubles.amount)
+            second.answered = "with another's id"
+            second.facts, second.system_log = {**facts, "offer": None}, []
+            with self.lock:
+                self._pods[number] = second
+            self.clock.start(self._bring_up(second, device, command, dict(env), late + doubles.amount))
         with self.lock:
             self._pods[pod_id] = pod
         self.clock.start(self._bring_up(pod, device, None if ignored else command, dict(env), late))
         return pod
+
+    def _called(self, name: str) -> str:
+        """What a new machine is called that was asked for under this name."""
+        if self.take("name-longer"):
+            return f"{name}-migration"
+        if self.take("name-cut"):
+            return name[:-4]
+        return "" if self.take("name-none") else name
 
     def shows_late(self, pod: FakePod) -> bool:
         """Whether a fault struck that hides a new machine from the list for a while."""
@@ -155,10 +172,18 @@ class FakeCloud:
         with self.lock:
             return [pod for pod in self._pods.values() if self._exists(pod)]
 
+    def made(self) -> list[FakePod]:
+        """Whatever exists, existed or will."""
+        with self.lock:
+            return list(self._pods.values())
+
     def listed(self) -> list[FakePod]:
         """What the list shows now."""
         with self.lock:
             shown = [pod for pod in self._pods.values() if self._shown(pod, "list", pod.shown_from)]
+        if self._seems_empty():
+            return []
+        self._was_listed = True
         hides = self.take("list-hides") or self._flaps("list-flaps")
         found = [pod for pod in shown if pod.foreign or not hides]
         if self.take("list-doubles"):  # side by side, and the first again at the end, as when pages shift
@@ -169,10 +194,12 @@ class FakeCloud:
         """What a look-up of one machine shows now."""
         with self.lock:
             pod = self._pods.get(pod_id)
-        if pod is None or not self._shown(pod, "look"):
+        if pod is None:
             return None
         hides = self.take("look-hides") or self._flaps("look-flaps")
-        return pod if pod.foreign or not hides else None
+        shown = self._shown(pod, "look") and (pod.foreign or not hides) and not self._seems_empty()
+        pod.facts["hidden"] = not shown
+        return pod if shown else None
 
     def price(self, usd: float) -> float:
         """What a price is by now, in USD an hour."""
@@ -180,10 +207,12 @@ class FakeCloud:
         return round(usd * (moved.amount if moved else 1.0), 4)
 
     def destroy(self, pod_id: str) -> bool:
-        """End a machine; False when there is none."""
+        """End a machine, unless that is only said; False when there is none."""
         pod = self.get(pod_id)
-        if pod is None:
+        if pod is None or self._seems_empty():
             return False
+        if self.take("delete-noop") or (pod.facts.get("hidden") and self.take("delete-ignored")):
+            return True
         slow = self.take("delete-slow")
         with self.lock:
             moment = self.clock.monotonic() + (slow.amount if slow else 0.0)
@@ -191,6 +220,9 @@ class FakeCloud:
         if pod.container is not None:
             pod.container.stop()
         return True
+
+    def _seems_empty(self) -> bool:
+        return self._was_listed and self.take("account-empty") is not None
 
     def _exists(self, pod: FakePod) -> bool:
         now = self.clock.monotonic()
@@ -291,3 +323,10 @@ class FakeCloud:
             if pod.destroyed is None:
                 pod.phase, pod.message = phase, message
                 pod.system_log.append(message)
+
+
+def part_of(cloud: FakeCloud, pods: list[FakePod]) -> tuple[list[FakePod], dict[str, Any], dict[str, str]]:
+    """What of a list is shown, and by what members and header fields it says that it is not all."""
+    error = {"errors": [{"message": "one region could not be read"}]} if cloud.take("list-errors") else {}
+    link = {"Link": '<https://fake.invalid/?page=2>; rel="next"'} if cloud.take("list-link") else {}
+    return [pod for pod in pods if pod.foreign or not (error or link)], error, link

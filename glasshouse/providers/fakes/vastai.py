@@ -11,7 +11,7 @@ from typing import Any, Final
 from glasshouse.providers.fakes.faults import FaultPlan
 from glasshouse.providers.fakes.server import FakeServer
 from glasshouse.providers.fakes.service import STALL_SEC, VAST_PREFIX, Answer, FakeService, Request
-from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold
+from glasshouse.providers.fakes.state import FakeCloud, FakePod, Sold, part_of
 
 GPUS: Final = {
     "H100 SXM": Sold(2.1, "NVIDIA H100 80GB HBM3", 80),
@@ -194,7 +194,7 @@ class FakeVast:
     def _list(self, request: Request) -> Answer:
         if self.cloud.take("list-410"):
             return self.refuse(410)
-        pods = self.cloud.listed()
+        pods, more_said, headers = part_of(self.cloud, self.cloud.listed())
         limit = min(int(request.query.get("limit", 25)), self._page_size)
         begin = int(request.query.get("after_token") or 0)
         total = len({pod.id for pod in pods})
@@ -214,16 +214,16 @@ class FakeVast:
                 "total_instances": total,
                 "next_token": following or None,
                 "instances": [self._instance(pod) for pod in page],
+                **more_said,
             },
+            headers=headers,
         )
 
     def _delete(self, number: str) -> Answer:
         if self.cloud.take("delete-5xx"):
             return Answer(500, text="Internal Server Error")
-        if self.cloud.get(number) is None:
+        if not self.cloud.destroy(number):
             return self.refuse(404)
-        if not self.cloud.take("delete-noop"):
-            self.cloud.destroy(number)
         if self.cloud.take("delete-drop"):
             return Answer(0, cut=True)
         return Answer(200, {"success": True})
