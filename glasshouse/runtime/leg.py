@@ -6,6 +6,7 @@ Kept apart from the supervisor's story so that the end does not depend on how fa
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -180,6 +181,8 @@ class OutputDrain(threading.Thread):
 
     def __init__(self, descriptor: int, path: Path) -> None:
         super().__init__(name="outputs", daemon=True)
+        with contextlib.suppress(OSError):  # a pipe of 64 KiB costs both ends a switch for each of them
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._descriptor = descriptor
         self._path = path
         self._digest = hashlib.sha256()

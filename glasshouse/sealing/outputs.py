@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,16 +39,27 @@ PREFIX_BYTES = _PREFIX.size
 
 
 class _Digesting:
-    """A sink that hashes and counts what passes through it."""
+    """A sink that counts what passes through it and hashes it on a thread, beside the next write."""
 
-    def __init__(self, out: Sink) -> None:
-        self.out, self.state, self.bytes = out, hashlib.sha256(), 0
+    def __init__(self, out: Sink, pool: ThreadPoolExecutor) -> None:
+        self.bytes = 0
+        self._out, self._pool, self._state = out, pool, hashlib.sha256()
+        self._hashing: Future[None] | None = None
 
     def write(self, data: bytes | memoryview, /) -> int | None:
-        taken = self.out.write(data) or 0
-        self.state.update(data[:taken])
+        taken = self._out.write(data) or 0
+        self._settle()  # one piece waits at most, so no more ciphertext is held
+        self._hashing = self._pool.submit(self._state.update, data[:taken])
         self.bytes += taken
         return taken
+
+    def hexdigest(self) -> str:
+        self._settle()
+        return self._state.hexdigest()
+
+    def _settle(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
 
 
 @dataclass(frozen=True)
@@ -90,15 +102,16 @@ def seal_outputs(
     """
     package = prepare(files=files, tensors=tensors, extra={}, chunk_bytes=chunk_bytes, threads=threads)
     info = _info(context, package.manifest_hash)
-    digesting = _Digesting(out)
     key = fresh_payload_key()
-    try:
-        wrapped = wrap_key(key, owner_public, info)
-        write_all(digesting, _PREFIX.pack(MAGIC, VERSION, 0, package.manifest_hash, wrapped))
-        package.write(digesting, key)
-    finally:
-        overwrite(key)
-    return SealedOutputs(package.manifest_hash.hex(), digesting.state.hexdigest(), digesting.bytes)
+    with ThreadPoolExecutor(1) as pool:
+        digesting = _Digesting(out, pool)
+        try:
+            wrapped = wrap_key(key, owner_public, info)
+            write_all(digesting, _PREFIX.pack(MAGIC, VERSION, 0, package.manifest_hash, wrapped))
+            package.write(digesting, key)
+        finally:
+            overwrite(key)
+        return SealedOutputs(package.manifest_hash.hex(), digesting.hexdigest(), digesting.bytes)
 
 
 def open_outputs(
