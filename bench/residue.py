@@ -5,8 +5,8 @@
 
 Another process holds float32 numbers, with ten needles of a leg's lengths among them: two of 8 bytes, seven
 of 24, one of 32. Its memory is gone through by ScannedProcess on every core: only read; searched as a leg
-does it; searched for each needle by itself (tests/runtime/reference_search.py). Then it is overwritten and
-read back, as a tensor is, and all three are done again. In turn, in one run.
+does it; searched as it was before, each needle by itself (tests/runtime/reference_search.py). Then it is
+overwritten and read back, as a tensor is, and all three are done again. In turn, in one run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def measure(size: int, rounds: int) -> dict[str, Any]:
                 if when == "after":
                     taken.setdefault("wipe", []).append((tell(b"wipe"), 0.0))
                 for name, way in WAYS.items():
-                    residue.Search = way  # type: ignore[misc]
+                    residue.Search = way  # type: ignore[misc,assignment]
                     began = time.monotonic(), time.process_time()
                     counts = scanned.scan(needles).counts
                     seconds = time.monotonic() - began[0], time.process_time() - began[1]

@@ -30,7 +30,7 @@ def occurrences(memory: bytes, pattern: bytes) -> int:
 
 
 def counted(
-    way: type[Search], chunks: Sequence[bytes], patterns: Sequence[bytes], at: int = 1 << 12
+    way: type[Search | ReferenceSearch], chunks: Sequence[bytes], patterns: Sequence[bytes], at: int = 1 << 12
 ) -> list[int]:
     made = way([bytearray(pattern) for pattern in patterns])
     try:
