@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from glasshouse.sealing.memory import overwrite
 
-CHUNK = 1 << 19  # gone through four times a pattern: it should stay in a core's own cache meanwhile
+CHUNK = 1 << 20  # gone through four times a pattern: it should stay in a cache meanwhile
 WORD = 4  # bytes of a wchar_t on Linux
 BY_WORDS = range(
     2 * WORD - 1, 32
