@@ -45,6 +45,7 @@ MODULES = (
     "runtime/raw.py",
     "runtime/residue.py",
     "runtime/results.py",
+    "runtime/search.py",
     "runtime/sealer.py",
     "runtime/session.py",
     "runtime/strays.py",

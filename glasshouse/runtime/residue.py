@@ -27,9 +27,9 @@ from typing import Protocol
 
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import read_own_memory
+from glasshouse.runtime.search import CHUNK, Search
 from glasshouse.sealing.memory import overwrite
 
-CHUNK = 1 << 20  # each needle is sought in turn: a chunk should stay in a core's cache meanwhile
 PART = 64 << 20  # what one thread searches at a time
 MAX_SCAN_BYTES = 32 << 30
 _KERNEL_PAGES = ("[vvar]", "[vvar_vclock]", "[vsyscall]", "[vdso]")
@@ -66,55 +66,6 @@ class Scannable(Protocol):
         """Let go: the process's memory is gone or no longer of interest."""
 
 
-class _Search:
-    """Counts needles in memory that arrives in chunks, also across borders of adjoining chunks.
-
-    What arrives lies in one buffer that close() wipes: the searcher must not end up with the very
-    plaintext whose absence it is to show.
-    """
-
-    def __init__(self, needles: Sequence[Needle]) -> None:
-        self._needles = [needle.data for needle in needles]
-        self.overlap = max(0, max((len(data) for data in self._needles), default=1) - 1)
-        self._buffer = mmap.mmap(-1, CHUNK + self.overlap + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._view = memoryview(self._buffer)
-        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
-        self._kept = 0
-        self._next = -1
-        self.result = Scan(counts=[0] * len(needles))
-
-    def space(self, position: int, size: int) -> memoryview:
-        """Where to put `size` bytes that lie at `position`; took() says how many came."""
-        if position != self._next:
-            self._kept = 0
-        return self._view[self._kept : self._kept + size]
-
-    def took(self, position: int, size: int) -> None:
-        length = self._kept + size
-        for index, needle in enumerate(self._needles):
-            if needle:  # nothing was sampled: found nowhere, not everywhere
-                self.result.counts[index] += _count(self._base, length, needle, self._kept)
-        self.keep(position, size)
-        self.result.bytes_read += size
-
-    def keep(self, position: int, size: int) -> None:
-        """Hold the end of what came for the next chunk, without searching it."""
-        length = self._kept + size
-        self._kept = min(self.overlap, length)
-        self._view[: self._kept] = self._view[length - self._kept : length]
-        self._next = position + size
-
-    def feed(self, position: int, chunk: bytes | bytearray) -> None:
-        self.space(position, len(chunk))[:] = chunk
-        self.took(position, len(chunk))
-
-    def close(self) -> None:
-        overwrite(self._view)
-
-    def unreadable(self) -> None:
-        self.result.unreadable_regions += 1
-
-
 class ScannedProcess:
     """A process that handed over descriptors of its memory and maps."""
 
@@ -138,26 +89,26 @@ class ScannedProcess:
         ends = {region: end for region, _, end in parts}
         unread = {region for region, (_, end) in enumerate(regions) if ends.get(region) != end}
 
-        def work() -> Scan:
-            search = _Search(needles)
+        def work() -> Search:
+            search = _search(needles)
             try:
                 for region, start, end in turn:
                     if not self._search_part(search, regions[region][0], start, end):
                         unread.add(region)
             finally:
                 search.close()
-            return search.result
+            return search
 
         threads = max(1, min(len(parts), len(os.sched_getaffinity(0))))
         with ThreadPoolExecutor(threads) as pool:
             found = [job.result() for job in [pool.submit(work) for _ in range(threads)]]
         return Scan(
-            counts=[sum(counts) for counts in zip(*(scan.counts for scan in found), strict=True)],
-            bytes_read=sum(scan.bytes_read for scan in found),
+            counts=[sum(counts) for counts in zip(*(search.counts for search in found), strict=True)],
+            bytes_read=sum(search.bytes_read for search in found),
             unreadable_regions=len(unread),
         )
 
-    def _search_part(self, search: _Search, region: int, start: int, end: int) -> bool:
+    def _search_part(self, search: Search, region: int, start: int, end: int) -> bool:
         """Search [start, end) of a region; whether all of it could be read.
 
         What ends in it counts, also if it begins in the part before: that much is read first.
@@ -193,18 +144,19 @@ class ServingProcess:
 
     def scan(self, needles: Sequence[Needle]) -> Scan:
         """Count each needle in the regions that the process hands over."""
-        search = _Search(needles)
+        search = _search(needles)
+        unreadable = 0
         self._channel.send("scan")
         try:
             while True:
                 kind, body, raw = self._channel.receive(self._remaining())
                 if kind == "scan-end":
-                    return search.result
+                    return Scan(search.counts, search.bytes_read, unreadable)
                 if kind == "memory" and len(raw) <= CHUNK:
                     search.feed(int(body["at"]), raw)
                     overwrite(raw)
                 elif kind == "unreadable":
-                    search.unreadable()
+                    unreadable += 1
                 else:
                     raise ChannelClosedError("not a scan's answer")
         finally:
@@ -237,6 +189,10 @@ def serve(channel: Channel) -> None:
         with contextlib.suppress(BufferError):
             buffer.close()
     channel.send("scan-end")
+
+
+def _search(needles: Sequence[Needle]) -> Search:
+    return Search([needle.data for needle in needles])
 
 
 def _parts(regions: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int, int]]:
@@ -275,30 +231,6 @@ def _regions(maps: int) -> list[tuple[int, int]]:
         low, _, high = fields[0].partition("-")
         regions.append((int(low, 16), int(high, 16)))
     return regions
-
-
-def _memmem() -> Callable[[int, int, object, int], int | None]:
-    # Of glibc and musl alike; about four times as fast as bytes.find for needles of this length.
-    found = ctypes.CDLL(None).memmem
-    found.restype = ctypes.c_void_p
-    found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t]
-    search: Callable[[int, int, object, int], int | None] = found
-    return search
-
-
-_search = _memmem()
-
-
-def _count(base: int, length: int, needle: bytearray, seen: int) -> int:
-    """Count occurrences in memory at `base` that end beyond its first `seen` bytes (counted before)."""
-    size = len(needle)
-    wanted = (ctypes.c_char * size).from_buffer(needle)
-    at = max(0, seen - size + 1)
-    count = 0
-    while found := _search(base + at, length - at, wanted, size):
-        count += 1
-        at = found - base + 1
-    return count
 
 
 def open_self() -> list[int]:

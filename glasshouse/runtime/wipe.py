@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -36,7 +37,7 @@ def wipe_tensors(tensors: list[Any]) -> WipeReport:
         on_host = tensor.device.type == "cpu"
         if on_host:
             memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
-            zero = overwrite(memoryview(memory))
+            zero = overwrite(memoryview(memory), threads=len(os.sched_getaffinity(0)))
         else:
             storage.fill_(0)
             flat = tensor.detach().new_empty(0).set_(storage, 0, (storage.nbytes() // tensor.element_size(),))

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 HUGE_PAGE = 2 << 20
 POPULATE_SEC = 20.0  # a supervisor waits 120 s for the answer to a grant; a cold file may take longer
-_POPULATE_PART = 32 * HUGE_PAGE  # what one thread takes at a time
+_PART = 32 * HUGE_PAGE  # what one thread takes, or overwrites, at a time
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23  # linux/mman.h, from Linux 5.14 on; Python has no name for it
 _PROT_NONE = 0  # sys/mman.h; neither has it one for this
@@ -67,11 +67,11 @@ def populate(region: mmap.mmap, size: int, threads: int) -> None:
     base = address_of(region)
 
     def take(start: int) -> None:
-        _libc.madvise(base + start, min(_POPULATE_PART, size - start), _MADV_POPULATE_WRITE)
+        _libc.madvise(base + start, min(_PART, size - start), _MADV_POPULATE_WRITE)
 
     if sys.platform == "linux":  # elsewhere the number may mean something else
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(take, range(0, size, _POPULATE_PART)))
+            list(pool.map(take, range(0, size, _PART)))
 
 
 def populate_file(mapped: mmap.mmap, size: int, seconds: float = POPULATE_SEC) -> None:
@@ -79,10 +79,10 @@ def populate_file(mapped: mmap.mmap, size: int, seconds: float = POPULATE_SEC) -
     if sys.platform == "linux":
         end = time.monotonic() + seconds
         with contextlib.suppress(OSError):
-            for start in range(0, size, _POPULATE_PART):
+            for start in range(0, size, _PART):
                 if time.monotonic() >= end:
                     return
-                mapped.madvise(_MADV_POPULATE_READ, start, min(_POPULATE_PART, size - start))
+                mapped.madvise(_MADV_POPULATE_READ, start, min(_PART, size - start))
 
 
 def forbid(region: mmap.mmap) -> None:
@@ -109,17 +109,33 @@ def address_of(region: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(region))
 
 
-def overwrite(buffer: mmap.mmap | bytearray | memoryview) -> bool:
-    """Overwrite a writable buffer with zeros, read it back, and return whether every byte read is zero."""
+def overwrite(buffer: mmap.mmap | bytearray | memoryview, threads: int = 1) -> bool:
+    """Overwrite a writable buffer with zeros, read it back, and return whether every byte read is zero.
+
+    A large one is done part by part in `threads`, or by the caller's alone where no more can be had.
+    """
     view = memoryview(buffer).cast("B")
     size = view.nbytes
     if size == 0:
         return True
-    first = ctypes.c_char.from_buffer(view)
-    address = ctypes.addressof(first)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+    def part(start: int) -> bool:
+        return _overwrite(address + start, min(_PART, size - start))
+
+    starts = range(0, size, _PART)
+    if threads > 1 and len(starts) > 1:
+        with contextlib.suppress(RuntimeError), ThreadPoolExecutor(threads) as pool:
+            done = list(pool.map(part, starts))  # each part, whatever became of another
+            return all(done)
+    done = list(map(part, starts))
+    return all(done)
+
+
+def _overwrite(address: int, size: int) -> bool:
     ctypes.memset(address, 0, size)
     # All bytes are zero exactly when the first is and each equals its neighbour: nothing is copied to look.
-    return first.value == b"\0" and _libc.memcmp(address, address + 1, size - 1) == 0
+    return ctypes.string_at(address, 1) == b"\0" and _libc.memcmp(address, address + 1, size - 1) == 0
 
 
 def overwrite_bytes(secret: bytes) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from glasshouse.runtime import linux, residue
 from glasshouse.runtime.channel import Channel, channel_pair
-from glasshouse.runtime.residue import CHUNK, Needle, Scannable, ScannedProcess, ServingProcess, _Search
+from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
+from glasshouse.runtime.search import CHUNK
 from glasshouse.sealing.memory import overwrite
 
 SIZE = 2 * CHUNK + 8192
@@ -136,21 +137,6 @@ def test_a_region_that_cannot_be_read_is_counted_and_the_rest_is_scanned(hand_ov
         assert (scan.counts, scan.unreadable_regions) == ([1], 1)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.binary(min_size=1, max_size=400), st.binary(min_size=1, max_size=6), st.lists(st.integers(1, 60)))
-def test_chunks_of_any_size_count_as_the_whole_does(memory: bytes, needle: bytes, cuts: list[int]) -> None:
-    needles = [Needle("a", bytearray(needle)), Needle("b", bytearray(memory[:3]))]
-    search = _Search(needles)
-    at = 0
-    for size in [*cuts, len(memory)]:
-        if at < len(memory):
-            search.feed(1000 + at, memory[at : at + size])
-        at += size
-    for item, count in zip(needles, search.result.counts, strict=True):
-        data = bytes(item.data)
-        assert count == sum(memory.startswith(data, i) for i in range(len(memory) - len(data) + 1))
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.binary(min_size=1, max_size=200)), min_size=1, max_size=4),
@@ -182,13 +168,6 @@ def test_parts_of_any_size_count_as_the_regions_do(
         sum(region.startswith(item.data, at) for region in contents for at in range(len(region)))
         for item in needles
     ]
-
-
-def test_memory_that_does_not_adjoin_does_not_join() -> None:
-    search = _Search([Needle("a", bytearray(b"needle"))])
-    search.feed(0, b"...nee")
-    search.feed(100, b"dle...")
-    assert search.result.counts == [0]
 
 
 def test_what_a_process_cuts_out_of_itself_is_only_the_buffer() -> None:
