@@ -41,8 +41,8 @@ try() { # try PYTHON WORDS...: the environment, grown in two steps, and what run
 
 alone='not train and not sshd and not chromium and not postgres and not index and not slow and not soak'
 # What differs between Pythons shows in the standard library's corners and in what the locks choose for each: the commands,
-# what reads and judges, archives, pages. The rest of the suite ran just now.
-parts=(tests/config tests/commands tests/records tests/judgement tests/measurement tests/sealing tests/remote)
+# what reads, archives, pages. The rest of the suite ran just now.
+parts=(tests/config tests/commands tests/records tests/sealing tests/remote)
 parts+=(tests/publishing/test_{archive,artifact,history,pages,publish}.py)
 
 if [ -x /usr/bin/python3 ]; then

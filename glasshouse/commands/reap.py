@@ -57,6 +57,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reap every dead allocation in the journal, and list what it does not know."""
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        # Before the journal was gone through: what it holds may be there, and may be billing.
+        raise CleanupNotProven(
+            "interrupted before anything was proven", remedy="run `glasshouse reap` again"
+        ) from None
+
+
+def _run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
@@ -67,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     code = max((_code(item) for item in found), default=0)
     if any(stray.id is None for stray in unknown):
         code = max(code, ProviderError.exit_code)
-    if any(stray.whole for stray in unknown):
+    if any(stray.id is not None for stray in unknown):
         code = CLEAN_UP_NOT_PROVEN
     if args.json:
         allocations, others = [asdict(item) for item in found], [asdict(stray) for stray in unknown]

@@ -9,7 +9,6 @@ can say: they are listed, and ended one at a time by name.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from glasshouse.providers.journal import Entry, Journal
 from glasshouse.providers.registry import KEY_VARIABLES, open_provider
 from glasshouse.spec import CloudProvider
 
-# A whole name as a run gives it (live_run.create), or a replacement's of it.
-_WHOLE = re.compile(r"gh-\d{8}-\d{6}-[a-z2-7]{6}-[0-9a-f]{8}(-r[2-9])?")
 LOOK_AGAIN_SEC = 86400.0  # how long after its proof an allocation's provider is asked again, wherever it is
 
 
@@ -45,11 +42,6 @@ class Stray:
     detail: str
     proof: str | None = None
     ours: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether its name is one that a run of this program gives, and not only begins like one."""
-        return _WHOLE.fullmatch(self.name) is not None
 
 
 def find(configs: Iterable[CloudProvider], *, elsewhere: bool = False) -> list[Stray]:

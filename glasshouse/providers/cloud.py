@@ -175,7 +175,9 @@ class Cloud:
             found = self.api.machines()
         except ApiError as error:
             raise explain(self.api, "listing machines", error) from None
-        return tuple(each for each in found if each.name.startswith(prefix) and each.state != "gone")
+        return tuple(
+            each for each in found if each.name.casefold().startswith(prefix) and each.state != "gone"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -320,13 +322,16 @@ class Cloud:
         except ApiError as error:
             failure = error
         else:
-            self._creates[name] = self._creates[name].made(machine.id, clock.now(), self._lag_sec())
-            rental.progress(f"{api.label}: created")
-            return machine
-        if failure.created_id is not None:
+            made = self._creates[name].made(machine.id, clock.now(), self._lag_sec())
+            if machine.id in made.ids:
+                self._creates[name] = made
+                rental.progress(f"{api.label}: created")
+                return machine
+            failure = ApiError(0, "an answer that names a machine which was there before")
+        left = self._creates[name].seen(filter(None, [failure.created_id]))
+        if failure.created_id in left.ids:
             # It exists, and nobody promised that it is whole, the only one or even labelled: it goes.
-            creates = self._creates[name].unclear(clock.now(), self._lag_sec(), refused=True)
-            self._creates[name] = creates.seen([failure.created_id])
+            self._creates[name] = left.unclear(clock.now(), self._lag_sec(), refused=True)
             rental.progress(f"{api.label}: {failure.message}; destroying what it made")
             if self._clear(name, Waits(rental.progress)).proof != "zero":
                 raise ProviderError(f"{api.label}: a failed create left a machine", code=Code.OUTCOME_UNKNOWN)

@@ -19,7 +19,7 @@ from glasshouse.providers.hostkeys import RentalKeys
 _PART = re.compile(
     r"^(errors?|failures?|warnings?|problems?|unavailable|incomplete|partial|istruncated|truncated)$"
     r"|^next(page|token|pagetoken|link|url|uri|href|offset|key|start|marker)?$"
-    r"|cursor|continuation|^has(more|next)|^morep|^more$|pagetoken"
+    r"|cursor|continuation|^has(more|next)|^morep|^more$|pagetoken|^after$"
 )
 _COUNT = re.compile(
     r"(total|count|(total|instances|pods|items|results)(count|total|items|results|pods|instances))"
@@ -119,8 +119,10 @@ class CloudApi(Protocol):
     def machine(self, machine_id: str) -> Machine | None:
         """One machine; None when the provider says that it does not exist."""
 
-    def destroy(self, machine_id: str) -> bool:
-        """Ask once for the end of one machine; False when the answer is that there is none of this id."""
+    def destroy(self, machine_id: str) -> bool | None:
+        """Ask once for the end of one machine; False when the answer is that there is none of this id, None
+        when it says neither that nor that the end is accepted.
+        """
 
     def log_fingerprints(self, machine_id: str) -> frozenset[str]:
         """Host-key fingerprints that the machine's start printed, read over TLS; empty without any."""
@@ -149,7 +151,7 @@ def check_whole(reply: Reply, rows: int, *, followed: frozenset[str] = frozenset
 
     `followed`: members that the provider documents for its pages, and that the caller goes by.
     """
-    if reply.status != 200 or reply.continued:
+    if reply.status != 200 or reply.continued or (count(reply.total) or 0) > rows:
         raise ApiError(0, f"a list that is not whole (status {reply.status})")
     if isinstance(reply.body, dict):
         _check_members(reply.body, rows, followed, _DEPTH)
@@ -158,7 +160,7 @@ def check_whole(reply: Reply, rows: int, *, followed: frozenset[str] = frozenset
 def _check_members(members: dict[str, object], rows: int, followed: frozenset[str], depth: int) -> None:
     for name, value in members.items():
         word = re.sub(r"[^a-z]", "", name.lower())
-        number = value if isinstance(value, int) and not isinstance(value, bool) else 0
+        number = count(value) or 0
         if name in followed or not value:
             continue
         if (
@@ -169,6 +171,16 @@ def _check_members(members: dict[str, object], rows: int, followed: frozenset[st
             raise ApiError(0, f"a list that is not whole ({name[:40]})")
         if isinstance(value, dict) and depth:
             _check_members(value, rows, followed, depth - 1)
+
+
+def count(value: object) -> int | None:
+    """A number of rows, also where it comes as a string or with a point; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return math.ceil(float(value))
+    except (ValueError, OverflowError):
+        return None
 
 
 def stated(value: Iterable[object]) -> str:

@@ -100,12 +100,14 @@ class ApiError(Exception):
 class Reply:
     """A 2xx answer: its status and parsed JSON (None for an empty body).
 
-    `continued`: whether its header says that more follows elsewhere (RFC 8288, rel=next).
+    `continued`: whether its header says that it is a part or that more follows (RFC 8288 rel=next; RFC 9110
+    Content-Range; X-Next-Page). `total`: how many rows X-Total-Count says there are, "" where it does not.
     """
 
     status: int
     body: Any
     continued: bool = False
+    total: str = ""
 
 
 class Credential(httpx.Auth):
@@ -307,7 +309,9 @@ class CloudHttp:
                 if cut.is_set() or self.clock.monotonic() > end:
                     raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
                 status, wait = response.status_code, response.headers.get("retry-after")
-                continued = "next" in response.links
+                headers, continued = response.headers, "next" in response.links
+                continued = continued or bool(headers.get("content-range") or headers.get("x-next-page"))
+                total = headers.get("x-total-count", "")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # `from None`: the chained exception holds the request, and with it the key.
             raise ApiError(_LOST, f"no answer ({type(error).__name__})") from None
@@ -315,7 +319,7 @@ class CloudHttp:
         if 200 <= status < 300:
             if not readable:
                 raise ApiError(_LOST, "an answer that is not JSON")
-            return Reply(status, value, continued)
+            return Reply(status, value, continued, total)
         said = self._message_of(value) if readable else chunks.decode("utf-8", "replace")
         raise ApiError(
             status, self.clean(said) or f"status {status}", retry_after=retry_after(wait, self.clock.now()),

@@ -7,8 +7,9 @@
 An answer without a machine is no proof about a machine that a request of ours may have made: lists,
 look-ups and refusals lag. So `zero` needs, after the last doubt is over, two looks of which every read went
 well and none showed anything of ours; and of every id that a create returned or that showed under our name, a
-DELETE that was accepted while an answer showed the machine. One that no answer showed at its DELETE is in
-doubt for `lag_sec`, whatever the DELETE was answered: yes to the end of what nobody sees says nothing. Nor is
+DELETE that was accepted while an answer showed the machine, and one after it that found none of this id. One
+that no answer showed at its DELETE, or whose end is accepted again and again, is in doubt for `lag_sec`,
+whatever the DELETE was answered: yes to the end of what nobody sees says nothing. Nor is
 such a one gone, or nothing made by a create that was not answered, or not yet out of doubt, while the whole
 account seems empty that held machines of others before (`EMPTIED_SEC`).
 
@@ -36,7 +37,7 @@ _ALIKE = "a machine is listed whose name is nearly this run's, and it may be its
 _UNNAMED = "a machine without a name has come since this run asked for one, and it may be its own"
 _EMPTIED = "the list is empty, and every other machine of the account has vanished with this run's"
 EMPTIED_SEC = 86400.0  # since the list that showed them: for how long that is no proof
-CUT_NAME = len("gh-20260101")  # characters that a name of ours has at least when it was cut short
+CUT_NAME = len("gh20260")  # letters and digits that a name of ours has at least when it was cut short
 MANY = 4  # rounds that go wrong, or returns of a machine, before the time that has passed decides
 _DENIED = (401, 403)  # the key: asking again for longer than an insisting release does not help
 
@@ -77,18 +78,26 @@ def stranger(listed: Sequence[Machine], name: str, creates: Creates) -> str:
             continue
         if _nearly(machine.name, name):
             return _ALIKE
-        if not machine.name and creates.before is not None and creates.unclear_until:
+        if _nameless(machine) and creates.before is not None and creates.unclear_until:
             return _UNNAMED
     return ""
 
 
+def _nameless(machine: Machine) -> bool:
+    """Whether what it is called is no name: nothing, blanks, or a program's word for nothing."""
+    return machine.name.strip().casefold() in ("", "none", "null")
+
+
 def _nearly(found: str, name: str) -> bool:
-    """Whether `found` holds the run's id, or is the beginning of `name`, and is not another allocation's."""
+    """Whether `found` holds the run's id or is an end of `name`, and is not another allocation's name."""
     low, own = found.casefold(), name.casefold()
     run = own.removeprefix("gh-").rpartition("-")[0] or own
     if re.fullmatch(rf"gh-{re.escape(run)}-[0-9a-f]{{8}}(-r[2-9])?", found) and owner(found) != name:
         return False
-    return (run in low) or (len(low) >= CUT_NAME and own.startswith(low))
+    # Whatever became of what stands between letters and digits.
+    low, own, run = (re.sub(r"[^a-z0-9]", "", each) for each in (low, own, run))
+    cut = len(low) >= CUT_NAME and (own.startswith(low) or own.endswith(low))
+    return run in low or cut
 
 
 @dataclass
@@ -247,7 +256,7 @@ class Release:
         """Whether this list can prove anything."""
         if self._creates.before is None:
             # Nobody looked before the first create: what has no name by now is taken for somebody else's.
-            unnamed = frozenset(machine.id for machine in listed if not machine.name)
+            unnamed = frozenset(machine.id for machine in listed if _nameless(machine))
             self._creates = replace(self._creates, before=Before(self._began, unnamed))
         assert self._creates.before is not None
         if words := stranger(listed, self._name, self._creates):
@@ -255,7 +264,10 @@ class Release:
         unseen = self._absent_since or self._creates.unsettled(self._began)
         emptied = self._others and not {each.id for each in listed} - self._creates.ids
         if unseen and emptied and self._clock.now() < self._creates.before.at + EMPTIED_SEC:
-            found.fails(_EMPTIED)
+            left = round((self._creates.before.at + EMPTIED_SEC - self._clock.now()) / 3600)
+            found.fails(
+                f"{_EMPTIED}; once it shows another machine, or in {left} h, `glasshouse reap` can tell"
+            )
         others = before([each for each in listed if each.id not in self._creates.ids], self._name, 0.0)
         self._others |= others.lasting
 
@@ -283,7 +295,8 @@ class Release:
             self._delete(machine_id, found, shown=machine is not None)
 
     def _delete(self, machine_id: str, found: _Round, *, shown: bool) -> None:
-        """Ask once for its end. What was accepted once is asked for again, in case that was only said.
+        """Ask once for its end. What was accepted once is asked for again, in case that was only said: that
+        there is none of this id is its confirmation.
 
         `shown`: whether the last answer before this that could show the machine did.
         """
@@ -293,14 +306,16 @@ class Release:
         except ApiError as error:
             found.fails("destroying failed", error)
             return
-        if machine_id in self._accepted:
-            self._settled.add(machine_id)
-        elif accepted and shown:
+        if machine_id in self._accepted and accepted is False:
+            self._settled.add(machine_id)  # there was one, its end was accepted, and now there is none
+            self._absent_since.pop(machine_id, None)
+        elif machine_id not in self._accepted and accepted and shown:
             self._accepted.add(machine_id)
             self._absent_since.pop(machine_id, None)
         elif machine_id in found.ours:  # one answer shows it, another has none such
             self._came_back += self._absent_since.pop(machine_id, None) is not None
         else:
+            # Also yes once more to the end of what nothing shows: either that or the answer before is untrue.
             self._absent_since.setdefault(machine_id, self._clock.now())
 
     def _left(self, ends: float, *, stopped: bool = False) -> str:

@@ -76,8 +76,9 @@ class Creates:
         return (*self.doubts[:-1], Doubt(self.doubts[-1].since, until, how))
 
     def seen(self, ids: Iterable[str]) -> Creates:
-        """These are ours."""
-        return replace(self, ids=self.ids.union(ids))
+        """These are ours; what was there before the first create is not, whoever says so."""
+        earlier = frozenset() if self.before is None else self.before.ids
+        return replace(self, ids=self.ids.union(ids) - earlier)
 
     def ended(self, ids: Iterable[str]) -> Creates:
         """The end of these was proven."""
@@ -88,10 +89,13 @@ class Creates:
         return sum(doubt.until > now and doubt.answered in answered for doubt in self.doubts)
 
     def unsettled(self, since: float) -> bool:
-        """Whether any create was not answered, or was in doubt `since` then, or was another process's: lists
-        from then on are all there is to tell what it made.
+        """Whether any create was not answered, or with a no that was in doubt `since` then: lists from then
+        on are all there is to tell what it made.
         """
-        return any(doubt.answered == "not" or doubt.until > since or not doubt.since for doubt in self.doubts)
+        return any(
+            doubt.answered == "not" or (doubt.answered == "refused" and doubt.until > since)
+            for doubt in self.doubts
+        )
 
     @property
     def unclear_until(self) -> float:
@@ -128,7 +132,8 @@ class Creates:
         doubts = [Doubt(0.0, unclear)] if unclear else []
         if doubt_until is not None and doubt_until > unclear:
             doubts.append(Doubt(0.0, doubt_until, "made"))
-        return replace(self, doubts=(*self.doubts, *doubts), before=before, sent=True)
+        noted = replace(self, doubts=(*self.doubts, *doubts), before=before, sent=True)
+        return noted.seen(())
 
 
 def refused(error: ApiError) -> bool:

@@ -173,12 +173,12 @@ class RunPodApi:
                 return None
             raise
 
-    def destroy(self, machine_id: str) -> bool:
+    def destroy(self, machine_id: str) -> bool | None:
         """DELETE /pods/{id} once. The document knows one answer that accepts it, 204: no other says so."""
         try:
-            return self.http.send("DELETE", f"pods/{quote(machine_id, safe='')}").status == 204
+            return self.http.send("DELETE", f"pods/{quote(machine_id, safe='')}").status == 204 or None
         except ApiError as error:
-            if error.status != 404:
+            if error.status not in (404, 410):
                 raise
             return False
 

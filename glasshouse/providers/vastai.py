@@ -19,7 +19,16 @@ from glasshouse.errors import UsageError
 from glasshouse.providers import bootscript, money
 from glasshouse.providers.clock import Clock
 from glasshouse.providers.cloud import Cloud, open_cloud
-from glasshouse.providers.cloud_api import Address, Candidate, Machine, Rental, State, check_whole, stated
+from glasshouse.providers.cloud_api import (
+    Address,
+    Candidate,
+    Machine,
+    Rental,
+    State,
+    check_whole,
+    count,
+    stated,
+)
 from glasshouse.providers.cloud_http import ApiError, CloudHttp, Credential, Reply, Timing
 
 KEY_VARIABLE: Final = "VAST_API_KEY"
@@ -163,6 +172,7 @@ class VastApi:
         """GET /v1/instances/, every page. A page that repeats, or a count that does not fit, is an error."""
         found: dict[str, Machine] = {}
         token: str | None = None
+        totals: list[object] = []  # as each page states them
         for _ in range(MAX_PAGES):
             params: dict[str, str | int] = {"limit": PAGE}
             if token is not None:
@@ -175,9 +185,12 @@ class VastApi:
             if following and (not page.keys() - found.keys() or following == token):
                 raise ApiError(0, "a list whose pages repeat")
             found |= page
+            totals.append(answer.members.get("total_instances"))
             if not following:
-                total = answer.members.get("total_instances")
-                if isinstance(total, int) and total > len(found):
+                # On a single page, how many were found is how many there are.
+                totals += [answer.members.get("instances_found")] if token is None else []
+                total = max((stated for each in totals if (stated := count(each)) is not None), default=0)
+                if total > len(found):
                     raise ApiError(0, f"a list with {len(found)} of {total} instances")
                 return list(found.values())
             token = str(following)
@@ -200,13 +213,13 @@ class VastApi:
             instance = instance[0] if instance else None
         return None if not instance else self._machine(instance)
 
-    def destroy(self, machine_id: str) -> bool:
+    def destroy(self, machine_id: str) -> bool | None:
         """DELETE /v0/instances/{id}/ once."""
         try:
             _Answer.read(self.http.send("DELETE", f"v0/instances/{quote(machine_id, safe='')}/", body={}))
         except ApiError as error:
             mapped = _mapped(error, gone=error.status)
-            if mapped.status != 404:
+            if mapped.status not in (404, 410):
                 raise mapped from None
             return False
         return True

@@ -221,3 +221,25 @@ def test_it_is_looked_for_where_it_was_rented_whatever_this_shell_has(
             assert place == it.spec.provider
             monkeypatch.delenv(VARIABLE["runpod"])
             assert strays.lately(journal) == []  # nobody can ask
+
+
+@pytest.mark.parametrize("shown", [f"{NAME}-migration", NAME.upper(), NAME[:9]])
+def test_a_name_that_only_begins_like_ours_is_shown_and_no_clean_end(
+    shown: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rented("runpod") as it:
+        known_here(it, monkeypatch)
+        it.server.cloud.add_foreign(shown)
+        code, out, _ = call("reap")
+        assert code == 4
+        assert shown in out
+        assert it.state()["foreignActive"] == 1
+
+
+def test_a_reap_that_is_interrupted_has_proven_nothing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glasshouse.commands.reap.reap_all", interrupted)
+    code, _, err = call("reap")
+    assert (code, "interrupted before anything was proven" in err) == (4, True)

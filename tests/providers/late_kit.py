@@ -64,7 +64,9 @@ class Late(httpx.BaseTransport):
     whether DELETE of a machine of that age says yes and does nothing. `doubles`: so many seconds after each
     create that answers with an id, a second machine of that name exists. `shown_as`: what becomes of names.
     `others`: names of machines that are none of ours, by id. `empty`: whether at that second of the clock the
-    account seems to hold nothing. `beside`: what else the list's answer has, and `list_headers`.
+    account seems to hold nothing. `names`: the id of another's machine that creates are answered with, and
+    `success`: whether that answer says that it went well. `beside`: what else the list's answer has, and
+    `list_headers`.
     """
 
     kind: str
@@ -81,6 +83,8 @@ class Late(httpx.BaseTransport):
     shown_as: Callable[[str], str] = lambda name: name
     others: dict[str, str] = field(default_factory=dict)
     empty: Callable[[float], bool] = lambda _: False
+    names: str | None = None
+    success: bool = True
     beside: dict[str, Any] = field(default_factory=dict)
     list_headers: dict[str, str] = field(default_factory=dict)
     made: dict[str, Made] = field(default_factory=dict)
@@ -157,9 +161,10 @@ class Late(httpx.BaseTransport):
             if self.doubles is not None:
                 name, since = self.made[key].name, self.clock.passed + self.doubles
                 self.made[str(2000 + len(self.made))] = Made(name, since)
-            return self._answer(
-                200, self._machine(key) if self.kind == "runpod" else {"new_contract": int(key)}
-            )
+            key = self.names or key
+            if self.kind == "runpod":
+                return self._answer(200, self._machine(key))
+            return self._answer(200, {"success": self.success, "new_contract": int(key)})
         return self._answer(status, {"detail": "refused", "error": "refused", "msg": "refused"})
 
     def _list(self, keys: list[str]) -> Any:
