@@ -14,8 +14,8 @@ BIN := $(VENV)/bin
 INSTALL := tools/install.py $(VENV)
 # pip compiles on one core; this does on all. Some packages ship files that are not for this Python: no matter.
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
-# A file's tests share servers and runs, so files are spread, not tests; four, since many of them wait.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# A file's tests share servers and runs, so files are spread, not tests; five, since many of them wait.
+PYTEST := $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
 # What decides, judges, signs and checks: no machine, real or simulated, no whole runs.
 QUICK := tests/judgement tests/measurement tests/records tests/sealing tests/attestation \
@@ -84,7 +84,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 
-# pytest rewrites every test file once and keeps that; otherwise its four workers would do it at the same time.
+# pytest rewrites every test file once and keeps that; otherwise its workers would do it at the same time.
 collect: $(VENV)/.dev
 	@$(BIN)/python -m pytest --collect-only -q >/dev/null || true
 

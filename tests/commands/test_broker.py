@@ -24,6 +24,7 @@ from glasshouse.records.signing import open_statement
 from tests.commands.kit import ROOT, Call, python
 
 
+@pytest.mark.soak  # a minute; the suite itself: tests/attestation/test_tamper_suite.py
 def test_the_tamper_report_is_published_with_its_day_and_version(
     repository: tuple[Path, Path], call: Call
 ) -> None:
@@ -40,7 +41,7 @@ def test_the_tamper_report_is_published_with_its_day_and_version(
 def test_tamper_signs_its_report_and_fails_on_a_deviation(
     call: Call, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
-    # A stand-in: the real suite, which the test above runs, deviates only where the broker is broken.
+    # A stand-in: the real suite (the test above, tests/attestation) deviates only where the broker is broken.
     honest = {
         "code": "nonce-replay/control", "what": "honest", "released": True, "expected": True,
         "expectedCodes": [], "reasonCodes": [], "unwrapCalls": 1, "ok": True,

@@ -137,9 +137,11 @@ def test_a_verified_row_through_faults_that_can_be_survived(runpod: Rents) -> No
 
 @pytest.mark.parametrize(
     ("fault", "times", "code"),
-    [("create-capacity", 99, "no-capacity"), ("create-5xx", 99, "provider-unavailable"),
-     ("create-balance", 1, "balance"), ("auth", 99, "auth"), ("boot-exit", 2, "boot-failed"),
-     ("wrong-gpu", 2, "gpu-mismatch")],
+    [("create-capacity", 99, "no-capacity"), ("auth", 99, "auth"), ("boot-exit", 2, "boot-failed"),
+     *(pytest.param(*case, marks=pytest.mark.soak) for case in (
+        ("create-5xx", 99, "provider-unavailable"), ("create-balance", 1, "balance"),
+        ("wrong-gpu", 2, "gpu-mismatch"),
+     ))],
 )  # fmt: skip
 def test_a_rental_that_fails_is_an_excluded_row_with_its_reason(
     runpod: Rents, fault: str, times: int, code: str

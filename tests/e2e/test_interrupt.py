@@ -25,7 +25,12 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
-    ("phase", "number"), [("seal", signal.SIGTERM), ("train", signal.SIGINT), ("raw", signal.SIGINT)]
+    ("phase", "number"),
+    [
+        ("seal", signal.SIGTERM),
+        ("train", signal.SIGINT),
+        pytest.param("raw", signal.SIGINT, marks=pytest.mark.soak),
+    ],
 )
 def test_interrupted(program: Program, phase: str, number: signal.Signals) -> None:
     overrides, reached = PHASES[phase]

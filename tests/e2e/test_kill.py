@@ -26,7 +26,14 @@ def killed(program: Program, process: subprocess.Popen[str]) -> tuple[Path, dict
     return folder, read_record(folder)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+# Attesting and raw files: in the long tests alone.
+SOAKED = ("attest", "raw-files")
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [pytest.param(phase, marks=pytest.mark.soak) if phase in SOAKED else phase for phase in PHASES],
+)
 def test_killed_controller(program: Program, phase: str) -> None:
     overrides, reached = PHASES[phase]
     process = start(program, overrides)

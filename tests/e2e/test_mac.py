@@ -96,6 +96,7 @@ def test_a_mac_rents_a_sweep_and_does_what_comes_after(laptop: Laptop, tmp_path:
     assert laptop.mac.touched() == []
 
 
+@pytest.mark.soak  # a minute and a half; the sweep above is published from there too
 def test_a_mac_publishes_what_ran_on_a_machine_of_ones_own(laptop: Laptop, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         known_hosts = tmp_path / "known_hosts"

@@ -139,6 +139,7 @@ def test_the_owner_opens_the_trained_weights(finished: Finished, tmp_path: Path)
     assert any(name.endswith(".safetensors") for name in opened), opened
 
 
+@pytest.mark.soak  # the example as a private job, and test_no_plaintext.py's, stay
 def test_a_private_job_discloses_nothing_and_has_no_overhead(program: Program) -> None:
     code, record, folder, err = program.run("order=protected-only", "payload=private", "duration=0.5")
     assert code == 0, err
@@ -155,6 +156,7 @@ def test_a_private_payload_refuses_a_raw_leg_before_anything_starts(program: Pro
     assert not program.runs.exists()
 
 
+@pytest.mark.soak  # half a minute; whole runs of other tests fix their steps too
 def test_fixed_work_is_done_exactly(program: Program) -> None:
     code, record, folder, err = program.run("duration=null", "steps=40", "order=protected-first")
     assert code == 0, err
