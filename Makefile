@@ -20,7 +20,8 @@ SERVICES := bash tools/services.sh
 # What decides, judges, signs and checks: no machine, real or simulated, no whole runs.
 QUICK := tests/judgement tests/measurement tests/records tests/sealing tests/attestation \
 	tests/config/test_compose.py tests/config/test_conf_files.py tests/config/test_mistakes.py \
-	tests/test_canonical.py tests/test_codes.py tests/test_docs.py tests/test_imports.py tests/test_retry.py
+	tests/test_canonical.py tests/test_codes.py tests/test_docs.py tests/test_imports.py tests/test_retry.py \
+	--ignore=tests/attestation/test_tamper_suite.py --ignore=tests/attestation/test_tamper_clock.py
 LEFT_OUT := sshd chromium postgres index slow soak
 # Tests start Python some hundred times: where this is set, each start would compile our modules anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,15 @@ class Use:
     literal: bool
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(ROOT.rglob("*.py")):
-        name = path.relative_to(ROOT).as_posix()
-        if name != "codes.py" and not name.startswith(("reasons/", "providers/fakes/")):
-            yield name, ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def sources() -> list[tuple[str, ast.Module]]:
+    """Every module that may raise a code, parsed once."""
+    names = [(path, path.relative_to(ROOT).as_posix()) for path in sorted(ROOT.rglob("*.py"))]
+    return [
+        (name, ast.parse(path.read_text(encoding="utf-8")))
+        for path, name in names
+        if name != "codes.py" and not name.startswith(("reasons/", "providers/fakes/"))
+    ]
 
 
 def values(node: ast.expr) -> Iterator[ast.expr]:
@@ -108,6 +113,7 @@ def _by_name(target: ast.expr) -> bool:
     return isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant)
 
 
+@functools.cache
 def literals() -> list[Use]:
     """Codes that are written as strings where one is raised. A disturbance has words of its own."""
     found = []
@@ -120,6 +126,15 @@ def literals() -> list[Use]:
     return found
 
 
+def _is_code(node: ast.expr) -> bool:
+    """Whether this is the enum: `Code`, or `codes.Code`."""
+    of_module = (
+        isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "codes"
+    )
+    return (isinstance(node, ast.Name) and node.id == "Code") or (of_module and node.attr == "Code")  # type: ignore[attr-defined]
+
+
+@functools.cache
 def members() -> set[str]:
     """Names of every member of Code that the source uses, also those it makes of a word and a part."""
     used: set[str] = set()
@@ -134,9 +149,9 @@ def members() -> set[str]:
     parts = {**PARTS, "what": tuple(whats)}
     for _, tree in sources():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("Code", "codes.Code"):
+            if isinstance(node, ast.Attribute) and _is_code(node.value):
                 used.add(node.attr)
-            made = isinstance(node, ast.Call) and ast.unparse(node.func) == "Code" and node.args
+            made = isinstance(node, ast.Call) and _is_code(node.func) and node.args
             if made and isinstance(node.args[0], ast.JoinedStr):  # type: ignore[attr-defined]
                 used |= set(_made(node.args[0], parts))  # type: ignore[attr-defined]
     return used
