@@ -17,11 +17,12 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || tr
 # A file's tests share servers and runs, so files are spread, not tests; five, since many of them wait.
 PYTEST := $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 SERVICES := bash tools/services.sh
-# What decides, judges, signs and checks: no machine, real or simulated, no whole runs.
+# What decides, judges, signs and checks: no machine, real or simulated, no whole runs, no long simulation.
 QUICK := tests/judgement tests/measurement tests/records tests/sealing tests/attestation \
 	tests/config/test_compose.py tests/config/test_conf_files.py tests/config/test_mistakes.py \
 	tests/test_canonical.py tests/test_codes.py tests/test_docs.py tests/test_imports.py tests/test_retry.py \
-	--ignore=tests/attestation/test_tamper_suite.py --ignore=tests/attestation/test_tamper_clock.py
+	--ignore=tests/attestation/test_tamper_suite.py --ignore=tests/attestation/test_tamper_clock.py \
+	--ignore=tests/measurement/test_randomisation.py --ignore=tests/measurement/test_simulator.py
 LEFT_OUT := sshd chromium postgres index slow soak
 # Tests start Python some hundred times: where this is set, each start would compile our modules anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -128,10 +128,9 @@ def literals() -> list[Use]:
 
 def _is_code(node: ast.expr) -> bool:
     """Whether this is the enum: `Code`, or `codes.Code`."""
-    of_module = (
-        isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "codes"
-    )
-    return (isinstance(node, ast.Name) and node.id == "Code") or (of_module and node.attr == "Code")  # type: ignore[attr-defined]
+    if isinstance(node, ast.Attribute):
+        return node.attr == "Code" and isinstance(node.value, ast.Name) and node.value.id == "codes"
+    return isinstance(node, ast.Name) and node.id == "Code"
 
 
 @functools.cache
