@@ -89,13 +89,10 @@ class Creates:
         return sum(doubt.until > now and doubt.answered in answered for doubt in self.doubts)
 
     def unsettled(self, since: float) -> bool:
-        """Whether any create was not answered, or with a no that was in doubt `since` then: lists from then
-        on are all there is to tell what it made.
+        """Whether any create was not answered, or was in doubt `since` then, or was another process's: lists
+        from then on are all there is to tell what it made.
         """
-        return any(
-            doubt.answered == "not" or (doubt.answered == "refused" and doubt.until > since)
-            for doubt in self.doubts
-        )
+        return any(doubt.answered == "not" or doubt.until > since or not doubt.since for doubt in self.doubts)
 
     @property
     def unclear_until(self) -> float:
