@@ -153,12 +153,13 @@ def check_whole(reply: Reply, rows: int, *, followed: frozenset[str] = frozenset
     """
     if reply.status != 200 or reply.continued or (count(reply.total) or 0) > rows:
         raise ApiError(0, f"a list that is not whole (status {reply.status})")
-    if isinstance(reply.body, dict):
-        _check_members(reply.body, rows, followed, _DEPTH)
+    _check_members(reply.body, rows, followed, _DEPTH)
 
 
-def _check_members(members: dict[str, object], rows: int, followed: frozenset[str], depth: int) -> None:
-    for name, value in members.items():
+def _check_members(found: object, rows: int, followed: frozenset[str], depth: int) -> None:
+    if not isinstance(found, dict) or depth < 0:
+        return
+    for name, value in found.items():
         word = re.sub(r"[^a-z]", "", name.lower())
         number = count(value) or 0
         if name in followed or not value:
@@ -169,8 +170,7 @@ def _check_members(members: dict[str, object], rows: int, followed: frozenset[st
             or (_PAGES.fullmatch(word) and number > 1)
         ):
             raise ApiError(0, f"a list that is not whole ({name[:40]})")
-        if isinstance(value, dict) and depth:
-            _check_members(value, rows, followed, depth - 1)
+        _check_members(value, rows, followed, depth - 1)
 
 
 def count(value: object) -> int | None:
