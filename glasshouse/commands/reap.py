@@ -12,8 +12,8 @@ is listed and left alone until you name it: its journal was lost or is another o
 
 While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
-Exit code 4 when something may still be running: of the journal's, or a machine with a name that a run of this
-program gave and that is not known here; 3 when a provider could not be asked.
+Exit code 4 when something may still be running: of the journal's, or a machine that is not known here and
+whose name begins like one of this program; also when it is interrupted. 3 when a provider could not be asked.
 """
 
 from __future__ import annotations
