@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -128,3 +129,18 @@ def test_an_interpreter_without_torch_is_named(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "error: this interpreter has no torch (PYTHON): name one that has it, PYTHON=/path"
     ]
+
+
+@pytest.mark.train  # torch has to be there for the stay to begin
+def test_a_stay_without_a_kit_ends_with_what_it_measured_and_says_what_that_is_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/gpu_evidence.py", "--budget", "30s", "--gpu", "cpu", "--launch", "60",
+         "--place", str(tmp_path / "stay"), "--out", str(tmp_path / "gpu.tar.gz")],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert "blocks: left out" in done.stdout
+    assert f"archive: {tmp_path / 'gpu.tar.gz'}: to look at and to verify" in done.stdout
+    assert "error" not in done.stdout + done.stderr
+    with tarfile.open(tmp_path / "gpu.tar.gz") as packed:
+        assert "runs" in {name.strip("./") for name in packed.getnames()}

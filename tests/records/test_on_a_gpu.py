@@ -15,8 +15,8 @@ from glasshouse.records.verify import VerifiedRow, verify
 from glasshouse.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-H100 = "2026-11-27-local-h100-"
-BUNDLES = sorted((ROOT / "site/research/bundles").glob(f"{H100}*"))
+H100 = "-local-h100-"
+BUNDLES = sorted((ROOT / "site/research/bundles").glob(f"2026-11-2[78]{H100}*"))
 
 
 def events(bundle: Path, kind: str) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def events(bundle: Path, kind: str) -> list[dict[str, Any]]:
     return [line["body"] for line in lines if line["type"] == kind]
 
 
-@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name.removeprefix(H100))
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name.replace(H100, "-"))
 def row(request: pytest.FixtureRequest) -> tuple[Path, VerifiedRow]:
     return request.param, verify(
         request.param, committed_keyring(Workspace.of_source(ROOT).keyring)
@@ -57,7 +57,7 @@ def test_device_memory_was_read_back_and_the_search_of_the_host_counts(row: tupl
             needle["class"]: needle for needle in report["needles"] if needle["where"] == "trainer/cuda"
         }
         assert set(needles) == {"trained-parameter", "optimizer-or-data"}
-        # Before the wipe host memory may hold copies of bytes taken from a device (so in 15 of 18 launches),
+        # Before the wipe host memory may hold copies of bytes taken from a device (so in 34 of 37 launches),
         # in what copies pass through, or none; after it none.
         assert {needle["after"] for needle in needles.values()} == {0}
     assert not {"residue-not-scanned", "residue-left"} & set(found.judgement.caveats)
@@ -86,8 +86,30 @@ def test_telemetry_of_a_real_driver_reads(row: tuple[Path, VerifiedRow]) -> None
 
 
 def test_a_row_that_ran_out_of_time_is_excluded_though_its_blocks_would_give_a_figure() -> None:
-    (bundle,) = [path for path in BUNDLES if "abba" in path.name]
+    (bundle,) = [path for path in BUNDLES if "abba" in path.name and "-27-" in path.name]
     found = verify(bundle, committed_keyring(Workspace.of_source(ROOT).keyring))
     row = found.require()
     assert (found.ok, found.status, found.overhead_pct) == (True, "excluded", None)
     assert "interrupted" in {check.code for check in row.judgement.exclusion}
+
+
+def test_nine_blocks_tell_two_thousandths_on_a_gpu_that_is_capped_by_its_power() -> None:
+    (bundle,) = [path for path in BUNDLES if "abba" in path.name and "-28-" in path.name]
+    found = verify(bundle, committed_keyring(Workspace.of_source(ROOT).keyring))
+    row = found.require()
+    assert (found.ok, found.status) == (True, "verified")
+    figures = row.judgement.figures
+    assert figures is not None
+    overhead = figures.overhead
+    assert overhead is not None
+    assert (overhead.blocks, overhead.dropped_blocks, overhead.verdict) == (9, 0, "within")
+    assert overhead.ci_low_pct is not None
+    assert overhead.ci_high_pct is not None
+    assert overhead.ci_low_pct < 0 < overhead.ci_high_pct
+    assert overhead.ci_high_pct - overhead.ci_low_pct < 0.3
+    # No headline: one machine for operator and pod, and too short.
+    assert {"local-pod", "short"} <= set(row.judgement.caveats)
+    reports = events(bundle, "zeroized")
+    assert len(reports) == 18
+    assert {report["residue"] for report in reports} == {"scanned"}
+    assert {report["unscannedRegions"] for report in reports} == {0}
