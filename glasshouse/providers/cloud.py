@@ -373,6 +373,8 @@ class Cloud:
                 listed = [each for each in api.machines() if each.state != "gone"]
                 found = [each for each in listed if each.name == rental.label]
                 strange = cloud_release.stranger(listed, name, self._creates[name])
+                if not strange and cloud_release.emptied(listed, self._creates[name]):
+                    strange = cloud_release.EMPTIED
             except ApiError as unread:
                 if refusal is not None and unread.status == refusal.status == 401:
                     raise explain(api, "creating", refusal) from None
@@ -397,6 +399,8 @@ class Cloud:
             if at >= until and strange:
                 raise ProviderError(f"{api.label}: {strange}", code=Code.OUTCOME_UNKNOWN)
             if at >= until:
+                if refusal is None:
+                    self._creates[name] = replace(self._creates[name], told=at)
                 return None
             if refusal is None:
                 left = round(until - at)

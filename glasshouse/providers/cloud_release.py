@@ -35,7 +35,7 @@ from glasshouse.remote.sweep_script import NAME
 _RENAMED = "a machine that was created for this run is there under another name"
 _ALIKE = "a machine is listed whose name is nearly this run's, and it may be its own"
 _UNNAMED = "a machine without a name has come since this run asked for one, and it may be its own"
-_EMPTIED = "the list is empty, and every other machine of the account has vanished with this run's"
+EMPTIED = "the list is empty, and every other machine of the account has vanished with this run's"
 EMPTIED_SEC = 86400.0  # since the list that showed them: for how long that is no proof
 CUT_NAME = len("gh20260")  # letters and digits that a name of ours has at least when it was cut short
 MANY = 4  # rounds that go wrong, or returns of a machine, before the time that has passed decides
@@ -81,6 +81,14 @@ def stranger(listed: Sequence[Machine], name: str, creates: Creates) -> str:
         if _nameless(machine) and creates.before is not None and creates.unclear_until:
             return _UNNAMED
     return ""
+
+
+def emptied(listed: Sequence[Machine], creates: Creates) -> bool:
+    """Whether a list shows nothing of others' although machines that come and go with no run of ours were
+    there before the first create: an account that seems empty tells nothing about ours either.
+    """
+    others = frozenset() if creates.before is None else creates.before.lasting
+    return bool(others) and not {machine.id for machine in listed} - creates.ids
 
 
 def _nameless(machine: Machine) -> bool:
@@ -162,6 +170,7 @@ class Release:
         self._came_back = 0  # times that one was shown again
         self._absent_since: dict[str, float] = {}  # the others, since nothing shows them (Unix)
         self._elsewhere: set[str] = set()  # ids that an answer shows under another name
+        self._strange_at: float | None = None  # when one was shown last that may be ours (Unix)
         self._others = frozenset() if creates.before is None else creates.before.lasting  # ever listed
 
     def run(self) -> Released:
@@ -217,6 +226,8 @@ class Release:
         """When nothing is in doubt any more (Unix seconds): creates, and ids said not to exist."""
         lag_sec = self._lag_sec()
         absent = [since + lag_sec for machine_id, since in self._absent_since.items()]
+        if self._strange_at is not None:  # that one list leaves out what another showed proves nothing yet
+            absent.append(self._strange_at + lag_sec)
         return max([self._made_until(), *absent])
 
     def _made_until(self) -> float:
@@ -261,12 +272,13 @@ class Release:
         assert self._creates.before is not None
         if words := stranger(listed, self._name, self._creates):
             found.fails(words)
+            self._strange_at = self._clock.now()
         unseen = self._absent_since or self._creates.unsettled(self._began)
-        emptied = self._others and not {each.id for each in listed} - self._creates.ids
-        if unseen and emptied and self._clock.now() < self._creates.before.at + EMPTIED_SEC:
+        nothing = self._others and not {each.id for each in listed} - self._creates.ids
+        if unseen and nothing and self._clock.now() < self._creates.before.at + EMPTIED_SEC:
             left = round((self._creates.before.at + EMPTIED_SEC - self._clock.now()) / 3600)
             found.fails(
-                f"{_EMPTIED}; once it shows another machine, or in {left} h, `glasshouse reap` can tell"
+                f"{EMPTIED}; once it shows another machine, or in {left} h, `glasshouse reap` can tell"
             )
         others = before([each for each in listed if each.id not in self._creates.ids], self._name, 0.0)
         self._others |= others.lasting
@@ -328,7 +340,7 @@ class Release:
     def _ended(self, proof: ReleaseProof, *, key_refused: bool = False) -> Released:
         creates = self._creates
         if proof.proof == "zero":
-            creates = creates.ended(creates.ids - {self._keep})
+            creates = replace(creates.ended(creates.ids - {self._keep}), told=self._clock.now())
         return Released(proof, creates, key_refused)
 
     def _zero(self, found: _Round, moments: list[float]) -> ReleaseProof:

@@ -51,7 +51,7 @@ class Creates:
     `ids`: machines that a create returned, or that a list showed under our full name. `gone`: those of them
     whose end was proven. `doubts`: in the order in which they were sent; ended ones stay, to say that there
     were any. `sent`: whether any create was, or may have been by another process. `before`: None where nobody
-    has looked.
+    has looked. `told`: when lists that can tell last showed that no create made anything more (Unix).
     """
 
     ids: frozenset[str] = frozenset()
@@ -59,6 +59,7 @@ class Creates:
     doubts: tuple[Doubt, ...] = ()
     sent: bool = False
     before: Before | None = None
+    told: float = 0.0
 
     def sending(self, now: float, seconds: float) -> Creates:
         """A create is about to be sent; nothing is known of its outcome for so many seconds."""
@@ -89,10 +90,15 @@ class Creates:
         return sum(doubt.until > now and doubt.answered in answered for doubt in self.doubts)
 
     def unsettled(self, since: float) -> bool:
-        """Whether any create was not answered, or was in doubt `since` then, or was another process's: lists
-        from then on are all there is to tell what it made.
+        """Whether any create was not answered, or was in doubt `since` then, or was another process's, or was
+        refused and no list told after its doubt: lists from then on are all there is to tell what it made.
         """
-        return any(doubt.answered == "not" or doubt.until > since or not doubt.since for doubt in self.doubts)
+        return any(
+            doubt.answered == "not"
+            or not doubt.since
+            or doubt.until > (min(since, self.told) if doubt.answered == "refused" else since)
+            for doubt in self.doubts
+        )
 
     @property
     def unclear_until(self) -> float:

@@ -12,9 +12,10 @@ import pytest
 
 from glasshouse.providers.base import ReleaseProof
 from glasshouse.providers.cloud import Cloud
+from glasshouse.providers.fakes.faults import Fault
 from glasshouse.spec import CloudProvider
 
-from .chaos import HIDDEN_SEC, LATE_AFTER_REFUSAL_SEC, LATE_SEC, TOGETHER, draw
+from .chaos import HIDDEN_SEC, LATE_AFTER_REFUSAL_SEC, LATE_SEC, TOGETHER, Drawn, Stop, draw
 from .cloud_kit import KINDS, rented_spec
 from .simulation import Outcome, report, simulate, violations
 
@@ -84,6 +85,39 @@ def test_the_seeds_reach_what_they_are_for(kind: str) -> None:
 def test_ten_thousand_seeds(kind: str, begin: int) -> None:
     broken = _broken(_simulated(kind, range(begin, begin + CHUNK)))
     assert not broken, "\n\n".join(broken[:3])
+
+
+def _story(kind: str, *faults: Fault, stop: Stop | None = None) -> Outcome:
+    return simulate(Drawn(kind, 0, faults, stop, used_sec=0.0, beside=0, page_size=25))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["hang", "429"])  # lost, or refused: what it made shows under another name
+def test_no_further_create_goes_out_while_the_account_seems_empty(kind: str, form: str) -> None:
+    outcome = _story(
+        kind,
+        Fault("create-made", 2, form=form, amount=15.0),
+        Fault("name-longer", 1),
+        Fault("account-empty", None, 20.0, 900.0),
+    )
+    assert not violations(outcome)
+    assert outcome.most_at_once == 1
+    assert not any("renting" in line for line in outcome.log[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_called_nearly_like_ours_is_not_gone_when_one_list_leaves_it_out(kind: str) -> None:
+    outcome = _story(
+        kind,
+        Fault("create-made", 4, form="429"),
+        Fault("name-cut", 1),
+        Fault("list-hides", None, 109.2, 20.0),
+        Fault("look-hides", None, 109.2, 20.0),
+        stop=Stop("killed", "second", 51.8),
+    )
+    assert not violations(outcome)
+    assert len(outcome.left) == 1
+    assert {proven.proof for proven in outcome.proofs} == {"unknown"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
