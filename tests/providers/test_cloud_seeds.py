@@ -106,6 +106,20 @@ def test_no_further_create_goes_out_while_the_account_seems_empty(kind: str, for
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_no_further_create_goes_out_when_the_last_list_leaves_out_what_is_called_nearly_like_ours(
+    kind: str,
+) -> None:
+    outcome = _story(
+        kind,
+        Fault("create-made", 1, form="429", amount=16.0),
+        Fault("name-cut", 2),
+        Fault("list-hides", None, 104.9, 24.0),
+    )
+    assert not violations(outcome)
+    assert outcome.most_at_once == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_called_nearly_like_ours_is_not_gone_when_one_list_leaves_it_out(kind: str) -> None:
     outcome = _story(
         kind,
