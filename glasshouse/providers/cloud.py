@@ -366,7 +366,7 @@ class Cloud:
         Raises ProviderError when that cannot be read: then nothing more may be created.
         """
         api, timing, name, clock = self.api, self.api.http.timing, rental.name, self.api.http.clock
-        alike, alike_at = "", 0.0  # what was listed last that may be ours: one list may leave it out
+        alike = ""  # what was listed that may be ours: the next list may leave it out
         while True:
             at = clock.now()
             strange = ""
@@ -374,10 +374,12 @@ class Cloud:
                 listed = [each for each in api.machines() if each.state != "gone"]
                 found = [each for each in listed if each.name == rental.label]
                 if words := cloud_release.stranger(listed, name, self._creates[name]):
-                    alike, alike_at = words, at
-                emptied = cloud_release.emptied(listed, self._creates[name])
-                strange = cloud_release.EMPTIED if emptied else ""
-                strange = alike if alike and at < alike_at + self._lag_sec() else strange
+                    alike = words
+                    self._creates[name] = replace(self._creates[name], strange_at=at)
+                if alike and at < self._creates[name].strange_at + self._lag_sec():
+                    strange = alike
+                elif cloud_release.emptied(listed, self._creates[name]):
+                    strange = cloud_release.EMPTIED
             except ApiError as unread:
                 if refusal is not None and unread.status == refusal.status == 401:
                     raise explain(api, "creating", refusal) from None

@@ -170,7 +170,6 @@ class Release:
         self._came_back = 0  # times that one was shown again
         self._absent_since: dict[str, float] = {}  # the others, since nothing shows them (Unix)
         self._elsewhere: set[str] = set()  # ids that an answer shows under another name
-        self._strange_at: float | None = None  # when one was shown last that may be ours (Unix)
         self._others = frozenset() if creates.before is None else creates.before.lasting  # ever listed
 
     def run(self) -> Released:
@@ -226,8 +225,8 @@ class Release:
         """When nothing is in doubt any more (Unix seconds): creates, and ids said not to exist."""
         lag_sec = self._lag_sec()
         absent = [since + lag_sec for machine_id, since in self._absent_since.items()]
-        if self._strange_at is not None:  # that one list leaves out what another showed proves nothing yet
-            absent.append(self._strange_at + lag_sec)
+        if self._creates.strange_at:  # that one list leaves out what another showed proves nothing yet
+            absent.append(self._creates.strange_at + lag_sec)
         return max([self._made_until(), *absent])
 
     def _made_until(self) -> float:
@@ -272,7 +271,7 @@ class Release:
         assert self._creates.before is not None
         if words := stranger(listed, self._name, self._creates):
             found.fails(words)
-            self._strange_at = self._clock.now()
+            self._creates = replace(self._creates, strange_at=self._clock.now())
         unseen = self._absent_since or self._creates.unsettled(self._began)
         nothing = self._others and not {each.id for each in listed} - self._creates.ids
         if unseen and nothing and self._clock.now() < self._creates.before.at + EMPTIED_SEC:

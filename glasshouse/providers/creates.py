@@ -51,7 +51,9 @@ class Creates:
     `ids`: machines that a create returned, or that a list showed under our full name. `gone`: those of them
     whose end was proven. `doubts`: in the order in which they were sent; ended ones stay, to say that there
     were any. `sent`: whether any create was, or may have been by another process. `before`: None where nobody
-    has looked. `told`: when lists that can tell last showed that no create made anything more (Unix).
+    has looked. `strange_at`: when a list last showed a machine that may be ours under a name that is not
+    (Unix): the next one may leave it out. `told`: when lists that can tell last showed that no create made
+    anything more (Unix).
     """
 
     ids: frozenset[str] = frozenset()
@@ -60,6 +62,7 @@ class Creates:
     sent: bool = False
     before: Before | None = None
     told: float = 0.0
+    strange_at: float = 0.0
 
     def sending(self, now: float, seconds: float) -> Creates:
         """A create is about to be sent; nothing is known of its outcome for so many seconds."""
@@ -115,14 +118,17 @@ class Creates:
         if self.before is None:
             return ""
         seen = {"at": self.before.at, "ids": sorted(self.before.ids), "lasting": sorted(self.before.lasting)}
-        return json.dumps({"before": seen, "unclear": self.unclear_until}, separators=(",", ":"))
+        note = {"before": seen, "unclear": self.unclear_until}
+        if self.strange_at:
+            note["strange"] = self.strange_at
+        return json.dumps(note, separators=(",", ":"))
 
     def noted(self, note: str | None, doubt_until: float | None) -> Creates:
         """The same, with what another process wrote down of its creates; what cannot be read says nothing.
 
         Where it did not say how they were answered, they count as not answered.
         """
-        unclear, before = doubt_until or 0.0, self.before
+        unclear, before, strange_at = doubt_until or 0.0, self.before, self.strange_at
         try:
             written = json.loads(note or "{}")
             if "before" in written:
@@ -130,12 +136,14 @@ class Creates:
                 ids, lasting = (frozenset(map(str, found[key])) for key in ("ids", "lasting"))
                 before = before or Before(float(found["at"]), ids, lasting)
                 unclear = float(written["unclear"])
+                strange_at = max(strange_at, float(written.get("strange", 0.0)))
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
         doubts = [Doubt(0.0, unclear)] if unclear else []
         if doubt_until is not None and doubt_until > unclear:
             doubts.append(Doubt(0.0, doubt_until, "made"))
-        noted = replace(self, doubts=(*self.doubts, *doubts), before=before, sent=True)
+        known = (*self.doubts, *doubts)
+        noted = replace(self, doubts=known, before=before, sent=True, strange_at=strange_at)
         return noted.seen(())
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from glasshouse.commands import pages
-from tests.commands.kit import ROOT, Call
+from tests.commands.kit import ROOT, Call, python
 
 SSH = ["provider=ssh", "provider.host=h", "provider.user=u"]
 MISTAKES = [
@@ -70,14 +69,19 @@ def test_a_mistake_exits_2_with_one_line_and_leaves_nothing_behind(
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_driver_that_is_not_installed_is_named_with_its_extra(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    code, out, err = call("broker", "--store", "postgresql+psycopg://me@127.0.0.1:1/x")
-    assert (code, out) == (2, "")
-    assert "driver is not installed (store=postgresql+psycopg://me@127.0.0.1:1/x)" in err
-    assert f"pip install -e '{ROOT}[postgres]'" in err
+WITHOUT_DRIVER = """
+import sys
+from glasshouse import cli
+sys.modules["psycopg"] = None
+sys.exit(cli.main(["broker", "--store", "postgresql+psycopg://me@127.0.0.1:1/x"]))
+"""
+
+
+def test_a_driver_that_is_not_installed_is_named_with_its_extra(elsewhere: Path) -> None:
+    done = python("-c", WITHOUT_DRIVER)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "driver is not installed (store=postgresql+psycopg://me@127.0.0.1:1/x)" in done.stderr
+    assert f"pip install -e '{ROOT}[postgres]'" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["keys"], pytest.param(["duration=2"], marks=pytest.mark.train)])

@@ -61,7 +61,7 @@ def test_hardening_is_read_back_from_the_kernel() -> None:
         return asdict(before), asdict(linux.hardening_state())
 
     before, after = in_child(work)
-    assert before["dumpable"] == 1
+    assert before["dumpable"] == 1  # 0: a test before this one closed the process that all of them run in
     assert not before["no_new_privs"]
     assert after == {"dumpable": 0, "core_limit": 0, "no_new_privs": True, "tracer_pid": 0}
 

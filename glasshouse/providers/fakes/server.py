@@ -65,6 +65,7 @@ class FakeServer:
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # with five, connections made at once are reset
     block_on_close = False  # a stalled request must not stall the end
 
     def handle_error(self, request: Any, client_address: Any) -> None:
