@@ -14,6 +14,7 @@ from glasshouse.spec import RunSpec
 from glasshouse.workloads.sizes import payload_bytes
 
 UNKNOWN = "not known: run bench/lifecycle.py once"
+DIGITS = 3  # of seconds
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class FixedCost:
         return {
             "payloadBytes": self.payload_bytes,
             "launches": self.launches,
-            "launchSec": None if found is None else found.launch,
-            "onceSec": None if found is None else found.once,
-            "runSec": None if found is None else found.run(self.launches),
+            "launchSec": None if found is None else round(found.launch, DIGITS),
+            "onceSec": None if found is None else round(found.once, DIGITS),
+            "runSec": None if found is None else round(found.run(self.launches), DIGITS),
             "measuredBytes": None if found is None else [found.least, found.most],
             "extrapolated": None if found is None else found.extrapolated,
             "note": self.words(),

@@ -136,8 +136,10 @@ def test_a_verified_row_through_faults_that_can_be_survived(runpod: Rents) -> No
 
 
 def test_a_package_is_sealed_while_its_machine_boots(rents: Rents, tmp_path: Path) -> None:
-    data, made = tmp_path / "data.bin", rents.server.cloud.container
-    data.write_bytes(os.urandom(32 << 20))
+    data, plain, made = tmp_path / "data.bin", os.urandom(32 << 20), rents.server.cloud.container
+    data.write_bytes(plain)
+    seen: list[str] = []  # what the controller has written when the machine is booted
+    clear: list[Path] = []  # and what of it holds some of the payload
 
     def said() -> list[str]:
         logs = rents.runs.glob("2*/controller.log")
@@ -148,15 +150,17 @@ def test_a_package_is_sealed_while_its_machine_boots(rents: Rents, tmp_path: Pat
 
     def boots(*given: Any, **named: Any) -> Any:
         sealed = "✓ meanwhile: sealing the package"
-        wait_until(
-            lambda: any(line.startswith(sealed) for line in said()), 60, "a package, sealed in the boot"
-        )
+        wait_until(lambda: any(line.startswith(sealed) for line in said()), 60, "a package sealed by now")
+        written = [path for place in (rents.runs, rents.home) for path in place.rglob("*") if path.is_file()]
+        seen.extend(path.name for path in written)
+        clear.extend(path for path in written if plain[-64:] in path.read_bytes())
         return made(*given, **named)
 
     rents.server.cloud.container = boots  # type: ignore[assignment]
     exit_code, record, err = rents.rent(f"model.data=[{data}]")
     assert exit_code == 0, err
     assert record["status"] == "verified"
+    assert ("package.sealed" in seen, clear) == (True, [])
     order = [
         f"… allocating on {rents.kind}", "✓ meanwhile: preparing the payload",
         "… meanwhile: sealing the package", "✓ meanwhile: sealing the package",
