@@ -6,6 +6,9 @@
 Each leg is a run of its own, `order=protected-only` on provider=local, as anyone would start it; the seconds
 of each step are those that its record states as fixedCostSec. What the custodian holds at its peak (anonymous
 memory, the sealed file not counted) is what its signed `unsealed` event says, less the package's own bytes.
+
+The medians are kept in this machine's state folder, in the place of earlier ones: `glasshouse plan` says from
+them what a payload is expected to cost.
 """
 
 from __future__ import annotations
@@ -17,10 +20,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from glasshouse import config
+from glasshouse.lifecycle import bench_figures
+from glasshouse.measurement.expected_cost import FORMAT, Figures, Measured
 from glasshouse.measurement.fixed_cost import STEPS
+from glasshouse.workloads.sizes import payload_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["order=protected-only", "duration=1", "measure=quick", "measure.warmup_sec=0.2"]
@@ -43,6 +51,8 @@ def main() -> None:
         }
     load = round(os.getloadavg()[0], 1)
     print(json.dumps({"loadAverage": load, "packages": report}, indent=1) if options.json else table(report))
+    kept = bench_figures.write(figures(report, time.time()))
+    print(f"kept for `glasshouse plan` in {kept}", file=sys.stderr)
 
 
 def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
@@ -76,6 +86,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
         over.append(unsealed["heldKib"] / 1024 - size / 2**20)
     return {
         "legs": legs,
+        "payloadBytes": payload_bytes(config.load([*SHORT, *words])),
         "packageMib": round(size / 2**20, 1),
         "custodianOverMib": round(max(over), 1),
         "steps": {
@@ -88,6 +99,20 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
             if (found := [launch[step] for launch in launches if step in launch])
         },
     }
+
+
+def figures(report: dict[str, Any], now: float) -> Figures:
+    """What of a report is kept; `now` in Unix seconds."""
+    sizes = [
+        Measured(
+            payload_bytes=part["payloadBytes"],
+            launches=part["legs"],
+            steps={step: part["steps"][step]["median"] for step in STEPS if step in part["steps"]},
+        )
+        for part in report.values()
+    ]
+    growing = sorted(sizes, key=lambda each: each.payload_bytes)
+    return Figures(format=FORMAT, measured_at=now, sizes=tuple(growing))
 
 
 def table(report: dict[str, Any]) -> str:

@@ -143,7 +143,7 @@ class VerificationError(_WithCodes):
     """A bundle, artifact or ledger did not verify; `codes` lists every failure."""
 
 
-def unexpected(error: Exception) -> str:
+def unexpected(error: BaseException) -> str:
     """One line on a fault that was not foreseen, where it must not end what goes on beside it."""
     return _one_line(f"unexpected {type(error).__name__}: {error}")
 

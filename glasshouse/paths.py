@@ -101,5 +101,10 @@ def keys_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """Journal, ledger and broker store, mode 0700."""
-    return _private(_base("XDG_STATE_HOME", ".local/state") / "state")
+    """Journal, ledger, broker store and what was measured of this machine, mode 0700."""
+    return _private(state_path())
+
+
+def state_path() -> Path:
+    """The same folder for who only looks: it may not be there."""
+    return _base("XDG_STATE_HOME", ".local/state") / "state"

@@ -2,6 +2,8 @@
 
     plan -> allocate -> connect -> seal -> legs, slot by slot -> release -> judge -> record
 
+While a rented machine boots, its package is sealed in a thread beside.
+
 What this side can know is refused before the plan is registered: settings, key files, known_hosts, budget.
 A host that does not answer, or a GPU that is not the one asked for, is found after it and ends as a row.
 
@@ -29,6 +31,7 @@ from glasshouse.lifecycle import finish, reap
 from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
+from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.resume import Skipped
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
@@ -86,10 +89,10 @@ def _run(
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
-        with Watchdog(live.folder.path, screen) as watchdog:
+        with Watchdog(live.folder.path, screen) as watchdog, Packer(live) as packer:
             try:
                 with interrupts.allowed():
-                    _attempt(live, provider, journal, watchdog, reservation)
+                    _attempt(live, provider, journal, watchdog, packer=packer, reservation=reservation)
             except KeyboardInterrupt:
                 screen.warn("interrupted: the run is excluded; releasing what it holds")
                 live.fail(Code.INTERRUPTED)
@@ -97,6 +100,8 @@ def _run(
                     live.sweep.stop("interrupted")
             finally:
                 # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
+                # Sealing that still goes on is waited for when that is done.
+                packer.stop()
                 if live.rental.intended:
                     _release(live, provider, journal, interrupts)
                 else:
@@ -124,7 +129,13 @@ def _run(
 
 
 def _attempt(
-    live: LiveRun, provider: Provider, journal: Journal, watchdog: Watchdog, reservation: str | None
+    live: LiveRun,
+    provider: Provider,
+    journal: Journal,
+    watchdog: Watchdog,
+    *,
+    packer: Packer,
+    reservation: str | None,
 ) -> None:
     """Steps 2 to 6; every way they can end is noted in the run's ending."""
     try:
@@ -138,14 +149,16 @@ def _attempt(
             intent = _intent(live, reservation)
             journal.intend(live.run.id, live.run.allocation, provider.kind, intent, mark(provider.kind))
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
-            allocation = _allocate(live, provider, journal, reservation)
+            if live.run.spec.paid:
+                packer.begin()  # minutes pass before there is a machine; nothing is sent to it unseen
+            allocation = _allocate(live, provider, journal, packer, reservation)
         # What fails in none of the steps inside, in the legs or in letting go, is the legs' failure.
         with live.step(Code.LEG_FAILED), ExitStack() as until:
             # 3. Connect.
             with live.step(Code.CONNECT_FAILED, "connecting"):
                 pod = until.enter_context(Pod(allocation.endpoint, deadline=live.rental.deadline))
-            # 4. Make the pod ready, seal, upload.
-            ready = until.enter_context(prepared(live, pod, allocation))
+            # 4. Make the pod ready, seal if that is not done, upload.
+            ready = until.enter_context(prepared(live, pod, allocation, packer))
             # 5. and 6. The legs, in the order of the plan.
             _legs(live, ready)
     except StepFailed as error:
@@ -181,7 +194,9 @@ def _intent(live: LiveRun, reservation: str | None) -> dict[str, Any]:
     }
 
 
-def _allocate(live: LiveRun, provider: Provider, journal: Journal, reservation: str | None) -> Allocation:
+def _allocate(
+    live: LiveRun, provider: Provider, journal: Journal, packer: Packer, reservation: str | None
+) -> Allocation:
     """Rent, and keep every id that the provider gives out as soon as it is known, and what is in doubt before
     it is asked for.
     """
@@ -216,6 +231,7 @@ def _allocate(live: LiveRun, provider: Provider, journal: Journal, reservation: 
     def progress(text: str) -> None:
         keep()
         live.check_stopped()  # said before each create, too
+        packer.check()
         live.screen.progress(text)
 
     with beside(journal, run.spec, reservation) as afford:

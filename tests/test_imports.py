@@ -64,6 +64,7 @@ PURE = (
     "attestation/appraise.py",
     "measurement/controls.py",
     "measurement/estimate.py",
+    "measurement/expected_cost.py",
     "measurement/fixed_cost.py",
     "measurement/pooling.py",
     "measurement/randomisation.py",

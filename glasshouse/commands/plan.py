@@ -3,8 +3,9 @@
   glasshouse plan -m gpu=h100,pro6000 duration=1800
   glasshouse plan -m gpu=h100,pro6000 duration=1800 --against main    the change as Markdown, for a review
 
-Reads conf/ only: no key, no network, nothing rented. "At most" is what the cost cap is held against:
-every boot attempt and every leg at its deadline, at the dearest price that conf/gpu accepts.
+Reads conf/, and what bench/lifecycle.py measured on this machine: no key, no network, nothing rented. "At
+most" is what the cost cap is held against: every boot attempt and every leg at its deadline, at the dearest
+price that conf/gpu accepts. What the lifecycle is expected to cost (expected.py) bounds nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from glasshouse import config
 from glasshouse.commands.against import difference
+from glasshouse.commands.expected import FixedCost, fixed_cost
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
@@ -29,7 +31,7 @@ from glasshouse.spec import CloudProvider, RunSpec
 @dataclass(frozen=True)
 class Cell:
     """One run of a plan. hours and max_usd bound it; scheduled_hours is warm-up and measured time alone,
-    None where the work is fixed instead of the time.
+    None where the work is fixed instead of the time. fixed_cost is what its lifecycle is expected to take.
     """
 
     overrides: list[str]
@@ -38,6 +40,7 @@ class Cell:
     hours: float
     scheduled_hours: float | None
     max_usd: float
+    fixed_cost: FixedCost
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,12 +99,13 @@ def _cell(overrides: list[str], spec: RunSpec) -> Cell:
         hours=rental_deadline_sec(spec) / 3600,
         scheduled_hours=sum(timed) / 3600 if len(timed) == len(slots) else None,
         max_usd=cost_ceiling(spec),
+        fixed_cost=fixed_cost(spec, slots),
     )
 
 
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the plan's JSON form; hours and maxUsd are ceilings. besideUsd: of one machine that a create
-    without an answer may make beside the budgeted one, where the cap holds for it.
+    without an answer may make beside the budgeted one, where the cap holds for it. fixedCost: expected.
     """
     return {
         "cells": [
@@ -113,6 +117,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "hours": cell.hours,
                 "maxUsd": cell.max_usd,
                 "besideUsd": beside_usd(cell.spec),
+                "fixedCost": cell.fixed_cost.as_json(),
             }
             for cell in cells
         ],
@@ -148,6 +153,10 @@ def _print(cells: Sequence[Cell]) -> None:
     for number, cell in enumerate(cells):
         say(f"cell {number} schedule: {drawn(cell.slots)}")
     say("P protected, R raw, one fresh process each; [ ] burn-in, not counted")
+    say()
+    costs = [cell.fixed_cost.words() for cell in cells]
+    for number, words in enumerate(costs[:1] if len(set(costs)) == 1 else costs):
+        say(words if len(set(costs)) == 1 else f"cell {number} {words}")
     say()
     total = sum(cell.max_usd for cell in cells)
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")

@@ -116,11 +116,12 @@ class LiveRun:
             raise KeyboardInterrupt
 
     @contextmanager
-    def step(self, code: Code, words: str = "") -> Iterator[None]:
-        """Show `words` while this step goes on. An error inside becomes StepFailed, with the reason code that
-        it brings, or else with `code`.
+    def step(self, code: Code, words: str = "", *, meanwhile: bool = False) -> Iterator[None]:
+        """Show `words` while this step goes on; `meanwhile` another thread's step does. An error inside
+        becomes StepFailed, with the reason code that it brings, or else with `code`.
         """
-        shown = self.screen.phase(words) if words else contextlib.nullcontext()
+        show = self.screen.meanwhile if meanwhile else self.screen.phase
+        shown = show(words) if words else contextlib.nullcontext()
         try:
             with shown:
                 yield

@@ -1,5 +1,8 @@
 """What a person sees while a run goes on: one line a phase, a live line a leg, a table at the end.
 
+Where two things go on at once, the one in another thread is told apart by a word: each line of it begins
+with `meanwhile: `, and the live line names both.
+
 Everything goes to stderr; stdout belongs to --json. Without a terminal, plain lines at a slow rate. The same
 lines go to the run's controller.log, also where nobody sees them: a terminal can be closed.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +28,7 @@ from rich.table import Table
 
 PLAIN_EVERY_SEC = 10.0
 MAX_LOG_BYTES = 2 << 20
+MEANWHILE = "meanwhile: "
 
 
 class _Stderr:
@@ -87,17 +92,29 @@ class SummaryRow:
     caveats: tuple[str, ...] = ()
 
 
+@dataclass
+class _Step:
+    """Where a step is, in words; when a plain stream and the log were last told so (monotonic seconds)."""
+
+    text: str
+    shown: float
+    logged: float
+
+
 class Screen:
-    """Progress output of one run. `quiet` shows nothing at all."""
+    """Progress output of one run. `quiet` shows nothing at all. One thread has the phases; beside it another
+    may show what goes on meanwhile.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         # Off a terminal rich would fold at 80 columns; a log has no edge.
         width = None if sys.stderr.isatty() else 160
         self._console = Console(file=cast(IO[str], _Stderr()), quiet=quiet, highlight=False, width=width)
         self._status: Status | None = None
-        self._last_plain = 0.0
+        self._phase = _Step("", 0.0, 0.0)
+        self._beside: _Step | None = None
+        self._drawing = threading.RLock()  # of the live line; a signal's handler may show something inside
         self._log: ControllerLog | None = None
-        self._last_logged = 0.0
 
     @property
     def live(self) -> bool:
@@ -133,33 +150,69 @@ class Screen:
     def phase(self, text: str) -> Iterator[None]:
         """Show a phase while it goes on, and how long it took."""
         began = time.monotonic()
-        self._last_plain = self._last_logged = began
+        self._phase = _Step(f"{text} …", began, began)
         self.record(f"… {text}")
         if self.live:
-            with self._console.status(f"{escape(text)} …") as status:
+            with self._console.status(escape(self._line())) as status:
                 self._status = status
                 try:
                     yield
                 finally:
-                    self._status = None
+                    with self._drawing:
+                        self._status = None
         else:
             self._console.print(f"  … {escape(text)}", soft_wrap=True)
             yield
         took = f"{time.monotonic() - began:.1f} s"
         self._show(f"✓ {text} {took}", f"  [green]✓[/green] {escape(text)} [dim]{took}[/dim]")
 
+    @contextmanager
+    def meanwhile(self, text: str) -> Iterator[None]:
+        """Show a step that another thread takes beside the phase that goes on, and how long it took."""
+        began = time.monotonic()
+        named = f"{MEANWHILE}{text}"
+        self.record(f"… {named}")
+        if not self.live:
+            self._console.print(f"  … {escape(named)}", soft_wrap=True)
+        self._beside = _Step(f"{text} …", began, began)
+        self._redraw()
+        try:
+            yield
+        finally:
+            self._beside = None
+            self._redraw()
+        took = f"{time.monotonic() - began:.1f} s"
+        self._show(f"✓ {named} {took}", f"  [green]✓[/green] {escape(named)} [dim]{took}[/dim]")
+
     def progress(self, text: str, *, plain: bool = True) -> None:
         """Redraw the live line; on a plain stream, a line every few seconds, or none with plain=False."""
+        self._progress(self._phase, text, text, plain)
+
+    def progress_meanwhile(self, text: str) -> None:
+        """The same for the step that goes on meanwhile."""
+        if self._beside is not None:
+            self._progress(self._beside, text, f"{MEANWHILE}{text}", plain=True)
+
+    def _progress(self, step: _Step, text: str, named: str, plain: bool) -> None:
         now = time.monotonic()
-        if now - self._last_logged >= PLAIN_EVERY_SEC:
-            self._last_logged = now
-            self.record(text, routine=True)
-        if self._status is not None:
-            self._status.update(escape(text))
-            return
-        if plain and now - self._last_plain >= PLAIN_EVERY_SEC:
-            self._last_plain = now
-            self._console.print(f"    {escape(text)}", soft_wrap=True)
+        step.text = text
+        if now - step.logged >= PLAIN_EVERY_SEC:
+            step.logged = now
+            self.record(named, routine=True)
+        if not self._redraw() and plain and now - step.shown >= PLAIN_EVERY_SEC:
+            step.shown = now
+            self._console.print(f"    {escape(named)}", soft_wrap=True)
+
+    def _line(self) -> str:
+        beside = self._beside
+        return self._phase.text if beside is None else f"{self._phase.text}; {MEANWHILE}{beside.text}"
+
+    def _redraw(self) -> bool:
+        """Bring the live line up to date; whether there is one."""
+        with self._drawing:
+            if self._status is not None:
+                self._status.update(escape(self._line()))
+            return self._status is not None
 
     def record(self, text: str, *, routine: bool = False) -> None:
         """Write a line to the log alone; a `routine` one is one of many (ControllerLog)."""

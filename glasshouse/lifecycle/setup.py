@@ -19,12 +19,13 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
-from glasshouse.canonical import b64u, canonical_json
+from glasshouse.canonical import canonical_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, UsageError
 from glasshouse.lifecycle.live_run import LiveRun, public_allocation
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
+from glasshouse.lifecycle.packer import Packer, Sealed
 from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.base import Allocation
@@ -34,10 +35,8 @@ from glasshouse.remote.pod import Pod
 from glasshouse.retry import RetryPolicy, retry
 from glasshouse.runtime.archive import build_archive
 from glasshouse.schema import fields_of
-from glasshouse.sealing.container import fresh_payload_key, seal_package
-from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
-from glasshouse.workloads.package import Payload, prepare
+from glasshouse.workloads.package import Payload
 
 UPLOAD = RetryPolicy(tries=4)
 
@@ -68,32 +67,32 @@ class Ready:
 
 
 @contextmanager
-def prepared(live: LiveRun, pod: Pod, allocation: Allocation) -> Iterator[Ready]:
-    """Look at the pod, start a broker, seal and upload; yield what the slots need.
+def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) -> Iterator[Ready]:
+    """Look at the pod, start a broker, seal unless that is done, and upload; yield what the slots need.
 
-    The payload key exists here only between sealing and registration with the broker.
+    Nothing is sent before the pod was looked at. The payload key exists here only between sealing and
+    registration with the broker.
     """
     with live.step(Code.POD_SETUP_FAILED, "looking at the pod"):
         root = _pod_root(pod, allocation)
         archive, python, seen = _equipped(live, pod, allocation, root)
 
     with ExitStack() as until:
-        with live.step(Code.SEAL_FAILED, "preparing the payload"):
-            payload = prepare(live.run.spec)
-            payload.weights.make()  # for both arms: no part of what sealing costs
+        payload = packer.payload()
         with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
-        protected = sum(1 for slot in live.run.schedule if slot.lifecycle)
         manifest_hash, package, salt = "", "", secrets.token_bytes(32)
         timings: dict[str, float] = {}
-        if protected:
+        if packer.launches:
             package = f"{root}/package.sealed"
-            with live.step(Code.SEAL_FAILED, "sealing the package"), _timed(timings, "sealSec"):
-                manifest_hash = _seal(live, broker, payload, salt, protected)
-            sealed = live.folder.package
-            words = f"uploading {sealed.stat().st_size / 1e6:.1f} MB of ciphertext"
+            sealed = packer.sealed()
+            manifest_hash, salt = sealed.manifest_hash, sealed.salt
+            with live.step(Code.SEAL_FAILED), _timed(timings, "sealSec"):
+                _register(live, broker, sealed, packer.launches)
+            timings["sealSec"] += sealed.seconds  # in full, also where a machine booted meanwhile
+            words = f"uploading {live.folder.package.stat().st_size / 1e6:.1f} MB of ciphertext"
             with live.step(Code.UPLOAD_FAILED, words), _timed(timings, "uploadSec"):
-                upload(pod, sealed, package, live.screen)
+                upload(pod, live.folder.package, package, live.screen)
         raw = RawWeights(payload)
         until.callback(raw.close)
         yield Ready(
@@ -248,31 +247,14 @@ def describe(
         ) from error
 
 
-def _seal(live: LiveRun, broker: Broker | RemoteBroker, payload: Payload, salt: bytes, protected: int) -> str:
+def _register(live: LiveRun, broker: Broker | RemoteBroker, sealed: Sealed, launches: int) -> None:
+    """Hand the payload key to the broker, for as many grants as there may be launches, and forget it here."""
     run = live.run
-    owner_public = kem_public_bytes(keys.owner_key())
-    key = fresh_payload_key()
     try:
-        with live.folder.package.open("xb") as out:
-            manifest_hash = seal_package(
-                out,
-                payload_key=key,
-                # The marker exists nowhere but in the sealed package: what scans look for.
-                files={**payload.files, "marker": secrets.token_bytes(32)},
-                tensors=payload,
-                extra={
-                    "builder": payload.builder,
-                    "ownerPublicKey": b64u(owner_public),
-                    "matchSalt": b64u(salt),
-                    "run": run.id,
-                },
-                progress=Meter("sealing", live.screen.progress),
-            )
-        launches = protected * (1 + run.spec.policy.launch_retries)
-        broker.register_payload(run.id, manifest_hash, key, max_grants=launches)
+        most = launches * (1 + run.spec.policy.launch_retries)
+        broker.register_payload(run.id, sealed.manifest_hash, sealed.key, max_grants=most)
     finally:
-        overwrite(memoryview(key))
-    return manifest_hash
+        overwrite(memoryview(sealed.key))
 
 
 class RawWeights:

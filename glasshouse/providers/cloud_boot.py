@@ -41,9 +41,9 @@ def boot(
             raise ProviderError(f"{api.label}: the machine vanished while it booted", code=Code.BOOT_FAILED)
         if found is not None:
             machine = found
-            if machine.said != said:
-                said = machine.said
-                rental.progress(f"{api.label}: {said} after {waited:.0f} s")
+            said = machine.said
+            # At each look: whoever listens may have to end the wait.
+            rental.progress(f"{api.label}: {said or machine.state} after {waited:.0f} s")
             as_asked(api, machine, rental)
             if machine.state == "running":
                 running_since = running_since if running_since is not None else waited
@@ -145,6 +145,7 @@ def reach(
                 "which is neither ours nor in the machine's log",
                 code=Code.HOST_KEY_MISMATCH,
             )
+        rental.progress(f"{api.label}: runs; waiting for its SSH server")
         clock.sleep(min(timing.poll_sec, 2.0))
         found = _look(api, machine)  # a container that exits while SSH is awaited never gets one
         machine = found if found is not None and found.addresses else machine

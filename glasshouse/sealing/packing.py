@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _Made = TypeVar("_Made")
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
+Check = Callable[[], None]  # raises when the work is to end
 
 
 class Sink(Protocol):
@@ -60,6 +61,7 @@ def seal_package(
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> str:
     """Write one sealed container to `out` and return its manifest hash (64 hex), the only public part.
 
@@ -74,6 +76,7 @@ def seal_package(
         chunk_bytes: plaintext bytes of one chunk, 64 bytes to 64 MiB.
         threads: how many hash and encrypt at once; None takes the processors this process may use.
         progress: called about once a chunk with (bytes written, bytes in total).
+        check: called before each chunk of either pass, in whichever thread; what it raises ends the sealing.
 
     Raises:
         SealError: payload-key-malformed, tensor-malformed, name-malformed, name-duplicate,
@@ -81,8 +84,10 @@ def seal_package(
             container: delete it.
     """
     check_key(payload_key)  # before the long first pass
-    package = prepare(files=files, tensors=tensors, extra=extra, chunk_bytes=chunk_bytes, threads=threads)
-    package.write(out, payload_key, progress)
+    package = prepare(
+        files=files, tensors=tensors, extra=extra, chunk_bytes=chunk_bytes, threads=threads, check=check
+    )
+    package.write(out, payload_key, progress, check)
     return package.manifest_hash.hex()
 
 
@@ -97,8 +102,14 @@ class PreparedPackage:
     objects: tuple[SealedObject, ...] = field(repr=False)
     sources: Callable[[], Iterator[tuple[SealedObject, memoryview]]] = field(repr=False)
 
-    def write(self, out: Sink, payload_key: ReadableBuffer, progress: Progress | None = None) -> None:
-        """Encrypt everything to `out` under a fresh 32-byte key."""
+    def write(
+        self,
+        out: Sink,
+        payload_key: ReadableBuffer,
+        progress: Progress | None = None,
+        check: Check | None = None,
+    ) -> None:
+        """Encrypt everything to `out` under a fresh 32-byte key; the rest as in `seal_package`."""
         key = check_key(payload_key)
         digest = self.manifest_hash
         header = Header(self.chunk_bytes, len(self.manifest), digest, commitment(key, digest))
@@ -111,6 +122,8 @@ class PreparedPackage:
             cipher = cipher_for(key, digest, item)
 
             def seal(chunk: int) -> bytearray:
+                if check is not None:
+                    check()
                 plain = _chunk_of(item, data, chunk)
                 return cipher.encrypt(nonce(chunk), plain, item.associated_data(head, chunk))
 
@@ -138,6 +151,7 @@ def prepare(
     extra: Mapping[str, Any],
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
+    check: Check | None = None,
 ) -> PreparedPackage:
     """First pass of `seal_package`: salt, digests, manifest. Arguments and errors as there."""
     if type(chunk_bytes) is not int or not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK:
@@ -158,7 +172,9 @@ def prepare(
             yield tensor_object(index, spec, chunk_bytes), view
 
     with ThreadPoolExecutor(workers) as pool:
-        rows = [(item, digest_of(pool, item, data, salt, 4 * workers)) for item, data in sources()]
+        rows = [
+            (item, digest_of(pool, item, data, salt, 4 * workers, check=check)) for item, data in sources()
+        ]
     manifest = build_manifest(salt, chunk_bytes, rows, extra)
     digest = hashlib.sha256(manifest).digest()
     return PreparedPackage(manifest, digest, chunk_bytes, workers, tuple(item for item, _ in rows), sources)
@@ -184,11 +200,19 @@ def thread_count(threads: int | None) -> int:
 
 
 def digest_of(
-    pool: ThreadPoolExecutor, item: SealedObject, data: memoryview, salt: bytes, window: int
+    pool: ThreadPoolExecutor,
+    item: SealedObject,
+    data: memoryview,
+    salt: bytes,
+    window: int,
+    *,
+    check: Check | None = None,
 ) -> str:
     """Salted digest (64 hex) of one object's plaintext, its chunks hashed in threads."""
 
     def leaf(chunk: int) -> bytes:
+        if check is not None:
+            check()
         return chunk_digest(salt, chunk, _chunk_of(item, data, chunk))
 
     return object_digest(item, salt, _in_order(pool, leaf, item.chunks, window))

@@ -23,13 +23,17 @@ class MadeWeights:
         self._specs: list[tuple[TensorSpec, int]] = []
         self._view = memoryview(b"")
 
-    def make(self) -> None:
-        """Make them now, if they are not: seconds for a large model. Raises OSError for want of room."""
+    def make(self, check: Callable[[], None] = lambda: None) -> None:
+        """Make them now, if they are not: seconds for a large model. Raises OSError for want of room.
+
+        check: called before each tensor; what it raises ends the making, and nothing is kept.
+        """
         if self._make is None:
             return
         place, specs = 0, []
         with tempfile.TemporaryFile(prefix="glasshouse-weights-") as file:
             for spec, view in self._make():
+                check()
                 specs.append((spec, place))
                 place += file.write(view)
             file.flush()

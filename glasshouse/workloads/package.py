@@ -5,7 +5,6 @@ The same files and tensors serve both arms: sealed for the protected one, in the
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from glasshouse.sealing.container import TensorSpec
 from glasshouse.spec import CustomModel, LoraModel, MlpModel, RunSpec, WithheldModel
 from glasshouse.workloads.custom import check_source
 from glasshouse.workloads.made import MadeWeights, Making
+from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes
 from glasshouse.workloads.weights import BaseWeights
 
-SOURCES = Path(__file__).parent
 MAX_FILE_BYTES = 8 << 30
 
 Tensor = tuple[TensorSpec, memoryview]
@@ -76,54 +75,18 @@ def _built_in(
 
 
 def _mlp(model: MlpModel, seed: int) -> Payload:
-    widths = [model.inputs, *[model.hidden] * model.layers, model.classes]
-
     def weights() -> Iterator[Tensor]:
         generator = np.random.Generator(np.random.PCG64(seed))
-        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            # He et al. 2015: standard deviation sqrt(2 / fan-in) keeps ReLU activations level.
-            scale = np.float32(math.sqrt(2.0 / fan_in))
-            weight = generator.standard_normal((fan_out, fan_in), dtype=np.float32) * scale
-            yield TensorSpec(f"layer{layer}.weight", "float32", (fan_out, fan_in)), weight.data.cast("B")
-            bias = np.zeros(fan_out, dtype=np.float32)
-            yield TensorSpec(f"layer{layer}.bias", "float32", (fan_out,)), bias.data.cast("B")
+        for item in mlp_shapes(model):
+            if item.name.endswith(".weight"):
+                # He et al. 2015: standard deviation sqrt(2 / fan-in) keeps ReLU activations level.
+                scale = np.float32(math.sqrt(2.0 / item.shape[1]))
+                values = generator.standard_normal(item.shape, dtype=np.float32) * scale
+            else:
+                values = np.zeros(item.shape, dtype=np.float32)
+            yield item, values.data.cast("B")
 
     return _built_in("mlp_pod.py", model.model_dump(exclude={"kind", "name"}), weights)
-
-
-def lora_shapes(model: LoraModel) -> list[TensorSpec]:
-    """Names and shapes of the adapter's tensors, from the architecture alone (Llama and Qwen2 kinds).
-
-    A target module maps `inputs` to `outputs`; its adapter is lora_A (rank, inputs) and lora_B
-    (outputs, rank): Hu et al. 2021, section 4.1. Raises UsageError for a module it does not know.
-    """
-    shape = model.architecture
-    hidden, heads = int(shape["hidden_size"]), int(shape["num_attention_heads"])
-    head = int(shape.get("head_dim") or hidden // heads)
-    key_value = int(shape.get("num_key_value_heads") or heads) * head
-    inner = int(shape["intermediate_size"])
-    sizes = {
-        "q_proj": (hidden, heads * head),
-        "k_proj": (hidden, key_value),
-        "v_proj": (hidden, key_value),
-        "o_proj": (heads * head, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-    found = []
-    for layer in range(int(shape["num_hidden_layers"])):
-        for module in model.target_modules:
-            if module not in sizes:
-                known = ", ".join(sizes)
-                raise UsageError(
-                    "unknown target module", field="model.target_modules", value=module, remedy=f"use {known}"
-                )
-            inputs, outputs = sizes[module]
-            prefix = f"layers.{layer}.{module}"
-            found.append(TensorSpec(f"{prefix}.lora_A", "float32", (model.rank, inputs)))
-            found.append(TensorSpec(f"{prefix}.lora_B", "float32", (outputs, model.rank)))
-    return found
 
 
 def _lora(model: LoraModel, seed: int) -> Payload:

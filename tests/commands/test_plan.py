@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
 import shutil
 import socket
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from glasshouse.lifecycle import bench_figures
+from glasshouse.measurement.expected_cost import FORMAT, Figures, Measured
 from glasshouse.paths import Workspace
-from tests.commands.kit import Call
+from tests.commands.kit import ROOT, Call
 
 
 @pytest.fixture
@@ -65,6 +69,115 @@ def test_plan_draws_schedules_and_says_whether_the_cap_fits(
     assert call(*words)[1].count("at most 2 of them at once (provider.max_doubts)") == 1
     assert "at most 1 of them" in call(*words, "provider.max_doubts=1")[1]
     assert "provider.max_doubts" not in call("plan", "provider=local", "duration=60")[1]
+
+
+def measured(*seals: tuple[int, float]) -> Figures:
+    """Figures of this machine: bytes of payload, and seconds of sealing; each launch takes 2 s."""
+    sizes = [
+        Measured(payload_bytes=size, launches=3, steps={"sealSec": seal, "uploadSec": 0.5, "zeroizeSec": 2.0})
+        for size, seal in seals
+    ]
+    return Figures(format=FORMAT, measured_at=1.5e9, sizes=tuple(sizes))
+
+
+@pytest.mark.usefixtures("offline")
+def test_plan_says_what_the_lifecycle_is_expected_to_cost(call: Call) -> None:
+    words = ("plan", "provider=local", "order=abba", "duration=60", "measure.blocks=8")
+    (size,) = {cell["fixedCost"]["payloadBytes"] for cell in json.loads(call(*words, "--json")[1])["cells"]}
+    assert size > 1_000_000
+    bench_figures.write(measured((size // 2, 1.0), (3 * size // 2, 3.0)))
+    code, out, err = call(*words)
+    assert (code, err) == (0, "")
+    assert (
+        "\nfixed cost expected: 2.0 s a launch, and 2.5 s once for sealing and uploading: "
+        f"34.5 s for 16 launches, {size / 1e6:.1f} MB of payload "
+        f"(from {size / 2e6:.1f} to {size * 1.5e-6:.1f} MB measured on this machine)"
+    ) in out
+    (cell,) = json.loads(call(*words, "--json")[1])["cells"]
+    found = cell["fixedCost"]
+    assert (found["launches"], found["extrapolated"]) == (16, False)
+    assert (found["launchSec"], found["onceSec"]) == (2.0, 2.5)
+    assert found["runSec"] == pytest.approx(found["onceSec"] + 16 * found["launchSec"], abs=0.01)
+    assert found["measuredBytes"] == [size // 2, 3 * size // 2]
+    assert found["note"] in out
+
+    bench_figures.write(measured((1000, 1.0), (2000, 1.0)))
+    assert "MB of payload (extrapolated from 0.0 to 0.0 MB" in call(*words)[1]
+    assert "a link to the pod and its processors are not in it" not in call(*words)[1]
+    assert (
+        "a link to the pod and its processors are not in it"
+        in call(*words, "provider=runpod", "gpu=a4000")[1]
+    )
+
+
+@pytest.mark.usefixtures("offline")
+def test_cells_that_cost_differently_are_told_apart(call: Call) -> None:
+    bench_figures.write(measured((1000, 1.0), (10**9, 1.0)))
+    out = call("plan", "-m", "provider=local", "duration=60", "order=raw-first,protected-only")[1]
+    assert "\nfixed cost expected: 2.0 s a launch" in out
+    out = call("plan", "-m", "provider=local", "duration=60", "order=raw-first,abba", "control=none,aa")[1]
+    assert "\ncell 0 fixed cost expected: 2.0 s a launch, and 1.5 s once" in out
+    assert "3.5 s for 1 launch, " in out
+    assert "fixed cost: none, since no launch is protected" in out
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "what", ["absent", "garbage", "another version", "too long", "a fifo", "a folder", "no home"]
+)
+def test_without_figures_that_can_be_read_the_cost_is_not_known(
+    call: Call, what: str, glasshouse_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = glasshouse_home / "state" / bench_figures.NAME
+    good = measured((1000, 1.0), (10**9, 1.0)).model_dump_json()
+    place.parent.mkdir(parents=True)
+    if what == "a fifo":
+        os.mkfifo(place)
+    elif what == "a folder":
+        place.mkdir()
+    elif what == "no home":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("GLASSHOUSE_HOME", str(tmp_path / "file"))
+    elif what != "absent":
+        spoiled = {
+            "garbage": "{",
+            "another version": good.replace("/v1", "/v2"),
+            "too long": good + " " * (64 << 10),
+        }
+        place.write_text(spoiled[what])
+    code, out, err = call("plan", "provider=local", "duration=60")
+    assert (code, err) == (0, "")
+    assert "\nfixed cost expected: not known: run bench/lifecycle.py once\n" in out
+    (cell,) = json.loads(call("plan", "--json", "provider=local", "duration=60")[1])["cells"]
+    assert cell["fixedCost"]["runSec"] is None
+    assert cell["fixedCost"]["note"] == "fixed cost expected: not known: run bench/lifecycle.py once"
+
+
+def test_a_plan_makes_no_folder(call: Call, glasshouse_home: Path) -> None:
+    assert call("plan", "provider=local", "duration=60")[0] == 0
+    assert list(glasshouse_home.iterdir()) == []
+
+
+def test_what_the_bench_reports_is_what_a_plan_reads(glasshouse_home: Path) -> None:
+    found = importlib.util.spec_from_file_location("bench_lifecycle", ROOT / "bench" / "lifecycle.py")
+    assert found is not None
+    assert found.loader is not None
+    bench = importlib.util.module_from_spec(found)
+    found.loader.exec_module(bench)
+    steps = {
+        step: {"median": 0.5, "lowest": 0.1, "highest": 2.0} for step in ("sealSec", "fetchSec", "totalSec")
+    }
+    report = {
+        "large": {"legs": 3, "payloadBytes": 9000, "steps": steps},
+        "small": {"legs": 5, "payloadBytes": 1000, "steps": steps},
+    }
+    kept = bench_figures.write(bench.figures(report, 1.5e9))
+    assert kept == glasshouse_home / "state" / bench_figures.NAME
+    assert kept.stat().st_mode & 0o777 == 0o600
+    read = bench_figures.read()
+    assert read is not None
+    assert [(each.payload_bytes, each.launches) for each in read.sizes] == [(1000, 5), (9000, 3)]
+    assert read.sizes[0].steps == {"sealSec": 0.5, "fetchSec": 0.5}
 
 
 @pytest.fixture

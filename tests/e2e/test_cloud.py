@@ -135,6 +135,46 @@ def test_a_verified_row_through_faults_that_can_be_survived(runpod: Rents) -> No
     assert runpod(*words).returncode == 3
 
 
+def test_a_package_is_sealed_while_its_machine_boots(rents: Rents, tmp_path: Path) -> None:
+    data, plain, made = tmp_path / "data.bin", os.urandom(32 << 20), rents.server.cloud.container
+    data.write_bytes(plain)
+    seen: list[str] = []  # what the controller has written when the machine is booted
+    clear: list[Path] = []  # and what of it holds some of the payload
+
+    def said() -> list[str]:
+        logs = rents.runs.glob("2*/controller.log")
+        return [line.partition(" ")[2] for path in logs for line in path.read_text().splitlines()]
+
+    def begins(words: str) -> int:
+        return next(number for number, line in enumerate(said()) if line.startswith(words))
+
+    def boots(*given: Any, **named: Any) -> Any:
+        sealed = "✓ meanwhile: sealing the package"
+        wait_until(lambda: any(line.startswith(sealed) for line in said()), 60, "a package sealed by now")
+        written = [path for place in (rents.runs, rents.home) for path in place.rglob("*") if path.is_file()]
+        seen.extend(path.name for path in written)
+        clear.extend(path for path in written if plain[-64:] in path.read_bytes())
+        return made(*given, **named)
+
+    rents.server.cloud.container = boots  # type: ignore[assignment]
+    exit_code, record, err = rents.rent(f"model.data=[{data}]")
+    assert exit_code == 0, err
+    assert record["status"] == "verified"
+    assert ("package.sealed" in seen, clear) == (True, [])
+    order = [
+        f"… allocating on {rents.kind}", "✓ meanwhile: preparing the payload",
+        "… meanwhile: sealing the package", "✓ meanwhile: sealing the package",
+        f"✓ allocating on {rents.kind}", "… looking at the pod", "✓ looking at the pod",
+        "… uploading 33.6 MB", "… raw leg",
+    ]  # fmt: skip
+    assert sorted(order, key=begins) == order, said()
+    assert "waiting for the package" not in err
+    # What nobody waited for is stated all the same; the line rounds to tenths.
+    seconds = float(said()[begins("✓ meanwhile: sealing the package")].split()[-2])
+    assert record["figures"]["fixedCostSec"]["sealSec"] >= seconds - 0.05
+    rents.settled()
+
+
 @pytest.mark.parametrize(
     ("fault", "times", "code"),
     [("create-capacity", 99, "no-capacity"), ("auth", 99, "auth"), ("boot-exit", 2, "boot-failed"),
@@ -189,7 +229,7 @@ def test_a_machine_that_cannot_be_made_ready_says_why(runpod: Rents, tmp_path: P
     exit_code, record, err = runpod.rent(f"provider.python={python}")
     assert exit_code == 3, err
     assert "torch-architecture" in codes(record)
-    assert "seal" not in err
+    assert "uploading" not in err
     runpod.settled()
 
 

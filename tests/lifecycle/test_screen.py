@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,62 @@ def test_every_line_is_kept_with_its_time_for_the_owner_only(
     shown = capsys.readouterr().err
     assert ("three" in shown) is not quiet
     assert "alone" not in shown
+
+
+def test_what_another_thread_does_meanwhile_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_EVERY_SEC", 0.0)
+    path, screen = tmp_path / "controller.log", Screen()
+    begun, over = threading.Event(), threading.Event()
+
+    def beside() -> None:
+        with screen.meanwhile("sealing the package"):
+            screen.progress_meanwhile("sealing 1 of 2 MB")
+            begun.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=beside)
+    with screen.logged(path):
+        with screen.phase("allocating"):
+            thread.start()
+            assert begun.wait(60)
+            screen.progress("it boots")
+            over.set()
+            thread.join()
+        screen.progress_meanwhile("nothing goes on any more")
+    said = [re.sub(r"[\d.]+ s$", "N s", line) for line in lines(path)]
+    assert said == [
+        "… allocating", "… meanwhile: sealing the package", "meanwhile: sealing 1 of 2 MB", "it boots",
+        "✓ meanwhile: sealing the package N s", "✓ allocating N s",
+    ]  # fmt: skip
+    shown = [re.sub(r"[\d.]+ s$", "N s", line.strip()) for line in capsys.readouterr().err.splitlines()]
+    assert shown == said
+
+
+def test_the_live_line_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    screen = Screen()
+    assert screen.live
+    with screen.phase("allocating"):
+        with screen.meanwhile("sealing"):
+            screen.progress("pod x boots")
+            screen.say("so the line is drawn")
+            screen.progress_meanwhile("sealing 1 of [2] MB")
+            screen.say("and again")
+        screen.progress("pod x runs")
+    shown = terminal.getvalue()
+    assert "pod x boots; meanwhile: sealing …" in shown
+    assert "pod x boots; meanwhile: sealing 1 of [2] MB" in shown
+    assert "pod x runs; meanwhile" not in shown
+    assert shown.index("meanwhile: sealing") < shown.index("pod x runs")
 
 
 def test_progress_is_kept_at_the_slow_rate_of_a_plain_stream(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import mmap
 import threading
 from pathlib import Path
@@ -43,6 +44,21 @@ def contents(package: OpenedPackage) -> tuple[dict[str, bytes], dict[str, tuple[
         {name: bytes(view) for name, view in package.files.items()},
         {name: (spec, bytes(view)) for name, (spec, view) in package.tensors.items()},
     )
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 5])  # of three chunks in two passes
+@pytest.mark.parametrize("threads", [1, 3])
+def test_whoever_wants_it_ended_ends_it_before_any_chunk(tmp_path: Path, most: int, threads: int) -> None:
+    asked = itertools.count(1)
+
+    def check() -> None:
+        if next(asked) > most:
+            raise KeyError("enough")
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="enough"):
+        seal(tmp_path / "package", files={"f": bytes(192)}, chunk_bytes=64, threads=threads, check=check)
+    assert threading.active_count() == before
 
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from glasshouse.errors import UsageError
-from glasshouse.workloads.package import Payload, lora_shapes
+from glasshouse.workloads.package import Payload
+from glasshouse.workloads.sizes import lora_shapes
 from tests.workloads.conftest import digests, in_memory, load_model, session_of, train
 
 pytestmark = [
