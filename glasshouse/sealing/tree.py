@@ -48,10 +48,20 @@ from glasshouse.sealing.tree_index import (
 )
 from glasshouse.sealing.tree_write import write_tree
 
-__all__ = ["INDEX_NAME", "PIECE_BYTES", "Tree", "list_folder", "parse_index", "read_tree", "write_tree"]
+__all__ = [
+    "CANNOT_READ",
+    "INDEX_NAME",
+    "PIECE_BYTES",
+    "Tree",
+    "list_folder",
+    "parse_index",
+    "read_tree",
+    "write_tree",
+]
 
 OnOdd = Callable[[str, str], None]  # a path as `shown` writes it, and why; whoever returns leaves it out
 
+CANNOT_READ = "it cannot be read"  # how a reason begins, of a file of which nothing came
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us before fstat
 # An entry in the index has at most so many bytes beside its names; a byte of a name at most six (\u00NN).
 _ROW_BYTES = 160
@@ -161,6 +171,10 @@ def read_tree(
             odd(shown(path), f"there are more than {MAX_ENTRIES} files, or their names are too long together")
         else:
             sources[path] = source
+    for path in sorted(sources):  # one of two that a folder and a file of one name gave, one after the other
+        if any(above in sources and sources[above].entry.kind != "folder" for above in ancestors(path)):
+            odd(shown(path), "it lies below what is no folder")
+            del sources[path]
     filled = {parent for path in sources for parent in ancestors(path)}
     kept = [
         sources[path]
@@ -199,7 +213,7 @@ def _look(path: bytes, place: Path) -> _Source | str:
     if not stat.S_ISREG(status.st_mode):
         return "it is a device, a socket or a FIFO"
     if not os.access(place, os.R_OK):
-        return "it cannot be read"
+        return CANNOT_READ
     executable = bool(status.st_mode & stat.S_IXUSR)
     entry = Entry("file", path, status.st_size, status.st_mtime_ns // 1000, executable)
     return _Source(entry, place, status.st_mtime_ns)
@@ -248,7 +262,7 @@ class _Pieces:
             if file is not None:
                 file.close()
             file = None
-            self._on_change(shown(source.entry.path), f"it cannot be read: {error.strerror}")
+            self._on_change(shown(source.entry.path), f"{CANNOT_READ}: {error.strerror}")
         if file is None:
             yield None
             return

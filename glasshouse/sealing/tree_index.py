@@ -20,7 +20,7 @@ carried although something changed them while they were read (as many at most).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,6 +109,16 @@ class Index:
         """How many bytes each tensor has, in order."""
         whole, rest = divmod(self.nbytes, self.piece_bytes)
         return [self.piece_bytes] * whole + [rest] * bool(rest)
+
+    def files_in(self, pieces: Collection[str]) -> tuple[str, ...]:
+        """Return, as `shown`, the files of which some bytes lie in one of `pieces`, tensors by their name."""
+        found, at = list[str](), 0
+        for entry in self.files:
+            numbers = range(at // self.piece_bytes, -(-(at + entry.nbytes) // self.piece_bytes))
+            if entry.nbytes and any(f"{PIECE_PREFIX}{number}" in pieces for number in numbers):
+                found.append(shown(entry.path))
+            at += entry.nbytes
+        return tuple(found)
 
     def pack(self) -> bytes:
         """Return the index's bytes. Raises SealError: tree-malformed, where it is larger than its bounds."""
