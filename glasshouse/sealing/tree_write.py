@@ -25,6 +25,7 @@ Tensors = Mapping[str, tuple[TensorSpec, memoryview]]
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us before fstat
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAME_ERRORS = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST)
 _COMPARED = 1 << 20  # bytes held twice where a file is compared with one that is there
 
 
@@ -35,6 +36,7 @@ def write_tree(
     *,
     release: Callable[[memoryview], object] | None = None,
     keep_same: bool = False,
+    on_name: Callable[[str, str], None] | None = None,
 ) -> Index:
     """Write a tree's files, folders and links below `folder`, which is made where it is not there.
 
@@ -46,6 +48,8 @@ def write_tree(
             more is ever held twice. It may overwrite the memory and give it back.
         keep_same: a file, folder or link that is there and is the same as ours stays; a different one is
             refused before anything is written. Otherwise whatever is there is refused when it is met.
+        on_name: called with what this file system does not take under its name, and why (it holds names to
+            be UTF-8, or two names to be one); raises, or returns for it to be left out. None raises OSError.
 
     Raises:
         SealError: tree-malformed, where the index is not what the format says, or fits other tensors.
@@ -60,16 +64,16 @@ def write_tree(
         there = (
             {entry for entry in found.entries if folders.has_same(entry, contents)} if keep_same else set()
         )
-        for entry in found.entries:
-            if entry.kind == "file":
+        links_last = sorted(found.entries, key=lambda entry: entry.kind == "link")
+        for entry in links_last:
+            try:
                 if entry not in there:
-                    folders.write(entry, contents.parts(entry))
-                contents.written(entry)
-            elif entry.kind == "folder":
-                folders.make(entry)
-        for entry in found.entries:
-            if entry.kind == "link" and entry not in there:
-                folders.link(entry)
+                    folders.put(entry, contents)
+            except OSError as error:
+                if on_name is None or error.errno not in _NAME_ERRORS:
+                    raise
+                on_name(shown(entry.path), error.strerror)
+            contents.written(entry)
     return found
 
 
@@ -112,7 +116,8 @@ class _Contents:
 
     def written(self, entry: Entry) -> None:
         """Give back every tensor that ends in or before this file."""
-        self._give_back(self._starts[entry.path] + entry.nbytes)
+        if entry.kind == "file":
+            self._give_back(self._starts[entry.path] + entry.nbytes)
 
     def _give_back(self, until: int) -> None:
         whole = len(self._pieces) if until == self._end else until // self._size
@@ -139,7 +144,19 @@ class _Folders:
         os.close(self._open)
         os.close(self._root)
 
-    def write(self, entry: Entry, parts: Iterator[memoryview]) -> None:
+    def put(self, entry: Entry, contents: _Contents) -> None:
+        """Make what an entry says, of which nothing is there yet; a folder may be."""
+        if entry.kind == "file":
+            self._write(entry, contents.parts(entry))
+            return
+        with _named(entry.path):
+            if entry.kind == "folder":
+                self._enter(entry.path, make=True)
+            else:
+                parent, name = self._parent(entry.path)
+                os.symlink(entry.target, name, dir_fd=parent)
+
+    def _write(self, entry: Entry, parts: Iterator[memoryview]) -> None:
         """Make a new file and write it; one that fails is removed again."""
         with _named(entry.path):
             parent, name = self._parent(entry.path)
@@ -155,17 +172,6 @@ class _Folders:
                 raise
             finally:
                 os.close(file)
-
-    def make(self, entry: Entry) -> None:
-        """Make a folder, or take the one that is there."""
-        with _named(entry.path):
-            self._enter(entry.path, make=True)
-
-    def link(self, entry: Entry) -> None:
-        """Make a symbolic link."""
-        with _named(entry.path):
-            parent, name = self._parent(entry.path)
-            os.symlink(entry.target, name, dir_fd=parent)
 
     def has_same(self, entry: Entry, contents: _Contents) -> bool:
         """Say whether an entry is there already; raise FileExistsError where something else is."""

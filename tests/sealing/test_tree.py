@@ -406,6 +406,17 @@ def test_what_is_there_and_differs_is_refused_before_anything_is_written(tmp_pat
     assert (tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes() == contents["tree/0"][1][:8]
 
 
+def test_a_name_that_is_not_taken_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"mine")
+    contents, named = tensors_of(12), dict[str, str]()
+    write_tree(
+        packed([file(b"a", 4), file(b"b", 4), file(b"c", 4)]), contents, tmp_path, on_name=named.__setitem__
+    )
+    assert named == {"b": os.strerror(errno.EEXIST)}
+    assert (tmp_path / "b").read_bytes() == b"mine"
+    assert (tmp_path / "c").read_bytes() == contents["tree/0"][1][8:]
+
+
 def test_a_disk_that_is_full_names_the_file_and_leaves_no_part_of_it(tmp_path: Path) -> None:
     program = """
 import os, resource, signal, sys
