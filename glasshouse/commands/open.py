@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
             for item in opened
         ]
         say(table(["leg", "launch", "bytes", "matches events", "file"], rows))
-        for item in opened:
-            _say_tree(item)
+        for said in opened:
+            _say_tree(said)
     return 0 if complete else 1
 
 

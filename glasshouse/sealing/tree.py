@@ -3,7 +3,7 @@
     tree = read_tree(list_folder(folder, on_odd), on_odd=on_odd)
     seal_package(out, files={INDEX_NAME: tree.index, ...}, tensors=tree.tensors, ...)
     ...
-    write_tree(package.files[INDEX_NAME], package.tensors, folder, release=wipe)
+    write_tree(package.files[INDEX_NAME], package.tensors, folder, release=give_back)
 
 The format is `tree_index.py`. Contents are read into memory a piece at a time, in both passes of sealing, and
 are not mapped: a mapped file that becomes shorter ends the process that reads it (SIGBUS).
@@ -28,6 +28,7 @@ from typing import NamedTuple, NoReturn
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError
 from glasshouse.sealing.layout import TensorSpec, refuse
+from glasshouse.sealing.memory import private_region
 from glasshouse.sealing.tree_index import (
     INDEX_NAME,
     MAX_ENTRIES,
@@ -92,15 +93,16 @@ class _Source(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """A tree as it was found: `index`, and `tensors`, which read the files each time they are gone through.
+    """A tree as it was found.
 
-    `tensors` yields (TensorSpec, bytearray of at most one piece). What else than was found is then read goes
-    to `read_tree`'s on_change.
+    `index` is for the container's files, under INDEX_NAME. `tensors` reads the files each time it is gone
+    through, and yields (TensorSpec, at most one piece of bytes in memory of its own). What is no longer as it
+    was found goes to `read_tree`'s on_change.
     """
 
     index: bytes = field(repr=False)
     found: Index = field(repr=False)
-    tensors: Iterable[tuple[TensorSpec, bytearray]] = field(repr=False)
+    tensors: Iterable[tuple[TensorSpec, memoryview]] = field(repr=False)
 
 
 def list_folder(folder: Path, on_odd: OnOdd = refuse_odd) -> Iterator[tuple[str, Path]]:
@@ -228,16 +230,16 @@ class _Pieces:
         self._on_change = on_change
         self._passes = 0
 
-    def __iter__(self) -> Iterator[tuple[TensorSpec, bytearray]]:
+    def __iter__(self) -> Iterator[tuple[TensorSpec, memoryview]]:
         self._passes += 1
         filler = bytes([self._passes % 256])  # no two passes fill alike
         sizes = iter(self._sizes)
-        number, have, piece = 0, 0, bytearray(next(sizes, 0))
+        number, have, piece = 0, 0, _memory(next(sizes, 0))
         for source in self._sources:
             with self._opened(source) as file:
                 left = source.entry.nbytes
                 while left:
-                    part = memoryview(piece)[have : have + left]
+                    part = piece[have : have + left]
                     done = _fill(file, part)
                     if done < part.nbytes:
                         self._on_change(shown(source.entry.path), "it became shorter")
@@ -246,9 +248,9 @@ class _Pieces:
                     have += part.nbytes
                     if not left:  # before the last piece is given out: nobody may come back for more
                         self._check(source, file)
-                    if have == len(piece):
+                    if have == piece.nbytes:
                         yield TensorSpec(f"{PIECE_PREFIX}{number}", "uint8", (have,)), piece
-                        number, have, piece = number + 1, 0, bytearray(next(sizes, 0))
+                        number, have, piece = number + 1, 0, _memory(next(sizes, 0))
 
     @contextlib.contextmanager
     def _opened(self, source: _Source) -> Iterator[io.FileIO | None]:
@@ -274,6 +276,10 @@ class _Pieces:
             status = os.fstat(file.fileno())
             if (status.st_size, status.st_mtime_ns) != (source.entry.nbytes, source.mtime_ns):
                 self._on_change(shown(source.entry.path), "it was written to")
+
+
+def _memory(size: int) -> memoryview:
+    return memoryview(private_region(size))[:size]  # of huge pages: faulting small ones in takes longer
 
 
 def _fill(file: io.FileIO | None, part: memoryview) -> int:

@@ -45,7 +45,7 @@ def write_tree(
         tensors: the container's; others than the tree's may be among them.
         folder: where to; a link that leads there is followed, none below it is.
         release: called with the whole of each tensor, at most 64 MiB, once all that is in it was written: no
-            more is ever held twice. It may overwrite the memory and give it back.
+            more is ever held twice. Such as `memory.give_back`.
         keep_same: a file, folder or link that is there and is the same as ours stays; a different one is
             refused before anything is written. Otherwise whatever is there is refused when it is met.
         on_name: called with what this file system does not take under its name, and why (it holds names to
@@ -72,7 +72,7 @@ def write_tree(
             except OSError as error:
                 if on_name is None or error.errno not in _NAME_ERRORS:
                     raise
-                on_name(shown(entry.path), error.strerror)
+                on_name(shown(entry.path), str(error.strerror))
             contents.written(entry)
     return found
 

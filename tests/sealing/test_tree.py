@@ -490,7 +490,7 @@ WRITE_LARGE = """
 import mmap, sys
 from pathlib import Path
 from glasshouse.sealing.layout import TensorSpec
-from glasshouse.sealing.memory import private_region
+from glasshouse.sealing.memory import give_back, private_region
 from glasshouse.sealing.tree import write_tree
 from glasshouse.sealing.tree_index import PIECE_BYTES, Entry, Index
 
@@ -509,7 +509,7 @@ full, given, held = resident(), 0, []
 def release(view):
     global given
     assert view.nbytes <= PIECE_BYTES
-    region.madvise(mmap.MADV_DONTNEED, given, view.nbytes)
+    give_back(view)
     given += view.nbytes
     written = sum(path.stat().st_size for path in Path(sys.argv[1]).iterdir())
     held.append(resident() + written)
