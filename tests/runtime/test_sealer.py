@@ -17,6 +17,7 @@ from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.grant import kem_public_bytes, load_kem_private
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.sealing.tree import INDEX_NAME, Index, parse_index, write_tree
+from tests.runtime.rig import rig
 
 OWNER = load_kem_private(b"\5" * 32)
 CONTEXT = {"run": "20261121-090000-abcdef", "leg": "s000", "launch": "1"}
@@ -238,3 +239,38 @@ def test_a_folder_in_which_everything_moves_is_sealed_all_the_same(tmp_path: Pat
     finally:
         stop.set()
         stirring.join()
+
+
+CONFINED = """
+import io, stat
+from pathlib import Path
+from glasshouse.runtime.sealer import seal_tree
+from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
+from glasshouse.sealing.tree import list_folder, read_tree, write_tree
+class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        source = Path("source")
+        (source / "a folder" / "empty").mkdir(parents=True)
+        (source / "run.sh").write_bytes(os.urandom(10000))
+        (source / "run.sh").chmod(0o755)
+        (source / "a folder" / "link").symlink_to("../run.sh")
+        tree = read_tree(list_folder(source), piece_bytes=4096)
+        write_tree(tree.index, {spec.name: (spec, data) for spec, data in tree.tensors}, Path("project"))
+        assert (Path("project") / "a folder" / "link").read_bytes() == (source / "run.sh").read_bytes()
+        assert os.access("project/run.sh", os.X_OK)
+        public = kem_public_bytes(generate_kem_key())
+        out = io.BytesIO()
+        report = seal_tree(out, Path("project"), owner_public=public, context={"a": "b"}, extra={})
+        assert report.bytes == len(out.getvalue()) > 10000
+        print("carried", flush=True)
+"""
+
+
+def test_a_confined_trainer_writes_a_tree_and_seals_a_folder() -> None:
+    with rig(CONFINED) as made:
+        leg = made.launch()
+        result = leg.wait()
+        log = bytes(made.open(leg, "log.sealed").files["trainer.log"]).decode()
+        assert result["status"] == "complete", log
+        assert log == "carried\n"
