@@ -25,6 +25,7 @@ from glasshouse.sealing.packing import PreparedPackage, Sink, prepare
 from glasshouse.sealing.tree import CANNOT_READ, INDEX_NAME, PIECE_BYTES, list_folder, read_tree
 from glasshouse.sealing.tree_index import Skipped, as_path, shown
 
+MAX_TREE_BYTES = 63 << 30  # sealed, it is less than the 64 GiB that the controller fetches
 TREE_TRIES = 3  # how often a folder is looked at anew because something changed it while it was read
 
 
@@ -60,6 +61,7 @@ def seal_tree_in_child(
     context: Mapping[str, str],
     extra: Mapping[str, bytes],
     only: Callable[[str], bool] | None = None,
+    max_bytes: int = MAX_TREE_BYTES,
 ) -> SealedOutputs:
     """Seal what lies under `folder` as `seal_tree` does, in a forked child, written to `descriptor`.
 
@@ -68,7 +70,15 @@ def seal_tree_in_child(
     """
 
     def seal(out: Sink) -> SealedOutputs:
-        return seal_tree(out, folder, owner_public=owner_public, context=context, extra=extra, only=only)
+        return seal_tree(
+            out,
+            folder,
+            owner_public=owner_public,
+            context=context,
+            extra=extra,
+            only=only,
+            max_bytes=max_bytes,
+        )
 
     return _in_child(descriptor, seal)
 
@@ -82,6 +92,7 @@ def seal_tree(
     extra: Mapping[str, bytes],
     only: Callable[[str], bool] | None = None,
     piece_bytes: int = PIECE_BYTES,
+    max_bytes: int = MAX_TREE_BYTES,
 ) -> SealedOutputs:
     """Seal what lies under `folder` to the owner's public key; one odd file spoils nothing.
 
@@ -98,6 +109,7 @@ def seal_tree(
         extra: small files beside the tree, such as a log, under plain names other than INDEX_NAME.
         only: says of a relative path whether it is to be taken; None takes everything.
         piece_bytes: as `read_tree`.
+        max_bytes: as `read_tree`: a file that is too large is left out, and not everything with it.
 
     Raises:
         SealError: as `seal_outputs`, for what is wrong with `extra`, the key or the context.
@@ -112,6 +124,7 @@ def seal_tree(
             extra,
             only,
             piece_bytes=piece_bytes,
+            max_bytes=max_bytes,
             changed=changed,
             given_up=given_up if turn == TREE_TRIES else (),
         )
@@ -127,6 +140,7 @@ def _prepared(
     only: Callable[[str], bool] | None,
     *,
     piece_bytes: int,
+    max_bytes: int,
     changed: Mapping[str, str],
     given_up: Collection[str],
 ) -> tuple[PreparedPackage, dict[str, str]]:
@@ -149,6 +163,7 @@ def _prepared(
         skipped=skipped,
         changed=changed,
         piece_bytes=piece_bytes,
+        max_bytes=max_bytes,
     )
     package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tree.tensors, extra={})
     return package, dict(seen)

@@ -20,7 +20,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -34,6 +34,7 @@ from glasshouse.sealing.tree_index import (
     MAX_ENTRIES,
     MAX_INDEX_BYTES,
     MAX_LINE,
+    MAX_PIECES,
     MAX_SKIPPED,
     PIECE_BYTES,
     PIECE_PREFIX,
@@ -133,6 +134,7 @@ def read_tree(
     skipped: Iterable[Skipped] = (),
     changed: Collection[str] = (),
     piece_bytes: int = PIECE_BYTES,
+    max_bytes: int | None = None,
 ) -> Tree:
     """Look at files and folders, and return the tree that they are; contents are read later.
 
@@ -147,6 +149,8 @@ def read_tree(
         skipped: what the caller left out, for the index to say.
         changed: paths, as `shown` writes them, of files that changed once already, for the index to say.
         piece_bytes: how large a tensor is at most.
+        max_bytes: how much all contents may be; of more, the largest files are odd. None: what an index can
+            say.
 
     Raises:
         UsageError: from the default `on_odd`.
@@ -173,6 +177,10 @@ def read_tree(
             odd(shown(path), f"there are more than {MAX_ENTRIES} files, or their names are too long together")
         else:
             sources[path] = source
+    most = piece_bytes * MAX_PIECES if max_bytes is None else min(max_bytes, piece_bytes * MAX_PIECES)
+    for path in _too_large(sources, most):
+        odd(shown(path), f"all files together would be more than {most} bytes")
+        del sources[path]
     for path in sorted(sources):  # one of two that a folder and a file of one name gave, one after the other
         if any(above in sources and sources[above].entry.kind != "folder" for above in ancestors(path)):
             odd(shown(path), "it lies below what is no folder")
@@ -197,6 +205,18 @@ def read_tree(
     packed = index.pack()
     parse_index(packed)  # so that nothing is sealed that the other side refuses
     return Tree(packed, index, _Pieces(kept, index, on_change))
+
+
+def _too_large(sources: Mapping[bytes, _Source], most: int) -> list[bytes]:
+    """Name the largest files, as many as have to go for the others to be `most` bytes at most."""
+    found = list[bytes]()
+    total = sum(source.entry.nbytes for source in sources.values())
+    for path, source in sorted(sources.items(), key=lambda item: (-item[1].entry.nbytes, item[0])):
+        if total <= most:
+            break
+        found.append(path)
+        total -= source.entry.nbytes
+    return found
 
 
 def _look(path: bytes, place: Path) -> _Source | str:

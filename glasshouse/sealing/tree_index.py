@@ -42,6 +42,7 @@ PIECE_BYTES = 64 << 20  # what is held twice, when a tree is read and when it is
 
 MAX_PIECE_BYTES = 64 << 20
 MAX_INDEX_BYTES = 128 << 20
+MAX_PIECES = 1 << 16  # a container's manifest has no room for more
 MAX_ENTRIES = 200_000
 MAX_PATH_BYTES = 4096  # PATH_MAX, which a path is bound to anyway when it is opened
 MAX_NAME_BYTES = 255
@@ -138,6 +139,10 @@ class Index:
                 Code.TREE_MALFORMED,
                 "pack what has many files into one",
             )
+        if self.nbytes > self.piece_bytes * MAX_PIECES:
+            raise refuse(
+                f"a tree has more than {self.piece_bytes * MAX_PIECES >> 30} GiB", Code.TREE_MALFORMED
+            )
         return data
 
 
@@ -162,7 +167,7 @@ def parse_index(data: bytes | bytearray | memoryview) -> Index:
             _whole(table["skippedCount"], len(skipped), MAX_SAFE_INTEGER),
             tuple(_line(name) for name in table["changed"]),
         )
-        _whole(index.nbytes, 0, MAX_SAFE_INTEGER)
+        _whole(index.nbytes, 0, index.piece_bytes * MAX_PIECES)
     except (CanonicalError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise refuse("a tree's index is not what the format says", Code.TREE_MALFORMED) from error
     if (fault := entries_fault(index.entries)) is not None:

@@ -26,6 +26,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO mus
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAME_ERRORS = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST)
+_NOT_THERE = (errno.ENOENT, errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 _COMPARED = 1 << 20  # bytes held twice where a file is compared with one that is there
 
 
@@ -182,7 +183,9 @@ class _Folders:
                     return True
                 parent, name = self._parent(entry.path, make=False)
                 status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in _NOT_THERE:
+                    raise
                 return False
             if entry.kind == "link":
                 same = stat.S_ISLNK(status.st_mode) and os.readlink(name, dir_fd=parent) == entry.target

@@ -76,6 +76,19 @@ def test_only_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     assert [entry.path for entry in opened(data, tmp_path)[1].entries] == [b"a.pt"]
 
 
+def test_a_file_too_large_to_be_fetched_is_left_out_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    contents = three_files(folder)
+    with (folder / "huge").open("wb") as file:
+        file.truncate(1 << 42)  # a sparse one, which takes nothing there
+    data, _ = sealed_in_child(folder)
+    package, index = opened(data, tmp_path)
+    assert [item.path for item in index.skipped] == ["huge"]
+    write_tree(package.files[INDEX_NAME], package.tensors, tmp_path / "target")
+    for name, content in contents.items():
+        assert (tmp_path / "target" / name).read_bytes() == content
+
+
 def test_a_folder_that_is_not_there_is_an_empty_tree_that_says_so(tmp_path: Path) -> None:
     data, _ = sealed_in_child(tmp_path / "none")
     _, index = opened(data, tmp_path)

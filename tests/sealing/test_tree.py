@@ -302,6 +302,8 @@ def file(path: bytes, size: int = 0) -> Entry:
         ([file(b"a", 10)], 0),
         ([file(b"a", PIECE)], PIECE + 1),
         ([file(b"a", 2**53 - 1), file(b"b", 2**53 - 1)], 10),
+        ([file(b"a", 2**53 - 1)], 10),
+        ([file(b"a", PIECE * 2**16 + 1)], 10),
     ],
 )
 def test_entries_that_do_not_fit_are_refused(entries: list[Entry], size: int, tmp_path: Path) -> None:
