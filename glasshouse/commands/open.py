@@ -28,6 +28,7 @@ from glasshouse.runtime.harness import safetensors_layout
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.memory import give_back
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.sealing.tree import INDEX_NAME, write_tree
 from glasshouse.sealing.tree_index import PIECE_PREFIX, Skipped
@@ -170,6 +171,7 @@ def _write_tree(item: Sealed, index: memoryview, package: OpenedPackage, place: 
             index,
             package.tensors,
             place,
+            release=give_back,
             keep_same=True,
             on_name=lambda path, reason: unwritten.append(Skipped(path, reason)),
         )
