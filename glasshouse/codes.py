@@ -256,6 +256,7 @@ class Code(StrEnum):
     SOURCE_CHANGED = "source-changed"
     REGION_UNAVAILABLE = "region-unavailable"
     OUTPUTS_MALFORMED = "outputs-malformed"
+    TREE_MALFORMED = "tree-malformed"
     CONTEXT_MALFORMED = "context-malformed"
     KEM_KEY_MALFORMED = "kem-key-malformed"
     PAYLOAD_KEY_MALFORMED = "payload-key-malformed"

@@ -4,7 +4,8 @@
   glasshouse open 20260101-120000-abcdef --to adapters
 
 Needs the owner's key, which is made at the first run and never leaves its folder. What is opened is
-held against the digests in the leg's signed events. Tensors are written as safetensors files.
+held against the digests in the leg's signed events. Tensors are written as safetensors files; a
+folder's files as they were, below a folder of their own for each launch, where no other file is replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from glasshouse.runtime.harness import safetensors_layout
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.memory import give_back
 from glasshouse.sealing.outputs import open_outputs
+from glasshouse.sealing.tree import INDEX_NAME, write_tree
+from glasshouse.sealing.tree_index import PIECE_PREFIX, Skipped
 
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
 
@@ -68,24 +72,31 @@ def run(args: argparse.Namespace) -> int:
         with _package(item, key) as package, writing("to", target):
             target.mkdir(parents=True, exist_ok=True, mode=0o700)
             prefix = f"{item.leg}-{item.launch}"
-            if package.tensors:
+            files, tensors = dict(package.files), package.tensors
+            if (index := files.pop(INDEX_NAME, None)) is not None:
+                opened.append(_write_tree(item, index, package, target / prefix))
+                tensors = {name: own for name, own in tensors.items() if not name.startswith(PIECE_PREFIX)}
+            if tensors:
                 path = target / f"{prefix}.safetensors"
-                _write_safetensors(path, package.tensors)
+                _write_safetensors(path, tensors)
                 opened.append(_said(item, path))
-            for name, data in package.files.items():
+            for name, data in files.items():
                 # A name from inside the container chooses no folder here.
                 path = target / f"{prefix}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}"
                 _write(path, [data])
                 opened.append(_said(item, path))
+    complete = not any(item.get("unwritten") for item in opened)
     if args.json:
-        emit({"ok": True, "files": opened})
+        emit({"ok": complete, "files": opened})
     else:
         rows = [
             [item["leg"], item["launch"], item["bytes"], item["matchesEvents"], item["path"]]
             for item in opened
         ]
         say(table(["leg", "launch", "bytes", "matches events", "file"], rows))
-    return 0
+        for said in opened:
+            _say_tree(said)
+    return 0 if complete else 1
 
 
 def _package(item: Sealed, key: KemKey) -> OpenedPackage:
@@ -142,14 +153,68 @@ def _digest(events: Path) -> str | None:
     return None
 
 
-def _said(item: Sealed, path: Path) -> dict[str, Any]:
+def _said(item: Sealed, path: Path, nbytes: int | None = None) -> dict[str, Any]:
     return {
         "path": str(path),
         "leg": item.leg,
         "launch": item.launch,
-        "bytes": path.stat().st_size,
+        "bytes": path.stat().st_size if nbytes is None else nbytes,
         "matchesEvents": item.plaintext_sha256 is not None,
     }
+
+
+def _write_tree(item: Sealed, index: memoryview, package: OpenedPackage, place: Path) -> dict[str, Any]:
+    """Write a folder's files as they were; return what is said of them."""
+    unwritten = list[Skipped]()
+    try:
+        found = write_tree(
+            index,
+            package.tensors,
+            place,
+            release=give_back,
+            keep_same=True,
+            on_name=lambda path, reason: unwritten.append(Skipped(path, reason)),
+        )
+    except FileExistsError as error:
+        raise UsageError(
+            "another file is there already, and stays",
+            field="file",
+            value=place / str(error.filename),
+            remedy="give another place with --to, or move it away",
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"cannot write a file there: {error.strerror or type(error).__name__}",
+            field="file",
+            value=place / str(error.filename) if error.filename else place,
+            remedy="give another place with --to",
+        ) from error
+    # Of a piece whose digest is another, any file may be the one that was written to meanwhile.
+    doubtful = {*found.changed, *found.files_in(package.mismatched)}
+    said = _said(item, place, found.nbytes)
+    return said | {
+        "matchesEvents": said["matchesEvents"] and not package.mismatched,
+        "files": len(found.files),
+        "skipped": [item._asdict() for item in found.skipped],
+        "skippedCount": found.skipped_count,
+        "changed": sorted(doubtful),
+        "unwritten": [item._asdict() for item in unwritten],
+    }
+
+
+def _say_tree(said: Mapping[str, Any]) -> None:
+    """Say how many files a folder has, and which of those that it had are not there, or may be torn."""
+    if "skipped" not in said:
+        return
+    say(f"{said['path']}: {said['files']} files, {said['bytes']} bytes")
+    for item in said["skipped"]:
+        say(f"  left out on the pod: {item['path']}: {item['reason']}")
+    if (more := said["skippedCount"] - len(said["skipped"])) > 0:
+        say(f"  left out on the pod: {more} more")
+    for path in said["changed"]:
+        say(f"  written to while it was sealed, look at it: {path}")
+    for item in said["unwritten"]:
+        say(f"  this file system does not take the name: {item['path']}: {item['reason']}")
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, tuple[TensorSpec, memoryview]]) -> None:

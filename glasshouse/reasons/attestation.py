@@ -398,7 +398,7 @@ SEALED: dict[Code, Reason] = {
         Place.SEALING,
     ),
     Code.SOURCE_CHANGED: explained(
-        "Changed while sealed", "The tensors changed while they were sealed.", Place.SEALING
+        "Changed while sealed", "The tensors or files changed while they were sealed.", Place.SEALING
     ),
     Code.REGION_UNAVAILABLE: explained(
         "No memory for the package",
@@ -408,6 +408,11 @@ SEALED: dict[Code, Reason] = {
     Code.OUTPUTS_MALFORMED: explained(
         "No sealed outputs",
         "The file holds no sealed outputs of a version that is known here.",
+        Place.SEALING,
+    ),
+    Code.TREE_MALFORMED: explained(
+        "No tree of files",
+        "What is sealed says that it is a tree of files, and its index or its contents are not.",
         Place.SEALING,
     ),
     Code.CONTEXT_MALFORMED: explained(

@@ -61,6 +61,9 @@ MODULES = (
     "sealing/memory.py",
     "sealing/outputs.py",
     "sealing/packing.py",
+    "sealing/tree.py",
+    "sealing/tree_index.py",
+    "sealing/tree_write.py",
 )
 _MAIN = "import sys\nfrom glasshouse.runtime.entry import main\nsys.exit(main(sys.argv))\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

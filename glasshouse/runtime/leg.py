@@ -35,7 +35,40 @@ from glasshouse.runtime.strays import kill_strays
 from glasshouse.sealing.outputs import seal_outputs
 from glasshouse.sealing.packing import write_all
 
-MAX_LOG_BYTES = 4 << 20
+LOG_HEAD_BYTES = 1 << 20
+LOG_TAIL_BYTES = 3 << 20  # the larger part: how a long job ended is what its owner looks for
+
+
+class KeptLog:
+    """The beginning and the end of what the trainer wrote; what lay between is counted and let go.
+
+    One thread may feed it while another reads it.
+    """
+
+    def __init__(self, head: int = LOG_HEAD_BYTES, tail: int = LOG_TAIL_BYTES) -> None:
+        self._most_head, self._most_tail = head, tail
+        self._head, self._tail = bytearray(), bytearray()
+        self._left_out = 0
+        self._changing = threading.Lock()
+
+    def feed(self, part: bytes) -> None:
+        """Take what was written next."""
+        with self._changing:
+            room = self._most_head - len(self._head)
+            self._head += part[:room]
+            self._tail += part[room:]
+            if (excess := len(self._tail) - self._most_tail) > 0:
+                del self._tail[:excess]
+                self._left_out += excess
+
+    def text(self) -> bytes:
+        """Return what was kept; where something was let go, a line in its place says how much."""
+        with self._changing:
+            gap = b"\n[%d bytes of the log were left out here]\n" % self._left_out if self._left_out else b""
+            return bytes(self._head) + gap + bytes(self._tail)
+
+    def __bool__(self) -> bool:
+        return bool(self._head or self._tail)
 
 
 class LegState:
@@ -66,7 +99,7 @@ class LegState:
         self.scanned = True
         self.scanned_by: dict[str, str] = {}  # role -> how its memory was read
         self.owner_public = b""
-        self.log = bytearray()
+        self.log = KeptLog()
         # Events as they were before they were cut for publication, by kind; empty of a public job.
         self.withheld: dict[str, Any] = {}
         self.drains: list[threading.Thread] = []  # read the trainer's pipes to their ends
@@ -148,7 +181,7 @@ def _seal_log(leg: LegState) -> None:
         "manifestHash": leg.launch.manifest_hash,
     }
     with contextlib.suppress(SealError, OSError, ValueError), (leg.folder / "log.sealed").open("xb") as out:
-        files: dict[str, bytes | bytearray] = {"trainer.log": leg.log}
+        files = {"trainer.log": leg.log.text()}
         if leg.withheld:
             files["events.json"] = canonical_json(leg.withheld)
         seal_outputs(out, owner_public=leg.owner_public, context=context, files=files, tensors=())
@@ -164,12 +197,11 @@ def write_result(folder: Path, result: ProtectedEnd | RawEnd) -> None:
     partial.rename(folder / "result.json")
 
 
-def drain_log(descriptor: int, log: bytearray) -> None:
-    """Read a pipe to its end into `log`, keeping at most MAX_LOG_BYTES."""
+def drain_log(descriptor: int, log: KeptLog) -> None:
+    """Read a pipe to its end into `log`."""
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
         while part := stream.read(1 << 16):
-            room = MAX_LOG_BYTES - len(log)
-            log += part[: max(0, room)]
+            log.feed(part)
 
 
 class OutputDrain(threading.Thread):

@@ -10,8 +10,9 @@ import json
 import os
 import signal
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
@@ -19,7 +20,13 @@ from glasshouse.runtime import harness
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.session import Tensor
 from glasshouse.sealing.container import TensorSpec
-from glasshouse.sealing.outputs import SealedOutputs, seal_outputs
+from glasshouse.sealing.outputs import SealedOutputs, seal_outputs, seal_prepared
+from glasshouse.sealing.packing import PreparedPackage, Sink, prepare
+from glasshouse.sealing.tree import CANNOT_READ, INDEX_NAME, PIECE_BYTES, list_folder, read_tree
+from glasshouse.sealing.tree_index import Skipped, as_path, shown
+
+MAX_TREE_BYTES = 63 << 30  # sealed, it is less than the 64 GiB that the controller fetches
+TREE_TRIES = 3  # how often a folder is looked at anew because something changed it while it was read
 
 
 def seal_in_child(
@@ -35,6 +42,135 @@ def seal_in_child(
         view, host = harness.tensor_bytes(tensor)
         keep.append((tensor, host))
         views.append((TensorSpec(name, harness.dtype_name(host), tuple(host.shape)), view))
+
+    def seal(out: Sink) -> SealedOutputs:
+        return seal_outputs(out, owner_public=owner_public, context=context, files={}, tensors=iter(views))
+
+    try:
+        return _in_child(descriptor, seal)
+    finally:
+        for tensor, host in keep:
+            harness.wipe_copy(tensor, host)
+
+
+def seal_tree_in_child(
+    descriptor: int,
+    folder: Path,
+    *,
+    owner_public: bytes,
+    context: Mapping[str, str],
+    extra: Mapping[str, bytes],
+    only: Callable[[str], bool] | None = None,
+    max_bytes: int = MAX_TREE_BYTES,
+) -> SealedOutputs:
+    """Seal what lies under `folder` as `seal_tree` does, in a forked child, written to `descriptor`.
+
+    Raises LegError(Code.SEALING_FAILED) when it does not end well. Whoever may still write there had better
+    be killed before.
+    """
+
+    def seal(out: Sink) -> SealedOutputs:
+        return seal_tree(
+            out,
+            folder,
+            owner_public=owner_public,
+            context=context,
+            extra=extra,
+            only=only,
+            max_bytes=max_bytes,
+        )
+
+    return _in_child(descriptor, seal)
+
+
+def seal_tree(
+    out: Sink,
+    folder: Path,
+    *,
+    owner_public: bytes,
+    context: Mapping[str, str],
+    extra: Mapping[str, bytes],
+    only: Callable[[str], bool] | None = None,
+    piece_bytes: int = PIECE_BYTES,
+    max_bytes: int = MAX_TREE_BYTES,
+) -> SealedOutputs:
+    """Seal what lies under `folder` to the owner's public key; one odd file spoils nothing.
+
+    What cannot be carried is left out, and the index says why. Where something changed while it was read for
+    the manifest, everything is looked at anew, up to TREE_TRIES times; the index names what changed. What
+    changes even then, between the manifest and the encryption, makes the digest of its piece another, and
+    opening tells which files that concerns.
+
+    Args:
+        out: as `seal_outputs`.
+        folder: it need not be there: then the tree is empty, and says so.
+        owner_public: as `seal_outputs`.
+        context: as `seal_outputs`.
+        extra: small files beside the tree, such as a log, under plain names other than INDEX_NAME.
+        only: says of a relative path whether it is to be taken; None takes everything.
+        piece_bytes: as `read_tree`.
+        max_bytes: as `read_tree`: a file that is too large is left out, and not everything with it.
+
+    Raises:
+        SealError: as `seal_outputs`, for what is wrong with `extra`, the key or the context.
+        OSError: of `out`.
+    """
+    changed: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for turn in range(1, TREE_TRIES + 1):
+        given_up = {name for name, reason in seen.items() if reason.startswith(CANNOT_READ)}
+        package, seen = _prepared(
+            folder,
+            extra,
+            only,
+            piece_bytes=piece_bytes,
+            max_bytes=max_bytes,
+            changed=changed,
+            given_up=given_up if turn == TREE_TRIES else (),
+        )
+        if not seen:
+            break
+        changed |= seen
+    return seal_prepared(out, package, owner_public=owner_public, context=context)
+
+
+def _prepared(
+    folder: Path,
+    extra: Mapping[str, bytes],
+    only: Callable[[str], bool] | None,
+    *,
+    piece_bytes: int,
+    max_bytes: int,
+    changed: Mapping[str, str],
+    given_up: Collection[str],
+) -> tuple[PreparedPackage, dict[str, str]]:
+    """Look at a folder and read it once; return also what changed meanwhile, and how."""
+    skipped = list[Skipped]()
+    files = dict[str, tuple[str, Path]]()
+    for name, path in list_folder(folder, lambda name, reason: skipped.append(Skipped(name, reason))):
+        if only is None or only(name):
+            files[shown(as_path(name))] = (name, path)
+    for name, reason in changed.items():
+        if name in given_up:
+            files.pop(name, None)
+        if name not in files:
+            skipped.append(Skipped(name, reason))
+    seen: dict[str, str] = {}
+    tree = read_tree(
+        files.values(),
+        on_odd=lambda _name, _reason: None,
+        on_change=seen.__setitem__,
+        skipped=skipped,
+        changed=changed,
+        piece_bytes=piece_bytes,
+        max_bytes=max_bytes,
+    )
+    package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tree.tensors, extra={})
+    return package, dict(seen)
+
+
+def _in_child(descriptor: int, seal: Callable[[Sink], SealedOutputs]) -> SealedOutputs:
+    """Call `seal` in a forked child with `descriptor` to write to, which is closed here."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -43,9 +179,7 @@ def seal_in_child(
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             os.close(read_end)
             with os.fdopen(descriptor, "wb", closefd=False) as out:
-                report = seal_outputs(
-                    out, owner_public=owner_public, context=context, files={}, tensors=iter(views)
-                )
+                report = seal(out)
             os.write(write_end, json.dumps(asdict(report)).encode())
             code = 0
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
@@ -57,8 +191,6 @@ def seal_in_child(
     with os.fdopen(read_end, "rb") as stream:
         data = stream.read(1 << 16)
     _, status = os.waitpid(pid, 0)
-    for tensor, host in keep:
-        harness.wipe_copy(tensor, host)
     if os.waitstatus_to_exitcode(status) != 0:
         raise LegError("the sealer did not end well", code=Code.SEALING_FAILED)
     try:

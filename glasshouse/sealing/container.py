@@ -98,6 +98,8 @@ class OpenedPackage:
     files: dict[str, memoryview] = field(repr=False)  # read-only
     tensors: dict[str, tuple[TensorSpec, memoryview]] = field(repr=False)  # writable flat bytes, page-aligned
     region: mmap.mmap = field(repr=False)
+    # Tensors whose digest was tolerated to differ: authentic, yet not what the sealer first read.
+    mismatched: frozenset[str] = frozenset()
     wiped: bool = False
 
     def wipe(self) -> bool:
@@ -122,6 +124,7 @@ def open_package(
     manifest_hash: str,
     threads: int | None = None,
     verify_digests: bool = False,
+    tolerate: Callable[[str], bool] | None = None,
     offset: int = 0,
 ) -> OpenedPackage:
     """Authenticate and decrypt a container into private memory; its threads are joined before it returns.
@@ -134,6 +137,7 @@ def open_package(
         threads: how many decrypt at once; None takes the processors this process may use.
         verify_digests: also recompute every salted digest. Tags authenticate the bytes already; this shows
             that the sealer's manifest tells the truth about them.
+        tolerate: says of which tensors, by name, another digest is no error: `mismatched` then names them.
         offset: bytes before the container.
 
     Raises:
@@ -152,7 +156,12 @@ def open_package(
     try:
         # The view is a temporary: one with a name would keep the mapping open.
         return _open(
-            memoryview(mapped)[offset:], key, expected, thread_count(threads), verify_digests, reserved=region
+            memoryview(mapped)[offset:],
+            key,
+            expected,
+            thread_count(threads),
+            (tolerate or _nothing) if verify_digests else None,
+            reserved=region,
         )
     finally:
         # A traceback may still hold a view of the ciphertext; the mapping then goes with it.
@@ -242,7 +251,7 @@ def _open(
     key: memoryview,
     expected: bytes,
     threads: int,
-    verify_digests: bool,
+    tolerate: Callable[[str], bool] | None,
     *,
     reserved: mmap.mmap | None,
 ) -> OpenedPackage:
@@ -286,12 +295,15 @@ def _open(
     opening = _Opening(head, expected, key, manifest, offsets, places)
     try:
         _decrypt(sealed, plain, opening, threads)
-        if verify_digests:
-            _verify(plain, opening, threads)
+        mismatched = frozenset() if tolerate is None else _verify(plain, opening, threads, tolerate)
     except BaseException:
         overwrite(region)
         raise
-    return _package(plain, opening, region)
+    return _package(plain, opening, region, mismatched)
+
+
+def _nothing(_name: str) -> bool:
+    return False
 
 
 def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryview) -> Manifest:
@@ -380,16 +392,26 @@ def _share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: 
             stop.set()  # also when the wait itself was interrupted; leaving the block joins
 
 
-def _verify(plain: memoryview, opening: _Opening, threads: int) -> None:
+def _verify(
+    plain: memoryview, opening: _Opening, threads: int, tolerate: Callable[[str], bool]
+) -> frozenset[str]:
+    """Recompute every digest; return the tensors whose digest is another one and may be."""
     manifest = opening.manifest
+    mismatched = set[str]()
     with ThreadPoolExecutor(threads) as pool:
         for item, place, claimed in zip(manifest.objects, opening.places, manifest.digests, strict=False):
             data = plain[place : place + item.nbytes]
-            if not hmac.compare_digest(digest_of(pool, item, data, manifest.salt, 4 * threads), claimed):
+            if hmac.compare_digest(digest_of(pool, item, data, manifest.salt, 4 * threads), claimed):
+                continue
+            if item.kind != "tensor" or not tolerate(item.name):
                 raise refuse("sealed content is not what its own manifest says", Code.DIGEST_MISMATCH)
+            mismatched.add(item.name)
+    return frozenset(mismatched)
 
 
-def _package(plain: memoryview, opening: _Opening, region: mmap.mmap) -> OpenedPackage:
+def _package(
+    plain: memoryview, opening: _Opening, region: mmap.mmap, mismatched: frozenset[str]
+) -> OpenedPackage:
     manifest = opening.manifest
     files: dict[str, memoryview] = {}
     tensors: dict[str, tuple[TensorSpec, memoryview]] = {}
@@ -400,4 +422,5 @@ def _package(plain: memoryview, opening: _Opening, region: mmap.mmap) -> OpenedP
             tensors[item.name] = (next(specs), view)
         else:
             files[item.name] = view.toreadonly()
-    return OpenedPackage(manifest.table, manifest.table["extra"], manifest.salt, files, tensors, region)
+    extra = manifest.table["extra"]
+    return OpenedPackage(manifest.table, extra, manifest.salt, files, tensors, region, mismatched)

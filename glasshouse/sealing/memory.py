@@ -133,9 +133,28 @@ def overwrite(buffer: mmap.mmap | bytearray | memoryview, threads: int = 1) -> b
 
 
 def _overwrite(address: int, size: int) -> bool:
+    if _is_zero(address, size):  # as `give_back` leaves it: to write there would take the pages anew
+        return True
     ctypes.memset(address, 0, size)
+    return _is_zero(address, size)
+
+
+def _is_zero(address: int, size: int) -> bool:
     # All bytes are zero exactly when the first is and each equals its neighbour: nothing is copied to look.
     return ctypes.string_at(address, 1) == b"\0" and _libc.memcmp(address, address + 1, size - 1) == 0
+
+
+def give_back(view: memoryview) -> bool:
+    """Overwrite a part of a `private_region` that begins on a page, and give its pages back to the kernel.
+
+    It reads as zeros from then on, and takes memory again only where it is written to. Of its last page the
+    rest is given back, too: objects of a package begin on pages of their own. Returns as `overwrite`.
+    """
+    zero = overwrite(view)
+    if sys.platform == "linux" and view.nbytes:  # elsewhere the pages may keep what they hold
+        whole = -(-view.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        _libc.madvise(ctypes.addressof(ctypes.c_char.from_buffer(view)), whole, mmap.MADV_DONTNEED)
+    return zero
 
 
 def overwrite_bytes(secret: bytes) -> None:

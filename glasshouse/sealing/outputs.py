@@ -26,7 +26,8 @@ from glasshouse.sealing.container_keys import fresh_payload_key
 from glasshouse.sealing.grant import WRAPPED_BYTES, KemKey, unwrap_key, wrap_key
 from glasshouse.sealing.layout import TensorSpec, refuse
 from glasshouse.sealing.memory import overwrite
-from glasshouse.sealing.packing import CHUNK_BYTES, Sink, prepare, write_all
+from glasshouse.sealing.packing import CHUNK_BYTES, PreparedPackage, Sink, prepare, write_all
+from glasshouse.sealing.tree_index import PIECE_PREFIX
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -101,6 +102,13 @@ def seal_outputs(
         SealError: as `seal_package`, and kem-key-malformed, context-malformed.
     """
     package = prepare(files=files, tensors=tensors, extra={}, chunk_bytes=chunk_bytes, threads=threads)
+    return seal_prepared(out, package, owner_public=owner_public, context=context)
+
+
+def seal_prepared(
+    out: Sink, package: PreparedPackage, *, owner_public: ReadableBuffer, context: Mapping[str, str]
+) -> SealedOutputs:
+    """Second half of `seal_outputs`, for what `prepare` went through once. Arguments and errors as there."""
     info = _info(context, package.manifest_hash)
     key = fresh_payload_key()
     with ThreadPoolExecutor(1) as pool:
@@ -123,6 +131,9 @@ def open_outputs(
     threads: int | None = None,
 ) -> OpenedPackage:
     """Open sealed outputs with the owner's key; every digest is recomputed.
+
+    One that is another may be a tree's piece: a file was written to while it was sealed. The package's
+    `mismatched` names such pieces; nobody but the sealer could have made them.
 
     Args:
         path: the file that `seal_outputs` wrote.
@@ -151,6 +162,7 @@ def open_outputs(
             manifest_hash=digest.hex(),
             threads=threads,
             verify_digests=True,
+            tolerate=lambda name: name.startswith(PIECE_PREFIX),
             offset=PREFIX_BYTES,
         )
     finally:

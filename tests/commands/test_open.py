@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from glasshouse.canonical import canonical_json
+from glasshouse.canonical import canonical_json, record_json
+from glasshouse.records import keys
+from glasshouse.runtime.sealer import seal_tree
+from glasshouse.sealing.grant import kem_public_bytes
 from tests.commands.kit import Call
 
 
@@ -55,3 +61,107 @@ def test_open_refuses_outputs_that_the_events_do_not_name(some_run: Path, call: 
     code, _, err = call("open", "20260102")
     assert code == 1
     assert "manifest-hash-mismatch" in err
+
+
+def seal_folder(run: Path, folder: Path, then: Callable[[], object] = lambda: None) -> None:
+    """Put a sealed folder in the place of the run's outputs; `then` happens once its manifest is fixed."""
+
+    class Out(io.BytesIO):
+        def write(self, data: bytes, /) -> int:
+            if not self.tell():
+                then()
+            return super().write(data)
+
+    out = Out()
+    report = seal_tree(
+        out,
+        folder,
+        owner_public=kem_public_bytes(keys.owner_key()),
+        context={"run": run.name, "leg": "s001", "launch": "1", "manifestHash": "ab" * 32},
+        extra={"run.log": b"said\n"},
+    )
+    (run / "outputs" / "s001-1-outputs.sealed").write_bytes(out.getvalue())
+    event = {"seq": 0, "type": "zeroized", "body": {"outputs": record_json(report)}}
+    events = run / "bundle" / "legs" / "s001-protected" / "events.jsonl"
+    events.write_bytes(canonical_json(event) + b"\n")
+
+
+def a_folder(place: Path) -> Path:
+    (place / "check points" / "größe").mkdir(parents=True)
+    (place / "check points" / "größe" / "modell 1.bin").write_bytes(b"weights")
+    (place / "latest").symlink_to("check points/größe/modell 1.bin")
+    (place / "run.sh").write_bytes(b"#!/bin/sh\n")
+    (place / "run.sh").chmod(0o755)
+    (place / "empty").mkdir()
+    os.mkfifo(place / "queue")
+    os.utime(place / "run.sh", (1_000_000_000, 1_000_000_000))
+    return place
+
+
+def test_a_folder_is_written_as_it_was(some_run: Path, call: Call, tmp_path: Path) -> None:
+    seal_folder(some_run, a_folder(tmp_path / "out"))
+    code, out, _ = call("open", "20260102")
+    assert code == 0
+    opened = some_run / "opened" / "s001-1"
+    assert (opened / "latest").read_bytes() == b"weights"
+    assert (opened / "latest").readlink() == Path("check points/größe/modell 1.bin")
+    assert (opened / "run.sh").stat().st_mode & 0o777 == 0o700
+    assert (opened / "run.sh").stat().st_mtime == 1_000_000_000
+    assert (opened / "empty").is_dir()
+    assert not (opened / "queue").exists()
+    assert (some_run / "opened" / "s001-1-run.log").read_bytes() == b"said\n"
+    assert f"{opened.relative_to(tmp_path)}: 2 files, 17 bytes" in out
+    assert "left out on the pod: queue: it is a device, a socket or a FIFO" in out
+    assert not list(opened.parent.glob("*.safetensors"))
+
+
+def test_json_says_what_a_folder_has(some_run: Path, call: Call, tmp_path: Path) -> None:
+    seal_folder(some_run, a_folder(tmp_path / "out"))
+    code, out, _ = call("open", "20260102", "--to", "there", "--json")
+    assert code == 0
+    (said,) = [item for item in json.loads(out)["files"] if "skipped" in item]
+    assert said == {
+        "path": "there/s001-1", "leg": "s001", "launch": 1, "bytes": 17, "matchesEvents": True, "files": 2,
+        "skipped": [{"path": "queue", "reason": "it is a device, a socket or a FIFO"}], "skippedCount": 1,
+        "changed": [], "unwritten": [],
+    }  # fmt: skip
+
+
+def test_opening_twice_keeps_what_is_the_same_and_replaces_nothing(
+    some_run: Path, call: Call, tmp_path: Path
+) -> None:
+    seal_folder(some_run, a_folder(tmp_path / "out"))
+    assert call("open", "20260102")[0] == 0
+    opened = some_run / "opened" / "s001-1"
+    (opened / "my notes").write_bytes(b"mine")
+    assert call("open", "20260102")[0] == 0
+    (opened / "run.sh").write_bytes(b"mine")
+    (opened / "latest").unlink()
+    code, _, err = call("open", "20260102")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"another file is there already, and stays (file={opened.relative_to(tmp_path)}/run.sh)" in err
+    assert "--to" in err
+    assert (opened / "run.sh").read_bytes() == b"mine"
+    assert not (opened / "latest").is_symlink()  # nothing was written
+    assert call("open", "20260102", "--to", "elsewhere")[0] == 0
+    assert (opened / "my notes").read_bytes() == b"mine"
+
+
+def test_what_was_written_to_while_it_was_sealed_is_named(some_run: Path, call: Call, tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "out")
+    seal_folder(some_run, folder, then=lambda: (folder / "run.sh").write_bytes(b"#!/bin/no\n"))
+    code, out, _ = call("open", "20260102")
+    assert code == 0
+    assert "written to while it was sealed, look at it: run.sh" in out
+    assert (some_run / "opened" / "s001-1" / "latest").read_bytes() == b"weights"
+
+
+def test_a_disk_that_is_in_the_way_is_said_in_one_line(some_run: Path, call: Call, tmp_path: Path) -> None:
+    seal_folder(some_run, a_folder(tmp_path / "out"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "s001-1").write_bytes(b"mine")
+    code, _, err = call("open", "20260102", "--to", "there")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "s001-1" in err

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 from pathlib import Path
 
 import pytest
 
-from glasshouse.runtime.leg import MAX_LOG_BYTES
+from glasshouse.runtime.leg import LOG_HEAD_BYTES, LOG_TAIL_BYTES
 from tests.runtime.rig import alive, rig
 
 PROBE = """
@@ -117,6 +118,7 @@ class Workload(Tiny):
         for number in range(20000):
             print("progress", number, "x" * 200)
         print("y" * (8 << 20), flush=True)
+        print("the end", flush=True)
 """
 
 
@@ -126,7 +128,11 @@ def test_a_flood_of_output_is_bounded_and_stops_nothing() -> None:
         result = leg.wait()
         assert result["status"] == "complete", result
         assert len(leg.events()) < 30
-        assert len(bytes(made.open(leg, "log.sealed").files["trainer.log"])) == MAX_LOG_BYTES
+        log = bytes(made.open(leg, "log.sealed").files["trainer.log"])
+        head, gap, tail = log[:LOG_HEAD_BYTES], log[LOG_HEAD_BYTES:-LOG_TAIL_BYTES], log[-LOG_TAIL_BYTES:]
+        assert head.startswith(b"progress 0 x")
+        assert tail.endswith(b"y\nthe end\n")
+        assert re.fullmatch(rb"\n\[[0-9]{8,} bytes of the log were left out here\]\n", gap)
         assert leg.log == ""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from glasshouse.sealing import memory
-from glasshouse.sealing.memory import overwrite
+from glasshouse.sealing.memory import give_back, overwrite, private_region
 
 PART = 4096
 
@@ -32,3 +35,42 @@ def test_where_no_thread_is_to_be_had_the_caller_does_it(monkeypatch: pytest.Mon
     buffer = bytearray(b"\xa5" * (3 * PART))
     assert overwrite(buffer, threads=2)
     assert not any(buffer)
+
+
+def test_what_is_given_back_reads_as_zeros_and_nothing_beside_it_does() -> None:
+    page = mmap.PAGESIZE
+    region = private_region(4 * page)
+    plain = memoryview(region)
+    plain[:] = b"\xa5" * len(region)
+    assert give_back(plain[page : 2 * page + 7])
+    assert plain[:page] == b"\xa5" * page
+    assert plain[page : 2 * page + 7] == bytes(page + 7)
+    assert plain[3 * page :] == b"\xa5" * page
+
+
+GIVE_BACK = """
+import mmap
+from pathlib import Path
+from glasshouse.sealing.memory import give_back, overwrite, private_region
+SIZE = 256 << 20
+region = private_region(SIZE)
+plain = memoryview(region)
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+before = resident()
+for start in range(0, SIZE, 1 << 20):
+    plain[start : start + (1 << 20)] = b"x" * (1 << 20)
+full = resident()
+assert give_back(plain)
+given = resident()
+assert overwrite(region)
+print(full - before, given - before, resident() - before)
+"""
+
+
+def test_memory_that_was_given_back_is_not_taken_again_by_the_wipe() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, check=True)
+    full, given, wiped = map(int, done.stdout.split())
+    assert full > 200 << 20
+    assert given < 16 << 20
+    assert wiped < 16 << 20
