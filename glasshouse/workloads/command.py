@@ -33,21 +33,8 @@ _ENTRY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 # What starts a command that may be possible by itself.
 _STARTERS: Final = frozenset(
     {
-        *(
-            "env",
-            "exec",
-            "nohup",
-            "nice",
-            "time",
-            "timeout",
-            "sudo",
-            "xargs",
-            "uv",
-            "uvx",
-            "poetry",
-            "pipenv",
-        ),
-        *("pdm", "hatch", "rye", "pixi", "conda", "mamba", "micromamba"),
+        *("env", "exec", "nohup", "nice", "time", "timeout", "sudo", "xargs"),
+        *("uv", "uvx", "poetry", "pipenv", "pdm", "hatch", "rye", "pixi", "conda", "mamba", "micromamba"),
     }
 )
 # Shells, builders, launchers with ranks of their own, other interpreters: the pod starts none of them.
@@ -55,21 +42,8 @@ _REFUSED: Final = _STARTERS | {
     *("bash", "sh", "zsh", "dash", "fish", "ksh", "csh", "tcsh", "cd", "source"),
     *("make", "cmake", "just", "ninja", "tox", "nox", "docker", "podman", "singularity"),
     *("deepspeed", "horovodrun", "mpirun", "mpiexec", "srun", "sbatch", "ray", "jupyter", "ipython"),
-    *(
-        "pip",
-        "pip3",
-        "pipx",
-        "git",
-        "node",
-        "npm",
-        "npx",
-        "perl",
-        "ruby",
-        "Rscript",
-        "julia",
-        "java",
-        "cargo",
-    ),
+    *("pip", "pip3", "pipx", "git", "node", "npm", "npx"),
+    *("perl", "ruby", "Rscript", "julia", "java", "cargo"),
 }
 _LAUNCH_MODULES: Final = {
     "torch.distributed.run": "torchrun",
