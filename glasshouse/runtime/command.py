@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from glasshouse.runtime.ranks import MAX_RANKS
@@ -27,7 +25,7 @@ class Command:
     kind and target: a `file` by its relative POSIX path in the project, a `module` by its dotted name, or an
     `entry`, the name of a console script that an installed distribution brings. arguments: what its
     sys.argv[1:] will be. ranks: processes that run it, one a GPU, with what torchrun would put into their
-    environment. environment: what a launcher was told and hands on to the script in variables.
+    environment. environment: names and values of variables, by which a launcher hands on what it was told.
 
     Raises ValueError or TypeError for what is none of this.
     """
@@ -36,11 +34,10 @@ class Command:
     target: str
     arguments: tuple[str, ...] = ()
     ranks: int = 1
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "environment", MappingProxyType(dict(self.environment)))
-        words = [self.target, *self.arguments, *self.environment, *self.environment.values()]
+        words = [self.target, *self.arguments, *(word for pair in self.environment for word in pair)]
         if any(type(word) is not str for word in words):
             raise TypeError("a command is made of strings")
         if any("\0" in word for word in words):
@@ -54,7 +51,9 @@ class Command:
             raise ValueError("a command's target is not of its kind")
         if type(self.ranks) is not int or not 1 <= self.ranks <= MAX_RANKS:
             raise ValueError("a command's ranks are no small number")
-        if len(self.environment) > MAX_VARIABLES or not all(map(_VARIABLE.match, self.environment)):
+        if len(self.environment) > MAX_VARIABLES or not all(
+            _VARIABLE.match(name) for name, _ in self.environment
+        ):
             raise ValueError("a command's environment holds other than plain names")
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +73,8 @@ class Command:
             raise ValueError("a command has other fields")
         if not isinstance(value["arguments"], list) or not isinstance(value["environment"], dict):
             raise TypeError("a command's arguments or environment are not of their type")
-        return cls(**{**value, "arguments": tuple(value["arguments"])})
+        made = {"arguments": tuple(value["arguments"]), "environment": tuple(value["environment"].items())}
+        return cls(**{**value, **made})
 
 
 _FIELDS: Final = ("kind", "target", "arguments", "ranks", "environment")

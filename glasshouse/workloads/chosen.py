@@ -10,6 +10,11 @@ from pathlib import Path
 from glasshouse.errors import UsageError
 from glasshouse.workloads.walking import Found
 
+IGNORE_FILE = ".glasshouseignore"
+# What a sealed tree can carry.
+MAX_NAME_BYTES = 4000
+MAX_DEPTH = 128
+
 
 @dataclass(frozen=True)
 class ChosenFile:
@@ -17,7 +22,8 @@ class ChosenFile:
 
     name: where it appears in the project, a relative POSIX path in UTF-8. path: where it lies here. size: in
     bytes, 0 for a link. executable: its owner may run it. link: what a symbolic link says, relative to its
-    own place and leading to somewhere in the project; None for a file. from_data: model.data named it.
+    own place and leading to somewhere in the project; None for a file, and for a link that goes along as a
+    copy of the file that it leads to. from_data: model.data named it.
     """
 
     name: str
@@ -38,28 +44,39 @@ class ChosenFile:
 def choose(found: Found, top: Path, field: str, prefix: str = "") -> ChosenFile:
     """Take what was found under `top` along. prefix: what its name begins with in the project.
 
-    Raises UsageError for a file that cannot be read, a name that is not UTF-8, a link that leads outside.
+    Raises UsageError for a file that cannot be read, a name that is not possible, a link that leads outside.
     """
     name = prefix + found.name
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if (fault := _name_fault(name)) is not None:
         raise UsageError(
-            "a file's name is not UTF-8", field=field, value=found.name,
-            remedy="rename it, or name it in .glasshouseignore",
-        ) from error  # fmt: skip
+            fault, field=field, value=found.name, remedy=f"rename it, or name it in {IGNORE_FILE}"
+        )
+    if found.is_link and (link := _link(found, top, field)) is not None:
+        return ChosenFile(name, found.path, 0, link=link)
+    path, info = found.path, found.info
     if found.is_link:
-        return ChosenFile(name, found.path, 0, link=_link(found, top, field))
-    if not os.access(found.path, os.R_OK):
+        path = Path(os.path.realpath(path))
+        info = path.stat()
+    if not os.access(path, os.R_OK):
         raise UsageError(
             "cannot read a file", field=field, value=found.path,
-            remedy="make it readable, or name it in .glasshouseignore",
+            remedy=f"make it readable, or name it in {IGNORE_FILE}",
         )  # fmt: skip
-    return ChosenFile(name, found.path, found.info.st_size, bool(found.info.st_mode & 0o100))
+    return ChosenFile(name, path, info.st_size, bool(info.st_mode & 0o100))
 
 
-def _link(found: Found, top: Path, field: str) -> str:
-    """What the link says, in a form that means the same wherever the project's folder lies."""
+def _name_fault(name: str) -> str | None:
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "a file's name is not UTF-8"
+    if length > MAX_NAME_BYTES or name.count("/") >= MAX_DEPTH:
+        return "a file's path is too long, or too deep"
+    return None
+
+
+def _link(found: Found, top: Path, field: str) -> str | None:
+    """What the link says; None of one to a file inside by a way that means nothing on another machine."""
     try:
         said = os.readlink(found.path)  # noqa: PTH115  a Path would lose a slash or a dot
     except OSError as error:
@@ -70,10 +87,21 @@ def _link(found: Found, top: Path, field: str) -> str:
     if not target.is_relative_to(top):
         raise UsageError(
             "a link leads outside of the folder", field=field, value=found.name,
-            remedy="name what it leads to in model.data, or the link in .glasshouseignore",
+            remedy=f"name what it leads to in model.data, or the link in {IGNORE_FILE}",
         )  # fmt: skip
-    written = posixpath.normpath(posixpath.join(posixpath.dirname(found.name), said))
-    if not posixpath.isabs(said) and written != ".." and not written.startswith("../"):
+    if _means_the_same(found.name, said):
         return said
-    # It leaves the folder and comes back, by a name that the folder has on this machine alone.
-    return os.path.relpath(target, top / posixpath.dirname(found.name))
+    if target.is_file():
+        return None
+    better = os.path.relpath(target, top / posixpath.dirname(found.name))
+    raise UsageError(
+        "a link leads to a folder by a way that is this machine's alone", field=field, value=found.name,
+        remedy=f"let it say {better}, or name it in {IGNORE_FILE}",
+    )  # fmt: skip
+
+
+def _means_the_same(name: str, said: str) -> bool:
+    """Whether a link leads to the same place wherever the folder lies: up inside of it, and then down."""
+    parts = [part for part in said.split("/") if part not in ("", ".")]
+    up = next((count for count, part in enumerate(parts) if part != ".."), len(parts))
+    return not said.startswith("/") and up <= name.count("/") and ".." not in parts[up:]

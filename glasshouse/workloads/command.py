@@ -223,7 +223,9 @@ class _Deciding:
         environment: Mapping[str, str] | None,
     ) -> Decision:
         try:
-            return Decision(Command(kind, target, tuple(arguments), ranks, environment or {}))
+            return Decision(
+                Command(kind, target, tuple(arguments), ranks, tuple((environment or {}).items()))
+            )
         except ValueError as error:
             raise UsageError(str(error), field=FIELD, value=target, remedy="shorten it") from error
 

@@ -21,18 +21,17 @@ from glasshouse.errors import UsageError
 from glasshouse.host import read_regular
 from glasshouse.workloads import data as extra_data
 from glasshouse.workloads import git_files
-from glasshouse.workloads.chosen import ChosenFile, choose
+from glasshouse.workloads.chosen import IGNORE_FILE, ChosenFile, choose
 from glasshouse.workloads.leaks import may_hold_secret
 from glasshouse.workloads.patterns import Glob, IgnoreRules
 from glasshouse.workloads.walking import Found, Walk
 
-IGNORE_FILE = ".glasshouseignore"
 MAX_IGNORE_BYTES = 1 << 20
 MAX_FILES = 100_000
 LARGEST_SHOWN = 5
 _COMPARED_NAMES = 5000  # that a pattern without a match is held against
 
-__all__ = ["ChosenFile", "LeftOut", "Selection", "select"]
+__all__ = ["IGNORE_FILE", "ChosenFile", "LeftOut", "Selection", "select"]
 
 
 @dataclass(frozen=True)

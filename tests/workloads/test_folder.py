@@ -333,19 +333,32 @@ def test_links_that_stay_inside_are_links(repository: Path) -> None:
     put(repository, "real/a.txt", "train.py")
     (repository / "link.txt").symlink_to("real/a.txt")
     (repository / "real/up").symlink_to("../train.py")
-    (repository / "dir").symlink_to("real")
-    (repository / "absolute").symlink_to(repository / "real/a.txt")
-    (repository / "real/round").symlink_to(f"../../{repository.name}/train.py")
+    (repository / "dir").symlink_to("./real/")
     git(repository, "add", "-A")
-    links = {file.name: file.link for file in select(repository).files if file.link is not None}
+    links = {file.name: (file.link, file.leads_to) for file in select(repository).files if file.link}
     assert links == {
-        "link.txt": "real/a.txt",
-        "real/up": "../train.py",
-        "dir": "real",
-        "absolute": "real/a.txt",
-        "real/round": "../train.py",
+        "link.txt": ("real/a.txt", "real/a.txt"),
+        "real/up": ("../train.py", "train.py"),
+        "dir": ("./real/", "real"),
     }
     assert select(repository).notes == ()
+
+
+@pytest.mark.parametrize("way", ["{folder}/real/a.txt", "../finetune/real/a.txt", "sub/../real/a.txt"])
+def test_links_by_a_way_of_this_machine_are_copies(repository: Path, way: str) -> None:
+    put(repository, "real/a.txt", "sub/x", size=7)
+    (repository / "link").symlink_to(way.format(folder=repository))
+    git(repository, "add", "-A")
+    (link,) = [file for file in select(repository).files if file.name == "link"]
+    assert (link.link, link.path, link.size) == (None, repository / "real/a.txt", 7)
+    (repository / "link").unlink()
+    (repository / "link").symlink_to(repository / "real")
+    assert "let it say real" in refused(repository).remedy
+
+
+def test_paths_that_no_tree_can_carry_are_refused(project: Path) -> None:
+    put(project, "train.py", "/".join(["d"] * 130))
+    assert refused(project).what == "a file's path is too long, or too deep"
 
 
 def test_a_link_to_what_stays_here_is_noted(repository: Path) -> None:
