@@ -144,7 +144,7 @@ def _translate(pattern: str, *, dots: bool = True) -> str:
     dots: wildcards also match the dot that a name begins with.
     """
     part = "[^/]*" if dots else r"(?!\.)[^/]+"
-    found, place, end = list[str](), 0, len(pattern)
+    pieces, place, end = list[str](), 0, len(pattern)
     while place < end:
         char = pattern[place]
         begins = place == 0 or pattern[place - 1] == "/"
@@ -154,26 +154,26 @@ def _translate(pattern: str, *, dots: bool = True) -> str:
             while after < end and pattern[after] == "*":
                 after += 1
             if after - place > 1 and begins and (after == end or pattern[after] == "/"):
-                found.append(f"{part}(?:/{part})*" if after == end else f"(?:{part}/)*")
+                pieces.append(f"{part}(?:/{part})*" if after == end else f"(?:{part}/)*")
                 after += after < end
             else:
-                found.append(f"{first}[^/]*")
+                pieces.append(f"{first}[^/]*")
             place = after
         elif char == "?":
-            found.append(f"{first}[^/]")
+            pieces.append(f"{first}[^/]")
             place += 1
         elif char == "[":
             piece, place = _bracket(pattern, place + 1)
-            found.append(first + piece)
+            pieces.append(first + piece)
         elif char == "\\":
             if place + 1 == end:
                 return _NEVER
-            found.append(re.escape(pattern[place + 1]))
+            pieces.append(re.escape(pattern[place + 1]))
             place += 2
         else:
-            found.append(re.escape(char))
+            pieces.append(re.escape(char))
             place += 1
-    return "".join(found)
+    return "".join(pieces)
 
 
 def _bracket(pattern: str, place: int) -> tuple[str, int]:

@@ -284,9 +284,13 @@ def test_pips_other_settings_here_mean_nothing(
 ) -> None:
     index.add("alpha", "1.0", ["beta"])
     index.add("beta", "1.0")
-    for name, value in (("PIP_NO_DEPS", "1"), ("PIP_REQUIRE_VIRTUALENV", "1"), ("PYTHONPATH", "/nowhere")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))
+    (tmp_path / "mine.txt").write_text("alpha==9\n", encoding="utf-8")
+    for name, value in (
+        ("PIP_CONSTRAINT", "mine.txt"),
+        ("PIP_TARGET", "elsewhere"),
+        ("PIP_NO_BINARY", ":all:"),
+    ):
+        monkeypatch.setenv(name, value if value.startswith(":") else str(tmp_path / value))
     assert fetched(tmp_path, needs("alpha")) == ["alpha-1.0", "beta-1.0"]
     assert not (tmp_path / "elsewhere").exists()
 

@@ -185,6 +185,7 @@ def test_the_caller_s_git_variables_and_the_repository_s_programs_do_nothing(
         ("GIT_WORK_TREE", other),
     ):
         monkeypatch.setenv(name, str(value))
+    put(repository, "untracked.py")
     assert names(select(repository)) == ["train.py"]
     assert not (home / "ran").exists()
 
