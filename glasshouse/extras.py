@@ -16,7 +16,7 @@ from glasshouse.errors import UsageError
 from glasshouse.paths import DISTRIBUTION, Workspace
 
 # What the base install brings.
-BASE = frozenset({"hydra", "omegaconf", "pydantic", "cryptography", "jwt", "httpx"})
+BASE = frozenset({"hydra", "omegaconf", "pydantic", "cryptography", "jwt", "httpx", "packaging"})
 # By extra: module -> what people call it. pyproject.toml says which versions.
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "run": {

@@ -28,6 +28,7 @@ MODULES = (
     "remote/sweep_script.py",
     "runtime/__init__.py",
     "runtime/channel.py",
+    "runtime/command.py",
     "runtime/custodian.py",
     "runtime/disclosure.py",
     "runtime/entry.py",

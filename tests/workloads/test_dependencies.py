@@ -1,0 +1,309 @@
+"""What a project says it needs, read; and the wheels for it, from an index on the loopback."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.workloads.chosen import ChosenFile
+from glasshouse.workloads.dependencies import Dependencies, read_dependencies
+from glasshouse.workloads.wheels import Target, fetch
+from tests.install import kit
+
+DIGEST = "a" * 64
+
+
+def read(folder: Path, files: Mapping[str, str]) -> Dependencies:
+    chosen = []
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        chosen.append(ChosenFile(name, path, path.stat().st_size))
+    return read_dependencies(chosen)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("torch>=2.9\n\n# words\nnumpy # more\nPyYAML==6.0", ["torch>=2.9", "numpy", "PyYAML==6.0"]),
+        ("a[x, y] >= 1 ; python_version < '3.12'", ['a[x,y]>=1; python_version < "3.12"']),
+        ("a==1 \\\n  ; sys_platform == 'linux'", ['a==1; sys_platform == "linux"']),
+        ("\ufeffa\r\nb\r\n", ["a", "b"]),
+        ("a\na", ["a"]),
+        ("a==1 \\\n    --hash=sha256:" + DIGEST + " \\\n    --hash=sha256:" + "b" * 64, ["a==1"]),
+        ("", []),
+    ],
+)
+def test_requirements_txt(tmp_path: Path, text: str, found: list[str]) -> None:
+    assert list(read(tmp_path, {"requirements.txt": text}).requirements) == found
+
+
+def test_files_that_a_file_names_are_read(tmp_path: Path) -> None:
+    files = {
+        "requirements.txt": "a\n-r more/dev.txt\n-c limits.txt\n--requirement=last.txt",
+        "more/dev.txt": "b\n-r ../requirements.txt\n-r next.txt",
+        "more/next.txt": "c",
+        "limits.txt": "d==1",
+        "last.txt": "e",
+    }
+    found = read(tmp_path, files)
+    assert found.requirements == ("a", "b", "c", "e")
+    assert found.constraints == ("d==1",)
+    assert found.source == "requirements.txt"
+
+
+def test_hashes_are_kept_by_name(tmp_path: Path) -> None:
+    text = f"Py_YAML==6 --hash=sha256:{DIGEST} --hash=sha256:{'b' * 64}\nother"
+    assert read(tmp_path, {"requirements.txt": text}).hashes == {"py-yaml": {DIGEST, "b" * 64}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\n-e .", "-e is not possible"),
+        ("--editable=git+ssh://x/y", "--editable is not possible"),
+        ("--index-url https://x.example/simple", "--index-url is not possible"),
+        ("--extra-index-url=https://x.example", "--extra-index-url is not possible"),
+        ("-f wheels", "-f is not possible"),
+        ("--pre", "--pre is not possible"),
+        ("git+https://x.example/y.git", "names no version of the index"),
+        ("a @ https://x.example/a.whl", "names no version of the index"),
+        ("a @ file:a.whl", "names no version of the index"),
+        ("./local", "names no version of the index"),
+        ("dist/a-1-py3-none-any.whl", "names no version of the index"),
+        ("a b", "not a requirement"),
+        ("-r nothing.txt", "nothing.txt does not go along"),
+        ("-r ../outside.txt", "does not go along"),
+    ],
+)
+def test_what_is_no_version_of_the_index_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        read(tmp_path, {"requirements.txt": text})
+    assert caught.value.field == "dependencies"
+    assert str(caught.value.value).startswith("requirements.txt line ")
+    assert "\n" not in caught.value.line()
+
+
+PROJECT = '[project]\nname = "x"\nversion = "1"\ndependencies = ["a>=1", "b"]\n'
+
+
+def test_pyproject_toml(tmp_path: Path) -> None:
+    found = read(tmp_path, {"pyproject.toml": PROJECT})
+    assert (found.requirements, found.source) == (("a>=1", "b"), "pyproject.toml")
+    assert read(tmp_path, {"pyproject.toml": PROJECT, "requirements.txt": "c"}).requirements == ("c",)
+    assert read(tmp_path, {"pyproject.toml": "[tool.ruff]\n"}) == Dependencies(source="pyproject.toml")
+    assert read(tmp_path, {"train.py": ""}) == Dependencies()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[project", "[project]\ndependencies = 'a'\n", "[project]\ndependencies = [1]\n"),
+        *("[project]\ndynamic = ['dependencies']\n", "[tool.poetry.dependencies]\ntorch = '^2.9'\n"),
+        *(
+            "[project]\ndependencies = ['a @ https://x.example/a.whl']\n",
+            "[project]\ndependencies = ['-e .']\n",
+        ),
+    ],
+)
+def test_other_forms_of_pyproject_toml_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, {"pyproject.toml": text})
+    assert (caught.value.field, caught.value.value) == ("dependencies", "pyproject.toml")
+
+
+UV = """
+[[package]]
+name = "a"
+version = "1.5"
+source = { registry = "x" }
+[[package]]
+name = "x"
+version = "1"
+source = { editable = "." }
+[[package]]
+name = "two"
+version = "1"
+source = { registry = "x" }
+[[package]]
+name = "two"
+version = "2"
+source = { registry = "x" }
+"""
+POETRY = """
+[[package]]
+name = "A"
+version = "1.5"
+[[package]]
+name = "g"
+version = "1"
+[package.source]
+type = "git"
+"""
+PYLOCK = """
+[[packages]]
+name = "a"
+version = "1.5"
+[[packages]]
+name = "v"
+version = "1"
+vcs = { type = "git" }
+[[packages]]
+name = "no-version"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("uv.lock", UV), ("poetry.lock", POETRY), ("pylock.toml", PYLOCK)]
+)
+def test_a_lock_limits_versions(tmp_path: Path, name: str, text: str) -> None:
+    assert read(tmp_path, {"pyproject.toml": PROJECT, name: text}).constraints == ("a==1.5",)
+    assert read(tmp_path, {name: text}) == Dependencies()
+
+
+@given(st.text(max_size=60))
+def test_no_text_ends_otherwise_than_in_a_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_bytes(text.encode())
+    with contextlib.suppress(UsageError):
+        assert all(read_dependencies([ChosenFile("requirements.txt", path, 1)]).requirements)
+
+
+# The wheels
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[kit.Index]:
+    with kit.serving(tmp_path / "index") as served:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{served.url}/simple")
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "cache"))
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        yield served
+
+
+TARGET = Target("3.12")
+
+
+def fetched(folder: Path, dependencies: Dependencies, **more: object) -> list[str]:
+    place = folder / "wheels"
+    place.mkdir(exist_ok=True)
+    return [path.name.split("-py3")[0] for path in fetch(dependencies, TARGET, place, **more)]  # type: ignore[arg-type]
+
+
+def needs(*requirements: str, **more: object) -> Dependencies:
+    return Dependencies(requirements, source="requirements.txt", **more)  # type: ignore[arg-type]
+
+
+def test_wheels_are_fetched_with_what_they_need(index: kit.Index, tmp_path: Path) -> None:
+    index.add("alpha", "1.0", ["beta>=1"])
+    index.add("beta", "1.5")
+    index.add("beta", "2.0")
+    said = list[str]()
+    assert fetched(tmp_path, needs("alpha", constraints=("beta==1.5", "unused==9")), say=said.append) == [
+        *("alpha-1.0", "beta-1.5"),
+    ]
+    assert said == ["resolving 1 requirement of requirements.txt for Python 3.12", "fetching 2 wheels"]
+
+
+def test_what_the_image_has_limits_and_is_not_fetched(index: kit.Index, tmp_path: Path) -> None:
+    index.add("alpha", "1.0", ["torch>=2.8", "triton"])
+    index.add("alpha", "2.0", ["torch>=2.10"])
+    index.add("triton", "3.0")
+    index.add("torch", "2.9.0", ["nvidia-cudnn-cu12"])
+    provided = {"torch": "2.9.0+cu128"}
+    assert fetched(tmp_path, needs("alpha", "torch"), provided=provided) == ["alpha-1.0"]
+    assert not any("/torch/torch-" in path for path in index.asked)
+    with pytest.raises(UsageError, match=r"the machine's image has torch 2\.9\.0") as caught:
+        fetched(tmp_path, needs("torch==2.8"), provided=provided)
+    assert str(caught.value.value) == "torch==2.8"
+    assert fetched(tmp_path / "wheels", needs("torch==2.9.0"), provided={"Torch": "2.9.0"}) == []
+
+
+def test_markers_are_asked_of_the_machine(index: kit.Index, tmp_path: Path) -> None:
+    old, new = 'python_version < "3.12"', 'python_version >= "3.12"'  # this Python may be either
+    index.add(
+        "alpha",
+        "1.0",
+        [f"older; {old}", f"newer; {new}", "mac; sys_platform == 'darwin'", "more; extra == 'x'"],
+    )
+    for name in ("older", "newer", "mac", "direct", "more"):
+        index.add(name, "1.0", ["under"] if name == "newer" else [])
+    index.add("under", "1.0")
+    wanted = needs("alpha[x]", f"direct; {new}", f"nowhere; {old}")
+    assert set(fetched(tmp_path, wanted)) - {"older-1.0"} == {
+        *("alpha-1.0", "newer-1.0", "under-1.0", "direct-1.0", "more-1.0"),
+    }
+
+
+def test_hashes_are_held(index: kit.Index, tmp_path: Path) -> None:
+    digest = index.add("alpha", "1.0").removeprefix("sha256:")
+    assert fetched(tmp_path, needs("alpha", hashes={"alpha": frozenset({digest, DIGEST})})) == ["alpha-1.0"]
+    with pytest.raises(UsageError, match="none of the hashes"):
+        fetched(tmp_path, needs("alpha", hashes={"alpha": frozenset({DIGEST})}))
+
+
+def test_a_requirement_without_a_wheel_is_named(index: kit.Index, tmp_path: Path) -> None:
+    index.add("alpha", "1.0", ["nowhere>=3"])
+    for wanted, named in (("alpha==9", "alpha==9"), ("nothing", "nothing"), ("alpha", "nowhere>=3")):
+        with pytest.raises(UsageError) as caught:
+            fetched(tmp_path, needs(wanted))
+        assert (caught.value.field, caught.value.value) == ("dependencies", named)
+
+
+def test_requirements_that_contradict_each_other_are_one_line(index: kit.Index, tmp_path: Path) -> None:
+    index.add("alpha", "1.0", ["gamma==1"])
+    index.add("beta", "1.0", ["gamma==2"])
+    index.add("gamma", "1")
+    index.add("gamma", "2")
+    with pytest.raises(UsageError) as caught:
+        fetched(tmp_path, needs("alpha", "beta"))
+    assert "alpha" in caught.value.line()
+    assert "\n" not in caught.value.line()
+
+
+def test_an_index_that_is_not_there_is_no_fault_of_the_requirement(
+    index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"{kit.closed()}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(GlasshouseError) as caught:
+        fetched(tmp_path, needs("alpha"))
+    assert caught.value.what == "the package index cannot be reached"
+
+
+def test_pips_other_settings_here_mean_nothing(
+    index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add("alpha", "1.0", ["beta"])
+    index.add("beta", "1.0")
+    (tmp_path / "mine.txt").write_text("alpha==9\n", encoding="utf-8")
+    for name, value in (
+        ("PIP_CONSTRAINT", "mine.txt"),
+        ("PIP_TARGET", "elsewhere"),
+        ("PIP_NO_BINARY", ":all:"),
+    ):
+        monkeypatch.setenv(name, value if value.startswith(":") else str(tmp_path / value))
+    assert fetched(tmp_path, needs("alpha")) == ["alpha-1.0", "beta-1.0"]
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_nothing_is_asked_where_nothing_is_needed(index: kit.Index, tmp_path: Path) -> None:
+    assert fetched(tmp_path, Dependencies()) == []
+    assert fetched(tmp_path, needs("alpha; sys_platform == 'win32'")) == []
+    assert index.asked == []
+
+
+def test_platform_tags_end_at_the_machines_glibc() -> None:
+    tags = Target("3.12", glibc_minor=28).platforms
+    assert "manylinux_2_28_x86_64" in tags
+    assert "manylinux_2_31_x86_64" not in tags
+    assert "manylinux2014_x86_64" in tags
+    assert all(tag.endswith("_aarch64") for tag in Target("3.12", "aarch64").platforms)
