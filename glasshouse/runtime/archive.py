@@ -41,6 +41,7 @@ MODULES = (
     "runtime/linux.py",
     "runtime/machine.py",
     "runtime/namespaces.py",
+    "runtime/offline.py",
     "runtime/params.py",
     "runtime/peers.py",
     "runtime/ranks.py",

@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def confine(
     if shm and scratch.is_relative_to(SHM):
         scratch = SHM / scratch.relative_to(SHM / scratch.relative_to(SHM).parts[0])
     os.chdir(scratch)
+    tempfile.tempdir = None  # one that was found before is closed now
     sockets = _sockets(rooted)
     network = no_network(unix_sockets=sockets != "none", namespace=namespaces)
     if sockets == "none" and network != "none":
