@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import platform
 import shutil
 import sysconfig
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from glasshouse.runtime import linux
+from glasshouse.runtime import linux, namespaces
 from glasshouse.runtime.confine import Confinement, confine
 from tests.runtime.test_linux import answering_child
 
@@ -30,12 +31,15 @@ class Mode:
     user: int | None = None
     sys_admin: bool = True
     namespaces: bool = True
+    pivot: bool = True  # whether another root can be made there
 
 
 MODES = {
     "root": Mode(),
     "root without CAP_SYS_ADMIN": Mode(sys_admin=False),
     "user": Mode(user=USER),
+    "root, no other root": Mode(pivot=False),
+    "user, no other root": Mode(user=USER, pivot=False),
     "root, filter only": Mode(namespaces=False),
     "root without CAP_SYS_ADMIN, filter only": Mode(sys_admin=False, namespaces=False),
     "user, filter only": Mode(user=USER, namespaces=False),
@@ -76,6 +80,8 @@ def become(mode: Mode) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(linux, "_DROPPED", frozenset({CAP_SYS_ADMIN}))
             linux.drop_capabilities()
+    if not mode.pivot:
+        namespaces._SYS_PIVOT_ROOT[platform.machine()] = 1000  # no such call: it is refused at the very end
     if mode.user is not None:
         os.setgroups([])
         os.setgid(mode.user)
@@ -97,6 +103,7 @@ def confined(
     folders: Iterable[Path] = (),
     keep: Iterable[int] = (),
     hidden: Iterable[Path] = (),
+    devices: Iterable[Path] = (),
     before: Callable[[], None] = lambda: None,
 ) -> Any:
     """Run `work` in a child that was confined as the trainer is; return what it returned."""
@@ -106,9 +113,8 @@ def confined(
         become(mode)
         before()
         linux.harden()
-        held = confine(
-            scratch, folders, linux.gpu_devices(), [answer, *keep], hidden, namespaces=mode.namespaces
-        )
+        opened = [*linux.gpu_devices(), *devices]
+        held = confine(scratch, folders, opened, [answer, *keep], hidden, namespaces=mode.namespaces)
         linux.drop_capabilities()
         return work(held)
 

@@ -284,6 +284,33 @@ def test_several_threads_are_refused(tmp_path: Path) -> None:
     assert in_child(work) == "a process with several threads cannot be confined"
 
 
+@as_root
+@every_mode
+def test_no_mount_is_left_where_it_could_be_written(mode: Mode) -> None:
+    """What is mounted beneath the scratch folder may be changed through it, whatever it is."""
+
+    def work(held: Confinement) -> Any:
+        mounts = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return [str(one) for one in mounts if one != held.scratch and one.is_relative_to(held.scratch)]
+
+    with scratch_of(mode) as scratch:
+        assert confined(mode, scratch, work) == []
+
+
+@as_root
+@every_mode
+def test_threads_can_be_named_as_cuda_does(mode: Mode) -> None:
+    """linux.gpu_devices() says OWN_THREADS where there is a GPU; its inode must be the child's own."""
+
+    def work(_: Confinement) -> Any:
+        comm = Path(f"/proc/self/task/{os.getpid()}/comm")
+        return refusal(lambda: comm.write_text("cuda-like")), comm.read_text().strip()
+
+    with scratch_of(mode) as scratch:
+        found = confined(mode, scratch, work, devices=[linux.OWN_THREADS])
+    assert found == ["", "cuda-like"]
+
+
 TRAINABLE = {name: mode for name, mode in MODES.items() if mode.user is None}
 
 
