@@ -17,7 +17,15 @@ from typing import Literal
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime.linux import SHM, landlock_abi, private_shm, restrict_access
+from glasshouse.runtime.linux import (
+    ALL_CAPABILITIES,
+    SHM,
+    drop_bounding_set,
+    drop_capabilities,
+    landlock_abi,
+    private_shm,
+    restrict_access,
+)
 from glasshouse.runtime.namespaces import CLONE_NEWNET, loopback_up, own_namespaces, private_root
 from glasshouse.runtime.readable import existing, interpreter_paths, readable_paths
 from glasshouse.runtime.seccomp import refuse_calls
@@ -27,6 +35,7 @@ Network = Literal["namespace", "seccomp", "none"]
 Sockets = Literal["mounts", "landlock", "refused", "none"]
 
 _RESOLVE_UNIX_ABI = 9  # Linux 7.1
+_USER_NAMESPACE = Path("/proc/self/ns/user")
 # What nobody needs and everybody could open before, the root folder for one: tried once reading is confined.
 _OUTSIDE = (
     "/", "/etc", "/etc/shadow", "/etc/hostname", "/etc/fstab", "/root", "/home", "/var", "/var/log",
@@ -65,13 +74,15 @@ def confine(
     the folders of allocations, GLASSHOUSE_HOME. `keep`: the descriptors that stay open.
     `namespaces=False` goes without them, as on a machine that refuses them.
 
-    Call it from the one thread there is, before drop_capabilities(): namespaces need CAP_SYS_ADMIN.
+    Call it from the one thread there is, before drop_capabilities(): namespaces need CAP_SYS_ADMIN. Where
+    they were made in a user namespace, no capability is left.
     """
     if len(os.listdir("/proc/self/task")) != 1:  # noqa: PTH208 -- names alone
         raise LegError("a process with several threads cannot be confined", code=Code.RUNTIME_ERROR)
     devices = list(devices)
     read = readable_paths([*folders], interpreter_paths(), hidden)
     closed = close_inherited(keep)
+    user = _USER_NAMESPACE.readlink()
     rooted = namespaces and private_root(scratch, [*read, *devices])
     shm = rooted or (namespaces and private_shm(scratch))
     if shm and scratch.is_relative_to(SHM):
@@ -83,6 +94,10 @@ def confine(
     if sockets == "none" and network != "none":
         sockets = "refused"
     landlocked = restrict_access([scratch], existing(read), devices)
+    if _USER_NAMESPACE.readlink() != user:
+        # All of them, whoever made it; they reach what the namespace owns, which must stay as it is.
+        drop_bounding_set()
+        drop_capabilities(ALL_CAPABILITIES)
     held = Confinement(
         scratch=scratch,
         writing="landlock" if landlocked else "none",

@@ -23,6 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_NO_NEW_PRIVS = 39
@@ -112,21 +113,33 @@ _DROPPED = frozenset({2, 8, 9, 12, 13, *range(16, 23), 25, 27, 32, 33, 34, 38, 3
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-def drop_capabilities() -> int:
-    """Give up capabilities that no workload needs, for good; return how many are still held."""
+def drop_capabilities(dropped: frozenset[int] = _DROPPED) -> int:
+    """Give up capabilities, those that no workload needs, for good; return how many are still held."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
     data = ctypes.create_string_buffer(24)
     if _libc.capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capget")
     # effective, permitted, inheritable; the low halves, then the high ones
     words: list[int] = list(struct.unpack("=6I", data.raw[:24]))
-    for number in _DROPPED:
+    for number in dropped:
         half, bit = divmod(number, 32)
         for kind in range(3):
             words[3 * half + kind] &= ~(1 << bit)
     if _libc.capset(header, ctypes.create_string_buffer(struct.pack("=6I", *words))) != 0:
         raise OSError(ctypes.get_errno(), "capset")
     return (words[1]).bit_count() + (words[4]).bit_count()
+
+
+ALL_CAPABILITIES = frozenset(range(64))  # two words of them; cap_last_cap is 40 today
+
+
+def drop_bounding_set() -> None:
+    """Let no program that is started gain a capability either; needs CAP_SETPCAP."""
+    for number in sorted(ALL_CAPABILITIES):
+        try:
+            prctl(PR_CAPBSET_DROP, number)
+        except OSError:
+            return  # EINVAL: the kernel knows no more
 
 
 def landlock_abi() -> int:

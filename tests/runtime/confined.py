@@ -77,9 +77,7 @@ def become(mode: Mode) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if not mode.sys_admin:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(linux, "_DROPPED", frozenset({CAP_SYS_ADMIN}))
-            linux.drop_capabilities()
+        linux.drop_capabilities(frozenset({CAP_SYS_ADMIN}))
     if not mode.pivot:
         namespaces._SYS_PIVOT_ROOT[platform.machine()] = 1000  # no such call: it is refused at the very end
     if mode.user is not None:

@@ -429,6 +429,27 @@ def test_streams_of_pairs_work_and_memory_of_its_own_is_read(mode: Mode) -> None
 
 
 @every_mode
+def test_capabilities_are_none_or_what_a_leg_keeps(mode: Mode) -> None:
+    """Who makes a user namespace has all of them in it, and so would every program that it starts."""
+
+    def work(_: Confinement) -> Any:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return {
+            name: int(value, 16)
+            for name, _, value in (line.partition(":\t") for line in lines)
+            if "Cap" in name
+        }
+
+    with scratch_of(mode) as scratch:
+        found = confined(mode, scratch, work)
+    own = mode.namespaces and (mode.user is not None or not mode.sys_admin)
+    assert found["CapEff"] == found["CapPrm"]
+    assert not found["CapEff"] & sum(1 << number for number in linux._DROPPED)
+    assert (found["CapEff"] == 0) == (own or mode.user is not None)
+    assert found["CapBnd"] == 0 or not own
+
+
+@every_mode
 def test_it_stays_closed_to_others_and_dies_with_its_parent(mode: Mode) -> None:
     """A user namespace is a change of credentials: some changes reset both."""
 
