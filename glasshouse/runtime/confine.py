@@ -47,9 +47,7 @@ _OUTSIDE = (
 class Confinement:
     """What held, each in a word: fit to be a claim, but for `scratch`."""
 
-    scratch: (
-        Path  # where the scratch folder lies from now on: also the current folder's place, if it was there
-    )
+    scratch: Path  # where the scratch folder lies from now on; it is the current folder
     writing: Literal["landlock", "none"]
     reading: Reading  # mounts: no Landlock, but another root with nothing else in it
     network: Network  # what no_network returned
@@ -69,10 +67,10 @@ def confine(
 ) -> Confinement:
     """Confine this process and its later children, for good; raise LegError where what held does not hold.
 
-    `scratch` may be written and read, `folders` (those beneath scratch need not be named) and what
-    readable_paths lists be read, `devices` (linux.gpu_devices()) be opened. `hidden` is beneath none of that:
-    the folders of allocations, GLASSHOUSE_HOME. `keep`: the descriptors that stay open.
-    `namespaces=False` goes without them, as on a machine that refuses them.
+    `scratch` may be written and read, `folders` and what readable_paths lists be read, `devices`
+    (linux.gpu_devices()) be opened. A folder in /dev/shm but not in `scratch` cannot be one of `folders`.
+    `hidden` is beneath none of that: the folders of allocations, GLASSHOUSE_HOME. `keep`: the descriptors
+    that stay open. `namespaces=False` goes without them, as on a machine that refuses them.
 
     Call it from the one thread there is, before drop_capabilities(): namespaces need CAP_SYS_ADMIN. Where
     they were made in a user namespace, no capability is left.
@@ -80,13 +78,14 @@ def confine(
     if len(os.listdir("/proc/self/task")) != 1:  # noqa: PTH208 -- names alone
         raise LegError("a process with several threads cannot be confined", code=Code.RUNTIME_ERROR)
     devices = list(devices)
-    read = readable_paths([*folders], interpreter_paths(), hidden)
+    hidden = list(hidden)
+    read = readable_paths(folders, interpreter_paths(), hidden)
     closed = close_inherited(keep)
     user = _USER_NAMESPACE.readlink()
     rooted = namespaces and private_root(scratch, [*read, *devices])
     shm = rooted or (namespaces and private_shm(scratch))
     if shm and scratch.is_relative_to(SHM):
-        scratch = SHM / scratch.relative_to(SHM / scratch.relative_to(SHM).parts[0])
+        scratch = SHM  # the folder itself lies there no longer
     os.chdir(scratch)
     tempfile.tempdir = None  # one that was found before is closed now
     sockets = _sockets(rooted)
@@ -107,7 +106,7 @@ def confine(
         shm="private" if shm else "none",
         closed=closed,
     )
-    if held.reading != "none" and (seen := readable_outside(read, files_only=not landlocked)):
+    if held.reading != "none" and (seen := readable_outside(read, hidden, files_only=not landlocked)):
         raise LegError(f"{seen[0]} can still be read", code=Code.LANDLOCK_INEFFECTIVE)
     if network != "none" and (ways := ways_out(network)):
         raise LegError(f"the network can still be reached: {ways[0]}", code=Code.RUNTIME_ERROR)
@@ -156,14 +155,17 @@ def close_inherited(keep: Iterable[int]) -> int:
     return count
 
 
-def readable_outside(read: Iterable[Path], *, files_only: bool = False) -> list[Path]:
-    """Try to open what nobody needs and lies beneath none of `read`; return what opened (self-check).
+def readable_outside(
+    read: Iterable[Path], hidden: Iterable[Path] = (), *, files_only: bool = False
+) -> list[Path]:
+    """Try to open `hidden`, and what nobody needs and lies beneath none of `read`; return what opened.
 
+    A self-check: a name that is not there says nothing, and the root folder is always there.
     `files_only`: folders do not count. Without Landlock those of private_root can be listed; they hold
     nothing but the way to what is visible.
     """
     allowed, found = list(read), []
-    for path in map(Path, _OUTSIDE):
+    for path in (*map(Path, _OUTSIDE), *hidden):
         if any(path.is_relative_to(one) for one in allowed):
             continue
         with contextlib.suppress(OSError):

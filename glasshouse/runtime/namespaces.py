@@ -30,6 +30,7 @@ _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _MAX_LINKS = 40  # as the kernel's own path walk (MAXSYMLINKS)
 _SKELETON = ".root"
+_STREAMS = ("fd", "stdin", "stdout", "stderr")  # links of /dev into /proc/self
 
 
 def own_namespaces(flags: int) -> bool:
@@ -126,6 +127,10 @@ def _build(root: Path, scratch: Path, visible: Iterable[Path]) -> None:
             target.touch()
         # The scratch folder without what is mounted in it: this root is.
         _mount(source, target, _MS_BIND if source == scratch else _MS_BIND | _MS_REC)
+    for name in _STREAMS:
+        link = Path("/dev", name)
+        if link.is_symlink():
+            _in(root, link).symlink_to(link.readlink())
     for path in sockets:
         if any(path.is_relative_to(place) for place in places) and not path.is_relative_to(scratch):
             _mount(Path(os.devnull), _in(root, path), _MS_BIND)

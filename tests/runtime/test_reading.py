@@ -212,6 +212,9 @@ def test_nothing_of_anybody_else_is_read(mode: Mode, around: Around) -> None:
             "random": lambda: os.open("/dev/urandom", os.O_RDONLY),
             "null": lambda: Path("/dev/null").write_text("x"),
             "program": lambda: _must(os.spawnv(os.P_WAIT, "/bin/true", ["true"])),
+            "streams": lambda: _must(
+                os.spawnv(os.P_WAIT, "/bin/sh", ["sh", "-c", "echo x | cat /dev/stdin > /dev/null"])
+            ),
         }
         written = {
             "folder": lambda: (own / "main.py").write_text("x"),
