@@ -22,7 +22,7 @@ from glasshouse.runtime import confine as module
 from glasshouse.runtime import linux
 from glasshouse.runtime.confine import Confinement, readable_outside
 from glasshouse.runtime.readable import interpreter_paths, readable_paths
-from tests.runtime.confined import MODES, Mode, confined, every_mode, open_folder, scratch_of
+from tests.runtime.confined import MODES, Mode, confined, every_mode, open_folder, scratch_of, with_namespaces
 from tests.runtime.test_linux import in_child, needs_landlock, refusal
 
 pytestmark = needs_landlock
@@ -285,6 +285,51 @@ def test_several_threads_are_refused(tmp_path: Path) -> None:
             end.set()
 
     assert in_child(work) == "a process with several threads cannot be confined"
+
+
+@as_root
+@with_namespaces
+def test_without_landlock_another_root_hides_the_same(mode: Mode, around: Around) -> None:
+    """Its folders can be listed: they are the way to what is there. Writing is not confined, as is said."""
+    if not mode.pivot:
+        pytest.skip("nothing would hold")
+
+    def before() -> None:
+        linux._SYS_LANDLOCK_CREATE_RULESET = 1000
+
+    def work(held: Confinement) -> Any:
+        found = {name: refusal(action) for name, action in around.attempts(held.scratch).items()}
+        return held.reading, held.writing, [name for name, error in found.items() if not error]
+
+    with scratch_of(mode) as scratch:
+        reading, writing, read = confined(
+            mode, scratch, work, folders=[around.folder / "mine"], before=before
+        )
+    assert (reading, writing) == ("mounts", "none")
+    assert set(read) <= {"root", "etc", "root's home", "home", "var", "tmp"}
+
+
+@as_root
+@every_mode
+def test_a_scratch_folder_may_lie_on_a_disk(mode: Mode) -> None:
+    """As it does where /dev/shm is no tmpfs: it stays at its place, and is the private /dev/shm besides."""
+
+    def work(held: Confinement) -> Any:
+        (held.scratch / "kept").write_text("x")
+        return (
+            str(held.scratch),
+            held.shm,
+            refusal(lambda: (held.scratch.parent / "no").write_text("x")) != "",
+        )
+
+    with open_folder() as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        if mode.user is not None:
+            os.chown(scratch, mode.user, mode.user)
+        said = confined(mode, scratch, work, hidden=[folder])
+        assert said == [str(scratch), "private" if mode.namespaces else "none", True]
+        assert (scratch / "kept").read_text() == "x"
 
 
 @as_root
