@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from glasshouse.runtime import confine as module
 from glasshouse.runtime import linux, seccomp
 from glasshouse.runtime.confine import Confinement, close_inherited, ways_out
 from tests.runtime.confined import (
@@ -220,7 +221,14 @@ def test_without_confinement_the_attacks_arrive(tmp_path: Path) -> None:
 
 
 @every_mode
-def test_no_server_outside_receives_anything(mode: Mode) -> None:
+@pytest.mark.parametrize("abi", [linux.landlock_abi(), 1, 0])
+def test_no_server_outside_receives_anything(mode: Mode, abi: int) -> None:
+    """Also with the first Landlock, and without any: neither is what keeps the network away."""
+
+    def before() -> None:
+        linux.landlock_abi = lambda: abi
+        module.landlock_abi = lambda: abi
+
     with outside() as made, scratch_of(mode) as scratch:
         for inherited in made.inherited:
             number = inherited.fileno()
@@ -228,7 +236,7 @@ def test_no_server_outside_receives_anything(mode: Mode) -> None:
             def work(held: Confinement, number: int = number) -> Any:
                 return {name: refusal(action) for name, action in sends(made, held.scratch, number).items()}
 
-            found = confined(mode, scratch, work, folders=[made.folder / "visible"])
+            found = confined(mode, scratch, work, folders=[made.folder / "visible"], before=before)
             assert made.received() == []
             # Sent, but not out: to the child's own loopback, to /dev/null, to the other end of the pair.
             quiet = {name for name in found if name == "inherited" or "stream" in name}
