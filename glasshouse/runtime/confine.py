@@ -31,10 +31,11 @@ from glasshouse.runtime.readable import existing, interpreter_paths, readable_pa
 from glasshouse.runtime.seccomp import refuse_calls
 
 Reading = Literal["landlock", "mounts", "none"]
-Network = Literal["namespace", "seccomp", "none"]
+Network = Literal["namespace", "seccomp", "open", "none"]
 Sockets = Literal["mounts", "landlock", "refused", "none"]
 
 _RESOLVE_UNIX_ABI = 9  # Linux 7.1
+_SCOPES_ABI = 6  # Linux 6.12
 _USER_NAMESPACE = Path("/proc/self/ns/user")
 # What nobody needs and everybody could open before, the root folder for one: tried once reading is confined.
 _OUTSIDE = (
@@ -50,7 +51,7 @@ class Confinement:
     scratch: Path  # where the scratch folder lies from now on; it is the current folder
     writing: Literal["landlock", "none"]
     reading: Reading  # mounts: no Landlock, but another root with nothing else in it
-    network: Network  # what no_network returned
+    network: Network  # what no_network returned, or open, as asked for
     sockets: Sockets  # what keeps named Unix sockets of servers outside away
     shm: Literal["private", "none"]
     closed: int  # inherited descriptors that were closed
@@ -64,6 +65,7 @@ def confine(
     hidden: Iterable[Path] = (),
     *,
     namespaces: bool = True,
+    network_open: bool = False,
 ) -> Confinement:
     """Confine this process and its later children, for good; raise LegError where what held does not hold.
 
@@ -71,6 +73,7 @@ def confine(
     (linux.gpu_devices()) be opened. A folder in /dev/shm but not in `scratch` cannot be one of `folders`.
     `hidden` is beneath none of that: the folders of allocations, GLASSHOUSE_HOME. `keep`: the descriptors
     that stay open. `namespaces=False` goes without them, as on a machine that refuses them.
+    `network_open`: it may reach other machines, and all else stays as it is, servers' Unix sockets too.
 
     Call it from the one thread there is, before drop_capabilities(): namespaces need CAP_SYS_ADMIN. Where
     they were made in a user namespace, no capability is left.
@@ -89,9 +92,17 @@ def confine(
     os.chdir(scratch)
     tempfile.tempdir = None  # one that was found before is closed now
     sockets = _sockets(rooted)
-    network = no_network(unix_sockets=sockets != "none", namespace=namespaces)
-    if sockets == "none" and network != "none":
-        sockets = "refused"
+    network: Network
+    if network_open:
+        network = "open"
+        # Without a network namespace only Landlock's scope keeps abstract sockets of servers apart.
+        apart = sockets != "none" and landlock_abi() >= _SCOPES_ABI
+        filtered = refuse_calls(own_network=True, unix_sockets=apart)
+        sockets = sockets if apart else "refused" if filtered else "none"
+    else:
+        network = no_network(unix_sockets=sockets != "none", namespace=namespaces)
+        if sockets == "none" and network != "none":
+            sockets = "refused"
     landlocked = restrict_access([scratch], existing(read), devices)
     if _USER_NAMESPACE.readlink() != user:
         # All of them, whoever made it; they reach what the namespace owns, which must stay as it is.
@@ -108,7 +119,7 @@ def confine(
     )
     if held.reading != "none" and (seen := readable_outside(read, hidden, files_only=not landlocked)):
         raise LegError(f"{seen[0]} can still be read", code=Code.LANDLOCK_INEFFECTIVE)
-    if network != "none" and (ways := ways_out(network)):
+    if network in ("namespace", "seccomp") and (ways := ways_out(network)):
         raise LegError(f"the network can still be reached: {ways[0]}", code=Code.RUNTIME_ERROR)
     return held
 

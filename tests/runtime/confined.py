@@ -103,6 +103,7 @@ def confined(
     hidden: Iterable[Path] = (),
     devices: Iterable[Path] = (),
     before: Callable[[], None] = lambda: None,
+    network_open: bool = False,
 ) -> Any:
     """Run `work` in a child that was confined as the trainer is; return what it returned."""
     prepare()
@@ -112,7 +113,10 @@ def confined(
         before()
         linux.harden()
         opened = [*linux.gpu_devices(), *devices]
-        held = confine(scratch, folders, opened, [answer, *keep], hidden, namespaces=mode.namespaces)
+        held = confine(
+            scratch, folders, opened, [answer, *keep], hidden,
+            namespaces=mode.namespaces, network_open=network_open,
+        )  # fmt: skip
         linux.drop_capabilities()
         return work(held)
 

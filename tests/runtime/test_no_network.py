@@ -245,6 +245,32 @@ def test_no_server_outside_receives_anything(mode: Mode, abi: int) -> None:
 
 
 @every_mode
+@pytest.mark.parametrize("abi", [linux.landlock_abi(), 1, 0])
+def test_an_open_network_opens_no_server_of_this_machine_by_a_unix_socket(mode: Mode, abi: int) -> None:
+    def before() -> None:
+        linux.landlock_abi = lambda: abi
+        module.landlock_abi = lambda: abi
+
+    with outside() as made, scratch_of(mode) as scratch:
+        number = made.inherited[0].fileno()
+
+        def work(held: Confinement) -> Any:
+            for action in sends(made, held.scratch, number).values():
+                refusal(action)
+            return (
+                held.network,
+                refusal(lambda: socket.socket(40, socket.SOCK_STREAM)),
+                refusal(lambda: call("io_uring_setup", 4, ctypes.create_string_buffer(120))),
+            )
+
+        found = confined(
+            mode, scratch, work, folders=[made.folder / "visible"], before=before, network_open=True
+        )
+        assert found == ["open", "EACCES", "EPERM"]
+        assert set(made.received()) == {"tcp", "tcp6", "udp"}
+
+
+@every_mode
 def test_what_held_is_said_as_it_is(mode: Mode) -> None:
     def work(held: Confinement) -> Any:
         return held.network, held.sockets, held.reading, held.shm, ways_out(held.network)
