@@ -23,6 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_NO_NEW_PRIVS = 39
@@ -45,11 +46,14 @@ _FS_MAKE = sum(1 << bit for bit in range(6, 13))  # char, dir, reg, sock, fifo, 
 _FS_REFER = 1 << 13  # ABI 2
 _FS_TRUNCATE = 1 << 14  # ABI 3
 _FS_IOCTL_DEV = 1 << 15  # ABI 5
+_FS_RESOLVE_UNIX = 1 << 16  # ABI 9
 _SCOPE_ABSTRACT_UNIX_SOCKET = 1 << 0  # ABI 6
 _SCOPE_SIGNAL = 1 << 1  # ABI 6
 
-# Every right to change the file system; reading and executing stay free.
+# Every right to change the file system.
 _WRITE_V1 = _FS_WRITE_FILE | _FS_REMOVE_DIR | _FS_REMOVE_FILE | _FS_MAKE
+_READ = _FS_EXECUTE | _FS_READ_FILE | _FS_READ_DIR
+_OF_FILES = _FS_EXECUTE | _FS_WRITE_FILE | _FS_READ_FILE | _FS_TRUNCATE | _FS_IOCTL_DEV
 
 
 def prctl(option: int, value: int = 0) -> int:
@@ -109,21 +113,33 @@ _DROPPED = frozenset({2, 8, 9, 12, 13, *range(16, 23), 25, 27, 32, 33, 34, 38, 3
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-def drop_capabilities() -> int:
-    """Give up capabilities that no workload needs, for good; return how many are still held."""
+def drop_capabilities(dropped: frozenset[int] = _DROPPED) -> int:
+    """Give up capabilities, those that no workload needs, for good; return how many are still held."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
     data = ctypes.create_string_buffer(24)
     if _libc.capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capget")
     # effective, permitted, inheritable; the low halves, then the high ones
     words: list[int] = list(struct.unpack("=6I", data.raw[:24]))
-    for number in _DROPPED:
+    for number in dropped:
         half, bit = divmod(number, 32)
         for kind in range(3):
             words[3 * half + kind] &= ~(1 << bit)
     if _libc.capset(header, ctypes.create_string_buffer(struct.pack("=6I", *words))) != 0:
         raise OSError(ctypes.get_errno(), "capset")
     return (words[1]).bit_count() + (words[4]).bit_count()
+
+
+ALL_CAPABILITIES = frozenset(range(64))  # two words of them; cap_last_cap is 40 today
+
+
+def drop_bounding_set() -> None:
+    """Let no program that is started gain a capability either; needs CAP_SETPCAP."""
+    for number in sorted(ALL_CAPABILITIES):
+        try:
+            prctl(PR_CAPBSET_DROP, number)
+        except OSError:
+            return  # EINVAL: the kernel knows no more
 
 
 def landlock_abi() -> int:
@@ -153,21 +169,46 @@ def restrict_writes(folders: Iterable[Path], devices: Iterable[Path]) -> bool:
     there; and no Landlocked process can trace or read the memory of one outside, capable or not.
     """
     abi = landlock_abi()
+    return abi > 0 and _restrict(abi, _write_rights(abi), folders, (), devices)
+
+
+def restrict_access(write: Iterable[Path], read: Iterable[Path], devices: Iterable[Path]) -> bool:
+    """Let this process and its children change only what lies beneath `write`, and read that and `read`.
+
+    As restrict_writes, and in the same ruleset opening a file, listing a folder and starting a program need a
+    rule, too. `read` may name files and folders; of folders, all beneath. `devices` may be opened for both.
+    What is open already, or mapped, stays so (confine.close_inherited). Looking a name up, stat and readlink
+    need no right: that a file is there, and its size, can still be seen. From ABI 9 on (Linux 7.1) no named
+    Unix socket of a server outside can be connected to.
+    """
+    abi = landlock_abi()
     if abi == 0:
         return False
-    rights = _WRITE_V1 | (_FS_REFER if abi >= 2 else 0) | (_FS_TRUNCATE if abi >= 3 else 0)
-    attribute = struct.pack("=Q", rights)
+    handled = _write_rights(abi) | _READ | (_FS_RESOLVE_UNIX if abi >= 9 else 0)
+    return _restrict(abi, handled, write, read, devices)
+
+
+def _write_rights(abi: int) -> int:
+    return _WRITE_V1 | (_FS_REFER if abi >= 2 else 0) | (_FS_TRUNCATE if abi >= 3 else 0)
+
+
+def _restrict(
+    abi: int, handled: int, write: Iterable[Path], read: Iterable[Path], devices: Iterable[Path]
+) -> bool:
+    attribute = struct.pack("=Q", handled)
     if abi >= 6:
         # No rule on networks (the second word): workloads talk to each other and to their data.
-        attribute = struct.pack("=QQQ", rights, 0, _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL)
+        attribute = struct.pack("=QQQ", handled, 0, _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL)
     ruleset = _syscall(
         _SYS_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint32(0)
     )
     try:
-        for path in folders:
-            _allow(ruleset, path, rights)
+        for path in write:
+            _allow(ruleset, path, handled)
+        for path in read:
+            _allow(ruleset, path, handled & _READ)
         for path in devices:
-            _allow(ruleset, path, rights & (_FS_WRITE_FILE | _FS_TRUNCATE))
+            _allow(ruleset, path, handled & (_FS_WRITE_FILE | _FS_TRUNCATE | _FS_READ_FILE))
             if path == OWN_THREADS:
                 # A rule holds for one inode, and procfs makes a new one once nobody holds the old.
                 _kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
@@ -181,6 +222,8 @@ def restrict_writes(folders: Iterable[Path], devices: Iterable[Path]) -> bool:
 def _allow(ruleset: int, path: Path, rights: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= _OF_FILES  # others make the kernel refuse the rule
         rule = struct.pack("=Qi", rights, descriptor)
         _syscall(
             _SYS_LANDLOCK_ADD_RULE,

@@ -25,12 +25,17 @@ needs_landlock = pytest.mark.skipif(linux.landlock_abi() == 0, reason="the kerne
 
 def in_child(work: Callable[[], Any]) -> Any:
     """Fork, run, return what it returned as JSON; the child's changes to itself end with it."""
+    return answering_child(lambda _: work())
+
+
+def answering_child(work: Callable[[int], Any]) -> Any:
+    """As in_child, telling `work` the descriptor through which its answer will go."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            os.write(write_end, json.dumps(work()).encode())
+            os.write(write_end, json.dumps(work(write_end)).encode())
             code = 0
         except BaseException:  # noqa: BLE001  (a forked child must not unwind into pytest)
             traceback.print_exc()

@@ -1,0 +1,173 @@
+"""Namespaces of the trainer's own: a network of one loopback, a root of nothing but what it reads.
+
+Sources: namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2), umount(2), pivot_root(2),
+netdevice(7), include/uapi/linux/{sched,mount,sockios,if}.h; the system call tables of x86-64 and arm64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import platform
+import socket
+import stat
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from glasshouse.runtime.linux import SHM
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_MNT_DETACH = 2
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_MAX_LINKS = 40  # as the kernel's own path walk (MAXSYMLINKS)
+_SKELETON = ".root"
+_STREAMS = ("fd", "stdin", "stdout", "stderr")  # links of /dev into /proc/self
+
+
+def own_namespaces(flags: int) -> bool:
+    """Put this process into new namespaces; where it may not, into a user namespace of its own first.
+
+    A user namespace can be had without privilege where the machine allows it. Access to files stays as it
+    was: the kernel goes by the user outside. Inside, that user may have no number: who is not dumpable does
+    not own its /proc/self/uid_map, so an ordinary user who is hardened is seen as 65534 from then on.
+    """
+    if _libc.unshare(ctypes.c_int(flags)) == 0:
+        return True
+    user, group = os.geteuid(), os.getegid()
+    if _libc.unshare(ctypes.c_int(CLONE_NEWUSER | flags)) != 0:
+        return False
+    with contextlib.suppress(OSError):
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+    return True
+
+
+def loopback_up() -> bool:
+    """Bring this network namespace's own loopback up; whether it is."""
+    request = struct.pack("16sh22x", b"lo", _IFF_UP)  # struct ifreq
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
+    except OSError:
+        return False
+    return True
+
+
+def _mount(source: Path | str, target: Path, flags: int) -> None:
+    if _libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def private_root(scratch: Path, visible: Iterable[Path]) -> bool:
+    """Give this process and its children a root that holds `visible` alone, and `scratch` as /dev/shm.
+
+    So no named Unix socket of a server outside can be reached, which Landlock does not see before Linux 7.1:
+    one lies beneath a visible folder, or nowhere. Those there now are covered. `scratch` stays where it was
+    besides, unless that is in /dev/shm. The root itself is a folder in it. Symbolic links on the way to what
+    is visible are made again.
+
+    False where it is refused; nothing is then mounted. Needs one thread. OSError where it cannot be undone.
+    """
+    number = _SYS_PIVOT_ROOT.get(platform.machine())
+    if number is None or not SHM.is_dir() or not own_namespaces(CLONE_NEWNS):
+        return False
+    root = scratch / _SKELETON
+    try:
+        _mount("none", Path("/"), _MS_REC | _MS_PRIVATE)
+        root.mkdir(mode=0o755)
+        _mount(root, root, _MS_BIND)
+    except OSError:
+        return False
+    try:
+        _build(root, scratch, visible)
+        os.chdir(root)
+        # Both at one place: the old root lies on the new one, and is taken off (pivot_root(2), NOTES).
+        if _libc.syscall(ctypes.c_long(number), b".", b".") != 0:
+            raise OSError(ctypes.get_errno(), "pivot_root")
+    except OSError:
+        # What is mounted beneath the scratch folder could be written there. Never leave it.
+        os.chdir("/")
+        if _libc.umount2(os.fsencode(root), ctypes.c_int(_MNT_DETACH)) != 0:
+            raise
+        return False
+    if _libc.umount2(b".", ctypes.c_int(_MNT_DETACH)) != 0:
+        raise OSError(ctypes.get_errno(), "the old root stays")
+    os.chdir("/")
+    return True
+
+
+def _build(root: Path, scratch: Path, visible: Iterable[Path]) -> None:
+    sockets = _named_sockets()
+    places = {Path("/dev/shm"): scratch}  # noqa: S108 -- SHM, of the new root
+    for path in sorted(visible):
+        if not path.is_relative_to(scratch):
+            place = _follow(root, path)
+            if not any(place.is_relative_to(above) for above in places):
+                places[place] = place
+    if not scratch.is_relative_to(SHM):
+        places[_follow(root, scratch)] = scratch
+    # A folder before what lies in it, which is then there.
+    for place in sorted(places):
+        source, target = places[place], _in(root, place)
+        if source.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        # The scratch folder without what is mounted in it: this root is.
+        _mount(source, target, _MS_BIND if source == scratch else _MS_BIND | _MS_REC)
+    for name in _STREAMS:
+        link = Path("/dev", name)
+        if link.is_symlink():
+            _in(root, link).symlink_to(link.readlink())
+    for path in sockets:
+        if any(path.is_relative_to(place) for place in places) and not path.is_relative_to(scratch):
+            _mount(Path(os.devnull), _in(root, path), _MS_BIND)
+
+
+def _in(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")
+
+
+def _follow(root: Path, path: Path) -> Path:
+    """Return where `path` leads, and make the symbolic links on its way in `root`."""
+    ahead, at = list(path.parts[1:]), Path("/")
+    for _ in range(_MAX_LINKS):
+        while ahead:
+            here = at / ahead.pop(0)
+            if here.is_symlink():
+                break
+            at = here
+        else:
+            return at
+        leads = here.readlink()
+        if not _in(root, here).is_symlink():
+            _in(root, at).mkdir(parents=True, exist_ok=True)
+            _in(root, here).symlink_to(leads)
+        ahead = [*Path(os.path.normpath(at / leads)).parts[1:], *ahead]
+        at = Path("/")
+    raise OSError(f"{path}: too many symbolic links")
+
+
+def _named_sockets() -> list[Path]:
+    """The named sockets of this network namespace that can be found under their names (proc_pid_net(5))."""
+    found = []
+    for line in Path("/proc/net/unix").read_bytes().splitlines()[1:]:
+        words = line.split(maxsplit=7)
+        if len(words) == 8 and words[7].startswith(b"/"):
+            path = Path(os.fsdecode(words[7]))
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(path.stat().st_mode):
+                    found.append(path.resolve())
+    return found

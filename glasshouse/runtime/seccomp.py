@@ -1,0 +1,211 @@
+"""The system call filter of a private project: no sockets to the outside, and nothing that goes around that.
+
+Sources: seccomp(2), socket(2), unix(7), clone(2); include/uapi/linux/{filter,bpf_common,seccomp,audit}.h;
+arch/x86/entry/syscalls/syscall_64.tbl, and include/uapi/asm-generic/unistd.h for arm64.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import socket
+import struct
+from dataclasses import dataclass
+
+from glasshouse.runtime.linux import PR_SET_NO_NEW_PRIVS, prctl
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_X86_64, _ARM64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
+_X32_BIT = 0x40000000  # __X32_SYSCALL_BIT: the same calls under other numbers
+
+# Name: its number on x86-64 and on arm64.
+_NUMBERS = {
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "connect": (42, 203),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "unshare": (272, 97),
+    "process_vm_readv": (310, 270),
+    "seccomp": (317, 277),
+}
+# What no training needs, and why it is refused (EPERM).
+_REFUSED = {
+    # Opens sockets and connects them past this filter: the ring's requests are no system calls. The files
+    # that it opens are held back by Landlock, which asks who opens, not how.
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    # Other processes' memory and descriptors. Landlock refuses the same to whoever is outside; this holds
+    # where there is no Landlock, and keeps a traced child from being made to do what its tracer may not.
+    "ptrace": (101, 117),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    # Code in the kernel, and what has been used most to attack it.
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241),
+    # Keys of the user outlive the process and are seen by the user's other processes.
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    # Another's namespaces; files by handle, past every path.
+    "setns": (308, 268),
+    "open_by_handle_at": (304, 265),
+    # System V and POSIX queues, semaphores and memory belong to the machine, not to a folder: the one way to
+    # hand data to a process outside that Landlock does not see. POSIX shared memory is files in /dev/shm.
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+}
+
+# CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; NEWTIME is one to unshare alone.
+_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+_CLONE_NEWTIME = 0x80
+
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # BPF_LD|W|ABS ...
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
+# struct seccomp_data: nr, arch, instruction pointer, six arguments of 64 bits (both are little-endian).
+_AT_NUMBER, _AT_ARCH, _AT_ARGUMENTS = 0, 4, 16
+_SOCK_TYPE_MASK = 0xF  # include/linux/net.h: what is left are SOCK_CLOEXEC and SOCK_NONBLOCK
+_NETLINK_ROUTE = 0
+
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
+_Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
+
+
+@dataclass(frozen=True)
+class _Machine:
+    architecture: int
+    column: int  # in the tables of numbers
+
+
+_MACHINES = {"x86_64": _Machine(_X86_64, 0), "aarch64": _Machine(_ARM64, 1)}
+
+
+def program(machine: str, *, own_network: bool, unix_sockets: bool, pid: int) -> list[_Instruction]:
+    """Return the filter's instructions for `machine` ("x86_64" or "aarch64"; KeyError for others).
+
+    `own_network`: the network namespace is empty but for its loopback, so that IPv4, IPv6 and the netlink of
+    routes lead nowhere else. No other family is allowed there either: AF_VSOCK, for one, has no namespaces
+    and leads to the host of a virtual machine. `unix_sockets`: sockets with names may be made, since
+    something else keeps those of servers outside away; otherwise only pairs of streams, which can neither be
+    connected to something else nor name whom they send to. `pid` may read its own memory
+    by process_vm_readv.
+    """
+    one = _MACHINES[machine]
+
+    def number(name: str) -> int:
+        return (_REFUSED | _NUMBERS)[name][one.column]
+
+    refuse = _error(errno.EPERM)
+    made = [
+        (_LOAD, 0, 0, _AT_ARCH),
+        (_EQUAL, 1, 0, one.architecture),
+        refuse,
+        (_LOAD, 0, 0, _AT_NUMBER),
+    ]
+    if machine == "x86_64":
+        made += [(_AT_LEAST, 0, 1, _X32_BIT), refuse]
+    for name in _REFUSED:
+        made += [(_EQUAL, 0, 1, number(name)), refuse]
+    if not own_network and not unix_sockets:
+        made += [(_EQUAL, 0, 1, number("connect")), _error(errno.EACCES)]
+    # Its flags lie in memory, where a filter cannot see them; C libraries take clone() for it then.
+    made += [(_EQUAL, 0, 1, number("clone3")), _error(errno.ENOSYS)]
+    for name, flags in (("clone", _NAMESPACES), ("unshare", _NAMESPACES | _CLONE_NEWTIME)):
+        made += _of(number(name), [_argument(0), (_ANY_BIT, 0, 1, flags), refuse, _allow()])
+    made += _of(number("process_vm_readv"), [_argument(0), (_EQUAL, 0, 1, pid), _allow(), refuse])
+    made += _of(number("socket"), _families(own_network, unix_sockets))
+    made += _of(number("socketpair"), _pairs(unix_sockets))
+    return [*made, _allow()]
+
+
+def _allow() -> _Instruction:
+    return (_RETURN, 0, 0, _ALLOW)
+
+
+def _error(code: int) -> _Instruction:
+    return (_RETURN, 0, 0, _ERRNO | code)
+
+
+def _argument(index: int) -> _Instruction:
+    """Load an argument's low 32 bits: every one that is looked at is an int to the kernel."""
+    return (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * index)
+
+
+def _of(number: int, block: list[_Instruction]) -> list[_Instruction]:
+    """Run the block, which ends in a return on every path, for one system call."""
+    return [(_EQUAL, 0, len(block), number), *block]
+
+
+def _families(own_network: bool, unix_sockets: bool) -> list[_Instruction]:
+    allowed = [int(socket.AF_UNIX)] if unix_sockets else []
+    if own_network:
+        allowed += [int(socket.AF_INET), int(socket.AF_INET6)]
+    made = [_argument(0)]
+    for family in allowed:
+        made += [(_EQUAL, 0, 1, family), _allow()]
+    if own_network:
+        # How getifaddrs(3) lists interfaces; other netlink protocols are not all of one namespace.
+        made += [
+            (_EQUAL, 0, 3, int(socket.AF_NETLINK)),
+            _argument(2),
+            (_EQUAL, 0, 1, _NETLINK_ROUTE),
+            _allow(),
+        ]
+    return [*made, _error(errno.EACCES)]
+
+
+def _pairs(unix_sockets: bool) -> list[_Instruction]:
+    made = [_argument(0), (_EQUAL, 1, 0, int(socket.AF_UNIX)), _error(errno.EACCES)]
+    if not unix_sockets:
+        # A datagram socket can name a receiver at every send, a connected one, too.
+        made += [_argument(1), (_AND, 0, 0, _SOCK_TYPE_MASK)]
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+            made += [(_EQUAL, 0, 1, int(kind)), _allow()]
+        return [*made, _error(errno.EACCES)]
+    return [*made, _allow()]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))  # struct sock_fprog
+
+
+def refuse_calls(*, own_network: bool, unix_sockets: bool) -> bool:
+    """Put the filter on this process, all its threads and its later children, for good.
+
+    False where the kernel or the machine has no such filter; then nothing changed but no_new_privs.
+    """
+    machine = platform.machine()
+    if machine not in _MACHINES:
+        return False
+    made = program(machine, own_network=own_network, unix_sockets=unix_sockets, pid=os.getpid())
+    packed = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in made))
+    whole = _Program(len(made), ctypes.addressof(packed))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    return (
+        int(
+            _libc.syscall(
+                ctypes.c_long(_NUMBERS["seccomp"][_MACHINES[machine].column]),
+                ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
+                ctypes.c_uint(_SECCOMP_FILTER_FLAG_TSYNC),
+                ctypes.byref(whole),
+            )
+        )
+        == 0
+    )
