@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import paramiko
 
@@ -87,6 +88,13 @@ def _bound(channel: paramiko.Channel) -> None:
         setattr(channel, name, inflow)
         if channel.closed:  # it may have closed the former one
             inflow.close()
+
+
+def receive_into(channel: paramiko.Channel, view: memoryview) -> int:
+    """Fill `view` with what comes, and return how many bytes did: fewer at the end, or after the time-out."""
+    inflow: Any = channel.in_buffer
+    inflow.read_into(view)
+    return len(channel.recv(view.nbytes))
 
 
 def _close(channel: paramiko.Channel) -> None:

@@ -28,7 +28,7 @@ import paramiko
 from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.remote import receive_script, send_script
-from glasshouse.remote.channel import disk_full, session
+from glasshouse.remote.channel import disk_full, receive_into, session
 from glasshouse.remote.connection import Link
 
 if TYPE_CHECKING:
@@ -268,12 +268,15 @@ def receive_file(
                 file.truncate()
                 hasher, resumed = new(), 0
 
-            def keep(piece: bytes) -> None:
+            def keep(piece: memoryview) -> None:
                 file.write(piece)
                 hasher.update(piece)
 
+            # One fills while the other is kept.
+            views = [memoryview(bytearray(_READ)) for _ in range(2)]
             keeping: Future[None] | None = None
-            while done < size and (piece := _gather(channel, min(_READ, size - done))):
+            while done < size and (piece := _gather(channel, views[0][: size - done])):
+                views.reverse()
                 done += len(piece)
                 if keeping is not None:
                     keeping.result()
@@ -282,7 +285,7 @@ def receive_file(
                     progress(done, size)
             if keeping is not None:
                 keeping.result()
-            digest = _gather(channel, 64).decode("ascii", "replace") if sha256 is None else sha256
+            digest = sha256 or bytes(_gather(channel, memoryview(bytearray(64)))).decode("ascii", "replace")
             if done < size or len(digest) < 64:
                 raise _short(channel, path, part)
     if hasher.hexdigest() != digest:
@@ -343,14 +346,13 @@ def _line(channel: paramiko.Channel, patience: float) -> bytes:
     return line
 
 
-def _gather(channel: paramiko.Channel, size: int) -> bytes:
-    """Read `size` bytes, or fewer at the end of the output."""
-    pieces, left, until = [], size, math.inf
-    while left and (piece := channel.recv(left)):
-        pieces.append(piece)
-        left -= len(piece)
+def _gather(channel: paramiko.Channel, view: memoryview) -> memoryview:
+    """Fill `view`, and return what of it was filled: less at the end of the output."""
+    done, until = 0, math.inf
+    while done < view.nbytes and (count := receive_into(channel, view[done:])):
+        done += count
         now = time.monotonic()
-        until = min(until, now + _patience(size))  # from its first byte, for which the channel has a time-out
-        if left and now > until:
+        until = min(until, now + _patience(view.nbytes))  # the channel has a time-out for the first byte
+        if done < view.nbytes and now > until:
             raise TimeoutError("the pod gives next to nothing")
-    return b"".join(pieces)
+    return view[:done]
