@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,9 @@ from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
 from glasshouse.records.keys import owner_key
 from glasshouse.runtime.harness import safetensors_layout
-from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.grant import KemKey
-from glasshouse.sealing.layout import TensorSpec
-from glasshouse.sealing.outputs import open_outputs
+from glasshouse.sealing.layout import SealedObject, TensorSpec
+from glasshouse.sealing.unpacking import unpack_outputs
 
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
 
@@ -65,18 +66,8 @@ def run(args: argparse.Namespace) -> int:
     key = owner_key()
     opened: list[dict[str, Any]] = []
     for item in sealed:
-        with _package(item, key) as package, writing("to", target):
-            target.mkdir(parents=True, exist_ok=True, mode=0o700)
-            prefix = f"{item.leg}-{item.launch}"
-            if package.tensors:
-                path = target / f"{prefix}.safetensors"
-                _write_safetensors(path, package.tensors)
-                opened.append(_said(item, path))
-            for name, data in package.files.items():
-                # A name from inside the container chooses no folder here.
-                path = target / f"{prefix}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}"
-                _write(path, [data])
-                opened.append(_said(item, path))
+        with writing("to", target):
+            opened += [_said(item, path) for path in _unpacked(item, key, target)]
     if args.json:
         emit({"ok": True, "files": opened})
     else:
@@ -88,18 +79,60 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _package(item: Sealed, key: KemKey) -> OpenedPackage:
-    """Open one sealed file; another owner's is said in words."""
-    try:
-        return open_outputs(item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256)
-    except SealError as error:
-        if Code.GRANT_UNWRAP_FAILED not in error.codes:
-            raise
-        raise SealError(
-            f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
-            codes=error.codes,
-            remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
-        ) from error
+def _unpacked(item: Sealed, key: KemKey, target: Path) -> list[Path]:
+    """Open one sealed file into `target`; the files that it made. Another owner's is said in words.
+
+    They are private, and have their names only once all of them are known to be right.
+    """
+    prefix = f"{item.leg}-{item.launch}"
+    made: list[tuple[Path, Path]] = []
+    with ExitStack() as until:
+
+        def create(name: str) -> int:
+            path = target / f"{prefix}{name}"
+            partial = path.with_name(f".{path.name}.{len(made)}.partial")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(partial, flags, 0o600)
+            until.callback(partial.unlink, missing_ok=True)
+            until.callback(os.close, descriptor)
+            made.append((partial, path))
+            return descriptor
+
+        def places(objects: Sequence[SealedObject], specs: Sequence[TensorSpec]) -> list[tuple[int, int]]:
+            target.mkdir(parents=True, exist_ok=True, mode=0o700)
+            tensors = _safetensors(create(".safetensors"), specs) if specs else {}
+            # A name from inside the container chooses no folder here.
+            return [
+                tensors[found.name]
+                if found.kind == "tensor"
+                else (create(f"-{re.sub(r'[^A-Za-z0-9._-]', '_', found.name)}"), 0)
+                for found in objects
+            ]
+
+        try:
+            unpack_outputs(
+                item.path, key, places, context=item.context, plaintext_sha256=item.plaintext_sha256
+            )
+        except SealError as error:
+            if Code.GRANT_UNWRAP_FAILED not in error.codes:
+                raise
+            raise SealError(
+                f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
+                codes=error.codes,
+                remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
+            ) from error
+        for partial, path in made:
+            partial.replace(path)
+    return [path for _, path in made]
+
+
+def _safetensors(descriptor: int, specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
+    """Begin the file whose SHA-256 is the leg's `outputSha256`; where in it each tensor goes."""
+    described = {spec.name: (spec.dtype, spec.shape, spec.nbytes) for spec in specs}
+    head, order = safetensors_layout(described)
+    os.pwrite(descriptor, head, 0)
+    starts = accumulate((described[name][2] for name in order), initial=len(head))
+    return {name: (descriptor, start) for name, start in zip(order, starts, strict=False)}
 
 
 def find_sealed(folder: Path) -> Iterator[Sealed]:
@@ -150,22 +183,3 @@ def _said(item: Sealed, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "matchesEvents": item.plaintext_sha256 is not None,
     }
-
-
-def _write_safetensors(path: Path, tensors: Mapping[str, tuple[TensorSpec, memoryview]]) -> None:
-    """Write the file whose SHA-256 is the leg's `outputSha256`."""
-    described = {name: (spec.dtype, spec.shape, data.nbytes) for name, (spec, data) in tensors.items()}
-    head, order = safetensors_layout(described)
-    _write(path, [head, *(tensors[name][1] for name in order)])
-
-
-def _write(path: Path, parts: list[bytes | memoryview]) -> None:
-    """Write a private file; what was there is replaced."""
-    temporary = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
-    with os.fdopen(descriptor, "wb") as file:
-        for part in parts:
-            file.write(part)
-    temporary.replace(path)

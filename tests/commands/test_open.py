@@ -55,3 +55,16 @@ def test_open_refuses_outputs_that_the_events_do_not_name(some_run: Path, call: 
     code, _, err = call("open", "20260102")
     assert code == 1
     assert "manifest-hash-mismatch" in err
+
+
+def test_open_leaves_nothing_of_outputs_that_were_altered(some_run: Path, call: Call) -> None:
+    sealed = next((some_run / "outputs").glob("*-outputs.sealed"))
+    data = bytearray(sealed.read_bytes())
+    data[-1] ^= 1
+    sealed.write_bytes(data)
+    code, _, err = call("open", "20260102", "--to", "adapters")
+    assert code == 1
+    assert "chunk-authentication-failed" in err
+    assert not list(Path("adapters").glob("*outputs*"))
+    assert not list(Path("adapters").glob("*.safetensors"))
+    assert not list(Path("adapters").glob(".*"))
