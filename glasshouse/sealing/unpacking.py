@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from glasshouse.sealing.grant import KemKey
 
+_WRITE = 1 << 17  # bytes at once: see remote/transfer.py
+
 # Asked once, with every object and the specs of those that are tensors, in their order: where each goes, as
 # an open descriptor and the position of its first byte there.
 Places = Callable[[Sequence[SealedObject], Sequence[TensorSpec]], Sequence[tuple[int, int]]]
@@ -137,5 +139,5 @@ def _ciphertext(sealed: memoryview, table: Table, index: int, chunk: int) -> mem
 
 def _write(descriptor: int, data: memoryview, position: int) -> None:
     while data:
-        count = os.pwrite(descriptor, data, position)
+        count = os.pwrite(descriptor, data[:_WRITE], position)
         data, position = data[count:], position + count
