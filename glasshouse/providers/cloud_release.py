@@ -269,13 +269,14 @@ class Release:
             unnamed = frozenset(machine.id for machine in listed if _nameless(machine))
             self._creates = replace(self._creates, before=Before(self._began, unnamed))
         assert self._creates.before is not None
+        before_at = self._creates.before.at
         if words := stranger(listed, self._name, self._creates):
             found.fails(words)
             self._creates = replace(self._creates, strange_at=self._clock.now())
         unseen = self._absent_since or self._creates.unsettled(self._began)
         nothing = self._others and not {each.id for each in listed} - self._creates.ids
-        if unseen and nothing and self._clock.now() < self._creates.before.at + EMPTIED_SEC:
-            left = round((self._creates.before.at + EMPTIED_SEC - self._clock.now()) / 3600)
+        if unseen and nothing and self._clock.now() < before_at + EMPTIED_SEC:
+            left = round((before_at + EMPTIED_SEC - self._clock.now()) / 3600)
             found.fails(
                 f"{EMPTIED}; once it shows another machine, or in {left} h, `glasshouse reap` can tell"
             )
