@@ -254,8 +254,8 @@ def receive_file(
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
         new = receive_script.digest_of_upload if sha256 is None else hashlib.sha256
         hasher = new()
-        while piece := file.read(_READ):
-            hasher.update(piece)
+        while before := file.read(_READ):
+            hasher.update(before)
         resumed = file.tell()
         script = Path(send_script.__file__).read_text(encoding="utf-8")
         argv = [python, "-I", "-S", "-c", script, path, str(resumed), str(max_bytes), f"{sha256 is None:d}"]
@@ -289,7 +289,9 @@ def receive_file(
                     progress(done, size)
             if keeping is not None:
                 keeping.result()
-            digest = sha256 or bytes(_gather(channel, memoryview(bytearray(64)))).decode("ascii", "replace")
+            digest = sha256
+            if digest is None:
+                digest = bytes(_gather(channel, memoryview(bytearray(64)))).decode("ascii", "replace")
             if done < size or len(digest) < 64:
                 raise _short(channel, path, part)
     if hasher.hexdigest() != digest:
