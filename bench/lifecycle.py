@@ -2,7 +2,7 @@
 
     python bench/lifecycle.py              # 5 legs of model=mlp, then 3 of 256 MiB: about three minutes
     python bench/lifecycle.py --legs 9 --json
-    python bench/lifecycle.py --legs 0 --large-legs 0 --huge-legs 1      # 2 GiB: needs 16 GiB of memory
+    python bench/lifecycle.py --legs 0 --large-legs 0 --huge-legs 1      # 2 GiB: ran in 24 GiB of memory
 
 Each leg is a run of its own, `order=protected-only` on provider=local, as anyone would start it; the seconds
 of each step are those that its record states as fixedCostSec. What the custodian holds at its peak (anonymous
