@@ -2,6 +2,7 @@
 
     python bench/lifecycle.py              # 5 legs of model=mlp, then 3 of 256 MiB: about three minutes
     python bench/lifecycle.py --legs 9 --json
+    python bench/lifecycle.py --legs 0 --large-legs 0 --huge-legs 1      # 2 GiB: ran in 24 GiB of memory
 
 Each leg is a run of its own, `order=protected-only` on provider=local, as anyone would start it; the seconds
 of each step are those that its record states as fixedCostSec. What the custodian holds at its peak (anonymous
@@ -9,6 +10,10 @@ memory, the sealed file not counted) is what its signed `unsealed` event says, l
 
 The medians are kept in this machine's state folder, in the place of earlier ones: `glasshouse plan` says from
 them what a payload is expected to cost.
+
+Behind each leg its sealed outputs are opened by `glasshouse open`, as a person would (start of Python, key,
+every digest, the safetensors file), and copied by `cp`, in turn, both from the page cache and without waiting
+for the disk: openSec and cpSec, medians over the legs.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,6 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["order=protected-only", "duration=1", "measure=quick", "measure.warmup_sec=0.2"]
 # Two matrices of 8192 x 4096 float32 and little else: 256 MiB.
 LARGE = ["model.inputs=4096", "model.hidden=8192", "model.classes=4096", "model.layers=1", "model.batch=8"]
+# Two of 16384 x 16384: 2 GiB.
+HUGE = ["model.inputs=16384", "model.hidden=16384", "model.classes=16384", "model.layers=1", "model.batch=8"]
+OPENED = 3  # times that each leg's outputs are opened and copied
 
 
 def main() -> None:
@@ -42,12 +51,18 @@ def main() -> None:
     )
     parser.add_argument("--legs", type=int, default=5, help="legs with the small package")
     parser.add_argument("--large-legs", type=int, default=3, help="legs with the package of 256 MiB")
+    parser.add_argument("--huge-legs", type=int, default=0, help="legs with the package of 2 GiB")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = {
-            "model=mlp": measure(Path(folder), options.legs, []),
-            "256 MiB": measure(Path(folder), options.large_legs, LARGE),
+            name: measure(Path(folder), legs, words)
+            for name, legs, words in (
+                ("model=mlp", options.legs, []),
+                ("256 MiB", options.large_legs, LARGE),
+                ("2 GiB", options.huge_legs, HUGE),
+            )
+            if legs
         }
     load = round(os.getloadavg()[0], 1)
     print(json.dumps({"loadAverage": load, "packages": report}, indent=1) if options.json else table(report))
@@ -78,7 +93,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
         )
         (record,) = json.loads(done.stdout)["runs"]
         assert record["status"] == "verified", record
-        launches.append(record["figures"]["fixedCostSec"])
+        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder))
         bundle = Path(record["folder"]) / "bundle"
         lines = (bundle / "legs/s000-protected/events.jsonl").read_bytes().splitlines()
         unsealed = next(event["body"] for event in map(json.loads, lines) if event["type"] == "unsealed")
@@ -95,7 +110,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
                 "lowest": round(min(found), 3),
                 "highest": round(max(found), 3),
             }
-            for step in (*STEPS, "totalSec")
+            for step in (*STEPS, "totalSec", "openSec", "cpSec")
             if (found := [launch[step] for launch in launches if step in launch])
         },
     }
@@ -113,6 +128,30 @@ def figures(report: dict[str, Any], now: float) -> Figures:
     ]
     growing = sorted(sizes, key=lambda each: each.payload_bytes)
     return Figures(format=FORMAT, measured_at=now, sizes=tuple(growing))
+
+
+def opened(run: Path, folder: Path) -> dict[str, float]:
+    """Median seconds in which the run's sealed outputs are opened, and in which they are copied."""
+    ways = {
+        "openSec": [sys.executable, "-m", "glasshouse", "open", run, "--to", folder / "opened", "--json"],
+        "cpSec": ["cp", *(run / "outputs").iterdir(), folder / "opened"],
+    }
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(OPENED):
+        for way in ways if number % 2 else reversed(ways):
+            (folder / "opened").mkdir()
+            began = time.perf_counter()
+            subprocess.run(
+                ways[way],
+                cwd=ROOT,
+                env=os.environ | {"GLASSHOUSE_HOME": str(folder / "home")},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            took[way].append(time.perf_counter() - began)
+            shutil.rmtree(folder / "opened")
+    shutil.rmtree(run / "outputs")
+    return {way: statistics.median(times) for way, times in took.items()}
 
 
 def table(report: dict[str, Any]) -> str:

@@ -4,8 +4,7 @@
   glasshouse open 20260101-120000-abcdef --to adapters
 
 Needs the owner's key, which is made at the first run and never leaves its folder. What is opened is
-held against the digests in the leg's signed events. Tensors are written as safetensors files; a
-folder's files as they were, below a folder of their own for each launch, where no other file is replaced.
+held against the digests in the leg's signed events. Tensors are written as safetensors files.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from glasshouse.records.keys import owner_key
 from glasshouse.runtime.harness import safetensors_layout
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.grant import KemKey
-from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.layout import SealedObject, TensorSpec
 from glasshouse.sealing.memory import give_back
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.sealing.tree import INDEX_NAME, write_tree
 from glasshouse.sealing.tree_index import PIECE_PREFIX, Skipped
+from glasshouse.sealing.unpacking import unpack_outputs
 
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
 
@@ -69,34 +71,49 @@ def run(args: argparse.Namespace) -> int:
     key = owner_key()
     opened: list[dict[str, Any]] = []
     for item in sealed:
-        with _package(item, key) as package, writing("to", target):
-            target.mkdir(parents=True, exist_ok=True, mode=0o700)
-            prefix = f"{item.leg}-{item.launch}"
-            files, tensors = dict(package.files), package.tensors
-            if (index := files.pop(INDEX_NAME, None)) is not None:
-                opened.append(_write_tree(item, index, package, target / prefix))
-                tensors = {name: own for name, own in tensors.items() if not name.startswith(PIECE_PREFIX)}
-            if tensors:
-                path = target / f"{prefix}.safetensors"
-                _write_safetensors(path, tensors)
-                opened.append(_said(item, path))
-            for name, data in files.items():
-                # A name from inside the container chooses no folder here.
-                path = target / f"{prefix}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}"
-                _write(path, [data])
-                opened.append(_said(item, path))
+        with writing("to", target):
+            try:
+                opened += [_said(item, path) for path in _unpacked(item, key, target)]
+            except _FolderError:
+                opened += _opened_folder(item, key, target)
     complete = not any(item.get("unwritten") for item in opened)
     if args.json:
         emit({"ok": complete, "files": opened})
     else:
         rows = [
-            [item["leg"], item["launch"], item["bytes"], item["matchesEvents"], item["path"]]
+            [item["leg"], item["launch"], item["bytes"], _matches(item["matchesEvents"]), item["path"]]
             for item in opened
         ]
         say(table(["leg", "launch", "bytes", "matches events", "file"], rows))
         for said in opened:
             _say_tree(said)
     return 0 if complete else 1
+
+
+class _FolderError(Exception):
+    """What is sealed is a folder, whose files are written by other rules."""
+
+
+def _opened_folder(item: Sealed, key: KemKey, target: Path) -> list[dict[str, Any]]:
+    """Write a sealed folder, and what lies beside it in the same file; return what is said of them."""
+    opened = []
+    with _package(item, key) as package:
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prefix = f"{item.leg}-{item.launch}"
+        files, tensors = dict(package.files), package.tensors
+        index = files.pop(INDEX_NAME)
+        opened.append(_write_tree(item, index, package, target / prefix))
+        tensors = {name: own for name, own in tensors.items() if not name.startswith(PIECE_PREFIX)}
+        if tensors:
+            path = target / f"{prefix}.safetensors"
+            _write_safetensors(path, tensors)
+            opened.append(_said(item, path))
+        for name, data in files.items():
+            # A name from inside the container chooses no folder here.
+            path = target / f"{prefix}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}"
+            _write(path, [data])
+            opened.append(_said(item, path))
+    return opened
 
 
 def _package(item: Sealed, key: KemKey) -> OpenedPackage:
@@ -111,6 +128,64 @@ def _package(item: Sealed, key: KemKey) -> OpenedPackage:
             codes=error.codes,
             remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
         ) from error
+
+
+def _unpacked(item: Sealed, key: KemKey, target: Path) -> list[Path]:
+    """Open one sealed file into `target`; the files that it made. Another owner's is said in words.
+
+    They are private, and have their names only once all of them are known to be right.
+    """
+    prefix = f"{item.leg}-{item.launch}"
+    made: list[tuple[Path, Path]] = []
+    with ExitStack() as until:
+
+        def create(name: str) -> int:
+            path = target / f"{prefix}{name}"
+            partial = path.with_name(f".{path.name}.{len(made)}.partial")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(partial, flags, 0o600)
+            until.callback(partial.unlink, missing_ok=True)
+            until.callback(os.close, descriptor)
+            made.append((partial, path))
+            return descriptor
+
+        def places(objects: Sequence[SealedObject], specs: Sequence[TensorSpec]) -> list[tuple[int, int]]:
+            if any(found.kind != "tensor" and found.name == INDEX_NAME for found in objects):
+                raise _FolderError
+            target.mkdir(parents=True, exist_ok=True, mode=0o700)
+            tensors = _safetensors(create(".safetensors"), specs) if specs else {}
+            # A name from inside the container chooses no folder here.
+            return [
+                tensors[found.name]
+                if found.kind == "tensor"
+                else (create(f"-{re.sub(r'[^A-Za-z0-9._-]', '_', found.name)}"), 0)
+                for found in objects
+            ]
+
+        try:
+            unpack_outputs(
+                item.path, key, places, context=item.context, plaintext_sha256=item.plaintext_sha256
+            )
+        except SealError as error:
+            if Code.GRANT_UNWRAP_FAILED not in error.codes:
+                raise
+            raise SealError(
+                f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
+                codes=error.codes,
+                remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
+            ) from error
+        for partial, path in made:
+            partial.replace(path)
+    return [path for _, path in made]
+
+
+def _safetensors(descriptor: int, specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
+    """Begin the file whose SHA-256 is the leg's `outputSha256`; where in it each tensor goes."""
+    described = {spec.name: (spec.dtype, spec.shape, spec.nbytes) for spec in specs}
+    head, order = safetensors_layout(described)
+    os.pwrite(descriptor, head, 0)
+    starts = accumulate((described[name][2] for name in order), initial=len(head))
+    return {name: (descriptor, start) for name, start in zip(order, starts, strict=False)}
 
 
 def find_sealed(folder: Path) -> Iterator[Sealed]:
@@ -159,8 +234,13 @@ def _said(item: Sealed, path: Path, nbytes: int | None = None) -> dict[str, Any]
         "leg": item.leg,
         "launch": item.launch,
         "bytes": path.stat().st_size if nbytes is None else nbytes,
-        "matchesEvents": item.plaintext_sha256 is not None,
+        # A log is named by no event: nothing to match.
+        "matchesEvents": True if item.plaintext_sha256 is not None else None,
     }
+
+
+def _matches(said: bool | None) -> str:
+    return "-" if said is None else "yes" if said else "NO"
 
 
 def _write_tree(item: Sealed, index: memoryview, package: OpenedPackage, place: Path) -> dict[str, Any]:
@@ -193,7 +273,7 @@ def _write_tree(item: Sealed, index: memoryview, package: OpenedPackage, place: 
     doubtful = {*found.changed, *found.files_in(package.mismatched)}
     said = _said(item, place, found.nbytes)
     return said | {
-        "matchesEvents": said["matchesEvents"] and not package.mismatched,
+        "matchesEvents": None if said["matchesEvents"] is None else not package.mismatched,
         "files": len(found.files),
         "skipped": [item._asdict() for item in found.skipped],
         "skippedCount": found.skipped_count,

@@ -17,7 +17,7 @@ from glasshouse.lifecycle.setup import Ready
 from glasshouse.schema import Ended, Exchange, Result
 
 MAX_OUTPUT_BYTES = 64 << 30
-SEALED_OUTPUTS = ("outputs.sealed", "log.sealed")
+MAX_LOG_BYTES = 1 << 30  # a raw leg's is what its workload printed; a sealed one's holds a few MiB
 
 
 def exchange(live: LiveRun, ready: Ready, leg: Leg) -> Exchange | None:
@@ -55,19 +55,25 @@ def trained(events: Path) -> Result:
 
 def fetch_outputs(live: LiveRun, ready: Ready, leg: Leg) -> None:
     """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""
-    written = _sealed_outputs(live.folder.parts / leg.file("events.jsonl"))
-    for name in SEALED_OUTPUTS:
-        _fetch(live, ready, leg, name, name, sha256=written if name == "outputs.sealed" else None)
+    digest, size = sealed_outputs(live.folder.parts / leg.file("events.jsonl"))
+    _fetch(live, ready, leg, "outputs.sealed", "outputs.sealed", max_bytes=size, sha256=digest)
+    _fetch(live, ready, leg, "log.sealed", "log.sealed")
 
 
-def _sealed_outputs(events: Path) -> str | None:
-    """SHA-256 (64 hex) of the sealed outputs, as the leg signed it in its checked events."""
+def sealed_outputs(events: Path) -> tuple[str | None, int]:
+    """SHA-256 (64 hex) and bytes of the sealed outputs, as the leg signed them in its checked events.
+
+    Where it did not: None, and the most that any outputs may have.
+    """
     for line in events.read_bytes().splitlines():
         event = parse_json(line)
         if event["type"] == "sealed-outputs":
-            digest = event["body"].get("ciphertextSha256")
-            return digest if isinstance(digest, str) and len(digest) == 64 else None
-    return None
+            digest, size = event["body"].get("ciphertextSha256"), event["body"].get("bytes")
+            return (
+                digest if isinstance(digest, str) and len(digest) == 64 else None,
+                size if type(size) is int and 0 <= size <= MAX_OUTPUT_BYTES else MAX_OUTPUT_BYTES,
+            )
+    return None, MAX_OUTPUT_BYTES
 
 
 def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
@@ -86,7 +92,14 @@ def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
 
 
 def _fetch(
-    live: LiveRun, ready: Ready, leg: Leg, name: str, as_name: str, *, sha256: str | None = None
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    name: str,
+    as_name: str,
+    *,
+    max_bytes: int = MAX_LOG_BYTES,
+    sha256: str | None = None,
 ) -> Path | None:
     """Bring one file of the leg home, beside the bundle; None where there is none."""
     source = f"{leg.pod_folder}/{name}"
@@ -95,5 +108,5 @@ def _fetch(
     live.folder.outputs.mkdir(exist_ok=True)
     place = live.folder.outputs / f"{leg.id}-{leg.launch}-{as_name}"
     meter = Meter("fetching", live.screen.progress)
-    ready.pod.fetch_file(source, place, max_bytes=MAX_OUTPUT_BYTES, sha256=sha256, progress=meter)
+    ready.pod.fetch_file(source, place, max_bytes=max_bytes, sha256=sha256, progress=meter)
     return place

@@ -39,6 +39,7 @@ from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.package import Payload
 
 UPLOAD = RetryPolicy(tries=4)
+UPLOAD_GAIN = 1 << 20  # bytes that a try must bring, or it counts as one that brought nothing
 
 
 @dataclass
@@ -175,7 +176,8 @@ def _key_broker(live: LiveRun) -> Iterator[tuple[Broker | RemoteBroker, int]]:
 def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
     """Send the sealed package; where the connection dies on the way, go on from what arrived.
 
-    It gives up only after tries that brought nothing there. No digest is compared: the package's reader
+    It gives up only after tries that brought next to nothing there: a pod that takes one byte a try is not
+    served for ever. No digest is compared: the package's reader
     authenticates every chunk of it, and its length.
     """
     meter = Meter("uploading", screen.progress)
@@ -190,7 +192,7 @@ def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
 
         def progress(done: int, total: int) -> None:
             nonlocal begun, arrived, fruitful
-            if not begun and done > arrived:
+            if not begun and done >= arrived + UPLOAD_GAIN:
                 arrived, fruitful = done, fruitful + 1
             begun = True
             meter(done, total)

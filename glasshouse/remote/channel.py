@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import paramiko
 
 from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
-from glasshouse.remote.connection import Link
+from glasshouse.remote.connection import RECEIVE_PACKET, RECEIVE_WINDOW, Link
+from glasshouse.remote.inflow import Inflow
 
 PIECE = 1 << 17  # bytes handed to the channel at once; it splits them to the packet size of the far side
 
@@ -64,6 +66,7 @@ def session(link: Link, argv: Sequence[str], timeout: float) -> Iterator[paramik
     channel = None
     try:
         channel = link.transport.open_session(timeout=timeout)
+        _bound(channel)
         with link.watchdog.answer_owed(timeout):
             channel.exec_command(line.encode("utf-8", "surrogateescape"))
         yield channel
@@ -76,6 +79,22 @@ def session(link: Link, argv: Sequence[str], timeout: float) -> Iterator[paramik
     finally:
         if channel is not None:
             _close(channel)
+
+
+def _bound(channel: paramiko.Channel) -> None:
+    """Give a new channel buffers that hold what its window allows, and end the connection past that."""
+    for name in ("in_buffer", "in_stderr_buffer"):
+        inflow = Inflow(RECEIVE_WINDOW + RECEIVE_PACKET)
+        setattr(channel, name, inflow)
+        if channel.closed:  # it may have closed the former one
+            inflow.close()
+
+
+def receive_into(channel: paramiko.Channel, view: memoryview) -> int:
+    """Fill `view` with what comes, and return how many bytes did: fewer at the end, or after the time-out."""
+    inflow: Any = channel.in_buffer
+    inflow.read_into(view)
+    return len(channel.recv(view.nbytes))
 
 
 def _close(channel: paramiko.Channel) -> None:
@@ -130,9 +149,10 @@ def run_command(
         while True:
             # Looked at before draining: what came before the end is in the buffer by then.
             ended = channel.eof_received or channel.closed
-            while channel.recv_ready():
+            # The deadline here, too: a pod that writes as fast as we read would never let us out.
+            while channel.recv_ready() and time.monotonic() < deadline:
                 out.add(channel.recv(1 << 18))
-            while channel.recv_stderr_ready():
+            while channel.recv_stderr_ready() and time.monotonic() < deadline:
                 err.add(channel.recv_stderr(1 << 18))
             if ended:
                 break

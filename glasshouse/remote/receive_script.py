@@ -5,8 +5,8 @@ digest matched too. Conversation, on stdin and stdout: it says `<bytes already t
 sender answers `a` (append after those) or `r` (from the start), sends the bytes and, where CHECKED is `1`,
 the digest of all of them in hex; it says `done`.
 
-Exit 3: the sender went away, the part is kept. Exit 4: damaged, the part is removed. Exit 5: the machine
-refused, with the reason on stderr. Standard library only.
+Exit 3: the sender went away, the part is kept. Exit 4: damaged, or what lies there has another length by now,
+and the part is removed. Exit 5: the machine refused, with the reason on stderr. Standard library only.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def receive(path: Path, size: int, mode: int, *, checked: bool) -> int:
             return 3
         if checked:
             hasher.update(view[:count])
+        if os.fstat(descriptor).st_size != have:  # cut off meanwhile: what is written now would leave a hole
+            part.unlink(missing_ok=True)
+            return 4
         written = 0
         while written < count:
             written += os.write(descriptor, view[written:count])
@@ -94,7 +97,10 @@ def receive(path: Path, size: int, mode: int, *, checked: bool) -> int:
         digest += piece
     if len(digest) < 64:
         return 3
-    if hasher.hexdigest().encode() != digest:
+    mine, there = os.fstat(descriptor), part.lstat()
+    if not os.path.samestat(mine, there):
+        return 4  # another receiver took its place
+    if mine.st_size != size or hasher.hexdigest().encode() != digest:
         part.unlink()
         return 4
     os.fchmod(descriptor, mode)

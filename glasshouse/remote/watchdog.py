@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import paramiko
 
+READ_AHEAD = 1 << 18  # bytes
+
 
 @dataclass(frozen=True)
 class Timeouts:
@@ -33,15 +35,27 @@ class Timeouts:
 
 
 class HeardSocket(socket.socket):
-    """A socket that remembers when it last received bytes (monotonic seconds)."""
+    """A socket that remembers when it last received bytes (monotonic seconds).
+
+    It takes what there is at once: paramiko asks for 16 bytes, then for the rest of a packet, and each of
+    these would be two calls of the kernel.
+    """
 
     heard: float = 0.0
+    _room: memoryview | None = None
+    _ahead = memoryview(b"")
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Receive and take note of the time."""
-        data = super().recv(bufsize, flags)
-        self.heard = time.monotonic()
-        return data
+        """Receive and take note of the time. For one thread; it may hold bytes that `select` does not see."""
+        if not self._ahead:
+            if self._room is None:
+                self._room = memoryview(bytearray(READ_AHEAD))
+            count = super().recv_into(self._room, 0, flags)
+            self.heard = time.monotonic()
+            self._ahead = self._room[:count]
+        piece = bytes(self._ahead[:bufsize])
+        self._ahead = self._ahead[bufsize:]
+        return piece
 
 
 class Watchdog:

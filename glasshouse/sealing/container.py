@@ -145,7 +145,7 @@ def open_package(
             region-unavailable.
     """
     key = check_key(payload_key)
-    expected = _check_hash(manifest_hash)
+    expected = check_hash(manifest_hash)
     if isinstance(source, Reserved):
         if source.used:
             raise refuse("reserved memory serves once", Code.REGION_UNAVAILABLE, "reserve again")
@@ -201,7 +201,8 @@ def reserve(path: str | Path, *, threads: int | None = None) -> Reserved | None:
     return Reserved(mapped, region)
 
 
-def _check_hash(text: str) -> bytes:
+def check_hash(text: str) -> bytes:
+    """The digest that 64 hex digits name. Raises SealError."""
     try:
         digest = bytes.fromhex(text)
     except (TypeError, ValueError):
@@ -255,6 +256,49 @@ def _open(
     *,
     reserved: mmap.mmap | None,
 ) -> OpenedPackage:
+    # 1 to 4
+    table = read_table(sealed, key, expected)
+    manifest = table.manifest
+    places = list(itertools.accumulate((_aligned(item.nbytes) for item in manifest.objects), initial=0))
+    try:
+        if reserved is not None and len(reserved) >= places[-1]:
+            region = reserved
+            region.resize(region_bytes(places[-1]))  # what was too much goes back
+            allow(region)
+        else:
+            if reserved is not None:
+                reserved.close()
+            region = private_region(places[-1])
+    except (OSError, MemoryError, OverflowError, ValueError, BufferError) as error:
+        raise refuse("no memory for the package", Code.REGION_UNAVAILABLE) from error
+
+    # 5, 6: the objects
+    plain = memoryview(region)
+    opening = _Opening(table.head, expected, key, manifest, table.offsets, places)
+    try:
+        _decrypt(sealed, plain, opening, threads)
+        mismatched = frozenset() if tolerate is None else _verify(plain, opening, threads, tolerate)
+    except BaseException:
+        overwrite(region)
+        raise
+    return _package(plain, opening, region, mismatched)
+
+
+def _nothing(_name: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a container holds and where: its header, its manifest, and each object's first byte in it."""
+
+    head: bytes
+    manifest: Manifest = field(repr=False)
+    offsets: list[int]  # one more than there are objects: the end
+
+
+def read_table(sealed: memoryview, key: memoryview, expected: bytes) -> Table:
+    """Steps 1 to 4 of opening. Raises SealError."""
     # 1: the header, against what we were told
     head = bytes(sealed[:HEADER_BYTES])
     header = Header.parse(head)
@@ -277,33 +321,7 @@ def _open(
         raise refuse("sealed container is shorter than its manifest says", Code.CONTAINER_TRUNCATED)
     if sealed.nbytes > offsets[-1]:
         raise refuse("sealed container is longer than its manifest says", Code.CONTAINER_TRAILING_BYTES)
-    places = list(itertools.accumulate((_aligned(item.nbytes) for item in manifest.objects), initial=0))
-    try:
-        if reserved is not None and len(reserved) >= places[-1]:
-            region = reserved
-            region.resize(region_bytes(places[-1]))  # what was too much goes back
-            allow(region)
-        else:
-            if reserved is not None:
-                reserved.close()
-            region = private_region(places[-1])
-    except (OSError, MemoryError, OverflowError, ValueError, BufferError) as error:
-        raise refuse("no memory for the package", Code.REGION_UNAVAILABLE) from error
-
-    # 5, 6: the objects
-    plain = memoryview(region)
-    opening = _Opening(head, expected, key, manifest, offsets, places)
-    try:
-        _decrypt(sealed, plain, opening, threads)
-        mismatched = frozenset() if tolerate is None else _verify(plain, opening, threads, tolerate)
-    except BaseException:
-        overwrite(region)
-        raise
-    return _package(plain, opening, region, mismatched)
-
-
-def _nothing(_name: str) -> bool:
-    return False
+    return Table(head, manifest, offsets)
 
 
 def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryview) -> Manifest:
@@ -357,14 +375,14 @@ def _decrypt(sealed: memoryview, plain: memoryview, opening: _Opening, threads: 
 
     altered = False
     try:
-        _share(jobs, worker, threads)
+        share(jobs, worker, threads)
     except InvalidTag:
         altered = True
     if altered:  # raised out here so that no traceback keeps a worker's cipher, and with it a key, alive
         raise refuse("a chunk of the sealed container was altered or moved", Code.CHUNK_AUTHENTICATION_FAILED)
 
 
-def _share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: int) -> None:
+def share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: int) -> None:
     """Share `jobs` among threads and join them; the first exception stops the others and is raised."""
     turn = itertools.count()  # its next() is atomic under the GIL: no lock
     stop = threading.Event()

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,6 +147,23 @@ def open_outputs(
         SealError: as `open_package`, and outputs-malformed, context-malformed, grant-unwrap-failed
         (altered, another owner's, or another context).
     """
+    with unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest):
+        return open_package(
+            path,
+            payload_key=key,
+            manifest_hash=digest,
+            threads=threads,
+            verify_digests=True,
+            tolerate=lambda name: name.startswith(PIECE_PREFIX),
+            offset=PREFIX_BYTES,
+        )
+
+
+@contextmanager
+def unwrapped(
+    path: str | Path, owner_private: KemKey, context: Mapping[str, str], plaintext_sha256: str | None
+) -> Iterator[tuple[bytearray, str]]:
+    """Give the container's key, while this lasts, and its manifest hash (64 hex). As `open_outputs`."""
     mapped = map_file(path, PREFIX_BYTES)
     prefix = mapped[:PREFIX_BYTES]
     mapped.close()
@@ -156,15 +174,7 @@ def open_outputs(
         raise refuse("sealed outputs are not the ones the events name", Code.MANIFEST_HASH_MISMATCH)
     key = unwrap_key(wrapped, owner_private, _info(context, digest))
     try:
-        return open_package(
-            path,
-            payload_key=key,
-            manifest_hash=digest.hex(),
-            threads=threads,
-            verify_digests=True,
-            tolerate=lambda name: name.startswith(PIECE_PREFIX),
-            offset=PREFIX_BYTES,
-        )
+        yield key, digest.hex()
     finally:
         overwrite(key)
 

@@ -165,3 +165,16 @@ def test_a_disk_that_is_in_the_way_is_said_in_one_line(some_run: Path, call: Cal
     assert code == 2
     assert err.count("\n") == 1
     assert "s001-1" in err
+
+
+def test_open_leaves_nothing_of_outputs_that_were_altered(some_run: Path, call: Call) -> None:
+    sealed = next((some_run / "outputs").glob("*-outputs.sealed"))
+    data = bytearray(sealed.read_bytes())
+    data[-1] ^= 1
+    sealed.write_bytes(data)
+    code, _, err = call("open", "20260102", "--to", "adapters")
+    assert code == 1
+    assert "chunk-authentication-failed" in err
+    assert not list(Path("adapters").glob("*outputs*"))
+    assert not list(Path("adapters").glob("*.safetensors"))
+    assert not list(Path("adapters").glob(".*"))
