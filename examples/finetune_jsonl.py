@@ -1,7 +1,7 @@
 """Fine-tune a causal language model on your own JSONL file, with transformers' Trainer.
 
     python -m glasshouse model=custom model.entry=examples/finetune_jsonl.py:Finetune \
-        'model.data=[examples/notes.jsonl]' order=protected-only payload=private
+        'model.data=[examples/notes.jsonl]' duration=20
 
 Each line of the data is {"prompt": "...", "completion": "..."}. Text is read as bytes, so no tokenizer has
 to be fetched; the loss counts the completion only. The model is a small Llama, made from a config here: put

@@ -46,6 +46,7 @@ COMMANDS = {
 # What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.
 NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
 COMPOSES = {"run", "plan", "doctor", "reap"}  # what reads settings
+TAKE_COMMAND = {"run", "plan"}  # what stands behind -- is the user's own command
 INTERRUPTED = 130
 
 
@@ -100,9 +101,14 @@ def _reader_left() -> bool:
 
 def _fail(line: str, code: int, words: Sequence[str]) -> int:
     sys.stderr.write(f"error: {line}\n")
-    if "--json" in words:
+    if "--json" in _ours(words):
         sys.stdout.write(json.dumps({"ok": False, "error": line, "exitCode": code}) + "\n")
     return code
+
+
+def _ours(words: Sequence[str]) -> list[str]:
+    """The words before the first `--`: the rest is a command of the user's, passed on untouched."""
+    return list(words[: words.index("--")] if "--" in words else words)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -143,7 +149,13 @@ def _dispatch(words: list[str]) -> int:
         )
     module.arguments(parser)
     # Intermixed, since overrides and options come in any order: plan gpu=h100 --json duration=60
-    args = parser.parse_intermixed_args(words)
+    ours = _ours(words) if name in TAKE_COMMAND else words
+    args = parser.parse_intermixed_args(ours)
+    args.command = words[len(ours) + 1 :]
+    if name in TAKE_COMMAND and args.command:
+        from glasshouse.config import command_words  # noqa: PLC0415  Hydra is loaded where it is needed
+
+        args.overrides += command_words(args.command)
     args.workspace = Workspace.find(args.conf)  # the one place where it is found for a command
     return int(module.run(args))
 
@@ -164,6 +176,8 @@ def _help() -> str:
 Train on rented GPUs under an attested lifecycle, and measure what the protection costs.
 
   glasshouse [-m] [NAME=VALUE ...]    one run; with -m a sweep over comma-separated values
+  glasshouse model=project model.folder=DIR model.outputs=out -- python train.py --lr=3e-4
+                                      your own project, sealed and run as it is; its files come back
   glasshouse COMMAND [--help]         `python -m glasshouse` is the same program
 
 commands (each with --json):

@@ -71,6 +71,10 @@ class Code(StrEnum):
     LANDLOCK_INEFFECTIVE = "landlock-ineffective"
     TRAINER_NOT_HARDENED = "trainer-not-hardened"
     CUDA_UNAVAILABLE = "cuda-unavailable"
+    NETWORK_NOT_CLOSED = "network-not-closed"
+    SCRATCH_NOT_MEMORY = "scratch-not-memory"
+    SCRATCH_TOO_SMALL = "scratch-too-small"
+    PROJECT_NOT_WRITTEN = "project-not-written"
     WORKLOAD_NOT_CALLABLE = "workload-not-callable"
     WORKLOAD_ERROR = "workload-error"
     WORKLOAD_LACKS_UNIT = "workload-lacks-unit"
@@ -114,6 +118,8 @@ class Code(StrEnum):
     ADAPTER_DIGESTS_EQUAL = "adapter-digests-equal"
     DURATION_OUT_OF_TOLERANCE = "duration-out-of-tolerance"
     STEPS_NOT_AS_PLANNED = "steps-not-as-planned"
+    JOB_FAILED = "job-failed"
+    RUNTIME_NOT_ENDED = "runtime-not-ended"
 
     # What keeps a row out of a headline, beside caveats.
     NO_INTERVAL = "no-interval"

@@ -25,6 +25,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
@@ -53,6 +54,17 @@ COMPOSE_ERRORS = (
     UserWarning,
 )
 BASIC = "basic"
+# What order, payload and duration are where nobody says so. What is a user's own is not laid open by default.
+_MEASURED: dict[str, str | float | None] = {"order": "abba", "payload": "public", "duration": 20.0}
+_PRIVATE: dict[str, str | float | None] = {"order": "protected-only", "payload": "private", "duration": None}
+_OWN = ("custom", "project")
+
+
+def _by_model(setting: str, kind: str) -> str | float | None:
+    return (_PRIVATE if kind in _OWN else _MEASURED)[setting]
+
+
+OmegaConf.register_new_resolver("by_model", _by_model, replace=True)
 # Hydra accepts these and nothing comes of them: run folders are ours, and nothing is logged through it.
 NO_EFFECT = ("hydra.run", "hydra.output_subdir", "hydra.verbose", "hydra.job_logging", "hydra.hydra_logging")
 
@@ -62,9 +74,28 @@ def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
 
     Raises UsageError. Files that the spec names (SSH key, known hosts, a custom workload) must exist.
     """
-    spec = validate(resolved(overrides, conf=conf), _typed(overrides))
+    typed = _typed(overrides)
+    spec = validate(resolved(overrides, conf=conf), typed)
     _check_files(spec)
+    if spec.model.kind in _OWN and spec.payload == "public" and "payload" not in typed:
+        raise UsageError(
+            "this would lay your own workload open on the machine", field="payload", value="public, in conf/",
+            remedy="say payload=public yourself, on the command line",
+        )  # fmt: skip
     return spec
+
+
+def command_words(command: Sequence[str]) -> list[str]:
+    """The override that says which command a project runs, word for word; none for no command."""
+    if not command:
+        return []
+    quoted = (QuotedString(_literal(word), Quote.single).with_quotes() for word in command)
+    return [f"model.command=[{','.join(quoted)}]"]
+
+
+def _literal(word: str) -> str:
+    """Keep OmegaConf from reading an interpolation into a word that is somebody else's."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", word)
 
 
 def resolved(overrides: Sequence[str], *, conf: Path | None = None) -> dict[str, Any]:
@@ -286,6 +317,11 @@ def _check_files(spec: RunSpec) -> None:
     if spec.model.kind == "custom":
         named.append(("model.entry", spec.model.entry.rpartition(":")[0]))
         named += [("model.data", path) for path in spec.model.data]
+    if spec.model.kind == "project" and not spec.model.command:
+        raise UsageError(
+            "no command to run", field="model.command", value="nothing",
+            remedy="give it behind --: glasshouse model=project ... -- python train.py",
+        )  # fmt: skip
     for field, path in named:
         if not Path(path).expanduser().is_file():
             raise UsageError(
@@ -307,11 +343,12 @@ def _from_hydra(error: BaseException, overrides: Sequence[str], conf: Path) -> U
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         if not equals:
+            project = any(_key(word) == "model" and word.endswith("project") for word in overrides)
             return UsageError(
                 "not an override",
                 field="argument",
                 value=show(error.override),
-                remedy="write NAME=VALUE, see --help",
+                remedy="the command goes behind --" if project else "write NAME=VALUE, see --help",
             )
         return UsageError(
             "value cannot be read",
@@ -362,6 +399,15 @@ def _unknown_option(error: MissingConfigException) -> UsageError:
 
 
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> UsageError:
+    if key in ("model.folder", "model.outputs", "model.include", "model.env", "model.max_hours"):
+        return UsageError(
+            "a setting of a project", field=key, value=_given(key, overrides), remedy="add model=project"
+        )
+    if key == "model.command":
+        return UsageError(
+            "only a project runs a command", field="command", value=_given(key, overrides),
+            remedy="add model=project model.folder=DIR",
+        )  # fmt: skip
     rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != key]
     try:
         with _hydra(conf) as hydra:

@@ -68,22 +68,30 @@ def run_one(
     """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
     named_broker()
-    prepare(spec)
+    notes = prepare(spec).notes
     with Journal() as journal, open_provider(spec.provider) as provider:
         provider.check(spec)
         live = create(spec, out, screen, overrides, sweep)
         stopped = sweep.stopped if sweep is not None else lambda: ""
         with screen.logged(live.folder.log), Interrupts(screen, stopped) as interrupts:
-            return _run(live, provider, journal, interrupts, reservation)
+            return _run(live, provider, journal, interrupts, reservation=reservation, notes=notes)
 
 
 def _run(
-    live: LiveRun, provider: Provider, journal: Journal, interrupts: Interrupts, reservation: str | None
+    live: LiveRun,
+    provider: Provider,
+    journal: Journal,
+    interrupts: Interrupts,
+    *,
+    reservation: str | None,
+    notes: Sequence[str],
 ) -> finish.Recorded:
     screen, run = live.screen, live.run
     lock = RunLock(live.folder.path)
     lock.take(wait=True)
     screen.headline(f"run {run.id}  {_describe(run.spec)}")
+    for note in notes:
+        screen.say(note)
 
     # 1. Plan: signed and in the ledger before anything is rented.
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
@@ -369,7 +377,9 @@ def _cost_line(record: Record) -> str:
 
 
 def _describe(spec: RunSpec) -> str:
-    amount = f"{spec.steps} steps" if spec.steps is not None else f"{spec.duration:g} s per arm"
+    amount = f"{spec.steps} steps" if spec.steps is not None else f"{spec.duration or 0:g} s per arm"
+    if spec.workload == "project":
+        amount = "until its command ends"
     what = {
         "provider": spec.provider.kind,
         "gpu": spec.gpu.name,

@@ -282,6 +282,29 @@ class Head(Written):
     sig: str
 
 
+class JobExit(Report):
+    """How a project's command ended, as the trainer saw its process end: by a code, or by a signal."""
+
+    code: Annotated[int, Field(ge=0, le=255)] | None
+    signal: Words | None
+    out_of_memory: bool
+    out_of_time: bool
+
+    @property
+    def words(self) -> str:
+        """It in words, without a subject: `ended with 7`."""
+        if self.out_of_time:
+            return "was ended at the end of its time"
+        if self.signal is not None:
+            return f"was killed by {self.signal}" + (", for want of memory" if self.out_of_memory else "")
+        return f"ended with {self.code}"
+
+    @property
+    def well(self) -> bool:
+        """Whether it did what it was for."""
+        return self.code == 0 and not self.out_of_time
+
+
 class Result(Report):
     """A leg's result: result.json of a raw leg, the event `trained` of a protected one.
 
@@ -312,6 +335,7 @@ class Result(Report):
     telemetry: Annotated[tuple[Sample, ...], Field(max_length=1000)] = ()
     cpu_sec: Seconds | None = None
     total_cpu_sec: Seconds | None = None
+    exit: JobExit | None = None  # of a project, whose command ends by itself
 
     @property
     def per_sec(self) -> float:
@@ -377,6 +401,18 @@ class Needle(Report):
 WIPED = frozenset({"host", "device", "package"})  # what every leg wipes, each with its read-back
 
 
+class Hardened(Report):
+    """How a trainer was confined before it ran anything: body of an event, signed by the leg's key.
+
+    network: what keeps a project from reaching one, or `open`. reads: what confines what it can read.
+    sockets: what keeps named Unix sockets of others away.
+    """
+
+    network: Literal["namespace", "seccomp", "open"] | None = None
+    reads: Literal["landlock", "mounts", "none"] | None = None
+    sockets: Literal["mounts", "landlock", "refused", "none"] | None = None
+
+
 class Zeroized(Report):
     """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
 
@@ -390,6 +426,7 @@ class Zeroized(Report):
     trainer_exit: int | None
     custodian_exit: int | None
     tmpfs_removed: bool
+    runtime_state: Literal["ended"] | None = None  # of a project: its processes ended, nothing was read back
 
     @model_validator(mode="after")
     def _names_every_buffer(self) -> Self:

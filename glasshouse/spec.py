@@ -161,11 +161,36 @@ class CustomModel(Strict):
     params: dict[str, int | float | bool | str] = {}
 
 
+MAX_HOURS = 24.0 * 14
+
+
+class ProjectModel(Strict):
+    """A user's own project as it is: a folder and a command, sealed, run, and its files brought back.
+
+    The command is what stands behind `--` on the command line. `data` are files and folders from elsewhere
+    (under data/ in the project), `env` names of environment variables whose values of now are sealed.
+    """
+
+    kind: Literal["project"]
+    name: str = Field(pattern=MODEL_NAME, description=MODEL_NAME_TEXT)
+    folder: str = Field(min_length=1)
+    command: tuple[str, ...] = ()
+    outputs: str = Field(default="outputs", min_length=1)  # a folder in it; what lies there comes back
+    include: tuple[str, ...] = ()  # patterns of files that git does not track
+    data: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    network: Literal["none", "open"] = "none"
+    max_hours: float | None = Field(default=None, gt=0, le=MAX_HOURS)
+
+
+Workload = Literal["mlp", "lora", "custom", "project"]
+
+
 class WithheldModel(Strict):
     """What a private job's plan says of its model: enough to judge by, nothing that names or sizes it."""
 
     kind: Literal["withheld"]
-    workload: Literal["mlp", "lora", "custom"]
+    workload: Workload
     weights: Literal["random", "pretrained", "sealed"] | None = None  # lora: where the base weights are from
 
     @property
@@ -174,7 +199,9 @@ class WithheldModel(Strict):
         return f"private-{self.workload}"
 
 
-Model = Annotated[MlpModel | LoraModel | CustomModel | WithheldModel, Field(discriminator="kind")]
+Model = Annotated[
+    MlpModel | LoraModel | CustomModel | ProjectModel | WithheldModel, Field(discriminator="kind")
+]
 
 
 class Policy(Strict):
@@ -232,7 +259,11 @@ class RunSpec(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> RunSpec:
-        if (self.duration is None) == (self.steps is None):
+        if self.workload == "project":
+            self._job()
+        elif (self.duration is None) == (self.steps is None):
+            if self.duration is None:
+                raise ValueError("give duration=SECONDS or steps=N: how long it is to train")
             raise ValueError("give exactly one of duration and steps (duration=null steps=N)")
         if self.payload == "private" and self.order != "protected-only":
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
@@ -242,12 +273,25 @@ class RunSpec(Strict):
             raise ValueError("a model is withheld of a private job only: give the settings of a model")
         return self
 
+    def _job(self) -> None:
+        """A project ends when its command does, and discloses nothing."""
+        if self.order != "protected-only":
+            raise ValueError(
+                "order has a raw arm, which would lay the project open: model=project has none yet"
+            )
+        if self.payload != "private":
+            raise ValueError("payload=public would lay the project open: a model=project is a private job")
+        if self.duration is not None or self.steps is not None:
+            raise ValueError("duration and steps are no part of a project, which ends when its command does")
+        if self.paid and isinstance(self.model, ProjectModel) and self.model.max_hours is None:
+            raise ValueError("model.max_hours is missing: on a machine that is paid for, say when to stop")
+
     @property
     def paid(self) -> bool:
         """Whether the provider charges money."""
         return self.provider.kind in PAID_PROVIDERS
 
     @property
-    def workload(self) -> Literal["mlp", "lora", "custom"]:
+    def workload(self) -> Workload:
         """Which kind of workload trains."""
         return self.model.workload if self.model.kind == "withheld" else self.model.kind

@@ -50,6 +50,10 @@ def from_pydantic(
         return UsageError("unknown setting", field=path, value=show(given), remedy=remedy)
     if kind.startswith("union_tag"):
         path, given = f"{path}.kind", _lookup(first["input"], "kind")
+    if kind == "tuple_type":
+        return UsageError(
+            "it takes a list", field=path, value=show(given), remedy=f"write '{path}=[{show(given)}]'{more}"
+        )
     context = first.get("ctx", {})
     expected = context.get("expected") or context.get("expected_tags")
     if expected:

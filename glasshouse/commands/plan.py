@@ -168,6 +168,8 @@ def _print(cells: Sequence[Cell]) -> None:
 
 
 def _length(spec: RunSpec) -> str:
+    if spec.workload == "project":
+        return "its command"
     return f"{spec.steps} steps" if spec.duration is None else f"{spec.duration:g} s"
 
 

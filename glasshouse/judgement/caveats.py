@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from glasshouse.judgement.rules import METHOD
+from glasshouse.judgement.rules import METHOD, OPEN
 
 SHORT_SEC = 900.0  # below a quarter of an hour an arm, clocks, caches and neighbours dominate
 PAIR_WARMUP_SEC = 5.0  # as published before
@@ -55,6 +55,9 @@ class Observed:
     file_barrier: str | None = None
     swap_kib: int | None = None
     bit_identical: bool = False
+    job: bool = False
+    network_open: bool = False
+    reads_unconfined: bool = False
     registered_late: bool = False
 
 
@@ -328,6 +331,39 @@ CAVEATS: tuple[Caveat, ...] = (
         "Both arms took the same steps from the same weights in a deterministic mode and ended bit for "
         "bit alike. That is what should happen: the protected arm trained exactly what the raw arm did.",
         lambda seen: seen.bit_identical,
+    ),
+    Caveat(
+        "runtime-ended",
+        "Ended, not wiped",
+        "What ran was a project of the owner's, whose processes ended by themselves. They were reaped, the "
+        "scratch folder was removed, and the package's memory was overwritten and read back. The memory that "
+        "the project itself took went back to the kernel as it was: nobody overwrote it or read it back.",
+        lambda seen: seen.job,
+        since=OPEN,
+    ),
+    Caveat(
+        "loss-unseen",
+        "No loss was seen",
+        "Nobody but the owner knows what the project computed. That a command ended with exit code 0 is all "
+        "that this record says of its work.",
+        lambda seen: seen.job,
+        since=OPEN,
+    ),
+    Caveat(
+        "network-open",
+        "The job could reach the network",
+        "The owner let the project reach the network, so what it held may have been sent anywhere, by it or "
+        "by what it depends on.",
+        lambda seen: seen.network_open,
+        since=OPEN,
+    ),
+    Caveat(
+        "reads-unconfined",
+        "What the job could read was not confined",
+        "The kernel offered nothing to keep the project from reading other files of the machine that its "
+        "account may read.",
+        lambda seen: seen.reads_unconfined,
+        since=OPEN,
     ),
 )
 

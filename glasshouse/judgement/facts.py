@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from glasshouse.measurement.telemetry import disturbed
-from glasshouse.schema import Allocation, Launch, Release, Result, Slot, Zeroized
+from glasshouse.schema import Allocation, Hardened, Launch, Release, Result, Slot, Zeroized
 from glasshouse.spec import RunSpec
 
 
@@ -33,6 +33,7 @@ class Lifecycle:
     boot_id: str = ""  # as the controller read it before the launch
     file_barrier: str = ""  # claim `fs`: landlock | none
     swap_kib: int | None = None
+    hardened: Hardened | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from glasshouse.canonical import MAX_SAFE_INTEGER
 from glasshouse.judgement.facts import RunFacts, SlotFacts
+from glasshouse.judgement.nothing_to_check import of_a_project
 from glasshouse.judgement.record import (
     ArmFigures,
     ControlFigures,
@@ -50,7 +51,7 @@ def figures_of(facts: RunFacts) -> Figures:
         unit=some.unit if some else None,
         protected=arms[0],
         raw=arms[1],
-        protected_per_sec=None if arms[0] is None else arms[0].per_sec,
+        protected_per_sec=None if arms[0] is None or of_a_project(facts) else arms[0].per_sec,
         raw_per_sec=None if arms[1] is None else arms[1].per_sec,
         overhead_pct=rounded(overhead_pct(facts, estimate)),
         overhead=None if estimate is None else _overhead(estimate),

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from glasshouse.judgement.caveats import Observed, caveats_of
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import figures_of, relaunched, roofline_of
+from glasshouse.judgement.nothing_to_check import of_a_project
 from glasshouse.judgement.record import CheckLine, Excluded, Figures, Record, Status
-from glasshouse.judgement.rules import METHOD, Check, check_rules, equal_outputs
+from glasshouse.judgement.rules import METHOD, Check, check_rules, equal_outputs, method_of
 from glasshouse.measurement.roofline import host_bound
+from glasshouse.schema import Hardened
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
 
@@ -64,8 +66,9 @@ class Judgement:
         return self.as_record().to_bytes()
 
 
-def judge(facts: RunFacts, method: int = METHOD) -> Judgement:
-    """Decide, by the rules of a method number. Total: any facts give a judgement."""
+def judge(facts: RunFacts, method: int | None = None) -> Judgement:
+    """Decide, by the rules of a method number (None: today's). Total: any facts give a judgement."""
+    method = method_of(facts.spec) if method is None else method
     checks = check_rules(facts, method)
     failed = tuple(check for check in checks if not check.ok)
     figures = figures_of(facts)
@@ -85,8 +88,9 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
     """Reduce a run to what the caveats look at."""
     spec, lives = facts.spec, [life for _, _, life in facts.lifecycles]
     arms = [facts.results(arm) for arm in ("protected", "raw")]
-    measured = [sum(result.elapsed_sec for result in results) for results in arms if results]
-    warmups = [result.warmup_sec for results in arms for result in results]
+    job = of_a_project(facts)  # of which nothing was measured
+    measured = [sum(result.elapsed_sec for result in results) for results in arms if results and not job]
+    warmups = [result.warmup_sec for results in arms for result in results if not job]
     reports = [life.zeroization for life in lives if life.zeroization is not None]
     needles = [needle for report in reports for needle in report.needles]
     gaps = [life.max_gap_sec for life in lives if life.max_gap_sec is not None]
@@ -116,15 +120,24 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         residue_left=tuple(sorted({needle.name for needle in needles if needle.after})),
         file_barrier=_weakest([life.file_barrier for life in lives if life.file_barrier]),
         swap_kib=max((life.swap_kib for life in lives if life.swap_kib is not None), default=None),
+        job=job,
+        network_open=any(told.network not in ("namespace", "seccomp") for told in _hardened(facts)),
+        reads_unconfined=any(told.reads in (None, "none") for told in _hardened(facts)),
         bit_identical=any(explained for _, _, explained in equal_outputs(facts, method)),
     )
 
 
 def _disturbed(facts: RunFacts) -> tuple[str, ...]:
     """Reasons for which legs that still count were disturbed: those of a pair, which has no block to drop."""
-    if facts.spec.order == "abba":
+    if facts.spec.order == "abba" or of_a_project(facts):
         return ()
     return tuple(sorted({reason for slot in facts.slots for reason in slot.disturbed}))
+
+
+def _hardened(facts: RunFacts) -> list[Hardened]:
+    """What a project's legs said of their confinement; of any other workload it is not asked."""
+    told = [life.hardened for _, _, life in facts.lifecycles if life.hardened is not None]
+    return told if of_a_project(facts) else []
 
 
 def _weakest(barriers: list[str]) -> str | None:
@@ -167,7 +180,9 @@ def row_id(run: str, spec: RunSpec) -> str:
     """
     day, _, rest = run.partition("-")
     date = f"{day[:4]}-{day[4:6]}-{day[6:8]}"
-    if spec.duration is not None:
+    if spec.workload == "project":
+        length = "job"
+    elif spec.duration is not None:
         seconds = spec.duration
         whole = seconds > 60 and seconds % 60 == 0
         length = f"{int(seconds // 60)}m" if whole else f"{seconds:g}s"

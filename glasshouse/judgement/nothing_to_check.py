@@ -57,6 +57,16 @@ def no_results(facts: RunFacts) -> str:
     return "" if facts.all_results else "no leg got as far as a result: nothing to check"
 
 
+def of_a_project(facts: RunFacts) -> bool:
+    """Whether a user's own command was run, which has no losses, steps or buffers of ours."""
+    return facts.spec.workload == "project"
+
+
+def of_no_project(facts: RunFacts) -> bool:
+    """Whether what trained was a workload that we call."""
+    return not of_a_project(facts)
+
+
 def no_gpu_seen(facts: RunFacts) -> str:
     """A GPU was asked for, and neither provider nor driver named one."""
     given = facts.allocation is not None and facts.allocation.gpu_model is not None

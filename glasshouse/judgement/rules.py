@@ -24,14 +24,20 @@ from glasshouse.judgement.nothing_to_check import (
     none_chained,
     none_protected,
     none_released,
+    of_a_project,
+    of_no_project,
 )
 from glasshouse.measurement.telemetry import same_machine
 from glasshouse.reasons import REASONS
+from glasshouse.spec import RunSpec
 
 # The number of the way of judging. A record names the one it was judged by and is verified by the same. A new
 # rule or caveat, or a change to what one finds or how a figure is rounded, takes the next number and leaves
 # records of older ones as they are.
 METHOD = 2
+# The next number is open: what it judges so far are projects, which method 2 knows nothing of, and what is
+# judged by it is not published before it is closed.
+OPEN = 3
 SHOWN = 4  # findings spelt out per check
 SLOW_UNIT = 3.0  # how much longer than the mean the last unit of a stretch may take
 
@@ -55,6 +61,7 @@ class Rule:
 
     absent: says why there is nothing to look at, "" where there is something.
     since: the method number from which it applies (see METHOD).
+    skip: of which runs it says nothing at all, not even that there was nothing to look at.
     earlier: other tests that stood here, each with the last method number of which it was the test.
     """
 
@@ -62,6 +69,7 @@ class Rule:
     find: Callable[[RunFacts], Iterable[str]]
     absent: Callable[[RunFacts], str] = lambda _: ""
     since: int = 1
+    skip: Callable[[RunFacts], bool] | None = None
     earlier: Mapping[int, Callable[[RunFacts], Iterable[str]]] = field(default_factory=dict)
 
     @property
@@ -70,12 +78,23 @@ class Rule:
         return REASONS[self.code].demand
 
 
-def check_rules(facts: RunFacts, method: int = METHOD) -> tuple[Check, ...]:
-    """Apply every rule; failures of launches and of the run itself follow under their own codes."""
+def method_of(spec: RunSpec) -> int:
+    """The number by which a run of this spec is judged today."""
+    return OPEN if spec.workload == "project" else METHOD
+
+
+def check_rules(facts: RunFacts, method: int | None = None) -> tuple[Check, ...]:
+    """Apply every rule; failures of launches and of the run itself follow under their own codes.
+
+    method: None takes the number by which such a run is judged today.
+    """
+    method = method_of(facts.spec) if method is None else method
     ended = _failures(facts)
     checks = []
     for rule in RULES:
         if rule.since > method:
+            continue
+        if rule.skip is not None and rule.skip(facts):
             continue
         find = next((test for until, test in sorted(rule.earlier.items()) if method <= until), rule.find)
         found = [*find(facts), *ended.pop(rule.code, [])]
@@ -156,6 +175,21 @@ def _zeroized(facts: RunFacts) -> Iterator[str]:
                 )
         if not report.tmpfs_removed:
             yield f"{where}: scratch folder not removed"
+
+
+def _ended(facts: RunFacts) -> Iterator[str]:
+    yield from _zeroized(facts)
+    for slot, launch, life in facts.lifecycles:
+        if life.zeroization is not None and life.zeroization.runtime_state != "ended":
+            yield f"{slot.name} launch {launch.number}: nothing says that its processes ended"
+
+
+def _job(facts: RunFacts) -> Iterator[str]:
+    for slot, result in facts.all_results:
+        if result.exit is None:
+            yield f"{slot.name}: how its command ended is not said"
+        elif not result.exit.well:
+            yield f"{slot.name}: its command {result.exit.words}"
 
 
 def _cleanup(facts: RunFacts) -> Iterator[str]:
@@ -310,22 +344,25 @@ RULES: tuple[Rule, ...] = (
     Rule(Code.PROTECTED_INCOMPLETE, _incomplete("protected"), no_slots("protected")),
     Rule(Code.ATTESTATION_NOT_VERIFIED, _attestation, none_protected),
     Rule(Code.EVENT_CHAIN_BROKEN, _chain, none_chained),
-    Rule(Code.RUNTIME_NOT_ZEROIZED, _zeroized, none_released),
+    Rule(Code.RUNTIME_NOT_ZEROIZED, _zeroized, none_released, skip=of_a_project),
     Rule(Code.RAW_FILES_NOT_REMOVED, _raw_files, no_raw_files),
     Rule(Code.CLEANUP_NOT_PROVEN, _cleanup),
     Rule(Code.SAME_MACHINE_NOT_PROVEN, _same_machine, no_results),
     Rule(Code.GPU_NOT_AS_ASKED, _gpu, no_gpu_seen),
     Rule(Code.WORKLOAD_DIGEST_MISMATCH, _one_value("workload_digest"), no_results),
-    Rule(Code.INITIAL_WEIGHTS_MISMATCH, _one_value("initial_digest"), no_results),
-    Rule(Code.FINAL_LOSS_MISSING, _loss_missing, no_results),
-    Rule(Code.NON_FINITE_LOSS, _loss_finite, no_results),
-    Rule(Code.ADAPTER_UNCHANGED, _unchanged, no_results),
+    Rule(Code.INITIAL_WEIGHTS_MISMATCH, _one_value("initial_digest"), no_results, skip=of_a_project),
+    Rule(Code.FINAL_LOSS_MISSING, _loss_missing, no_results, skip=of_a_project),
+    Rule(Code.NON_FINITE_LOSS, _loss_finite, no_results, skip=of_a_project),
+    Rule(Code.ADAPTER_UNCHANGED, _unchanged, no_results, skip=of_a_project),
     Rule(
         Code.ADAPTER_DIGESTS_EQUAL,
         _equal_adapters,
         no_results,
+        skip=of_a_project,
         earlier={1: partial(_equal_adapters, method=1)},
     ),
-    Rule(Code.DURATION_OUT_OF_TOLERANCE, _duration, no_results),
-    Rule(Code.STEPS_NOT_AS_PLANNED, _steps, no_results),
+    Rule(Code.DURATION_OUT_OF_TOLERANCE, _duration, no_results, skip=of_a_project),
+    Rule(Code.STEPS_NOT_AS_PLANNED, _steps, no_results, skip=of_a_project),
+    Rule(Code.JOB_FAILED, _job, no_results, since=OPEN, skip=of_no_project),
+    Rule(Code.RUNTIME_NOT_ENDED, _ended, none_released, since=OPEN, skip=of_no_project),
 )

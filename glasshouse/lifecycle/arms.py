@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from glasshouse.attestation.evidence import parse_evidence
@@ -29,7 +30,7 @@ from glasshouse.lifecycle.setup import Ready, put_raw_files
 from glasshouse.records import keys
 from glasshouse.remote.channel import disk_full
 from glasshouse.runtime import params
-from glasshouse.schema import Result
+from glasshouse.schema import Ended, Result
 
 _T = TypeVar("_T")
 POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time
@@ -45,6 +46,7 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         # Sealing and uploading happen once a run; they are booked on its first protected launch.
         notes.timings.update(ready.timings)
         ready.timings.clear()
+    interrupted = False
     expected = reference(live, ready, leg)
     live.folder.write_json(leg.file("reference.json"), expected.to_dict())
     ticket = ready.broker.issue_ticket(expected, live.run.spec.policy)
@@ -58,7 +60,21 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
             given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
             process = _start(ready, leg, given, notes)
             take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
-            ended = _followed(live, ready, leg, "events.jsonl", process=process, pace=pace, take=take).ended
+            try:
+                ended = _followed(
+                    live,
+                    ready,
+                    leg,
+                    "events.jsonl",
+                    process=process,
+                    pace=pace,
+                    take=_while_going_on(live, take),
+                ).ended
+            except KeyboardInterrupt:
+                if not (given.job and log.open):
+                    raise
+                interrupted = True
+                ended = _let_end(live, ready, leg, log, process=process, pace=pace, take=take)
     finally:
         collect.keep_exchange(live, leg, collect.exchange(live, ready, leg), notes)
     notes.reason_codes |= set(ended.reason_codes)
@@ -70,7 +86,14 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     began = time.monotonic()
     collect.fetch_outputs(live, ready, leg)
     notes.timings["fetchSec"] = time.monotonic() - began
-    return collect.trained(live.folder.parts / leg.file("events.jsonl"))
+    result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
+    if result.exit is not None:
+        collect.tell_end(live, ready, leg, result.exit)
+    if interrupted:
+        assert result.exit is not None
+        live.screen.say(f"the command {result.exit.words} after {result.elapsed_sec:.1f} s")
+        raise KeyboardInterrupt  # what it had is home; the run is excluded all the same
+    return result
 
 
 def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
@@ -82,7 +105,8 @@ def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     process = _start(ready, leg, raw_params(live, ready, leg), notes)
     try:
         take = _reports(pace, shown)
-        finished = _followed(live, ready, leg, "progress.jsonl", process=process, pace=pace, take=take)
+        following = _while_going_on(live, take)
+        finished = _followed(live, ready, leg, "progress.jsonl", process=process, pace=pace, take=following)
     finally:
         with contextlib.suppress(RemoteError):
             removed = ready.pod.run(["sh", "-c", _REMOVE, "sh", leg.raw_folder])
@@ -130,6 +154,7 @@ def _followed(
     process: int,
     pace: Pace,
     take: Callable[[bytes], None],
+    begun: int = 0,
 ) -> Finished:
     return follow(
         ready.pod,
@@ -138,9 +163,42 @@ def _followed(
         followed=followed,
         pace=pace,
         deadline=time.monotonic() + leg_deadline_sec(live, leg.slot) + LEFT_SEC,
-        on_data=_while_going_on(live, take),
+        on_data=take,
+        begun=begun,
         warn=live.screen.warn,
     )
+
+
+def _let_end(
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    log: EventLog,
+    *,
+    process: int,
+    pace: Pace,
+    take: Callable[[bytes], None],
+) -> Ended:
+    """Ask a job to end, with a moment to save what it has; wait until it did and its outputs are sealed."""
+    live.screen.warn(
+        f"{leg.label}: asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and "
+        "then its outputs are fetched"
+    )
+    ask = ["touch", f"{leg.pod_folder}/{params.END_FILE}"]
+    _on_live(live, ready, leg, lambda: ready.pod.check(ask, "asking the job to end"))
+    return _followed(
+        live, ready, leg, "events.jsonl", process=process, pace=pace, take=take, begun=log.size
+    ).ended
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back from this thread for a moment."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _while_going_on(live: LiveRun, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
@@ -182,7 +240,9 @@ def _events(
                 log.begin(parse_evidence(exchange.evidence).event_key, exchange.grant)
                 # At once: events without their exchange are worth nothing if this process dies now.
                 collect.keep_exchange(live, leg, exchange, notes)
-        for event in log.feed(data):
+        with _uninterrupted():  # half an event taken would look like a broken chain to whoever goes on
+            events = log.feed(data)
+        for event in events:
             pace.heard(event.type)
             shown.show(event.type, event.body)
 

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.codes import Code
-from glasshouse.errors import AttestationError, LegError, RemoteError
+from glasshouse.errors import AttestationError, LegError, RemoteError, SealError, UsageError
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
-from glasshouse.schema import Ended, Exchange, Result
+from glasshouse.records import keys
+from glasshouse.runtime.params import SAID
+from glasshouse.schema import Ended, Exchange, JobExit, Result
+from glasshouse.sealing.outputs import open_outputs
 
 MAX_OUTPUT_BYTES = 64 << 30
+LAST_LINES, LINE_CHARS = 15, 200  # of a log, as a person sees them
+_HINTS = (
+    (
+        re.compile(r"(PermissionError|FileNotFoundError).*'/(?!dev/shm)"),
+        "the job reads and writes its own folder alone: what it needs from elsewhere is named in model.data",
+    ),
+    (
+        re.compile(r"name resolution|Connection refused|Network is unreachable|gaierror|LocalEntryNotFound"),
+        "unless model.network=open is given, the job reaches no network",
+    ),
+)
 MAX_LOG_BYTES = 1 << 30  # a raw leg's is what its workload printed; a sealed one's holds a few MiB
 
 
@@ -89,6 +104,48 @@ def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
             remedy = f"its log is sealed for you: glasshouse open {live.folder.path}"
     arm = "protected" if leg.slot.lifecycle else "raw"
     return LegError(f"the {arm} leg failed", code=ended.code or Code.RUNTIME_ERROR, remedy=remedy)
+
+
+def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
+    """Say what came back of a job; of one that ended badly the last that it printed, and a hint if any."""
+    lines = last_lines(live, ready, leg)
+    ours = [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
+    theirs = [line for line in lines if not line.startswith(SAID)]
+    if not ended.well:
+        for line in theirs[-LAST_LINES:]:
+            live.screen.say(f"| {line}")
+        for pattern, hint in _HINTS:
+            if any(pattern.search(line) for line in theirs[-LAST_LINES:]):
+                live.screen.warn(hint)
+    for line in ours:
+        live.screen.say(line)
+    live.screen.say(f"its files and its log are sealed for you: glasshouse open {live.folder.path}")
+
+
+def last_lines(live: LiveRun, ready: Ready, leg: Leg, count: int = 3 * LAST_LINES) -> list[str]:
+    """The end of what a leg's workload printed, out of the log that was sealed for this machine's owner.
+
+    Fit for a terminal: the pod, or whoever wrote the workload, may have printed anything. Empty: no log.
+    """
+    path = live.folder.outputs / f"{leg.id}-{leg.launch}-log.sealed"
+    context = {
+        "run": live.run.id,
+        "leg": leg.id,
+        "launch": str(leg.launch),
+        "manifestHash": ready.manifest_hash,
+    }
+    try:
+        with open_outputs(path, keys.owner_key(), context=context) as opened:
+            text = bytes(opened.files.get("trainer.log", b"")).decode("utf-8", "replace")
+    except (SealError, UsageError, OSError):
+        return []
+    lines = [_printable(line) for line in text.splitlines() if line.strip()]
+    return lines[-count:]
+
+
+def _printable(line: str) -> str:
+    shown = "".join(char if char.isprintable() else " " for char in line.rpartition("\r")[2])
+    return shown if len(shown) <= LINE_CHARS else f"{shown[:LINE_CHARS]} ..."
 
 
 def _fetch(

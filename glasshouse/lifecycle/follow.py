@@ -190,14 +190,16 @@ def follow(
     deadline: float,
     on_data: Callable[[bytes], None],
     warn: Callable[[str], None],
+    begun: int = 0,
 ) -> Finished:
     """Poll until result.json is there; return it. `process` is the leg's pid, `deadline` monotonic seconds.
+    `begun`: bytes of `followed` that are known already.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
     Raises LegError (lost-leg, leg-deadline, connection-lost; as `reconnect` does), RentalOver,
     and whatever `on_data` raises.
     """
-    offset, gone = 0, False
+    offset, gone = begun, False
     while True:
         if time.monotonic() > deadline:
             raise LegError("the leg did not end in time", code=Code.LEG_DEADLINE)

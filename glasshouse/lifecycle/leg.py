@@ -12,6 +12,7 @@ from glasshouse.providers import money
 from glasshouse.runtime import params
 from glasshouse.runtime.session import Stretch
 from glasshouse.schema import Slot
+from glasshouse.spec import ProjectModel, RunSpec
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
     return max(1.0, min(own, live.rental.deadline - time.monotonic()))
 
 
+def job_sec(spec: RunSpec) -> float:
+    """Seconds after which a project is asked to end, 0.0 where it has no such time."""
+    hours = spec.model.max_hours if isinstance(spec.model, ProjectModel) else None
+    return 0.0 if hours is None else hours * 3600.0
+
+
 def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.LaunchParams:
     """Return what a raw launch is given on its standard input."""
     slot, spec = leg.slot, live.run.spec
@@ -85,6 +92,9 @@ def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.LaunchParams:
         deadline_sec=leg_deadline_sec(live, slot),
         ranks=spec.gpu.count,
         raw_dir=leg.raw_folder,
+        job=spec.workload == "project",
+        job_sec=job_sec(spec),
+        network_open=isinstance(spec.model, ProjectModel) and spec.model.network == "open",
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,11 +35,15 @@ from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
 from glasshouse.retry import RetryPolicy, retry
 from glasshouse.runtime.archive import build_archive
+from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
 from glasshouse.sealing.memory import overwrite
+from glasshouse.workloads.imports import distribution
 from glasshouse.workloads.package import Payload
 
 UPLOAD = RetryPolicy(tries=4)
+MODULES_SHOWN = 8
+_MODULES = "import importlib.metadata as m, json; print(json.dumps(sorted(m.packages_distributions())))"
 UPLOAD_GAIN = 1 << 20  # bytes that a try must bring, or it counts as one that brought nothing
 
 
@@ -80,6 +85,11 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
 
     with ExitStack() as until:
         payload = packer.payload()
+        if payload.modules:
+            _tell_lacking(live, pod, python, payload.modules)
+        if payload.scratch_bytes:
+            with live.step(Code.SCRATCH_TOO_SMALL):
+                _room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
         with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
         manifest_hash, package, salt = "", "", secrets.token_bytes(32)
@@ -111,6 +121,44 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
             package=package,
             salt=salt,
             timings=timings,
+        )
+
+
+def _tell_lacking(live: LiveRun, pod: Pod, python: str, modules: Sequence[str]) -> None:
+    """Say which modules a project imports that the pod's Python seems not to have, before it is uploaded.
+
+    The pod is asked for all that it has: what a project needs says what it does. A warning, since a project
+    may do without, and an installation may not say what it brings.
+    """
+    said = pod.run([python, "-I", "-c", _MODULES], timeout=60)
+    try:
+        there = set(json.loads(said.stdout))
+    except (ValueError, TypeError):
+        return
+    lacking = [module for module in modules if module not in there]
+    if lacking:
+        names = ", ".join(f"{module} ({distribution(module)})" for module in lacking[:MODULES_SHOWN])
+        more = f" and {len(lacking) - MODULES_SHOWN} more" if len(lacking) > MODULES_SHOWN else ""
+        live.screen.warn(f"imported, and not found among the packages of the machine's Python: {names}{more}")
+
+
+def _room(pod: Pod, needed: int, provider: str) -> None:
+    """See that the machine's shared memory holds a project, before any of it is sent. Raises LegError.
+
+    A machine without one, or that does not say, is asked by the leg itself, which refuses to write elsewhere.
+    """
+    said = pod.run(["df", "-Pk", str(SHM)])  # where the scratch folder will lie
+    last = said.stdout.decode("utf-8", "replace").splitlines()[-1:]
+    words = last[0].split() if last else []
+    if said.exit != 0 or len(words) < 4 or not words[3].isdigit():
+        return
+    free = int(words[3]) << 10
+    if free < needed:
+        raise LegError(
+            f"the machine's shared memory has {free / 1e6:.0f} MB free (provider={provider}), the project "
+            f"needs {needed / 1e6:.0f} MB there and room for what it writes",
+            code=Code.SCRATCH_TOO_SMALL,
+            remedy="take a machine with more shared memory, or leave files out",
         )
 
 

@@ -89,6 +89,8 @@ def lead_sec(spec: RunSpec) -> float:
     Of an abba slot never longer than what is measured in it: a short look at a small duration should
     not spend most of its time on what it throws away. Below a second the row carries a caveat.
     """
+    if spec.workload == "project":
+        return 0.0  # it ends when its command does: nothing is timed
     if spec.order != "abba":
         return spec.measure.warmup_sec
     if spec.duration is None:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.schema import Slot
-from glasshouse.spec import PAID_PROVIDERS, CloudProvider, RunSpec
+from glasshouse.spec import MAX_HOURS, PAID_PROVIDERS, CloudProvider, ProjectModel, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
 DEAD_MAN_MARGIN_SEC = 900.0  # the timer in the pod only acts when nobody else did
+JOB_GRACE_SEC = 60.0  # from asking a project to end to its end (runtime/project.py waits for half of that)
 RELEASE_SEC = 300.0  # for the end of one machine: a release insists for three minutes, and looks twice
 CAP_VARIABLE = "GLASSHOUSE_MAX_USD"
 
@@ -30,6 +31,11 @@ def leg_deadline_sec(spec: RunSpec, slot: Slot) -> float:
     factor + extra. Where the work is fixed, a step may take `step_ceiling_sec`, which is a ceiling already.
     """
     measure = spec.measure
+    if spec.workload == "project":
+        hours = spec.model.max_hours if isinstance(spec.model, ProjectModel) else None
+        return (
+            (MAX_HOURS if hours is None else hours) * 3600.0 + JOB_GRACE_SEC + measure.leg_deadline_extra_sec
+        )
     timed = slot.warmup_sec + (slot.measured_sec or 0.0)
     fixed = 0.0 if slot.measured_sec is not None else (slot.steps or 0) * measure.step_ceiling_sec
     return measure.leg_deadline_factor * timed + fixed + measure.leg_deadline_extra_sec

@@ -26,6 +26,7 @@ from glasshouse import host
 from glasshouse.canonical import canonical_json, record_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.judgement.rules import OPEN
 from glasshouse.paths import Workspace
 from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes
 from glasshouse.publishing.from_bundle import (
@@ -473,9 +474,15 @@ def _state(home: _Home, present: Mapping[str, Artifact], body: AboutRow | None, 
 def _verified(path: Path, keyring: Keyring) -> VerifiedRow:
     """Verify one run; what is wrong names it, since many may be given."""
     try:
-        return verify(path, keyring).require()
+        row = verify(path, keyring).require()
     except VerificationError as error:
         raise VerificationError(f"{path}: {error.what}", codes=error.codes, remedy=error.remedy) from error
+    if row.judgement.method == OPEN:
+        raise UsageError(
+            f"it is judged by method {OPEN}, which is not closed yet", field="run", value=path,
+            remedy="keep it: a later version publishes it",
+        )  # fmt: skip
+    return row
 
 
 def _present(folder: Path) -> dict[str, Artifact]:

@@ -213,6 +213,29 @@ LEGS: dict[Code, Reason] = {
     Code.UNSEAL_FAILED: explained(
         "Package not opened", "The sealed package did not open on the machine.", Place.SEALING
     ),
+    Code.NETWORK_NOT_CLOSED: explained(
+        "Network not closed",
+        "The machine offers neither a network of the job's own nor a filter of system calls, so nothing "
+        "would keep the job from the network.",
+        Place.LEG,
+    ),
+    Code.SCRATCH_NOT_MEMORY: explained(
+        "No memory to write to",
+        "The machine has no folder that lies in memory, and a project's files are never written to a disk.",
+        Place.LEG,
+    ),
+    Code.SCRATCH_TOO_SMALL: explained(
+        "Too little shared memory",
+        "The machine's shared memory, where a project's files are written, is smaller than they are.",
+        Place.SETUP,
+        Place.LEG,
+    ),
+    Code.PROJECT_NOT_WRITTEN: explained(
+        "No room for the project",
+        "The project's files could not be written into the scratch folder on the machine, which is memory; "
+        "the sealed log says which.",
+        Place.LEG,
+    ),
     Code.LANDLOCK_INEFFECTIVE: explained(
         "Landlock without effect", "Landlock was set up and did not confine the training process.", Place.LEG
     ),
@@ -320,6 +343,18 @@ RULES: dict[Code, Reason] = {
     ),
     Code.INITIAL_WEIGHTS_MISMATCH: demanded(
         "Different beginnings", "all legs began with the same weights", Place.JUDGEMENT
+    ),
+    Code.JOB_FAILED: demanded(
+        "The command failed",
+        "a project's command ended with exit code 0",
+        Place.JUDGEMENT,
+    ),
+    Code.RUNTIME_NOT_ENDED: demanded(
+        "End of the job not shown",
+        "wherever a project was released, its processes were reaped, its scratch folder removed and its "
+        "package overwritten and read back",
+        Place.JUDGEMENT,
+        Place.WIPE,
     ),
     Code.FINAL_LOSS_MISSING: demanded("No final loss", "every leg reports its final loss", Place.JUDGEMENT),
     Code.NON_FINITE_LOSS: demanded(

@@ -279,6 +279,7 @@ def _lifecycle(
         boot_id=reference.boot_id,
         file_barrier=str(claims.get("fs", "")),
         swap_kib=hardening.get("swap_total_kib") if isinstance(hardening, dict) else None,
+        hardened=None if chain is None or chain.hardened is None else schema.Hardened.read(chain.hardened),
     )
     return life, None if chain is None else chain.result
 

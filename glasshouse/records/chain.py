@@ -54,7 +54,8 @@ class Chain:
 
     max_gap_sec: longest stretch, by the operator's clock, from the release to the first head and
     between heads; None without heads. whole: it ends in `zeroized`. What the runtime signed, as
-    canonical JSON, None where no event says it: zeroized, its report of the wipe; result, the leg's.
+    canonical JSON, None where no event says it: zeroized, its report of the wipe; result, the leg's;
+    hardened, how its trainer was confined.
     """
 
     codes: tuple[str, ...]
@@ -62,6 +63,7 @@ class Chain:
     max_gap_sec: float | None
     zeroized: bytes | None = None
     result: bytes | None = None
+    hardened: bytes | None = None
 
 
 def check_chain(
@@ -105,6 +107,7 @@ def check_chain(
         round(max(gaps), 3) if gaps else None,
         zeroized=canonical_json(said["zeroized"]) if "zeroized" in said else None,
         result=None if result is None else canonical_json(result),
+        hardened=canonical_json(said["trainer-hardened"]) if "trainer-hardened" in said else None,
     )
 
 

@@ -28,11 +28,12 @@ from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.conclusions import blocks_lost, control_line
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import Judgement, judge
-from glasshouse.judgement.rules import METHOD, Check
+from glasshouse.judgement.rules import METHOD, Check, method_of
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD, Found, read_bundle
 from glasshouse.records.bundle_facts import Collected, collect_facts
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.signing import BUNDLE_TYPE, Opened, open_statement
+from glasshouse.spec import RunSpec
 
 _ONLY_VERIFY = object()
 
@@ -223,7 +224,7 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
     if collected.facts is None:
         checks.append(Check(Code.RECORD_RECOMPUTED, False, f"{RECORD} cannot be recomputed from this bundle"))
         return None
-    method = _method(files.get(RECORD, b""))
+    method = _method(files.get(RECORD, b""), collected.facts.spec)
     if method is None:
         checks.append(
             Check(Code.RECORD_METHOD, False, f"{RECORD} is judged by a method this version does not know")
@@ -247,13 +248,15 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
     return judgement
 
 
-def _method(record: bytes) -> int | None:
-    """Return the method number that a record names, None when it is not one of ours."""
+def _method(record: bytes, spec: RunSpec) -> int | None:
+    """Return the method number that a record names, None when it is not one of ours for such a run."""
     try:
         method = parse_json(record).get("method")
     except (CanonicalError, AttributeError):
         return None
-    return method if type(method) is int and 1 <= method <= METHOD else None
+    newest = method_of(spec)
+    known = range(1, METHOD + 1) if newest == METHOD else (newest,)
+    return method if type(method) is int and method in known else None
 
 
 def _statement(

@@ -117,7 +117,9 @@ def confine(
         shm="private" if shm else "none",
         closed=closed,
     )
-    if held.reading != "none" and (seen := readable_outside(read, hidden, files_only=not landlocked)):
+    if held.reading != "none" and (
+        seen := readable_outside([*read, scratch], hidden, files_only=not landlocked)
+    ):
         raise LegError(f"{seen[0]} can still be read", code=Code.LANDLOCK_INEFFECTIVE)
     if network in ("namespace", "seccomp") and (ways := ways_out(network)):
         raise LegError(f"the network can still be reached: {ways[0]}", code=Code.RUNTIME_ERROR)
@@ -177,7 +179,8 @@ def readable_outside(
     """
     allowed, found = list(read), []
     for path in (*map(Path, _OUTSIDE), *hidden):
-        if any(path.is_relative_to(one) for one in allowed):
+        real = path.resolve() if path.is_symlink() else path  # a /tmp of our own is in the scratch folder
+        if any(real.is_relative_to(one) for one in allowed):
             continue
         with contextlib.suppress(OSError):
             opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -18,7 +18,7 @@ _BUFFER = ("readBackZero", "cache")
 _RESULT = (
     "unit", "units", "steps", "elapsedSec", "setupSec", "warmupSec", "warmupUnits", "delayPct",
     "throughputCurve", "initialDigest", "outputDigest", "outputDiffers", "workloadDigest", "machineStart",
-    "machineEnd", "cpuSec", "totalCpuSec", "device", "telemetry",
+    "machineEnd", "cpuSec", "totalCpuSec", "device", "telemetry", "exit",
 )  # fmt: skip
 
 

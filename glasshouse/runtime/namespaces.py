@@ -30,6 +30,7 @@ _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _MAX_LINKS = 40  # as the kernel's own path walk (MAXSYMLINKS)
 _SKELETON = ".root"
+_TMP = ".tmp"  # in the scratch folder: what the new root calls /tmp
 _STREAMS = ("fd", "stdin", "stdout", "stderr")  # links of /dev into /proc/self
 
 
@@ -131,6 +132,9 @@ def _build(root: Path, scratch: Path, visible: Iterable[Path]) -> None:
         link = Path("/dev", name)
         if link.is_symlink():
             _in(root, link).symlink_to(link.readlink())
+    if not _in(root, Path("/tmp")).exists():  # noqa: S108 -- of the new root, where it lies in memory
+        (scratch / _TMP).mkdir(mode=0o700, exist_ok=True)
+        (root / "tmp").symlink_to(SHM / _TMP)
     for path in sockets:
         if any(path.is_relative_to(place) for place in places) and not path.is_relative_to(scratch):
             _mount(Path(os.devnull), _in(root, path), _MS_BIND)

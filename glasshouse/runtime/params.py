@@ -19,6 +19,10 @@ from glasshouse.runtime.session import Stretch, check_number
 from glasshouse.sealing.memory import overwrite
 
 MAX_PARAMS_BYTES = 64 << 10
+JOB_FILE = "project.json"  # in a project's package: what to run (runtime/project.py)
+END_FILE = "end"  # in a leg's folder: its job is to end now, with a moment to save what it has
+SAID = "glasshouse: "  # begins a line of ours in a job's log
+GRACE_SEC = 30.0  # that moment: from SIGTERM to SIGKILL
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class LaunchParams:
     stretch: Stretch
     device: str
     deadline_sec: float
+    job: bool = False  # a project's command, which ends by itself
+    network_open: bool = False  # of a job
+    job_sec: float = 0.0  # when it is asked to end; 0: at the leg's deadline
     ranks: int = 1  # processes that train together, one a GPU
     # protected arm
     ticket: bytearray = field(default_factory=bytearray, repr=False)  # wiped by whoever is done with it
@@ -98,6 +105,7 @@ def parse_launch(data: bytes, ticket: bytearray) -> LaunchParams:
         raise TypeError("parameters are no object")
     value = {**value, "stretch": Stretch.from_json(value.get("stretch"))}
     check_number(value.get("deadline_sec"), "deadline_sec")
+    check_number(value.get("job_sec"), "job_sec", needed=False)
     if "ticket" in value:
         raise TypeError("the ticket stands behind the parameters")
     for name in _ENCODED:

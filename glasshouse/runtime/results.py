@@ -36,6 +36,16 @@ class MachineReading:
 
 
 @dataclass(frozen=True)
+class JobExit:
+    """How a project's command ended: with a code, or by a signal, and whether for want of memory or time."""
+
+    code: int | None
+    signal: str | None
+    out_of_memory: bool
+    out_of_time: bool
+
+
+@dataclass(frozen=True)
 class LegResult:
     """What one leg measured. Times in seconds; curves are pairs [units, loss] and [seconds, units].
 
@@ -50,7 +60,7 @@ class LegResult:
     warmup_sec: float
     warmup_units: int
     delay_pct: float
-    final_loss: float
+    final_loss: float | None  # None: of a project, which reports none
     loss_curve: list[list[float]]
     throughput_curve: list[list[float]]
     initial_digest: str
@@ -66,6 +76,7 @@ class LegResult:
     total_cpu_sec: float
     device: str
     telemetry: Sequence[Mapping[str, Any]]  # machine.Telemetry
+    exit: JobExit | None = field(default=None, metadata=_OPTIONAL)  # of a project
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,8 @@ class Zeroized:
     trainer_exit: int
     strays_killed: int
     tmpfs_removed: bool
+    # "ended": the workload's own memory went back with its processes; None: it was overwritten and read back.
+    runtime_state: str | None = field(default=None, metadata=_OPTIONAL)
 
 
 @dataclass(frozen=True)

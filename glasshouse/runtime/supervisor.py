@@ -10,6 +10,7 @@ torch, no payload key.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ from glasshouse.runtime.linux import (
     prctl,
     secret_memory,
 )
-from glasshouse.runtime.params import LaunchParams
+from glasshouse.runtime.params import END_FILE, LaunchParams
 from glasshouse.runtime.peers import PeerDiedError
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
 from glasshouse.runtime.results import NeedleReport, Zeroized
@@ -53,6 +54,7 @@ from glasshouse.sealing.memory import overwrite
 
 STEP_TIMEOUT_SEC = 120.0
 MAX_NEEDLES = 64
+END_LOOK_SEC = 0.5
 MAX_EVENTS = 200_000  # four days of progress; the controller reads no more than 64 MiB of them
 
 
@@ -174,6 +176,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
             trainer_exit=leg.exits.get("trainer", -1),
             strays_killed=strays,
             tmpfs_removed=not leg.scratch.exists(),
+            runtime_state="ended" if launch.job else None,
         ),
     )
 
@@ -316,12 +319,19 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
     sealed: dict[str, Any] = {}
     needles = leg.live_needles
     began = 0.0
+    over = threading.Event()
+    ender = threading.Thread(target=_pass_on_end, args=(leg.folder / END_FILE, channel, over), daemon=True)
+    if leg.launch.job:
+        ender.start()
     while True:
         kind, body, raw = channel.receive(leg.remaining())
         if kind in ("progress", "trained"):
             if leg.events is not None and leg.events.count >= MAX_EVENTS:
                 raise LegError("the leg reports without end", code=Code.TOO_MANY_EVENTS)
             leg.event(kind, body)
+            if kind == "trained" and leg.launch.job:
+                over.set()
+                ender.join()  # nobody else speaks to the trainer from here on
         elif kind == "sealed-outputs":
             began = time.monotonic()
             size, digest = int(body["bytes"]), str(body["ciphertextSha256"])
@@ -353,6 +363,15 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
     channel.send("exit")
     leg.timings["zeroizeSec"] = round(time.monotonic() - began, 6)
     return _Trained(wiped, sealed)
+
+
+def _pass_on_end(path: Path, channel: Channel, over: threading.Event) -> None:
+    """Tell the trainer, once, when whoever follows the leg has asked for its end."""
+    while not over.wait(END_LOOK_SEC):
+        if path.exists():
+            with contextlib.suppress(ChannelClosedError):
+                channel.send("end")
+            return
 
 
 def _summary(needles: list[Needle], klass: str) -> NeedleReport:

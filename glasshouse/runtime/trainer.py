@@ -21,8 +21,9 @@ from typing import Any
 from glasshouse.canonical import b64u_decode, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import freed, harness, residue, sealer
+from glasshouse.runtime import freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
+from glasshouse.runtime.confine import confine
 from glasshouse.runtime.linux import (
     PR_SET_PDEATHSIG,
     SHM,
@@ -35,8 +36,10 @@ from glasshouse.runtime.linux import (
     private_shm,
     restrict_writes,
 )
+from glasshouse.runtime.offline import offline_environment
 from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.ranks import RankedSession
+from glasshouse.runtime.readable import existing
 from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.session import Session, Tensor
 from glasshouse.runtime.wipe import place_of, wipe_tensors
@@ -46,6 +49,7 @@ from glasshouse.sealing.memory import overwrite
 NEEDLES_PER_CLASS = 3
 NEEDLE_BYTES = 24
 WINDOW_ELEMENTS = 1 << 14
+_RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf")
 CACHE_VARIABLES = (
     "TMPDIR",
     "HOME",
@@ -81,8 +85,15 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != plumbing.supervisor:
             raise LegError("the supervisor is gone", code=Code.RUNTIME_ERROR)
-        _confine(plumbing, launch, channel)
-        _work(plumbing, launch, package, channel)
+        scratch = _confine(plumbing, launch, channel)
+        if launch.job:
+            project.work(launch, package, channel, scratch=scratch, outputs=plumbing.outputs)
+            channel.send("needles-done")
+            _await(channel, "wipe")
+            channel.send("wiped", project.wiped(package))
+            _await(channel, "exit")
+        else:
+            _work(plumbing, launch, package, channel)
         code = 0
     except LegError as error:
         traceback.print_exc()
@@ -106,13 +117,16 @@ def _failed(channel: Channel, code: Code) -> None:
         channel.send("failed", {"code": code})
 
 
-def _confine(plumbing: Plumbing, launch: LaunchParams, channel: Channel) -> None:
+def _confine(plumbing: Plumbing, launch: LaunchParams, channel: Channel) -> Path:
+    """Confine this process; return its scratch folder."""
     os.dup2(plumbing.log, 1)
     os.dup2(plumbing.log, 2)
     os.close(plumbing.log)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     scratch = Path(plumbing.scratch)
+    if launch.job:
+        return _confine_job(plumbing, launch, channel, scratch)
     shm = private_shm(scratch)
     if shm and scratch.parent == SHM:
         scratch = SHM  # the folder itself lies there no longer
@@ -138,6 +152,47 @@ def _confine(plumbing: Plumbing, launch: LaunchParams, channel: Channel) -> None
             "shm": "private" if shm else "none",
         },
     )
+    return scratch
+
+
+def _confine_job(plumbing: Plumbing, launch: LaunchParams, channel: Channel, scratch: Path) -> Path:
+    """Confine this process for a command of the owner's, which reads its own files and reaches nobody."""
+    sys.dont_write_bytecode = True
+    # Where the folders of allocations lie. The archive and the interpreter in this one stay readable.
+    hidden = [Path(launch.leg_dir).parent.parent.parent]
+    resolver = map(Path, _RESOLVER) if launch.network_open else ()
+    held = confine(
+        scratch, existing(resolver), gpu_devices(), [channel.fileno(), plumbing.outputs], hidden,
+        network_open=launch.network_open,
+    )  # fmt: skip
+    for variable in CACHE_VARIABLES:
+        os.environ[variable] = str(held.scratch)
+    if held.network != "open":
+        os.environ.update(offline_environment(loopback=held.network == "namespace"))
+    harden()
+    capabilities = drop_capabilities()
+    if launch.require_landlock and held.writing == "none":
+        raise LegError("the kernel has no Landlock", code=Code.LANDLOCK_MISSING)
+    if held.writing == "landlock" and _can_write_outside(held.scratch):
+        raise LegError("Landlock did not confine the trainer", code=Code.LANDLOCK_INEFFECTIVE)
+    if not is_tmpfs(held.scratch):
+        raise LegError("the scratch folder is no memory", code=Code.SCRATCH_NOT_MEMORY)
+    if held.network == "none":
+        raise LegError("nothing keeps the job from the network", code=Code.NETWORK_NOT_CLOSED)
+    channel.send(
+        "hardened",
+        {
+            **asdict(hardening_state()),
+            "fs": held.writing,
+            "scratchTmpfs": is_tmpfs(held.scratch),
+            "capabilities": capabilities,
+            "shm": held.shm,
+            "network": held.network,
+            "reads": held.reading,
+            "sockets": held.sockets,
+        },
+    )
+    return held.scratch
 
 
 def _can_write_outside(scratch: Path) -> bool:
@@ -217,6 +272,8 @@ def _await(channel: Channel, kind: str) -> None:
             residue.serve(channel)
         elif found == kind:
             return
+        elif found == "end":
+            continue  # of a job that had ended by itself a moment before
         else:
             raise LegError(f"expected {kind}, got {found}", code=Code.RUNTIME_ERROR)
 

@@ -226,7 +226,7 @@ def _look(path: bytes, place: Path) -> _Source | str:
     try:
         status = place.lstat()
         if stat.S_ISLNK(status.st_mode):
-            target = as_path(os.readlink(place))  # noqa: PTH115 -- a Path would tidy it up
+            target = _within(path, place, as_path(os.readlink(place)))  # noqa: PTH115 -- a Path would tidy it
             return link_fault(path, target) or _Source(Entry("link", path, target=target), place, 0)
     except (OSError, ValueError) as error:
         return f"it cannot be looked at: {getattr(error, 'strerror', None) or error}"
@@ -239,6 +239,17 @@ def _look(path: bytes, place: Path) -> _Source | str:
     executable = bool(status.st_mode & stat.S_IXUSR)
     entry = Entry("file", path, status.st_size, status.st_mtime_ns // 1000, executable)
     return _Source(entry, place, status.st_mtime_ns)
+
+
+def _within(path: bytes, place: Path, target: bytes) -> bytes:
+    """A link's target; one that is absolute and leads into the tree is made relative to the link."""
+    here = os.fsencode(place)
+    if not target.startswith(b"/") or not here.endswith(b"/" + path):
+        return target
+    root = here[: -len(path)]
+    if not target.startswith(root):
+        return target
+    return os.path.relpath(target, os.path.dirname(here))  # noqa: PTH120 -- bytes
 
 
 class _Pieces:

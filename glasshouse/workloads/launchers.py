@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from glasshouse.errors import UsageError
@@ -88,9 +88,19 @@ _ACCELERATE: Final = {
 _PRECISIONS: Final = ("no", "fp16", "bf16")  # fp8 needs settings of its own
 
 
+# What torchrun puts into the environment of the only process of a group.
+_ALONE: Final = {
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK"), "0"),
+    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"), "1"),
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
 def torchrun(words: Sequence[str], gpus: int) -> Launch:
     """Read what follows `torchrun`."""
-    return _read("torchrun", _TORCHRUN, words, gpus, default="1")
+    launch = _read("torchrun", _TORCHRUN, words, gpus, default="1")
+    return replace(launch, environment={**_ALONE, **launch.environment}) if gpus == 1 else launch
 
 
 def accelerate(words: Sequence[str], gpus: int) -> Launch:
@@ -178,5 +188,5 @@ def _check_processes(launcher: str, table: Mapping[str, Option], value: str, gpu
         name = "--" + name.strip("_")
         raise UsageError(
             f"{launcher} is to start one process for each GPU, and not {value or 'none'}",
-            field="gpu.count", value=gpus, remedy=f"give {name}={gpus}, or gpu.count={value or 1}",
+            field="gpu.count", value=gpus, remedy=f"give {name}={gpus}",
         )  # fmt: skip

@@ -6,7 +6,7 @@ The same files and tensors serve both arms: sealed for the protected one, in the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
 from glasshouse.runtime.harness import CONFIG_FILE, DATA_PREFIX, SOURCE_FILE
 from glasshouse.sealing.container import TensorSpec
-from glasshouse.spec import CustomModel, LoraModel, MlpModel, RunSpec, WithheldModel
+from glasshouse.spec import CustomModel, LoraModel, MlpModel, ProjectModel, RunSpec, WithheldModel
+from glasshouse.workloads import project
 from glasshouse.workloads.custom import check_source
 from glasshouse.workloads.made import MadeWeights, Making
 from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes
@@ -40,11 +41,16 @@ class Payload:
     builder: str = "build"
     weights: MadeWeights = field(default_factory=lambda: MadeWeights(lambda: iter(())), repr=False)
     base: BaseWeights | None = field(default=None, repr=False)
+    tree: Iterable[Tensor] = field(default=(), repr=False)  # a project's files
+    modules: tuple[str, ...] = ()  # that a project imports from elsewhere
+    scratch_bytes: int = 0  # of memory that a project's files take on the pod
+    notes: tuple[str, ...] = ()  # what a person is told of it before anything is rented
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield every tensor's spec and bytes, as often as it is asked."""
         yield from self.weights
         yield from self.base or ()
+        yield from self.tree
 
 
 def prepare(spec: RunSpec) -> Payload:
@@ -55,6 +61,17 @@ def prepare(spec: RunSpec) -> Payload:
             "the plan of a private job does not hold its model", field="model.kind", value=model.kind,
             remedy="give the model's own settings",
         )  # fmt: skip
+    if isinstance(model, ProjectModel):
+        found = project.look(model, ranks=spec.gpu.count)
+        files, tree = project.packed(found)
+        return Payload(
+            files,
+            builder="",
+            tree=tree,
+            modules=found.modules,
+            scratch_bytes=found.selection.total_bytes,
+            notes=tuple(found.lines),
+        )
     if not isinstance(model, CustomModel) and model.batch % spec.gpu.count:
         raise UsageError(
             f"a batch of {model.batch} cannot be shared equally", field="gpu.count", value=spec.gpu.count,

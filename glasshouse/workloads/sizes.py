@@ -7,7 +7,8 @@ from pathlib import Path
 
 from glasshouse.errors import UsageError
 from glasshouse.sealing.layout import TensorSpec
-from glasshouse.spec import LoraModel, MlpModel, RunSpec, WithheldModel
+from glasshouse.spec import LoraModel, MlpModel, ProjectModel, RunSpec, WithheldModel
+from glasshouse.workloads import project
 
 SOURCES = Path(__file__).parent
 
@@ -23,6 +24,8 @@ def payload_bytes(spec: RunSpec) -> int:
             "the plan of a private job does not hold its model", field="model.kind", value=model.kind,
             remedy="give the model's own settings",
         )  # fmt: skip
+    if isinstance(model, ProjectModel):
+        return project.look(model, ranks=spec.gpu.count).selection.total_bytes
     if isinstance(model, MlpModel):
         return _size(SOURCES / "mlp_pod.py") + sum(item.nbytes for item in mlp_shapes(model))
     if isinstance(model, LoraModel):

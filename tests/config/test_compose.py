@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from glasshouse import config
 from glasshouse.conf_files import options
 from glasshouse.errors import UsageError
-from glasshouse.spec import CloudProvider, RunSpec
+from glasshouse.paths import Workspace
+from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
 from tests.config.kit import CONF, SSH, compose, resolved
 
 
@@ -111,7 +115,7 @@ def test_existing_files_are_accepted(elsewhere: Path) -> None:
     spec = config.load([*SSH, "provider.key=here", "provider.known_hosts=here"])
     assert spec.provider.kind == "ssh"
     (elsewhere / "train.py").touch()
-    assert config.load(["model=custom", "model.entry=train.py:Workload"]).model.kind == "custom"
+    assert config.load(["model=custom", "model.entry=train.py:Workload", "steps=9"]).model.kind == "custom"
 
 
 def test_no_plain_value_is_a_hydra_one() -> None:
@@ -123,3 +127,61 @@ def test_no_plain_value_is_a_hydra_one() -> None:
         return type(value) in (str, int, float, bool, type(None))
 
     assert plain(resolved("model=qwen2-tiny", "gpu=h100"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.text(max_size=12) | st.sampled_from(["${x}", "\\${y}", "--lr=3e-4", "1,2", "it's", "[a]", "\\"])
+    )
+)
+def test_the_words_of_a_command_arrive_as_they_were_typed(words: list[str]) -> None:
+    command = ["python", *(word for word in words if "\0" not in word)]
+    spec = config.load(["model=project", "model.folder=.", *config.command_words(command)])
+    assert isinstance(spec.model, ProjectModel)
+    assert list(spec.model.command) == command
+
+
+@pytest.mark.parametrize("model", ["custom", "project"])
+def test_what_is_the_users_own_is_private_by_default(model: str) -> None:
+    words = {
+        "custom": [f"model.entry={__file__}:Workload", "duration=5"],
+        "project": ["model.folder=.", "model.command=[python,a.py]"],
+    }[model]
+    spec = config.load([f"model={model}", *words])
+    assert (spec.order, spec.payload) == ("protected-only", "private")
+    assert model == "custom" or (spec.duration, spec.steps) == (None, None)
+
+
+def test_the_missions_commands_resolve_as_ever() -> None:
+    for words in ([], ["gpu=h100", "provider=runpod", "duration=1800"], ["model=qwen2-tiny", "duration=10"]):
+        spec = config.load(words)
+        assert (spec.order, spec.payload) == ("abba", "public")
+    assert config.load([]).duration == 20.0
+
+
+def test_an_experiment_file_cannot_lay_a_workload_of_ones_own_open(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(Workspace.find().conf, conf)
+    (conf / "experiment/mine.yaml").write_text("# @package _global_\norder: abba\npayload: public\n")
+    words = ["model=custom", f"model.entry={__file__}:Workload", "duration=5", "experiment=mine"]
+    with pytest.raises(UsageError, match="payload=public yourself"):
+        config.load(words, conf=conf)
+    assert config.load([*words, "payload=public"], conf=conf).order == "abba"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["order=abba"], "has none yet"),
+        (["payload=public", "order=protected-only"], "private job"),
+        (["duration=5"], "when its command does"),
+        (["provider=runpod", "gpu=h100"], "model.max_hours"),
+        (["model.command=[]"], "behind --"),
+    ],
+)
+def test_a_project_is_refused_what_it_cannot_have(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(["model=project", "model.folder=.", "model.command=[python,a.py]", *words])
+    assert said in caught.value.line()
+    assert "\n" not in caught.value.line()

@@ -12,6 +12,7 @@ import pytest
 
 from glasshouse import config
 from glasshouse.conf_files import GROUPS, options
+from glasshouse.config import command_words
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.providers.money import cost_ceiling, price
@@ -20,7 +21,8 @@ from tests.config.kit import CONF, compose, expand, resolved
 
 NEEDS = {  # settings that have no default
     "provider=ssh": ["provider.host=box.example", "provider.user=me", "provider.key=key"],
-    "model=custom": ["model.entry=train.py:Workload"],
+    "model=custom": ["model.entry=train.py:Workload", "duration=60"],
+    "model=project": ["model.folder=.", "model.command=[python, train.py]"],
 }
 RENTABLE = ("h100", "h200", "pro6000", "a4000", "rtx4090", "rtx3090")
 EVERY = [f"{group}={name}" for group in GROUPS for name in options(group, CONF)]
@@ -65,6 +67,8 @@ def test_every_file_opens_with_what_it_is_and_a_command_that_works(path: Path) -
     for command in commands:
         words = [word for word in re.split(r"\s{2,}", command)[0:1] for word in shlex.split(word)][3:]
         words = [word for word in words if word != "plan"]
+        if "--" in words:
+            words[words.index("--") :] = command_words(words[words.index("--") + 1 :])
         cells = expand(*words[1:]) if words[:1] == ["-m"] else [words]
         assert compose(cells[0])
 

@@ -43,7 +43,7 @@ MISTAKES = [
     (["steps=5"], "steps=5", "contradicts duration=20.0 "),
     (["steps=10", "duration=5"], "duration=5", "contradicts steps=10 "),
     (["steps=5"], "steps=5", "duration=null steps=N"),
-    (["duration=null"], "duration=null", "exactly one"),
+    (["duration=null"], "duration=null", "how long it is to train"),
     (["payload=private"], "payload=private", "contradicts order=abba "),
     (["order=protected-only", "control=aa"], "control=aa", "two arms"),
     (["measure.blocks=0"], "measure.blocks=0", "greater than or equal to 8"),
@@ -68,7 +68,7 @@ MISTAKES = [
     ([*SSH, "provider.key=here", "provider.known_hosts=missing"], "provider.known_hosts=missing", "exists"),
     ([*SSH, "provider.key=here", "provider.port=70000"], "provider.port=70000", "65535"),
     ([*SSH, "provider.key=here", "provider.host=a b"], "provider.host=a b", "a host name or address"),
-    (["model=custom", "model.entry=missing.py:Workload"], "model.entry=missing.py", "exists"),
+    (["model=custom", "model.entry=missing.py:Workload", "duration=5"], "model.entry=missing.py", "exists"),
     (["model=custom", "model.entry=/no/x.py"], "model.entry=/no/x.py", "as in path/to/file.py:Workload"),
 ]
 

@@ -27,7 +27,12 @@ QUICK = [
 # Small enough to be quick, real in every other way. 64-unit layers train in about a millisecond.
 TINY = [*QUICK, "model.inputs=32", "model.hidden=64", "model.batch=64"]
 # For tests of what happens around the training: no torch, whose import takes each leg two seconds.
-CLOCKED = ["model=custom", "model.entry=tests/e2e/workloads/clocked.py:Clocked", "+model.params.unit_ms=2"]
+CLOCKED = [
+    "model=custom",
+    "payload=public",
+    "model.entry=tests/e2e/workloads/clocked.py:Clocked",
+    "+model.params.unit_ms=2",
+]
 PACED = [*QUICK, *CLOCKED]
 
 

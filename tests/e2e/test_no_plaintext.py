@@ -170,6 +170,67 @@ def test_no_plaintext_outside_memory_and_the_scratch_folder(
         assert job.data[4:] in weights.read_bytes()
 
 
+PROJECT = """
+import os, pathlib, sys, time
+SOURCE_MARK = {source!r}
+data = pathlib.Path("secret.bin").read_bytes()
+print("printed", SOURCE_MARK, sys.argv[1], flush=True)
+pathlib.Path(os.environ["TMPDIR"], "cache").write_bytes(data)
+while not os.path.exists("found"):  # until the search has been here
+    time.sleep(0.01)
+os.mkdir("out")
+pathlib.Path("out", "copy.bin").write_bytes(data)
+if {fails}:
+    raise RuntimeError("raised " + SOURCE_MARK + sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends well", "prints and raises"])
+def test_no_plaintext_of_a_project_outside_memory_and_the_scratch_folder(
+    program: Program, tmp_path: Path, fails: bool
+) -> None:
+    job = Job.make(tmp_path / "job", fails=fails)
+    (job.folder / "job.py").write_text(PROJECT.format(source=job.source, fails=fails))
+    began = time.time() - 1
+    process = program.start(
+        "run", "--json", "--out", str(program.runs), "model=project", f"model.folder={job.folder}",
+        "model.outputs=out", "measure.head_interval_sec=0.3", "--", "python", "job.py", job.param,
+    )  # fmt: skip
+    in_scratch, elsewhere, words = set(), set(), set()
+    while process.poll() is None:
+        names = [path.name for path in (program.home / "state" / "pods").glob("gh-*")]
+        for name, path in job.found_in(_pod_side(program, job, began)):
+            scratch = next(
+                (place for one in names if (place := re.match(rf"/dev/shm/{one}-s000-1-[0-9a-f]+", path))),
+                None,
+            )
+            (elsewhere if scratch is None else in_scratch).add((name, path))
+            if scratch is not None and path.endswith("/cache"):
+                Path(scratch[0], "project", "found").touch()
+        for allocation in names:
+            for pid in processes_of(f"{allocation}/runtime-"):
+                for file in ("cmdline", "environ"):
+                    with contextlib.suppress(OSError):
+                        words.update(Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0"))
+        time.sleep(0.5)
+    out, err = process.communicate()
+    record = json.loads(out)["runs"][0]
+    assert process.returncode == (1 if fails else 0), err
+    assert elsewhere == set()
+    assert {name for name, _ in in_scratch} == {"source", "data"}  # where the project's own files lie
+    assert job.found_in(_pod_side(program, job, began)) == []
+    assert words
+    assert not any(needle in word for needle in job.needles.values() for word in words)
+    folder = Path(record["folder"])
+    assert job.found_in(_files(folder / "bundle")) == []
+    opened = tmp_path / "opened"
+    assert program("open", str(folder), "--to", str(opened), "--json").returncode == 0
+    log = next(opened.glob("*trainer.log")).read_text()
+    assert f"printed {job.source} {job.param}" in log
+    assert (f"raised {job.source}{job.param}" in log) == fails
+    assert (opened / "s000-1" / "copy.bin").read_bytes() == job.data
+
+
 MODEL = {
     "inputs": 12007, "hidden": 23, "layers": 1, "classes": 10009, "batch": 7, "batches_per_epoch": 1,
     "learning_rate": 0.001237, "data_seed": 987654321,

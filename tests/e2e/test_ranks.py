@@ -52,7 +52,7 @@ class Workload:
 def custom(program: Program, tmp_path: Path, *overrides: str) -> tuple[int, dict, Path, str]:
     (tmp_path / "ddp.py").write_text(DDP)
     entry = f"model.entry={tmp_path}/ddp.py:Workload"
-    return run(program, "model=custom", entry, "gpu=cpu", "gpu.count=2", *overrides)
+    return run(program, "model=custom", "payload=public", entry, "gpu=cpu", "gpu.count=2", *overrides)
 
 
 def events(folder: Path, leg: str) -> list[dict]:

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.train
 
 # A leg may take longer by far than any test waits: whoever notices a death at its deadline only, fails.
 WORDS = [
-    *QUICK, "model=custom", "model.entry=tests/e2e/workloads/clocked.py:Littering", "+model.params.unit_ms=2",
-    "duration=600",
+    *QUICK, "model=custom", "payload=public", "model.entry=tests/e2e/workloads/clocked.py:Littering",
+    "+model.params.unit_ms=2", "duration=600",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 QUICK = [
     "provider.threads=1",
     "order=raw-first",
+    "payload=public",
     "measure=quick",
     "measure.warmup_sec=0.2",
     "measure.head_interval_sec=0.3",
@@ -196,7 +197,7 @@ def test_a_raw_legs_log_comes_home_beside_the_bundle(program: Program, tmp_path:
 def test_a_missing_method_costs_nothing(program: Program, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(replaced("def loss", "def losses"))
-    done = program("model=custom", f"model.entry={path}:Workload", "--out", str(program.runs))
+    done = program("model=custom", f"model.entry={path}:Workload", "duration=1", "--out", str(program.runs))
     assert done.returncode == 2
     assert done.stderr.startswith("error: the workload lacks loss() (model.entry=")
     assert done.stderr.count("\n") == 1

@@ -10,6 +10,7 @@ import pytest
 from glasshouse.judgement.caveats import CAVEATS, Observed, caveat, caveats_of, with_controls
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
+from glasshouse.judgement.rules import OPEN
 
 from .facts import (
     H100,
@@ -68,13 +69,17 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("residue-not-scanned", {"residue_scanned": False}, {"residue_scanned": None}),
     ("residue-left", {"residue_left": ("marker",)}, {}),
     ("legs-bit-identical", {"bit_identical": True}, {}),
+    ("runtime-ended", {"job": True}, {}),
+    ("loss-unseen", {"job": True}, {}),
+    ("network-open", {"network_open": True}, {}),
+    ("reads-unconfined", {"reads_unconfined": True}, {}),
 ]
 
 
 @pytest.mark.parametrize(("code", "fires", "spares"), CASES)
 def test_the_rule(code: str, fires: dict[str, Any], spares: dict[str, Any]) -> None:
     def seen(values: dict[str, Any]) -> tuple[str, ...]:
-        return caveats_of(Observed(**{"tier": "signed"} | values))
+        return caveats_of(Observed(**{"tier": "signed"} | values), OPEN)
 
     assert code in seen(fires)
     assert code not in seen(spares)

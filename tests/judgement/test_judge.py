@@ -13,7 +13,7 @@ from glasshouse.judgement.caveats import CAVEATS
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import estimate_of, figures_of, overhead_pct
 from glasshouse.judgement.judge import judge, row_id
-from glasshouse.judgement.rules import METHOD, RULES
+from glasshouse.judgement.rules import METHOD, OPEN, RULES
 
 from .facts import H100, facts, failed, on_gpu, release, ssh_spec, with_launches, with_result
 
@@ -199,7 +199,7 @@ def test_rules_and_caveats_apply_from_their_method_on() -> None:
     assert (before.method, before.caveats) == (0, ())
     assert [check.code for check in before.checks] == ["boot-failed"]
     assert judge(bad).method == METHOD
-    assert {rule.since for rule in RULES} | {item.since for item in CAVEATS} <= set(range(1, METHOD + 1))
+    assert {rule.since for rule in RULES} | {item.since for item in CAVEATS} <= set(range(1, OPEN + 1))
 
 
 def test_checks_that_hold_carry_no_prose_into_the_record() -> None:

@@ -12,6 +12,7 @@ from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
 from glasshouse.judgement.rules import RULES, check_rules
 from glasshouse.reasons import REASONS, reason
+from glasshouse.schema import JobExit
 
 from .facts import (
     H100,
@@ -90,6 +91,20 @@ def wiped(**changes: Any) -> RunFacts:
     return with_lifecycle(facts(), 1, zeroization=zeroization(**changes))
 
 
+def project(**changes: Any) -> RunFacts:
+    """A project that ended with exit code 0. `changes` are of how its command ended."""
+    withheld = {"kind": "withheld", "workload": "project"}
+    found = facts(
+        ssh_spec(model=withheld, payload="private", order="protected-only", duration=None, steps=None)
+    )
+    said = {"code": 0, "signal": None, "out_of_memory": False, "out_of_time": False} | changes
+    ended = JobExit.model_validate(said)
+    found = with_result(
+        found, 0, exit=ended, final_loss=None, loss_curve=(), units=1, steps=0, output_differs=False
+    )
+    return with_lifecycle(found, 0, zeroization=zeroization(runtime_state="ended"))
+
+
 def raw_launch(**changes: Any) -> RunFacts:
     return with_launches(facts(), 0, launch(slot(facts(), 0), **changes))
 
@@ -103,6 +118,7 @@ def test_a_good_run_breaks_no_rule() -> None:
         facts(ssh_spec(**STEPS)),
         gpu_run(),
         relaunched("broker-unreachable"),
+        project(),
     ):
         assert codes(found) == set()
         assert judge(found).status == "verified"
@@ -158,6 +174,18 @@ FIRES: list[tuple[str, Build]] = [
     ("duration-out-of-tolerance", lambda: with_result(facts(), 1, units=0, elapsed_sec=1800.0)),
     ("steps-not-as-planned", lambda: with_result(facts(ssh_spec(**STEPS)), 1, steps=1999)),
     ("steps-not-as-planned", lambda: with_result(facts(ssh_spec(**STEPS)), 1, units=101, steps=2020)),
+    ("job-failed", lambda: project(code=7)),
+    ("job-failed", lambda: project(code=None, signal="SIGKILL", out_of_memory=True)),
+    ("job-failed", lambda: project(out_of_time=True)),
+    ("job-failed", lambda: with_result(project(), 0, exit=None)),
+    ("runtime-not-ended", lambda: with_lifecycle(project(), 0, zeroization=zeroization())),
+    ("runtime-not-ended", lambda: with_lifecycle(project(), 0, zeroization=None)),
+    (
+        "runtime-not-ended",
+        lambda: with_lifecycle(
+            project(), 0, zeroization=zeroization(runtime_state="ended", unwiped=("package",))
+        ),
+    ),
 ]  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""A user's own project as a payload: the files that go along, the command, and what its environment holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from glasshouse import paths
+from glasshouse.canonical import canonical_json
+from glasshouse.errors import UsageError
+from glasshouse.runtime.params import JOB_FILE
+from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.tree import INDEX_NAME, read_tree
+from glasshouse.spec import ProjectModel
+from glasshouse.workloads.command import Command, decide
+from glasshouse.workloads.folder import Selection, select
+from glasshouse.workloads.folder_lines import lines
+from glasshouse.workloads.imports import wanted
+
+RUNS = Path("runs")
+# What a confined job needs to be told, and what the pod decides for itself.
+_NOT_OURS = frozenset({"HOME", "TMPDIR", "PATH", "LD_PRELOAD", "LD_LIBRARY_PATH"})
+
+
+@dataclass(frozen=True)
+class Project:
+    """What was found: before anything is rented, and again when it is sealed."""
+
+    selection: Selection
+    command: Command
+    environment: Mapping[str, str]
+    warnings: tuple[str, ...]
+    modules: tuple[str, ...]  # top-level ones that it imports and does not bring
+
+    @property
+    def lines(self) -> list[str]:
+        """What goes along and what does not, and what may go wrong, for the terminal."""
+        return [*lines(self.selection), *self.warnings]
+
+
+def look(model: ProjectModel, *, ranks: int = 1) -> Project:
+    """Find out what a project is. Raises UsageError for what could not be run, or not be sealed."""
+    apart = [RUNS.resolve(), paths.state_dir(), paths.keys_dir()]
+    selection = select(
+        model.folder, outputs=model.outputs, include=model.include, data=model.data, apart=apart
+    )
+    decision = decide(model.command, selection, ranks)
+    if decision.command.ranks > 1:
+        raise UsageError(
+            "a project with several processes that train together is not possible yet",
+            field="gpu.count", value=decision.command.ranks, remedy="give gpu.count=1",
+        )  # fmt: skip
+    modules = wanted(selection.files, decision.command)
+    return Project(selection, decision.command, _environment(model.env), decision.warnings, modules)
+
+
+def packed(project: Project) -> tuple[dict[str, bytes], Iterable[tuple[TensorSpec, memoryview]]]:
+    """Return the small files of its package, and its tree of files as tensors."""
+    tree = read_tree((file.name, file.path) for file in project.selection.files)
+    job = {
+        "command": project.command.to_json(),
+        "environment": dict(project.environment),
+        "outputs": project.selection.outputs,
+    }
+    return {JOB_FILE: canonical_json(job), INDEX_NAME: tree.index}, tree.tensors
+
+
+def _environment(names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        if name in _NOT_OURS or not name.isidentifier():
+            raise UsageError(
+                "not a variable that can be passed on", field="model.env", value=name, remedy="leave it out"
+            )
+        value = os.environ.get(name)
+        if value is None:
+            raise UsageError("not set here", field="model.env", value=name, remedy=f"export {name}=... first")
+        found[name] = value
+    return found

@@ -1,0 +1,298 @@
+"""A project as its owner has it, run unchanged by one command: what comes back, what is said if it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Program
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+MAIN = """
+import argparse, json, os, pathlib, sys
+from pkg.inner import deep
+from pkg import tools
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+parser.add_argument("--layers")
+parser.add_argument("words", nargs="*")
+args = parser.parse_args()
+out = pathlib.Path("out")
+(out / "sub folder").mkdir(parents=True, exist_ok=True)
+said = {
+    "lr": args.lr, "layers": args.layers, "words": args.words, "file": __file__ == os.path.abspath("main.py"),
+    "variable": os.environ.get("GH_TEST_WORD"), "stdin": sys.stdin.read(), "name": __name__,
+    "data": pathlib.Path("data.txt").read_text(),
+    "corpus": sorted(map(str, pathlib.Path("data").rglob("*.txt"))),
+    "untracked": pathlib.Path("untracked.txt").exists(), "deep": deep(), "doc": tools.source(),
+}
+(out / "sub folder" / "gesagt ü.json").write_text(json.dumps(said, sort_keys=True))
+(out / "run.sh").write_text("#!/bin/sh\\n")
+(out / "run.sh").chmod(0o755)
+print("done", args.lr)
+"""
+INNER = "from . import tools\n\ndef deep():\n    return tools.NAME\n"
+TOOLS = 'import inspect\n\nNAME = "tools"\n\ndef source():\n    return inspect.getsource(source)\n'
+
+
+def project(folder: Path, files: dict[str, str]) -> Path:
+    """A git repository with these files, all of them tracked."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y", "-C", str(folder)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "-A"], check=True)
+    return folder
+
+
+def words(folder: Path, program: Program, *settings: str) -> list[str]:
+    return [
+        "run", "--json", "--out", str(program.runs), "model=project", f"model.folder={folder}",
+        "model.outputs=out",
+        "measure.head_interval_sec=0.3", *settings, "--",
+    ]  # fmt: skip
+
+
+def run(
+    program: Program, folder: Path, *command: str, settings: tuple[str, ...] = ()
+) -> tuple[int, dict, Path, str]:
+    done = program(*words(folder, program, *settings), *command)
+    assert done.stdout, done.stderr
+    record = json.loads(done.stdout)["runs"][0]
+    return done.returncode, record, Path(record["folder"]), done.stderr
+
+
+def opened(program: Program, folder: Path, to: Path) -> Path:
+    done = program("open", str(folder), "--to", str(to), "--json")
+    assert done.returncode == 0, done.stderr
+    return to / "s000-1"
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, bool]]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = (path.read_bytes(), os.access(path, os.X_OK))
+    return found
+
+
+def test_it_runs_unchanged_and_its_files_come_back_as_without_us(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GH_TEST_WORD", "a b")
+    mine = project(
+        tmp_path / "mine",
+        {
+            "main.py": MAIN,
+            "pkg/__init__.py": "",
+            "pkg/inner.py": INNER,
+            "pkg/tools.py": TOOLS,
+            "data.txt": "tracked",
+        },
+    )
+    (mine / "untracked.txt").write_text("stays here")
+    corpus = tmp_path / "corpus"
+    (corpus / "deep er").mkdir(parents=True)
+    (corpus / "deep er" / "ü.txt").write_text("far")
+    command = ["python", "main.py", "--lr=3e-4", "--layers", "1,2", "${x}", "it's", "--", "--json"]
+
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(mine), str(copy)], check=True)
+    (copy / "untracked.txt").unlink()
+    subprocess.run(["cp", "-r", str(corpus), str(copy / "data")], check=True)
+    (copy / "data").rename(copy / "data_")
+    (copy / "data").mkdir()
+    (copy / "data_").rename(copy / "data" / "corpus")
+    subprocess.run([sys.executable, *command[1:]], cwd=copy, check=True, stdin=subprocess.DEVNULL)
+
+    environment = {**program.environment, "GH_TEST_WORD": "a b"}
+    said = subprocess.run(
+        [sys.executable, "-m", "glasshouse",
+         *words(mine, program, f"model.data=[{corpus}]", "model.env=[GH_TEST_WORD]"), *command],
+        cwd=program.root, env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    record = json.loads(said.stdout)["runs"][0]
+    assert (record["status"], record["method"]) == ("verified", 3)
+    assert {"runtime-ended", "loss-unseen"} <= set(record["caveats"])
+    assert not {"short", "network-open", "reads-unconfined", "payload-disclosed"} & set(record["caveats"])
+    assert "sealing 6 files" in said.stderr
+    back = files(opened(program, Path(record["folder"]), tmp_path / "back"))
+    assert back == files(copy / "out")
+    assert program("verify", record["folder"]).returncode == 0
+    # Nothing of it stands where others read it.
+    plan = (Path(record["folder"]) / "bundle/plan.dsse.json").read_bytes()
+    assert b"main.py" not in plan
+    assert "private-project" in record["id"]
+
+
+SAVES = """
+import os, pathlib, sys, signal, threading
+def never():
+    import no_such_module_of_anybody
+out = pathlib.Path("out")
+out.mkdir()
+(out / "saved.txt").write_text("saved")
+print("said before the end", flush=True)
+how = sys.argv[1]
+if how == "raise":
+    from broken import inner
+    inner({})
+elif how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif how == "exit":
+    os._exit(7)
+elif how == "words":
+    sys.exit("a sentence")
+elif how == "flood":
+    print("first line")
+    for number in range(50_000):
+        print("x" * 1000)
+    print("last line")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "words_", "line"),
+    [
+        ("exit", "the command ended with 7", "said before the end"),
+        ("kill", "the command was killed by SIGKILL", "said before the end"),
+        ("raise", "the command ended with 1", "return value['there is no such key']"),
+        ("words", "the command ended with 1", "a sentence"),
+    ],
+)
+def test_whatever_ends_it_its_files_come_back_and_its_end_is_named(
+    program: Program, tmp_path: Path, how: str, words_: str, line: str
+) -> None:
+    broken = "def inner(value):\n    return value['there is no such key']\n"
+    mine = project(tmp_path / "mine", {"main.py": SAVES, "broken.py": broken})
+    code, record, folder, err = run(program, mine, "python", "main.py", how)
+    assert code == 1
+    assert (record["status"], record["exclusion"]["codes"]) == ("excluded", ["job-failed"])
+    assert words_ in err
+    assert "not found among the packages of the machine's Python: no_such_module_of_anybody" in err
+    assert f"| {line}" in re.sub(r"\| +", "| ", err)
+    assert files(opened(program, folder, tmp_path / "back")) == {"saved.txt": (b"saved", False)}
+
+
+def test_fifty_megabytes_of_output_hurt_nobody(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": SAVES})
+    code, _, folder, err = run(program, mine, "python", "main.py", "flood")
+    assert code == 0, err
+    opened(program, folder, tmp_path / "back")
+    (log,) = (tmp_path / "back").glob("*trainer.log")
+    text = log.read_text()
+    assert text.startswith("said before the end\nfirst line\n")
+    assert "\nlast line\nglasshouse: what comes back of out: 1 file, 5 bytes\n" in text
+    assert len(text) < 5 << 20
+
+
+LOOP = """
+import pathlib, signal, sys, time
+out = pathlib.Path("out")
+out.mkdir()
+(out / "began.txt").write_text("began")
+def save(*_):
+    (out / "saved.txt").write_text("saved on request")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def test_ctrl_c_lets_it_save_and_brings_that_home(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": LOOP})
+    process = program.start(*words(mine, program), "python", "main.py")
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if "running" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    record = json.loads(out)["runs"][0]
+    assert "interrupted" in record["exclusion"]["codes"], "".join(seen) + err
+    assert "asking the command to end" in err
+    back = files(opened(program, Path(record["folder"]), tmp_path / "back"))
+    assert back["saved.txt"] == (b"saved on request", False)
+    assert program("verify", record["folder"]).returncode == 0
+    assert program.pods() == []
+
+
+def test_it_is_ended_at_the_end_of_its_time(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": LOOP})
+    code, record, folder, err = run(
+        program, mine, "python", "main.py", settings=(f"model.max_hours={2 / 3600}",)
+    )
+    assert code == 1
+    assert record["exclusion"]["codes"] == ["job-failed"]
+    assert "was ended at the end of its time" in err
+    assert "saved.txt" in files(opened(program, folder, tmp_path / "back"))
+
+
+REACHES = """
+import json, pathlib, socket, sys
+port, secret = int(sys.argv[1]), sys.argv[2]
+tried = {}
+def attempt(name, action):
+    try:
+        tried[name] = repr(action())
+    except BaseException as error:
+        tried[name] = type(error).__name__
+attempt("connect", lambda: socket.create_connection(("127.0.0.1", port), timeout=2).sendall(b"out"))
+attempt("read", lambda: pathlib.Path(secret).read_text())
+attempt("write", lambda: pathlib.Path(secret + ".new").write_text("x"))
+attempt("home", lambda: (pathlib.Path.home() / "x").write_text("x"))
+out = pathlib.Path("out")
+out.mkdir()
+(out / "tried.json").write_text(json.dumps(tried))
+"""
+
+
+def test_it_reaches_no_server_and_reads_and_writes_nothing_elsewhere(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": REACHES})
+    secret = tmp_path / "another's"
+    secret.write_text(secrets.token_hex(16))
+    heard = []
+
+    def hear(listening: socket.socket) -> None:
+        while True:
+            try:
+                heard.append(listening.accept())
+            except OSError:
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=hear, args=(listening,), daemon=True).start()
+        port = listening.getsockname()[1]
+        code, _, folder, err = run(program, mine, "python", "main.py", str(port), str(secret))
+        time.sleep(0.2)
+        assert heard == []
+        listening.shutdown(socket.SHUT_RDWR)
+    assert code == 0, err
+    tried = json.loads(files(opened(program, folder, tmp_path / "back"))["tried.json"][0])
+    assert set(tried) == {"connect", "read", "write", "home"}
+    assert tried["connect"].endswith("Error")
+    assert tried["read"] in ("PermissionError", "FileNotFoundError")
+    assert tried["write"] in ("PermissionError", "FileNotFoundError", "OSError")
+    assert tried["home"] == "1"  # in its own scratch folder
+    assert not secret.with_name(f"{secret.name}.new").exists()
