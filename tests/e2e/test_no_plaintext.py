@@ -185,7 +185,10 @@ if {fails}:
 """
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["ends well", "prints and raises"])
+@pytest.mark.parametrize(
+    "fails",
+    [pytest.param(False, id="ends well"), pytest.param(True, id="prints and raises", marks=pytest.mark.soak)],
+)
 def test_no_plaintext_of_a_project_outside_memory_and_the_scratch_folder(
     program: Program, tmp_path: Path, fails: bool
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Sshd
 from tests.e2e.conftest import Program
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -296,3 +297,20 @@ def test_it_reaches_no_server_and_reads_and_writes_nothing_elsewhere(
     assert tried["write"] in ("PermissionError", "FileNotFoundError", "OSError")
     assert tried["home"] == "1"  # in its own scratch folder
     assert not secret.with_name(f"{secret.name}.new").exists()
+
+
+@pytest.mark.sshd
+def test_over_openssh_its_files_come_back_too(program: Program, sshd: Sshd, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": SAVES})
+    code, record, folder, err = run(
+        program, mine, "python", "main.py", "nothing",
+        settings=(
+            "provider=ssh", "provider.host=127.0.0.1", f"provider.port={sshd.port}",
+            f"provider.user={sshd.user}", f"provider.key={sshd.key}",
+            f"provider.known_hosts={sshd.known_hosts}", f"provider.python={sys.executable}",
+            f"provider.workdir={tmp_path}/pod",
+        ),
+    )  # fmt: skip
+    assert code == 0, err
+    assert record["status"] == "verified"
+    assert files(opened(program, folder, tmp_path / "back")) == {"saved.txt": (b"saved", False)}

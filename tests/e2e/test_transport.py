@@ -78,7 +78,7 @@ def test_an_unknown_host_key_is_refused_before_anything_is_left(
     done = program(
         "run", "--out", str(program.runs), *PACED, "provider=ssh", "provider.host=127.0.0.1",
         f"provider.port={sshd.port}", f"provider.user={sshd.user}", f"provider.key={sshd.key}",
-        f"provider.known_hosts={known}",
+        f"provider.known_hosts={known}", "duration=1",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     assert "host key" in done.stderr
@@ -91,7 +91,7 @@ def test_an_unreachable_host_is_exit_3(program: Program, tmp_path: Path) -> None
     key.chmod(0o600)
     done = program(
         "run", "--out", str(program.runs), *PACED, "provider=ssh", "provider.host=127.0.0.1",
-        "provider.port=1", "provider.user=nobody", f"provider.key={key}",
+        "provider.port=1", "provider.user=nobody", f"provider.key={key}", "duration=1",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
