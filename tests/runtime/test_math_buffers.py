@@ -30,6 +30,7 @@ KERNELS = {
     },
     "no short cut for small products": {"MKL_DISABLE_FAST_MM": "1"},
 }  # fmt: skip
+OTHERS = ("SSE", "no short cut for small products")  # rare, and ten seconds each
 # MKL heeds MKL_ENABLE_INSTRUCTIONS on Intel processors only, so it is told that this is one.
 AS_INTEL = """
 import ctypes, mmap, os, torch
@@ -63,7 +64,10 @@ os.read(0, 1)
 """
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    "kernels",
+    [pytest.param(name, marks=[pytest.mark.soak] if name in OTHERS else []) for name in KERNELS],
+)
 def test_the_wipe_takes_what_a_matrix_product_packed(kernels: str) -> None:
     if kernels == "AVX-512" and "avx512f" not in Path("/proc/cpuinfo").read_text(encoding="ascii").split():
         pytest.skip("this processor has no AVX-512")
