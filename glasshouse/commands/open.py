@@ -121,13 +121,18 @@ def _package(item: Sealed, key: KemKey) -> OpenedPackage:
     try:
         return open_outputs(item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256)
     except SealError as error:
-        if Code.GRANT_UNWRAP_FAILED not in error.codes:
-            raise
-        raise SealError(
-            f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
-            codes=error.codes,
-            remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
-        ) from error
+        raise _explained(item, error) from error
+
+
+def _explained(item: Sealed, error: SealError) -> SealError:
+    """The error in words, where it says that this is not for us."""
+    if Code.GRANT_UNWRAP_FAILED not in error.codes:
+        return error
+    return SealError(
+        f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
+        codes=error.codes,
+        remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
+    )
 
 
 def _unpacked(item: Sealed, key: KemKey, target: Path) -> list[Path]:
@@ -167,13 +172,7 @@ def _unpacked(item: Sealed, key: KemKey, target: Path) -> list[Path]:
                 item.path, key, places, context=item.context, plaintext_sha256=item.plaintext_sha256
             )
         except SealError as error:
-            if Code.GRANT_UNWRAP_FAILED not in error.codes:
-                raise
-            raise SealError(
-                f"{item.path.name} was sealed for another owner's key than this machine's, or altered since",
-                codes=error.codes,
-                remedy="open it where the run was started, with the GLASSHOUSE_HOME of then",
-            ) from error
+            raise _explained(item, error) from error
         for partial, path in made:
             partial.replace(path)
     return [path for _, path in made]

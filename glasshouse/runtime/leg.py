@@ -174,12 +174,7 @@ def end(leg: LegState) -> None:
 
 
 def _seal_log(leg: LegState) -> None:
-    context = {
-        "run": leg.launch.run,
-        "leg": leg.launch.leg,
-        "launch": str(leg.launch.launch),
-        "manifestHash": leg.launch.manifest_hash,
-    }
+    context = leg.launch.sealed_under
     with contextlib.suppress(SealError, OSError, ValueError), (leg.folder / "log.sealed").open("xb") as out:
         files = {"trainer.log": leg.log.text()}
         if leg.withheld:

@@ -59,6 +59,16 @@ class LaunchParams:
     raw_dir: str = ""
 
     @property
+    def sealed_under(self) -> dict[str, str]:
+        """The context under which what this launch leaves is sealed for the owner (sealing/outputs.py)."""
+        return {
+            "run": self.run,
+            "leg": self.leg,
+            "launch": str(self.launch),
+            "manifestHash": self.manifest_hash,
+        }
+
+    @property
     def where(self) -> tuple[str, str, int]:
         """Run, leg and launch number, as tokens name them."""
         return self.run, self.leg, self.launch

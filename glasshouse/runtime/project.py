@@ -124,12 +124,7 @@ def work(
         outputs,
         place / job.outputs,
         owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
-        context={
-            "run": launch.run,
-            "leg": launch.leg,
-            "launch": str(launch.launch),
-            "manifestHash": launch.manifest_hash,
-        },
+        context=launch.sealed_under,
         extra={"exit.json": canonical_json(record_json(ended.exit))},
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})

@@ -228,12 +228,7 @@ def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, chan
         plumbing.outputs,
         outputs,
         owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
-        context={
-            "run": launch.run,
-            "leg": launch.leg,
-            "launch": str(launch.launch),
-            "manifestHash": launch.manifest_hash,
-        },
+        context=launch.sealed_under,
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
     _zeroize(session, outputs, package, channel)

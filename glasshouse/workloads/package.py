@@ -21,7 +21,7 @@ from glasshouse.spec import CustomModel, LoraModel, MlpModel, ProjectModel, RunS
 from glasshouse.workloads import project
 from glasshouse.workloads.custom import check_source
 from glasshouse.workloads.made import MadeWeights, Making
-from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes
+from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, withheld
 from glasshouse.workloads.weights import BaseWeights
 
 MAX_FILE_BYTES = 8 << 30
@@ -57,10 +57,7 @@ def prepare(spec: RunSpec) -> Payload:
     """Assemble the payload of a run's model. Raises UsageError for what cannot be packed."""
     model = spec.model
     if isinstance(model, WithheldModel):
-        raise UsageError(
-            "the plan of a private job does not hold its model", field="model.kind", value=model.kind,
-            remedy="give the model's own settings",
-        )  # fmt: skip
+        raise withheld(model)
     if isinstance(model, ProjectModel):
         found = project.look(model, ranks=spec.gpu.count)
         files, tree = project.packed(found)

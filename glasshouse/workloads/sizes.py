@@ -20,10 +20,7 @@ def payload_bytes(spec: RunSpec) -> int:
     """
     model = spec.model
     if isinstance(model, WithheldModel):
-        raise UsageError(
-            "the plan of a private job does not hold its model", field="model.kind", value=model.kind,
-            remedy="give the model's own settings",
-        )  # fmt: skip
+        raise withheld(model)
     if isinstance(model, ProjectModel):
         return project.look(model, ranks=spec.gpu.count).selection.total_bytes
     if isinstance(model, MlpModel):
@@ -32,6 +29,14 @@ def payload_bytes(spec: RunSpec) -> int:
         base = _base_bytes(Path(str(model.weights_path)).expanduser()) if model.weights == "sealed" else 0
         return _size(SOURCES / "lora_pod.py") + sum(item.nbytes for item in lora_shapes(model)) + base
     return _size(Path(model.entry.rpartition(":")[0])) + sum(_size(Path(item)) for item in model.data)
+
+
+def withheld(model: WithheldModel) -> UsageError:
+    """What to say where a private job's plan is all that there is of a model."""
+    return UsageError(
+        "the plan of a private job does not hold its model", field="model.kind", value=model.kind,
+        remedy="give the model's own settings",
+    )  # fmt: skip
 
 
 def mlp_shapes(model: MlpModel) -> list[TensorSpec]:
