@@ -283,7 +283,8 @@ def _failure(said: str, target: Target) -> GlasshouseError:
 def _package(item: Mapping[str, Any]) -> _Package:
     metadata = item["metadata"]
     info = item["download_info"].get("archive_info", {})
-    digest = info.get("hashes", {}).get("sha256", "")
+    algorithm, _, digest = str(info.get("hash", "")).partition("=")  # all that pip before 23.1 says
+    digest = info.get("hashes", {}).get("sha256", digest if algorithm == "sha256" else "")
     return _Package(
         canonicalize_name(metadata["name"]),
         metadata["version"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.workloads import wheels
 from glasshouse.workloads.chosen import ChosenFile
 from glasshouse.workloads.dependencies import Dependencies, read_dependencies
 from glasshouse.workloads.wheels import Target, fetch
@@ -307,3 +309,12 @@ def test_platform_tags_end_at_the_machines_glibc() -> None:
     assert "manylinux_2_31_x86_64" not in tags
     assert "manylinux2014_x86_64" in tags
     assert all(tag.endswith("_aarch64") for tag in Target("3.12", "aarch64").platforms)
+
+
+@pytest.mark.parametrize(
+    "told", [{"hash": f"sha256={'ab' * 32}"}, {"hash": "md5=x", "hashes": {"sha256": "ab" * 32}}]
+)
+def test_a_digest_is_read_as_any_pip_says_it(told: dict[str, Any]) -> None:
+    """The first is pip 23.0's, which Debian 12 has."""
+    item = {"metadata": {"name": "Alpha", "version": "1.0"}, "download_info": {"archive_info": told}}
+    assert wheels._package(item).sha256 == "ab" * 32
