@@ -1,9 +1,9 @@
 """A user's own project: its files in the scratch folder, its command in a child of the trainer.
 
 The child is forked, not exec'd: after an exec a process is dumpable again. It holds neither the trainer's
-channel nor the pipe of the outputs, and nothing of the package's memory, which is handed back to the kernel
-piece by piece as the files are written. Whatever becomes of it (exit, exception, signal), the trainer is
-there to say so and to have its outputs sealed.
+channel nor the pipe of the outputs. The memory of the package's tensors, in which the files came, is handed
+back to the kernel piece by piece as they are written. Whatever becomes of the child (exit, exception,
+signal), the trainer is there to say so and to have its outputs sealed.
 
 What this needs of torch is nothing: a project may train with anything.
 """
@@ -14,6 +14,7 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import time
 import traceback
 from collections.abc import Mapping
@@ -58,11 +59,6 @@ class Job:
             return cls(Command.from_json(value["command"]), dict(value["environment"]), str(value["outputs"]))
         except (TypeError, KeyError, ValueError) as error:
             raise LegError("the package describes no job", code=Code.RUNTIME_ERROR) from error
-
-
-def is_project(package: OpenedPackage) -> bool:
-    """Whether a package holds a project, and not a workload that a harness calls."""
-    return JOB_FILE in package.files
 
 
 def work(
@@ -153,10 +149,11 @@ def _account(place: Path, outputs: str, package: OpenedPackage, left: Tree) -> l
     beside = []
     for name, path in list_folder(place, leave):
         known = name.encode("utf-8", "surrogateescape")
-        if name.startswith(f"{outputs}/") or "__pycache__" in name or path.is_dir() or path.is_symlink():
+        if name.startswith(f"{outputs}/") or "__pycache__" in name:
             continue
-        with contextlib.suppress(OSError):
-            if known not in sent or path.lstat().st_mtime_ns // 1000 != sent[known]:
+        with contextlib.suppress(OSError):  # whatever lies there, the outputs are still to be sealed
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_mtime_ns // 1000 != sent.get(known):
                 beside.append(shown(known))
     if beside:
         more = f" and {len(beside) - FEW} more" if len(beside) > FEW else ""

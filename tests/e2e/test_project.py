@@ -150,6 +150,8 @@ out = pathlib.Path("out")
 out.mkdir()
 (out / "saved.txt").write_text("saved")
 print("said before the end", flush=True)
+pathlib.Path("beside.txt").write_text("not in the outputs")
+pathlib.Path("nowhere").symlink_to("/proc/1/root/x")
 how = sys.argv[1]
 if how == "raise":
     from broken import inner
@@ -188,6 +190,7 @@ def test_whatever_ends_it_its_files_come_back_and_its_end_is_named(
     assert words_ in err
     assert "not found among the packages of the machine's Python: no_such_module_of_anybody" in err
     assert f"| {line}" in re.sub(r"\| +", "| ", err)
+    assert "written outside of out, and lost with the machine: beside.txt\n" in err
     assert files(opened(program, folder, tmp_path / "back")) == {"saved.txt": (b"saved", False)}
 
 
