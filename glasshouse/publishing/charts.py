@@ -16,6 +16,7 @@ from glasshouse.publishing.drawing import (
     Figure,
     Lane,
     Mark,
+    decimals,
     lanes,
     path,
     scale,
@@ -29,9 +30,7 @@ PHASES = tuple(step.removesuffix("Sec") for step in STEPS)
 
 def symbol(row: Artifact) -> str:
     """Shape by order of the legs, so that colour is never the only cue."""
-    if row.order == "raw-first":
-        return "square"
-    return "diamond" if row.order is None else "dot"
+    return {"raw-first": "square", "abba": "triangle", None: "diamond"}.get(row.order, "dot")
 
 
 def paint(row: Artifact) -> str:
@@ -43,20 +42,31 @@ _LEGEND = {
     "raw-first": ("square o-raw-first", "raw leg first"),
     "protected-first": ("dot o-protected-first", "protected leg first"),
     None: ("diamond o-unclear", "order unclear"),
-    "abba": ("dot o-abba", "alternating blocks, with 95% interval"),
+    "abba": ("triangle o-abba", "alternating blocks"),
 }
 
 
 def _legend(rows: Iterable[Artifact]) -> tuple[tuple[str, str], ...]:
-    orders = {row.order for row in rows}
-    return tuple(item for order, item in _LEGEND.items() if order in orders)
+    """What is drawn, and nothing else: a key for each order, one for intervals, one for hollow marks."""
+    shown = list(rows)
+    orders = {row.order for row in shown}
+    found = [item for order, item in _LEGEND.items() if order in orders]
+    if any(_ends(row) for row in shown):
+        found.append(("line c-interval", "95% interval"))
+    if any(row.evidence_tier == "reported" for row in shown):
+        found.append(("dot hollow", "hollow: reported, not verified by us"))
+    return tuple(found)
 
 
 def _with_overhead(rows: Iterable[Artifact]) -> list[Artifact]:
+    """Results alone: a control's figure shows whether the instrument works, and is no overhead."""
     return [
         row
         for row in rows
-        if row.overhead_pct is not None and row.status != "excluded" and row.retracted is None
+        if row.overhead_pct is not None
+        and row.status != "excluded"
+        and row.retracted is None
+        and row.control == "none"
     ]
 
 
@@ -73,7 +83,7 @@ def _ends(row: Artifact) -> tuple[float, float] | None:
     return overhead.ci_low_pct, overhead.ci_high_pct
 
 
-def _figure(
+def labelled_lanes(
     name: str,
     title: str,
     desc: str,
@@ -87,8 +97,8 @@ def _figure(
     values = [0.0, *(x for row in rows for _, _, x in row.points)]
     values += [x for row in rows for _, start, end in (*row.spans, *row.boxes) for x in (start, end)]
 
-    def label(value: float) -> str:
-        return labels.percent(value, 0) if unit == "%" else f"{value:g}{unit}"
+    def label(value: float, digits: int) -> str:
+        return labels.percent(value, digits) if unit == "%" else labels.tick(value, digits) + unit
 
     low, high = min(values), max(values)
     wide = lanes(rows, low, high, label=label, narrow=False)
@@ -108,7 +118,7 @@ def overhead_dots(
         return None
     drawn = [
         Lane(
-            label=f"{labels.length(row)}, {labels.CONTROLS.get(row.control) or labels.order(row)}",
+            label=f"{labels.length(row)}, {labels.order(row)}",
             value=labels.percent(row.overhead_pct),
             points=((symbol(row), paint(row), row.overhead_pct or 0.0),),
             spans=((f"c-interval {paint(row)}", *ends),) if (ends := _ends(row)) else (),
@@ -128,7 +138,7 @@ def overhead_dots(
         for row in shown
     )
     head = ("Row", "Tier", "Overhead", "95% interval")
-    return _figure(name, title, desc, drawn, table=(head, body), legend=_legend(shown))
+    return labelled_lanes(name, title, desc, drawn, table=(head, body), legend=_legend(shown))
 
 
 @dataclass(frozen=True)
@@ -176,13 +186,13 @@ def order_effect(rows: Sequence[Artifact]) -> Figure | None:
         body.append((setting, labels.percent(first), labels.percent(second), f"{gap} points"))
     widest = pairs[0]
     desc = (
-        f"{len(pairs)} settings measured in both orders, each time on another rented machine. The widest "
+        f"{len(pairs)} settings measured in both orders, each in a run of its own. The widest "
         f"pair is {abs(widest.gap):.1f} points apart, {labels.percent(widest.raw_first.overhead_pct)} and "
         f"{labels.percent(widest.protected_first.overhead_pct)}: far more than any cost claimed."
     )
     table = (("Setting", "Raw first", "Protected first", "Apart"), tuple(body))
     legend = (_LEGEND["raw-first"], _LEGEND["protected-first"])
-    return _figure(
+    return labelled_lanes(
         "order-effect", "The same measurement with the legs swapped", desc, drawn, table=table, legend=legend
     )
 
@@ -205,14 +215,14 @@ def raw_speed(rows: Sequence[Artifact], *, gpu: str, model: str) -> Figure | Non
         label = f"{labels.length(row)}, {labels.order(row)}"
         drawn.append(Lane(label, f"{raw:,.0f}", points, (("c-span", raw, protected),)))
         body.append((labels.title(row), labels.number(raw), labels.number(protected)))
-    unit = shown[0].unit
+    unit, model_name = shown[0].unit, labels.model(shown[0])
     desc = (
         f"Unprotected speed runs from {min(raws):,.0f} to {max(raws):,.0f} {unit} per second, a factor of "
-        f"{max(raws) / min(raws):.2f} between rentals of one GPU type."
+        f"{max(raws) / min(raws):.2f} between runs on one GPU type."
     )
-    return _figure(
+    return labelled_lanes(
         f"raw-speed-{gpu}",
-        f"Speed of the same workload on {labels.gpu(shown[0])} rentals, {unit} per second",
+        f"Speed of {model_name} on {labels.gpu(shown[0])}, {unit} per second",
         desc,
         drawn,
         table=(("Row", f"Raw, {unit}/s", f"Protected, {unit}/s"), tuple(body)),
@@ -242,7 +252,7 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
     span = labels.seconds(totals[0]) + " in all."
     if len(totals) > 1:
         span = f"between {labels.seconds(min(totals))} and {labels.seconds(max(totals))} in all."
-    return _figure(
+    return labelled_lanes(
         "fixed-cost",
         "What protection costs once a run, in seconds",
         f"Seconds spent on {', '.join(PHASES)}; {span} A longer run pays the same once.",
@@ -254,9 +264,8 @@ def fixed_cost(rows: Sequence[Artifact]) -> Figure | None:
 
 
 def by_length(rows: Sequence[Artifact]) -> Figure | None:
-    """Overhead against measured length (logarithmic), one mark a row; a control's figure is no overhead."""
-    results = [row for row in rows if row.control == "none"]
-    pairs = [(row, length) for row in newest(results) if (length := labels.measured_seconds(row))]
+    """Overhead against measured length (logarithmic), one mark a row."""
+    pairs = [(row, length) for row in newest(rows) if (length := labels.measured_seconds(row))]
     if len(pairs) < 2:
         return None
     values = [row.overhead_pct or 0.0 for row, _ in pairs]
@@ -273,7 +282,7 @@ def by_length(rows: Sequence[Artifact]) -> Figure | None:
             marks.append(Mark("text", "t-axis", x, height - 28, text=labels.seconds(second), anchor="middle"))
             marks.append(Mark("line", "c-tick", x, height - 50, x, height - 44))
     marks.append(
-        Mark("text", "t-axis", WIDTH - 20, height - 8, text="measured time of one leg", anchor="end")
+        Mark("text", "t-axis", WIDTH - 20, height - 8, text="measured time of one arm", anchor="end")
     )
     for row, length in pairs:
         x = across(math.log10(length))
@@ -299,39 +308,68 @@ def by_length(rows: Sequence[Artifact]) -> Figure | None:
 
 
 def cost_by_length(row: Artifact) -> Figure | None:
-    """Total overhead of a run of length W: fixed seconds spread over W, plus the steady state."""
+    """Overhead in all of a run of length W: fixed seconds spread over W, and the steady state.
+
+    Of an inconclusive row only the band is drawn: its point is noise, and must not be extrapolated.
+    """
     # A single pair's percentage is not a steady state: only a row with an interval is extrapolated.
-    if row.overhead_pct is None or not row.fixed_cost_sec or row.overhead_pct >= 100 or _ends(row) is None:
+    ends = _ends(row)
+    if row.overhead_pct is None or not row.fixed_cost_sec or ends is None or max(ends) >= 100:
         return None
     fixed = sum(row.fixed_cost_sec.get(phase, 0.0) for phase in PHASES)
-    steady_pct = row.overhead_pct
+    low, high = ends
+    open_end = row.overhead is not None and row.overhead.verdict == "inconclusive"
 
-    def total(raw_seconds: float) -> float:
+    def total(raw_seconds: float, steady_pct: float) -> float:
         return overhead_at(raw_seconds, fixed, steady_pct)
 
     points = (60.0, 600.0, 3600.0, 21600.0, 86400.0)
     lengths = [points[0] * (points[-1] / points[0]) ** (index / 60) for index in range(61)]
-    curve = [(length, total(length)) for length in lengths]
-    at_values = ticks(min(0.0, *(y for _, y in curve)), max(y for _, y in curve))
+    at_values = ticks(min(0.0, *(total(x, low) for x in lengths)), max(total(x, high) for x in lengths))
     height = 280.0
     up = scale(at_values[0], at_values[-1], height - 50, 16)
     across = scale(math.log10(points[0]), math.log10(points[-1]), 64, WIDTH - 40)
     marks = [*y_axis(at_values, up, 64, WIDTH - 20, percent=True)]
     for point in points:
-        label = labels.seconds(point) if point < 3600 else f"{point / 3600:g}{labels.NBSP}h"
         x = across(math.log10(point))
-        marks.append(Mark("text", "t-axis", x, height - 28, text=label, anchor="middle"))
-    steady = up(row.overhead_pct)
-    marks.append(Mark("line", "c-steady", 64, steady, WIDTH - 20, steady))
-    marks.append(Mark("path", "c-protected", text=path((across(math.log10(x)), up(y)) for x, y in curve)))
-    desc = (
-        f"Fixed cost {labels.seconds(fixed)}, steady state {labels.percent(row.overhead_pct)} (dashed). "
-        f"A run of one minute pays {labels.percent(total(60))}, one of an hour {labels.percent(total(3600))}."
+        marks.append(Mark("text", "t-axis", x, height - 28, text=_length(point), anchor="middle"))
+    at = [(across(math.log10(x)), x) for x in lengths]
+    edge = [(x, up(total(length, high))) for x, length in at]
+    edge += [(x, up(total(length, low))) for x, length in reversed(at)]
+    marks.append(Mark("path", "c-band", text=path(edge) + "Z"))
+    legend = [("swatch c-band", "95% interval of the steady state, and the fixed cost")]
+    desc = f"Fixed cost {labels.seconds(fixed)}, steady state {labels.interval(*ends)}. "
+    if open_end:
+        desc += "At this margin the steady state was not told from zero: no line is drawn in the band. "
+    else:
+        steady = up(row.overhead_pct)
+        marks.append(Mark("line", "c-steady", 64, steady, WIDTH - 20, steady))
+        line = path((x, up(total(length, row.overhead_pct))) for x, length in at)
+        marks.append(Mark("path", "c-protected", text=line))
+        legend += [
+            ("line c-protected", "fixed cost and steady state"),
+            ("line c-steady", "steady state alone"),
+        ]
+    desc += "; ".join(
+        f"{name} pays {labels.interval(total(length, low), total(length, high))}"
+        for name, length in (("A run of one minute", 60.0), ("one of an hour", 3600.0))
     )
-    body = tuple((labels.seconds(point), labels.percent(total(point))) for point in points)
+    body = tuple(
+        (
+            _length(point),
+            labels.DASH if open_end else labels.percent(total(point, row.overhead_pct)),
+            labels.interval(total(point, low), total(point, high)),
+        )
+        for point in points
+    )
     wide = Drawing(WIDTH, height, tuple(marks))
-    head = ("Raw training time", "Overhead in all")
-    return Figure("cost-by-length", "What a whole run pays, by its length", desc, wide, head, body)
+    head = ("Raw training time", "Overhead in all", "95% interval")
+    title = "What a whole run pays, by its length"
+    return Figure("cost-by-length", title, desc + ".", wide, head, body, tuple(legend))
+
+
+def _length(seconds: float) -> str:
+    return labels.seconds(seconds) if seconds < 3600 else f"{seconds / 3600:g}{labels.NBSP}h"
 
 
 def curves(
@@ -348,8 +386,8 @@ def curves(
     up = scale(y_ticks[0], y_ticks[-1], height - 50, 16)
     marks = [*y_axis(y_ticks, up, 76, WIDTH - 20)]
     marks += [
-        Mark("text", "t-axis", across(value), height - 28, text=f"{value:,.6g}", anchor="middle")
-        for value in x_ticks
+        Mark("text", "t-axis", across(value), height - 28, text=text, anchor="middle")
+        for value, text in ((value, labels.tick(value, decimals(x_ticks))) for value in x_ticks)
     ]
     marks.append(Mark("text", "t-axis", WIDTH - 20, height - 8, text=x_label, anchor="end"))
     for css, curve in (("c-raw", raw), ("c-protected", protected)):
@@ -361,8 +399,9 @@ def curves(
         for arm, curve in (("protected", protected), ("raw", raw))
         for point in thinned(curve, 12)
     )
-    desc = f"{y_label} over {x_label}. The protected arm ends at {labels.number(float(protected[-1][1]))}"
-    desc += f", the raw arm at {labels.number(float(raw[-1][1]))}." if raw else "."
+    desc = f"{y_label.capitalize()} over {x_label}, in the first complete slot of each arm. "
+    desc += f"The protected one ends at {labels.number(float(protected[-1][1]))}"
+    desc += f", the raw one at {labels.number(float(raw[-1][1]))}." if raw else "."
     legend = [("line c-protected", "protected")] + ([("line c-raw", "raw")] if raw else [])
     wide = Drawing(WIDTH, height, tuple(marks))
     return Figure(name, title, desc, wide, ("Arm", x_label, y_label), body, tuple(legend))

@@ -32,11 +32,15 @@ CSV_COLUMNS = tuple(
 
 
 class Row(Protocol):
-    """A published row: the artifact, its bytes, their hash, and the same as JSON values."""
+    """A published row: the artifact, its heading, its bytes, their hash, and the same as JSON values."""
 
     @property
     def artifact(self) -> Artifact:
         """The artifact."""
+
+    @property
+    def title(self) -> str:
+        """Its heading for readers."""
 
     @property
     def data(self) -> bytes:
@@ -127,7 +131,7 @@ def dataset(rows: Sequence[Row]) -> dict[str, Any]:
             {
                 "@type": "Dataset",
                 "identifier": row.artifact.id,
-                "name": labels.title(row.artifact),
+                "name": row.title,
                 "url": f"rows/{row.artifact.id}/",
                 "datePublished": row.artifact.date,
                 "creativeWorkStatus": f"{row.artifact.evidence_tier}: {row.artifact.status}",
@@ -149,14 +153,14 @@ def feed(rows: Sequence[Row]) -> bytes:
     author = ET.SubElement(root, f"{{{_ATOM}}}author")
     ET.SubElement(author, f"{{{_ATOM}}}name").text = "Glasshouse"
     ET.SubElement(root, f"{{{_ATOM}}}link", rel="self", href="feed.xml", type="application/atom+xml")
-    artifacts = [row.artifact for row in rows]
-    for row in sorted(artifacts, key=lambda item: (item.date, item.id), reverse=True):
+    for view in sorted(rows, key=lambda item: (item.artifact.date, item.artifact.id), reverse=True):
+        row = view.artifact
         entry = ET.SubElement(root, f"{{{_ATOM}}}entry")
         overhead = labels.percent(row.overhead_pct)
         updated = row.retracted.date if row.retracted else row.date
         for tag, text in (
             ("id", f"tag:glasshouse,2026:rows/{row.id}"),
-            ("title", labels.title(row)),
+            ("title", view.title),
             ("updated", f"{updated}T00:00:00Z"),
             ("summary", f"{row.evidence_tier}, {row.status}; overhead {overhead}. Not a hardware TEE."),
         ):

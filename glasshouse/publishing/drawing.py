@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from glasshouse.publishing import labels
 
@@ -17,7 +18,7 @@ WIDTH = 720.0
 
 @dataclass(frozen=True)
 class Mark:
-    """One shape: kind line|dot|square|diamond|rect|path|text, coordinates, CSS class, optional text."""
+    """One shape: kind line|dot|square|diamond|triangle|rect|path|text, coordinates, CSS class, text."""
 
     kind: str
     css: str
@@ -65,11 +66,15 @@ class Lane:
 
 
 def lanes(
-    rows: Sequence[Lane], low: float, high: float, *, label: Callable[[float], str], narrow: bool
+    rows: Sequence[Lane], low: float, high: float, *, label: Callable[[float, int], str], narrow: bool
 ) -> Drawing:
-    """Draw lanes over a common x axis. Wide: labels to the left; narrow: labels above each line."""
+    """Draw lanes over a common x axis. Wide: labels to the left; narrow: labels above each line.
+
+    label: what to write at a tick, given its value and the decimals that tell it from its neighbours.
+    """
     width, left, right, step = (340.0, 20.0, 20.0, 38.0) if narrow else (WIDTH, 214.0, 78.0, 24.0)
     at_values = ticks(low, high, 4 if narrow else 8)
+    digits = decimals(at_values)
     at = scale(at_values[0], at_values[-1], left, width - right)
     marks: list[Mark] = []
     y, group = 26.0, ""
@@ -92,7 +97,7 @@ def lanes(
     for value in at_values:
         x = at(value)
         axis.append(Mark("line", "c-zero" if value == 0 else "c-grid", x, 8, x, bottom))
-        axis.append(Mark("text", "t-axis", x, bottom + 16, text=label(value), anchor="middle"))
+        axis.append(Mark("text", "t-axis", x, bottom + 16, text=label(value, digits), anchor="middle"))
     return Drawing(width, bottom + 24, (*axis, *marks))
 
 
@@ -106,7 +111,15 @@ def ticks(low: float, high: float, count: int = 6) -> tuple[float, ...]:
             step *= factor
             break
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(round(index * step, 10) for index in range(first, last + 1))
+    # Rounded to what the step tells apart: 3 * 0.1 is not 0.3.
+    digits = max(0, 2 - math.floor(math.log10(step)))
+    return tuple(round(index * step, digits) for index in range(first, last + 1))
+
+
+def decimals(at_values: Sequence[float]) -> int:
+    """Digits behind the point that tell each tick from its neighbours: -0.5 is not to read as 0."""
+    step = min((b - a for a, b in pairwise(at_values)), default=1.0)
+    return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
@@ -125,10 +138,11 @@ def y_axis(
 ) -> tuple[Mark, ...]:
     """Grid lines and labels of a vertical axis."""
     marks: list[Mark] = []
+    digits = decimals(at_values)
     for value in at_values:
         y = up(value)
         marks.append(Mark("line", "c-zero" if percent and value == 0 else "c-grid", left, y, right, y))
-        text = labels.percent(value, 0) if percent else f"{value:,.4g}"
+        text = labels.percent(value, digits) if percent else labels.tick(value, digits)
         marks.append(Mark("text", "t-axis", left - 8, y + 4, text=text, anchor="end"))
     return tuple(marks)
 

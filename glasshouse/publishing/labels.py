@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from glasshouse.publishing.artifact import Artifact
 
@@ -19,7 +20,12 @@ GPUS = {
     "rtx3090": "RTX 3090",
     "cpu": "CPU",
 }
-PROVIDERS = {"runpod": "RunPod", "vastai": "Vast.ai", "local": "this machine", "ssh": "SSH host"}
+PROVIDERS = {
+    "runpod": "RunPod",
+    "vastai": "Vast.ai",
+    "local": "the publisher's machine",
+    "ssh": "SSH host",
+}
 ORDERS = {
     "raw-first": "raw first",
     "protected-first": "protected first",
@@ -42,6 +48,12 @@ def percent(value: float | None, digits: int = 2) -> str:
     if float(f"{value:.{digits}f}") == 0:
         return text
     return (MINUS if value < 0 else "+") + text
+
+
+def tick(value: float, digits: int) -> str:
+    """A number at an axis, with thousands separators and a real minus sign; zero has no sign."""
+    text = f"{abs(value):,.{digits}f}"
+    return MINUS + text if float(f"{value:.{digits}f}") < 0 else text
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -75,9 +87,16 @@ def gpu(row: Artifact) -> str:
     """Short GPU name."""
     if row.gpu is None:
         return row.gpu_model or "not stated"
+    if no_gpu(row):
+        return "CPU"
     if row.gpu == "auto":  # whatever the machine had; a machine without a GPU names none
-        return row.gpu_model or "CPU"
+        return row.gpu_model or "not stated"
     return GPUS.get(row.gpu, row.gpu)
+
+
+def no_gpu(row: Artifact) -> bool:
+    """Whether a signed run took what the machine had, and the machine named no GPU."""
+    return row.evidence_tier == "signed" and row.gpu in ("auto", "cpu") and row.gpu_model is None
 
 
 def model(row: Artifact) -> str:
@@ -118,6 +137,38 @@ def measured_seconds(row: Artifact) -> float | None:
 def title(row: Artifact) -> str:
     """The heading of a row page."""
     return f"{name(row)} on {gpu(row)}, {length(row)}, {order(row)}"
+
+
+def titles(rows: Iterable[Artifact]) -> dict[str, str]:
+    """The heading of each row's page by its id: where two would read alike, what differs is added."""
+    alike: dict[str, list[Artifact]] = {}
+    for row in rows:
+        alike.setdefault(title(row), []).append(row)
+    found: dict[str, str] = {}
+    for text, group in alike.items():
+        heads = {row.id: text for row in group}
+        for facet in (_fate, _blocks, _threads, lambda row: row.date, lambda row: row.id):
+            if len(set(heads.values())) == len(heads):
+                break
+            said = {row.id: facet(row) for row in group}
+            if len(set(said.values())) > 1:
+                heads = {key: f"{head}, {said[key]}" if said[key] else head for key, head in heads.items()}
+        found |= heads
+    return found
+
+
+def _fate(row: Artifact) -> str:
+    return "excluded" if row.exclusion else ""
+
+
+def _blocks(row: Artifact) -> str:
+    blocks = (row.settings or {}).get("blocks")
+    return f"{blocks} blocks" if row.order == "abba" and blocks else ""
+
+
+def _threads(row: Artifact) -> str:
+    threads = (row.settings or {}).get("threads")
+    return f"{threads} thread{'' if threads == 1 else 's'}" if threads else "all threads"
 
 
 def rate(row: Artifact, arm: str) -> float | None:

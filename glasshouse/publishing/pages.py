@@ -41,6 +41,7 @@ class RowView:
     """One row as pages see it: the artifact and what is derived from it."""
 
     artifact: Artifact
+    title: str  # heading for readers; no two rows of a site share one
     local: bool
     bundle: tuple[str, ...]
     remarks: tuple[Remark, ...]
@@ -66,11 +67,6 @@ class RowView:
     def id(self) -> str:
         """The row's id, which is also its address."""
         return self.artifact.id
-
-    @cached_property
-    def title(self) -> str:
-        """Heading for readers."""
-        return labels.title(self.artifact)
 
     @cached_property
     def data(self) -> bytes:
@@ -212,9 +208,11 @@ def count(rows: Iterable[RowView]) -> Counts:
 
 
 def _views(publication: Publication) -> tuple[RowView, ...]:
+    titles = labels.titles(publication.artifacts)
     views = [
         RowView(
             artifact=artifact,
+            title=titles[artifact.id],
             local=artifact.id in publication.local,
             bundle=publication.bundles.get(artifact.id, ()),
             remarks=publication.remarks.about(artifact.id),

@@ -35,19 +35,26 @@
     });
   });
 
+  // A word is found where one begins: "verified" is not in "unverified", and "7b" is in "Qwen2.5 7B".
+  const beginning = (word) => {
+    const kind = /^\p{L}/u.test(word) ? "\\p{L}" : /^\p{N}/u.test(word) ? "\\p{N}" : "";
+    const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    return new RegExp((kind && `(?<!${kind})`) + escaped, "u");
+  };
+
   const filter = () => {
-    const words = form.elements.text.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = form.elements.text.value.toLowerCase().split(/\s+/).filter(Boolean).map(beginning);
     let shown = 0;
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
       const hit =
-        words.every((word) => text.includes(word)) &&
+        words.every((word) => word.test(text)) &&
         (!form.elements.tier.value || row.dataset.tier === form.elements.tier.value) &&
         (!form.elements.status.value || row.dataset.status === form.elements.status.value);
       row.hidden = !hit;
       shown += hit;
     }
-    count.textContent = `${shown} of ${rows.length} rows`;
+    count.textContent = shown ? `${shown} of ${rows.length} rows` : `no row of ${rows.length} matches`;
   };
 
   form.hidden = false;

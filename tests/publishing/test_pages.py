@@ -16,6 +16,7 @@ from glasshouse.paths import Workspace
 from glasshouse.publishing import charts, labels
 from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.csp import inline_hashes, policy, with_policy
+from glasshouse.publishing.drawing import Lane, y_axis
 from glasshouse.publishing.from_bundle import artifact_from_verified
 from glasshouse.publishing.pages import framed_tables, render
 from glasshouse.publishing.publication_files import Publication, read_publication
@@ -207,6 +208,89 @@ def test_ticks_cover_the_range_at_round_steps(low: float, high: float) -> None:
     assert 2 <= len(found) <= 10
     steps = {round(b - a, 9) for a, b in itertools.pairwise(found)}
     assert len(steps) == 1
+
+
+@pytest.mark.parametrize("power", range(-6, 7))
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.3, 2.2), (0.0, 9.99), (-5.14, -0.5), (6.88, 6.97), (-0.49, 0.51)]
+)
+@pytest.mark.parametrize("unit", ["%", "\N{NO-BREAK SPACE}s"])
+def test_an_axis_reads_as_the_values_it_stands_at(low: float, high: float, power: int, unit: str) -> None:
+    points = tuple(("dot", "m-signed", x * 10**power) for x in (low, high))
+    figure = charts.labelled_lanes(
+        "n", "t", "d", [Lane("row", "", points)], table=((), ()), legend=(), unit=unit
+    )
+    assert figure.narrow is not None
+    for drawing in (figure.wide, figure.narrow):
+        axis = [mark.text for mark in drawing.marks if mark.css == "t-axis"]
+        assert len(axis) == len(set(axis)) >= 2
+        read = [
+            float(text.removesuffix(unit).replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in axis
+        ]
+        assert "-0" not in {f"{value:g}" for value in read}
+        steps = [b - a for a, b in itertools.pairwise(read)]
+        assert max(steps) - min(steps) < 1e-6 * max(steps)
+        # Where a label says that it stands, there the marks' own scale puts it.
+        grid = [mark.x for mark in drawing.marks if mark.css in ("c-grid", "c-zero")]
+        dots = [mark.x for mark in drawing.marks if mark.kind == "dot"]
+        per_unit = (grid[-1] - grid[0]) / (read[-1] - read[0])
+        for x, (_, _, value) in zip(dots, points, strict=True):
+            assert x == pytest.approx(grid[0] + (value - read[0]) * per_unit, abs=0.05)
+
+
+def test_a_vertical_axis_tells_half_a_percent_from_none() -> None:
+    marks = y_axis((-0.5, 0.0, 0.5), lambda value: value, 0, 1, percent=True)
+    texts = [mark.text for mark in marks if mark.kind == "text"]
+    assert texts == ["\N{MINUS SIGN}0.5%", "0.0%", "+0.5%"]
+
+
+def test_each_order_has_a_mark_of_its_own_and_controls_are_no_results(
+    reported: tuple[Artifact, ...], abba: tuple[Path, VerifiedRow]
+) -> None:
+    row = artifact_from_verified(abba[1])
+    figure = charts.overhead_dots((*reported, row), title="t", desc="d")
+    assert figure is not None
+    keys = [css.split()[0] for css, text in figure.legend if not text.startswith("hollow")]
+    assert len(keys) == len(set(keys))
+    control = row.model_copy(update={"control": "aa", "control_outcome": "inconclusive"})
+    assert charts.overhead_dots((control,), title="t", desc="d") is None
+
+
+def test_of_an_inconclusive_row_only_the_band_is_extrapolated(abba: tuple[Path, VerifiedRow]) -> None:
+    row = artifact_from_verified(abba[1])
+    assert row.overhead is not None
+    for verdict, drawn in (("inconclusive", 0), ("exceeds", 1)):
+        values = {"overhead_pct": 3.0, "fixed_cost_sec": {"seal": 6.0}}
+        overhead = row.overhead.model_copy(update={"ci_low_pct": 1.0, "ci_high_pct": 5.0, "verdict": verdict})
+        figure = charts.cost_by_length(row.model_copy(update={**values, "overhead": overhead}))
+        assert figure is not None
+        kinds = [mark.css for mark in figure.wide.marks if mark.kind == "path"]
+        assert (kinds.count("c-band"), kinds.count("c-protected")) == (1, drawn)
+        # By hand, for a minute in the clear: 1 - 60/(6 + 60/0.99) and 1 - 60/(6 + 60/0.95).
+        assert figure.body[0][2] == "+9.92% to +13.24%"
+
+
+def test_no_two_rows_share_a_title() -> None:
+    rows = committed().artifacts
+    said = labels.titles(rows)
+    assert len(set(said.values())) == len(rows) == len(said)
+    assert sum("20 blocks" in text for text in said.values()) == 1
+    twice = [rows[0], rows[0].model_copy(update={"id": "another"})]
+    assert len(set(labels.titles(twice).values())) == 2
+
+
+def test_what_has_no_interval_or_no_verdict_is_not_the_largest_thing_on_its_page(
+    pages: dict[str, bytes],
+) -> None:
+    for row in committed().artifacts:
+        page = pages.get(f"rows/{row.id}.md", b"").decode()
+        big = re.findall(r'<p class="gh-big([^"]*)">([^<]*)</p>', page)
+        if (
+            page
+            and (row.overhead is None or row.overhead.ci_low_pct is None)
+            and row.overhead_pct is not None
+        ):
+            assert big == [(" gh-big--open", "One pair, no interval")]
 
 
 def test_pools_against_hand_arithmetic(reported: tuple[Artifact, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "light-narrow", "colorScheme": "light", "pages": SOME, **NARROW},
     {"name": "no-script", "colorScheme": "light", "pages": SOME, "javaScriptEnabled": False, **WIDE},
 ]
+ARTIFACTS = "site/research/artifacts"
 LOOKS = 2 * len(PAGES) + 2 * len(SOME)
 
 
@@ -114,8 +116,16 @@ def test_the_table_sorts_and_filters_with_script_and_is_whole_without(base: str,
       const down = values();
       form.elements.text.value = 'h100 7b';
       form.dispatchEvent(new Event('input', { bubbles: true }));
-      return { all, script: true, up, down, upSort, downSort: head.getAttribute('aria-sort'), last,
-               filtered: rows().length, count: form.querySelector('output').textContent };
+      const filtered = rows().length, count = form.querySelector('output').textContent;
+      const typed = (text) => {
+        form.elements.text.value = text;
+        form.dispatchEvent(new Event('input', { bubbles: true }));
+        return [rows().length, form.querySelector('output').textContent];
+      };
+      const [verified] = typed('verified');
+      const none = typed('nothing has this name');
+      return { all, verified, none, filtered, count, script: true, up, down, upSort, last,
+               downSort: head.getAttribute('aria-sort') };
     })()"""
     variants = [
         {"name": "script", "colorScheme": "light", "width": 1280, "height": 900},
@@ -128,7 +138,10 @@ def test_the_table_sorts_and_filters_with_script_and_is_whole_without(base: str,
     assert scripted["down"] == scripted["up"][::-1]
     assert (scripted["upSort"], scripted["downSort"]) == ("ascending", "descending")
     assert scripted["last"] == ""  # rows without an overhead stay at the end
-    published = (ROOT / "site/research/artifacts").glob("*.json")
+    published = (ROOT / ARTIFACTS).glob("*.json")
     both = sum("h100" in path.stem and "7b" in path.stem for path in published)
     assert scripted["filtered"] == both
+    statuses = [json.loads(path.read_bytes())["status"] for path in (ROOT / ARTIFACTS).glob("*.json")]
+    assert scripted["verified"] == statuses.count("verified")  # not the unverified
+    assert scripted["none"] == [0, f"no row of {scripted['all']} matches"]
     assert scripted["count"] == f"{both} of {scripted['all']} rows"
