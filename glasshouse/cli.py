@@ -4,7 +4,7 @@ Each command is a module in commands/ with `arguments(parser)` and `run(args) ->
 only when it is called, so that `--help` loads neither Hydra nor torch. Without a command it is `run`.
 
 Exit codes: 0 fine, 1 ran but excluded or failed verification, 2 usage or config, 3 provider or remote,
-4 clean-up not proven, 130 interrupted.
+4 clean-up not proven, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import importlib
 import json
 import os
 import select
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from glasshouse import extras
 from glasshouse.conf_files import GROUPS, options
-from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.errors import GlasshouseError, UsageError, one_line, unexpected
 from glasshouse.paths import Workspace
 
 COMMANDS = {
@@ -47,7 +51,7 @@ COMMANDS = {
 NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
 COMPOSES = {"run", "plan", "doctor", "reap"}  # what reads settings
 TAKE_COMMAND = {"run", "plan"}  # what stands behind -- is the user's own command
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(words)
+        with _ending_cleanly():
+            code = _dispatch(words)
         sys.stdout.flush()  # here, where a reader that left is understood
         return code
     except GlasshouseError as error:
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help; or what a library or a workload ends with
         if stop.code is None or isinstance(stop.code, int):
             return int(stop.code or 0)
-        return _fail(" ".join(str(stop.code).split()), 1, words)
+        return _fail(str(stop.code), 1, words)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, words)
     except Exception as error:  # the last line of defence: a person gets a line, never a traceback
@@ -83,8 +88,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(known.line(), known.exit_code, words)
         if isinstance(error, BrokenPipeError) and _reader_left():
             return 1
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        return _fail(f"unexpected {what}: a fault of Glasshouse; GLASSHOUSE_DEBUG=1 shows where", 1, words)
+        line = f"{unexpected(error)}: a fault of Glasshouse; GLASSHOUSE_DEBUG=1 shows where"
+        return _fail(line, 1, words)
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Let SIGTERM unwind what a command opened, as Ctrl-C does; a run has handlers of its own."""
+    # Elsewhere than in the main thread none arrives, and whoever ignores it was started so.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)
 
 
 def _reader_left() -> bool:
@@ -100,6 +124,7 @@ def _reader_left() -> bool:
 
 
 def _fail(line: str, code: int, words: Sequence[str]) -> int:
+    line = one_line(line)  # also what a library or a workload ends with
     sys.stderr.write(f"error: {line}\n")
     if "--json" in _ours(words):
         sys.stdout.write(json.dumps({"ok": False, "error": line, "exitCode": code}) + "\n")

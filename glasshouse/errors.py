@@ -63,7 +63,7 @@ class GlasshouseError(Exception):
         if self.field is not None:
             where = f" ({self.field}={self.value})"
         tail = f": {self.remedy}" if self.remedy else ""
-        return _one_line(f"{self.what}{where}{tail}")
+        return one_line(f"{self.what}{where}{tail}")
 
 
 class UsageError(GlasshouseError):
@@ -145,9 +145,18 @@ class VerificationError(_WithCodes):
 
 def unexpected(error: BaseException) -> str:
     """One line on a fault that was not foreseen, where it must not end what goes on beside it."""
-    return _one_line(f"unexpected {type(error).__name__}: {error}")
+    return one_line(f"unexpected {type(error).__name__}: {error}")
 
 
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\ufffd" for char in line)
+def one_line(text: str) -> str:
+    """`text` as one line that a terminal shows and does not obey."""
+    return harmless(" ".join(text.split()))
+
+
+def harmless(text: str, keep: str = "") -> str:
+    """`text` with U+FFFD in place of what no terminal prints, but for the characters `keep`.
+
+    Some of what we say comes from a pod or a site: escape sequences, C1 controls and marks that turn the
+    direction of writing would let it say something else, or reach the clipboard.
+    """
+    return "".join(char if char.isprintable() or char in keep else "\ufffd" for char in text)

@@ -29,15 +29,16 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
             r"|A[KS]IA[0-9A-Z]{16}|AIza[0-9A-Za-z_\-]{30,}|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_\-]{30,})"
         ),
     ),
+    # Of a name, an address or a scheme only its end: looking for the beginning of each takes the square of a
+    # text's length, and whoever chose the text chose that time, too.
     (
         "tunnel-url",
         re.compile(
-            r"\b[\w.\-]+\.(?:ngrok(?:-free)?\.(?:io|app|dev)|trycloudflare\.com|loca\.lt|serveo\.net|ts\.net"
+            r"(?<=[\w\-])\.(?:ngrok(?:-free)?\.(?:io|app|dev)|trycloudflare\.com|loca\.lt|serveo\.net|ts\.net"
             r"|proxy\.runpod\.net|vast\.ai|localhost\.run|lhr\.life|pinggy\.link)\b|\bssh\.runpod\.io\b",
             re.IGNORECASE,
         ),
     ),
-    # Of the scheme its last character alone: looking for its beginning takes the square of a text's length.
     ("url-credentials", re.compile(r"(?<=[a-z0-9+.\-])://[^\s/@:]+:[^\s/@]+@", re.IGNORECASE)),
     (
         "private-path",
@@ -48,11 +49,11 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ),
     ("ip-address", re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?::\d{{1,5}})?(?![\d.])")),
     ("ip-address", re.compile(r"\[[0-9a-fA-F:]*:[0-9a-fA-F:]+\]:\d{1,5}\b")),
-    ("host-and-port", re.compile(r"\b[a-z0-9\-]+(?:\.[a-z0-9\-]+)+:\d{2,5}\b", re.IGNORECASE)),
+    ("host-and-port", re.compile(r"(?<=[a-z0-9\-])\.[a-z0-9\-]{1,63}:\d{2,5}\b", re.IGNORECASE)),
     # An image by its digest looks like one: name@sha256:...
     (
         "account",
-        re.compile(r"\b[A-Za-z0-9._%+\-]+@(?!sha256:[0-9a-f]{64}\b)[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)*\b"),
+        re.compile(r"(?<=[A-Za-z0-9._%+\-])@(?!sha256:[0-9a-f]{64}\b)[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)*\b"),
     ),
     ("ssh-key", re.compile(r"\b(?:ssh-(?:rsa|ed25519|dss)|ecdsa-sha2-\S+)\s+AAAA[0-9A-Za-z+/]{20,}")),
     (

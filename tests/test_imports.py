@@ -30,6 +30,7 @@ LAYERS = (
         "extras",
         "origin",
         "retry",
+        "cutting",
         "secret_patterns",
     ),
     ("spec", "conf_files"),

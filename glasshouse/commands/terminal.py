@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glasshouse.errors import UsageError
+from glasshouse.errors import UsageError, harmless
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def say(text: str = "") -> None:
     """Print text; control characters, which a record from elsewhere may hold, cannot reach the terminal."""
-    sys.stdout.write(
-        "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text) + "\n"
-    )
+    sys.stdout.write(harmless(text, keep="\n") + "\n")
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print one JSON document. What no terminal prints is escaped: outside of strings there is none of it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    shown = "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+    sys.stdout.write(shown + "\n")
 
 
 @contextmanager

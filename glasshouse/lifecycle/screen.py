@@ -22,9 +22,11 @@ from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.status import Status
 from rich.table import Table
+
+from glasshouse.errors import harmless
 
 PLAIN_EVERY_SEC = 10.0
 MAX_LOG_BYTES = 2 << 20
@@ -62,8 +64,7 @@ class ControllerLog:
     def line(self, text: str, *, routine: bool = False) -> None:
         """Append one line; `routine` ones, of which there is no end, stop when the file is half full."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        shown = "".join(char if char.isprintable() else "\ufffd" for char in text)
-        data = f"{stamp} {shown}\n".encode("utf-8", "replace")
+        data = f"{stamp} {harmless(text)}\n".encode("utf-8", "replace")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with contextlib.suppress(OSError):
             descriptor = os.open(self._path, flags, 0o600)
@@ -132,19 +133,19 @@ class Screen:
 
     def headline(self, text: str) -> None:
         """Announce a run."""
-        self._show(text, f"[bold]{escape(text)}[/bold]")
+        self._show(text, f"[bold]{_shown(text)}[/bold]")
 
     def say(self, text: str) -> None:
         """Say one thing."""
-        self._show(text, f"  {escape(text)}")
+        self._show(text, f"  {_shown(text)}")
 
     def warn(self, text: str) -> None:
         """Say one thing that needs attention."""
-        self._show(text, f"  [yellow]{escape(text)}[/yellow]")
+        self._show(text, f"  [yellow]{_shown(text)}[/yellow]")
 
     def alarm(self, text: str) -> None:
         """Say something loudly."""
-        self._show(text, f"[bold red]{escape(text)}[/bold red]")
+        self._show(text, f"[bold red]{_shown(text)}[/bold red]")
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
@@ -153,7 +154,7 @@ class Screen:
         self._phase = _Step(f"{text} …", began, began)
         self.record(f"… {text}")
         if self.live:
-            with self._console.status(escape(self._line())) as status:
+            with self._console.status(_shown(self._line())) as status:
                 self._status = status
                 try:
                     yield
@@ -161,10 +162,10 @@ class Screen:
                     with self._drawing:
                         self._status = None
         else:
-            self._console.print(f"  … {escape(text)}", soft_wrap=True)
+            self._console.print(f"  … {_shown(text)}", soft_wrap=True)
             yield
         took = f"{time.monotonic() - began:.1f} s"
-        self._show(f"✓ {text} {took}", f"  [green]✓[/green] {escape(text)} [dim]{took}[/dim]")
+        self._show(f"✓ {text} {took}", f"  [green]✓[/green] {_shown(text)} [dim]{took}[/dim]")
 
     @contextmanager
     def meanwhile(self, text: str) -> Iterator[None]:
@@ -173,7 +174,7 @@ class Screen:
         named = f"{MEANWHILE}{text}"
         self.record(f"… {named}")
         if not self.live:
-            self._console.print(f"  … {escape(named)}", soft_wrap=True)
+            self._console.print(f"  … {_shown(named)}", soft_wrap=True)
         self._beside = _Step(f"{text} …", began, began)
         self._redraw()
         try:
@@ -182,7 +183,7 @@ class Screen:
             self._beside = None
             self._redraw()
         took = f"{time.monotonic() - began:.1f} s"
-        self._show(f"✓ {named} {took}", f"  [green]✓[/green] {escape(named)} [dim]{took}[/dim]")
+        self._show(f"✓ {named} {took}", f"  [green]✓[/green] {_shown(named)} [dim]{took}[/dim]")
 
     def progress(self, text: str, *, plain: bool = True) -> None:
         """Redraw the live line; on a plain stream, a line every few seconds, or none with plain=False."""
@@ -201,7 +202,7 @@ class Screen:
             self.record(named, routine=True)
         if not self._redraw() and plain and now - step.shown >= PLAIN_EVERY_SEC:
             step.shown = now
-            self._console.print(f"    {escape(named)}", soft_wrap=True)
+            self._console.print(f"    {_shown(named)}", soft_wrap=True)
 
     def _line(self) -> str:
         beside = self._beside
@@ -211,7 +212,7 @@ class Screen:
         """Bring the live line up to date; whether there is one."""
         with self._drawing:
             if self._status is not None:
-                self._status.update(escape(self._line()))
+                self._status.update(_shown(self._line()))
             return self._status is not None
 
     def record(self, text: str, *, routine: bool = False) -> None:
@@ -234,9 +235,9 @@ class Screen:
             colour = "red" if row.status == "excluded" else "yellow" if row.control else "green"
             status = f"{row.status}{' control' if row.control else ''}"
             table.add_row(
-                escape(row.run),
-                escape(row.order),
-                f"[{colour}]{escape(status)}[/{colour}]",
+                _shown(row.run),
+                _shown(row.order),
+                f"[{colour}]{_shown(status)}[/{colour}]",
                 _number(row.raw_per_sec, "{:.2f}"),
                 _number(row.protected_per_sec, "{:.2f}"),
                 _number(row.overhead_pct, "{:+.2f}%"),
@@ -253,6 +254,11 @@ class Screen:
                 self.warn(f"{row.run} states no overhead: {row.no_figure}")
             if row.caveats:
                 self.say(f"{row.run} caveats: {', '.join(row.caveats)}")
+
+
+def _shown(text: str) -> str:
+    """What a person sees of a text that may hold something of a pod's: no markup, no control sequence."""
+    return escape_markup(harmless(text))
 
 
 def _number(value: float | None, form: str) -> str:

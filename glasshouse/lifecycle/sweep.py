@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from glasshouse.errors import CleanupNotProven, UsageError
+from glasshouse.errors import CleanupNotProven, UsageError, harmless
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.providers.journal import Entry, Journal
 
@@ -235,5 +235,5 @@ def _names(entries: tuple[Entry, ...]) -> str:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{harmless(text)}\n")
         sys.stderr.flush()

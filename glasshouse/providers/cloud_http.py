@@ -7,26 +7,23 @@ sends back is cut and cleaned before it reaches a person (`clean`).
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import ipaddress
 import json
 import math
 import os
 import re
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
-import httpcore
 import httpx
 
 from glasshouse import __version__
+from glasshouse.cutting import Cutter
 from glasshouse.errors import UsageError
 from glasshouse.providers.clock import Clock
 from glasshouse.retry import RetryPolicy, retry
@@ -35,7 +32,7 @@ from glasshouse.secret_patterns import scrub
 FAKE_HEADER: Final = "x-glasshouse-fake"
 MAX_REPLY_BYTES: Final = 8 << 20
 MAX_RETRY_AFTER_SEC: Final = 120.0
-WHOLE_ANSWER: Final = 4.0  # times the time-out: httpx's own begins anew with every byte that drips in
+WHOLE_ANSWER: Final = 4.0  # times the time-out: by then an answer has come whole
 _LOST: Final = 0
 _T = TypeVar("_T")
 
@@ -250,8 +247,7 @@ class CloudHttp:
         self._fixed_timing = timing
         self.clock = clock or Clock()
         self._timeout_sec = timeout_sec
-        self._network = transport is None
-        self._stream: httpcore.NetworkStream | None = None
+        self._cutter = Cutter(armed=transport is None)
         self._ends = math.inf  # monotonic seconds, when everything asked within `within` is over
         self.simulated = False  # set for good by the first reply that says so
         self._client = httpx.Client(
@@ -290,11 +286,12 @@ class CloudHttp:
             raise ApiError(_LOST, "no time is left to ask")
         timeout, whole = min(self._timeout_sec, left), min(WHOLE_ANSWER * self._timeout_sec, left)
         end = self.clock.monotonic() + whole
+        traced = {"trace": self._cutter.trace}
         try:
             with (
-                self._cut_after(whole) as cut,
+                self._cutter.after(whole) as cut,
                 self._client.stream(
-                    method, path, json=body, params=params, timeout=timeout, extensions={"trace": self._trace}
+                    method, path, json=body, params=params, timeout=timeout, extensions=traced
                 ) as response,
             ):
                 self._note_fake(response)
@@ -305,7 +302,6 @@ class CloudHttp:
                         break
                     if len(chunks) > MAX_REPLY_BYTES:
                         raise ApiError(_LOST, f"an answer of more than {MAX_REPLY_BYTES} bytes")
-                # A body without a length ends with the connection: cut by us, it would pass for a whole one.
                 if cut.is_set() or self.clock.monotonic() > end:
                     raise ApiError(_LOST, f"no whole answer in {whole:.0f} s")
                 status, wait = response.status_code, response.headers.get("retry-after")
@@ -371,36 +367,6 @@ class CloudHttp:
             if not text:
                 raise ApiError(_LOST, f"no answer ({type(error).__name__})") from None
         return text.splitlines()
-
-    @contextmanager
-    def _cut_after(self, seconds: float) -> Iterator[threading.Event]:
-        """Cut the connection then: httpx's time-out begins anew with every byte, of headers too.
-
-        Yields an event that is set once it was cut.
-        """
-        cut = threading.Event()
-        timer = threading.Timer(seconds, self._cut, (cut,))
-        timer.daemon = True
-        if self._network:
-            timer.start()
-        try:
-            yield cut
-        finally:
-            timer.cancel()
-
-    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Keep hold of the connection (httpcore's hook; after TLS began it is another one)."""
-        made = info.get("return_value")
-        if event.endswith(".complete") and isinstance(made, httpcore.NetworkStream):
-            self._stream = made
-
-    def _cut(self, cut: threading.Event) -> None:
-        cut.set()
-        held = None if self._stream is None else self._stream.get_extra_info("socket")
-        if isinstance(held, socket.socket):
-            with contextlib.suppress(OSError):
-                # Not SSLSocket's own, which takes its TLS state from under the thread that reads.
-                socket.socket.shutdown(held, socket.SHUT_RDWR)
 
     def _note_fake(self, response: httpx.Response) -> None:
         if FAKE_HEADER in response.headers:

@@ -50,12 +50,12 @@ def _legend(rows: Iterable[Artifact]) -> tuple[tuple[str, str], ...]:
     """What is drawn, and nothing else: a key for each order, one for intervals, one for hollow marks."""
     shown = list(rows)
     orders = {row.order for row in shown}
-    found = [item for order, item in _LEGEND.items() if order in orders]
+    keys = [item for order, item in _LEGEND.items() if order in orders]
     if any(_ends(row) for row in shown):
-        found.append(("line c-interval", "95% interval"))
+        keys += [("line c-interval", "95% interval")]
     if any(row.evidence_tier == "reported" for row in shown):
-        found.append(("dot hollow", "hollow: reported, not verified by us"))
-    return tuple(found)
+        keys += [("dot hollow", "hollow: reported, not verified by us")]
+    return tuple(keys)
 
 
 def _with_overhead(rows: Iterable[Artifact]) -> list[Artifact]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasshouse.errors import harmless
 from glasshouse.workloads.data import DATA_FOLDER
 from glasshouse.workloads.folder import IGNORE_FILE, Selection
 
@@ -65,5 +66,5 @@ def size_words(count: int) -> str:
 
 def shown(name: str, most: int = MAX_NAME) -> str:
     """Return a name as a terminal may show it: its end where it is long, no control characters."""
-    text = "".join(char if char.isprintable() else "\ufffd" for char in name)
+    text = harmless(name)
     return text if len(text) <= most else f"...{text[3 - most :]}"

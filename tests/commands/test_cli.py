@@ -36,6 +36,21 @@ def test_help_shows_commands_and_groups_and_loads_nothing_heavy() -> None:
     assert loaded & (heavy | {"fabric", "asyncssh", "sqlalchemy", "cryptography"}) == set()
 
 
+@pytest.mark.parametrize("kind", [SystemExit, RuntimeError, RemoteError])
+def test_what_ends_a_command_is_one_line_that_no_terminal_obeys(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    def end(_args: object) -> int:
+        raise kind("\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\n\u202everified")
+
+    monkeypatch.setattr("glasshouse.commands.runs.run", end)
+    code, out, err = call("runs")
+    assert (code, out) == (3 if kind is RemoteError else 1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not [char for char in err[:-1] if not char.isprintable()]
+
+
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_each_command_explains_itself_and_has_json(name: str, call: Call) -> None:
     code, out, err = call(name, "--help")

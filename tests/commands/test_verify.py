@@ -30,6 +30,10 @@ def test_verify_reports_each_check_and_fails_on_what_is_no_bundle(some_run: Path
         ("https://example.org/rows/x/", "not a row of a site"),
         ("https://user:secret@example.org/research/artifacts/x.json", "not a row of a site"),
         ("http://example.org/research/artifacts/x.json", "use https"),
+        ("http://[::1/research/artifacts/x.json", "not a row of a site"),
+        ("https://xn--a.example/research/artifacts/x.json", "not a row of a site"),
+        ("https://example.org:99999999/research/artifacts/x.json", "not a row of a site"),
+        ("https://" + "\u0660" * 300 + "/research/artifacts/x.json", "not a row of a site"),
     ],
 )
 def test_urls_that_are_no_rows_are_refused_before_anything_is_fetched(

@@ -133,6 +133,18 @@ def test_what_a_pod_says_is_one_harmless_line(tmp_path: Path) -> None:
     assert lines(tmp_path / "controller.log") == ["a\ufffdb\ufffd]0;owned\ufffd \ufffd"]
 
 
+def test_what_a_pod_says_is_shown_and_not_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202e[bold]verified"
+    screen = Screen()
+    for show in (screen.headline, screen.say, screen.warn, screen.alarm):
+        show(evil)
+    with screen.phase(evil):
+        pass
+    out, err = capfd.readouterr()
+    assert err.count("[bold]verified") >= 5  # markup of theirs is text of ours
+    assert not [char for char in out + err if not char.isprintable() and char != "\n"]
+
+
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in (tmp_path / "none" / "controller.log", tmp_path / "link", Path("/dev/full")):

@@ -134,3 +134,12 @@ def test_a_token_of_another_length_is_found_also_behind_a_signed_one(size: int) 
     for text in (f"{header}.{claims}.{'A' * 86} {token}", f"{header}.{claims}.{token}"):
         codes = {item.code for item in scan_file("legs/a/exchange.json", canonical_json({"ear": text}))}
         assert "api-token" in codes
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "unit", ["a.", "a-", "1.", "x.y", "ssh-", "a@", "a+", "[0:", "://a:", "eyJaaaaaaaa.", "secret.", "token "]
+)
+def test_a_text_that_someone_else_chose_takes_no_time_by_its_length(unit: str) -> None:
+    # A pod may write so much in one field. Where time grows with the square, this takes hours.
+    scan_file("x.json", canonical_json({"a": unit * ((1 << 20) // len(unit))}))
