@@ -65,6 +65,21 @@ def _by_model(setting: str, kind: str) -> str | float | None:
 
 
 OmegaConf.register_new_resolver("by_model", _by_model, replace=True)
+# All that settings take from the environment: what they come to stands in plan, ledger and page.
+ENVIRONMENT = ("GLASSHOUSE_RUNPOD_URL", "GLASSHOUSE_VASTAI_URL")
+
+
+def _environment(name: str, default: str | None = None) -> str:
+    value = os.environ.get(name, default) if name in ENVIRONMENT else None
+    if value is None:
+        raise ValueError(
+            f"of the environment only {' and '.join(ENVIRONMENT)} are read: write the value itself"
+        )
+    return value
+
+
+# In place of OmegaConf's own, which reads every variable: keys and tokens too.
+OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 # Hydra accepts these and nothing comes of them: run folders are ours, and nothing is logged through it.
 NO_EFFECT = ("hydra.run", "hydra.output_subdir", "hydra.verbose", "hydra.job_logging", "hydra.hydra_logging")
 
