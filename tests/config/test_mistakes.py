@@ -58,7 +58,6 @@ MISTAKES = [
     (["duration=${oc.env:GLASSHOUSE_NO_SUCH}"], "duration=", "of the environment only GLASSHOUSE_RUNPOD_URL"),
     (["model.name=${oc.env:HOME}"], "model.name=", "of the environment only GLASSHOUSE_RUNPOD_URL"),
     (["gpu.name=${oc.env:HOME,x}"], "gpu.name=", "of the environment only GLASSHOUSE_RUNPOD_URL"),
-    (["gpu.name=${oc.decode:${oc.env:HOME}}"], "gpu.name=", "of the environment only GLASSHOUSE_RUNPOD_URL"),
     (["duration=${nope}"], "duration=${nope}", "nope"),
     (["+gpu=h100"], "gpu=h100", "without +"),
     (["hydra/launcher=nope"], "hydra/launcher=nope", "basic"),
