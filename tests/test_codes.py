@@ -205,8 +205,12 @@ def spelt_on_the_pod() -> set[str]:
 def test_every_code_of_the_catalogue_can_arise() -> None:
     used = members() | spelt_on_the_pod()
     idle = {code for code in Code if code.name not in used}
-    assert idle == {code for code, entry in REASONS.items() if entry.waits_for}
-    assert all(REASONS[code].waits_for.startswith(("issue ", "method ")) for code in idle)
+    early = {code for code, entry in REASONS.items() if entry.waits_for}
+    late = {code for code, entry in REASONS.items() if entry.until}
+    assert idle == early | late
+    assert not early & late
+    assert all(REASONS[code].waits_for.startswith(("issue ", "method ")) for code in early)
+    assert all(REASONS[code].until.startswith("decision ") for code in late)
 
 
 def test_every_code_has_one_entry() -> None:

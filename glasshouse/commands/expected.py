@@ -42,8 +42,8 @@ class FixedCost:
         taken = "extrapolated from" if found.extrapolated else "from"
         link = "; a link to the pod and its processors are not in it" if self.over_link else ""
         return (
-            f"fixed cost expected: {found.launch:.1f} s a launch, and {found.once:.1f} s once for sealing "
-            f"and uploading: {found.run(self.launches):.1f} s for {self.launches} {launches}, "
+            f"fixed cost expected: {found.launch:.1f} s a launch, and {found.once:.1f} s once for sealing, "
+            f"uploading and fetching: {found.run(self.launches):.1f} s for {self.launches} {launches}, "
             f"{megabytes(self.payload_bytes)} MB of payload ({taken} {megabytes(found.least)} to "
             f"{megabytes(found.most)} MB measured on this machine{link})"
         )

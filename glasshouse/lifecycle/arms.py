@@ -23,20 +23,23 @@ from glasshouse.lifecycle.leg import (
     protected_params,
     raw_params,
     reference,
+    returns_outputs,
 )
 from glasshouse.lifecycle.leg_display import LegProgress
 from glasshouse.lifecycle.live_run import LiveRun
-from glasshouse.lifecycle.setup import Ready, put_raw_files
+from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.channel import disk_full
 from glasshouse.runtime import params
 from glasshouse.schema import Ended, Result
+from glasshouse.sealing.memory import overwrite
 
 _T = TypeVar("_T")
 POD_TIMINGS = ("attestSec", "unsealSec", "sealOutputsSec", "zeroizeSec")  # what only the pod can time
+RAW_TIMINGS = ("unsealSec",)
 LEFT_SEC = 30.0  # beyond the pod's own deadline, so that its reason wins over ours
 _PID = re.compile(rb'\{"pid": ([1-9][0-9]{0,9})\}\n')  # what runtime/entry.py answers
-_REMOVE = 'rm -rf -- "$1" "$1-scratch"; test ! -e "$1" && test ! -e "$1-scratch"'
+_REMOVE = 'rm -rf -- "$1"; test ! -e "$1"'
 
 
 def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
@@ -83,9 +86,12 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         raise collect.failed(live, ready, leg, ended)
     if (ended.events_head, ended.event_count) != (log.head, log.count):
         raise LegError("the events fetched are not all there were", code=Code.EVENT_CHAIN_BROKEN)
-    began = time.monotonic()
-    collect.fetch_outputs(live, ready, leg)
-    notes.timings["fetchSec"] = time.monotonic() - began
+    if returns_outputs(live, leg.slot):
+        began = time.monotonic()
+        collect.fetch_outputs(live, ready, leg)
+        notes.timings["fetchSec"] = time.monotonic() - began
+    else:
+        collect.leave_outputs(live, ready, leg)
     result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
     if result.exit is not None:
         collect.tell_end(live, ready, leg, result.exit)
@@ -97,11 +103,10 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
 
 
 def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
-    """A leg in the clear: files, launch, progress as it comes, result; its files are removed in any case."""
+    """A leg in the clear: launch, progress as it comes, result; what it wrote is removed in any case."""
     pace, shown = _pace(live, leg), LegProgress(live.screen, leg.slot, leg.label)
-    began = time.monotonic()
-    _on_live(live, ready, leg, lambda: put_raw_files(ready, leg.raw_folder))
-    notes.timings["uploadSec"] = time.monotonic() - began
+    # A launch is not repeated: whether the connection died since the last leg is found out before.
+    _on_live(live, ready, leg, lambda: ready.pod.check(["true"], "looking for the pod"))
     process = _start(ready, leg, raw_params(live, ready, leg), notes)
     try:
         take = _reports(pace, shown)
@@ -111,6 +116,8 @@ def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         with contextlib.suppress(RemoteError):
             removed = ready.pod.run(["sh", "-c", _REMOVE, "sh", leg.raw_folder])
             notes.raw_files_removed = removed.exit == 0
+    timings = finished.ended.timings
+    notes.timings.update({name: timings[name] for name in RAW_TIMINGS if name in timings})
     if finished.ended.status != "complete":
         raise collect.failed(live, ready, leg, finished.ended)
     if not notes.raw_files_removed:
@@ -131,10 +138,12 @@ def _start(ready: Ready, leg: Leg, given: params.LaunchParams, notes: Notes) -> 
     began = time.monotonic()
     argv = [ready.python, "-I", ready.archive, "launch", leg.pod_folder]
     try:
-        # The ticket travels on stdin: never argv, never the environment, never a file.
+        # Ticket and key travel on stdin: never argv, never the environment, never a file.
         said = ready.pod.run(argv, input=params.write_launch(given), timeout=60)
     except OutcomeUnknown as error:
         raise LegError("the connection died while launching", code=Code.START_UNKNOWN) from error
+    finally:
+        overwrite(given.secret)
     told = _PID.fullmatch(said.stdout)
     if said.exit != 0 or told is None:
         why = said.stderr.decode("utf-8", "replace")

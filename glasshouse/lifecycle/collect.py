@@ -75,6 +75,13 @@ def fetch_outputs(live: LiveRun, ready: Ready, leg: Leg) -> None:
     _fetch(live, ready, leg, "log.sealed", "log.sealed")
 
 
+def leave_outputs(live: LiveRun, ready: Ready, leg: Leg) -> None:
+    """Bring the log home, and remove the outputs from the pod's disk: their digests are in the events."""
+    _fetch(live, ready, leg, "log.sealed", "log.sealed")
+    with contextlib.suppress(RemoteError):  # they are sealed, and go with the pod's folder at the latest
+        ready.pod.run(["rm", "-f", "--", f"{leg.pod_folder}/outputs.sealed"])
+
+
 def sealed_outputs(events: Path) -> tuple[str | None, int]:
     """SHA-256 (64 hex) and bytes of the sealed outputs, as the leg signed them in its checked events.
 

@@ -36,7 +36,7 @@ class Leg:
 
     @property
     def raw_folder(self) -> str:
-        """Where the workload of a raw launch lies in the clear on the pod."""
+        """What the workload of a raw launch may write to on the pod."""
         return f"{self.root}/raw/{self.id}-{self.launch}"
 
     @property
@@ -55,7 +55,7 @@ class Notes:
     """What a launch leaves behind beside its result. `timings` are in seconds.
 
     `reason_codes`: everything that broker and pod gave as a reason. `raw_files_removed`: of a raw leg, once
-    that was tried.
+    that was tried: what its workload wrote is gone.
     """
 
     timings: dict[str, float] = field(default_factory=dict)
@@ -75,27 +75,39 @@ def job_sec(spec: RunSpec) -> float:
     return 0.0 if hours is None else hours * 3600.0
 
 
-def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.LaunchParams:
-    """Return what a raw launch is given on its standard input."""
+def returns_outputs(live: LiveRun, slot: Slot) -> bool:
+    """Whether a protected slot's outputs come home: the last one's, of the others their digests."""
+    return slot.index == max(each.index for each in live.run.schedule if each.lifecycle)
+
+
+def _params(live: LiveRun, ready: Ready, leg: Leg, arm: str) -> params.LaunchParams:
+    """What a launch of either arm is told."""
     slot, spec = leg.slot, live.run.spec
     return params.LaunchParams(
-        arm="raw",
+        arm=arm,
         run=live.run.id,
         leg=leg.id,
         launch=leg.launch,
         leg_dir=leg.pod_folder,
         allocation=ready.allocation.name,
         public_allocation=ready.public_allocation,
-        salt=ready.salt,
         stretch=Stretch(slot.warmup_sec, slot.measured_sec, slot.steps, slot.delay_pct),
         device="cpu" if spec.gpu.name == "cpu" else "auto",
         deadline_sec=leg_deadline_sec(live, slot),
         ranks=spec.gpu.count,
-        raw_dir=leg.raw_folder,
+        manifest_hash=ready.manifest_hash,
+        package=ready.package,
+        private=spec.payload == "private",
         job=spec.workload == "project",
         job_sec=job_sec(spec),
         network_open=isinstance(spec.model, ProjectModel) and spec.model.network == "open",
     )
+
+
+def raw_params(live: LiveRun, ready: Ready, leg: Leg) -> params.LaunchParams:
+    """Return what a raw launch is given on its standard input."""
+    given = _params(live, ready, leg, "raw")
+    return replace(given, raw_dir=leg.raw_folder, secret=bytearray(ready.raw_key))
 
 
 def protected_params(
@@ -104,19 +116,16 @@ def protected_params(
     """Return what a protected launch is given on its standard input. `broker_port`: on the pod's loopback."""
     spec = live.run.spec
     return replace(
-        raw_params(live, ready, leg),
-        arm="protected",
-        raw_dir="",
-        ticket=bytearray(ticket),
+        _params(live, ready, leg, "protected"),
+        secret=bytearray(ticket),
         broker_public=ready.broker.public_bytes,
         broker_port=broker_port,
         allocation_id=ready.allocation.id,
         image_digest=ready.allocation.image_digest,
-        manifest_hash=ready.manifest_hash,
-        package=ready.package,
+        markers=ready.markers,
+        markers_hash=ready.markers_hash,
         anti_debug_profile=spec.policy.anti_debug_profile,
         require_landlock=spec.policy.require_landlock,
-        private=spec.payload == "private",
     )
 
 

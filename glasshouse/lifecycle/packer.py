@@ -6,6 +6,7 @@ its evidence is held against, and the broker learns of the package only once the
 
 from __future__ import annotations
 
+import io
 import secrets
 import threading
 import time
@@ -15,10 +16,11 @@ from typing import Self
 
 from glasshouse.canonical import b64u
 from glasshouse.codes import Code
-from glasshouse.errors import GlasshouseError, RentalOver, unexpected
-from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.errors import GlasshouseError, RentalOver, UsageError, unexpected
+from glasshouse.lifecycle.live_run import LiveRun, Run
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.records import keys
+from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
@@ -33,14 +35,16 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class Sealed:
-    """What `RunFolder.package` holds, `salt` too. `seconds` are what sealing took, overlapped or not.
+    """What `RunFolder.package` holds. `seconds` are what sealing took, overlapped or not.
 
-    `key` is the payload key: whoever has registered it overwrites it.
+    `key` is the payload key: whoever has registered it overwrites it. `markers` is the small package that
+    protected legs get beside it, under the same key, so that one grant opens both; "" and b"" without such.
     """
 
     manifest_hash: str
     key: bytearray = field(repr=False)
-    salt: bytes = field(repr=False)
+    markers: bytes = field(repr=False)
+    markers_hash: str
     seconds: float
 
 
@@ -48,7 +52,7 @@ class Packer:
     """Makes the payload and the package of one run. A context manager: leaving it ends its thread and waits
     for that, forgets the key, and notes a failure that nobody was told of.
 
-    `launches`: protected slots; without any, nothing is sealed. What it fails with is a StepFailed with
+    `launches`: protected slots; without any, no markers are made. What it fails with is a StepFailed with
     seal-failed, or a fault that is no error of ours, such as a full disk.
     """
 
@@ -114,8 +118,7 @@ class Packer:
         try:
             self._go_on()
             self._payload = self._prepare()
-            if self.launches:
-                self._sealed = self._seal(self._payload)
+            self._sealed = self._seal(self._payload)
         except BaseException as error:  # noqa: BLE001 -- it is raised where somebody waits for the package
             if not self._stop.is_set():
                 self._error = error
@@ -130,8 +133,7 @@ class Packer:
         if self._thread is None:
             return
         if not self._done.is_set():
-            words = "waiting for the package to be sealed" if self.launches else "waiting for the payload"
-            with self._live.step(Code.SEAL_FAILED, words):
+            with self._live.step(Code.SEAL_FAILED, "waiting for the package to be sealed"):
                 while not self._done.wait(_LOOK_SEC):
                     self._live.check_stopped()
                     if time.monotonic() >= self._live.rental.deadline:
@@ -147,27 +149,55 @@ class Packer:
 
     def _seal(self, payload: Payload) -> Sealed:
         ahead, screen = self._thread is not None, self._live.screen
-        salt, key = secrets.token_bytes(32), fresh_payload_key()
+        run, key = self._live.run.id, fresh_payload_key()
         try:
             with self._live.step(Code.SEAL_FAILED, "sealing the package", meanwhile=ahead):
                 began = time.monotonic()
+                markers, markers_hash = _markers(run, key) if self.launches else (b"", "")
                 with self._live.folder.package.open("xb") as out:
                     manifest_hash = seal_package(
                         out,
                         payload_key=key,
-                        # The marker exists nowhere but in the sealed package: what scans look for.
-                        files={**payload.files, "marker": secrets.token_bytes(32)},
+                        files=payload.files,
                         tensors=payload,
                         extra={
                             "builder": payload.builder,
                             "ownerPublicKey": b64u(kem_public_bytes(keys.owner_key())),
-                            "matchSalt": b64u(salt),
-                            "run": self._live.run.id,
+                            # Of the digests on which both arms must agree.
+                            "matchSalt": b64u(secrets.token_bytes(32)),
+                            "run": run,
                         },
                         progress=Meter("sealing", screen.progress_meanwhile if ahead else screen.progress),
                         check=self._go_on,
                     )
-                return Sealed(manifest_hash, key, salt, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                return Sealed(manifest_hash, key, markers, markers_hash, seconds)
         except BaseException:
             overwrite(memoryview(key))
             raise
+
+
+def _markers(run: str, key: bytearray) -> tuple[bytes, str]:
+    """Seal what a residue search looks for, and stands nowhere else; (the small package, its manifest hash).
+
+    Apart from the payload, so that a raw leg, which opens that, never has them in its memory.
+    """
+    out = io.BytesIO()
+    files = {MARKER_FILE: secrets.token_bytes(MARKER_BYTES)}
+    digest = seal_package(out, payload_key=key, files=files, tensors=(), extra={"run": run})
+    return out.getvalue(), digest
+
+
+def key_for_raw_legs(run: Run, key: bytearray) -> bytearray:
+    """Copy the payload key for the raw slots of a run, before the broker takes it; empty without such slots.
+
+    The one way to it beside a grant. A private payload has none: UsageError, though no such run is planned.
+    """
+    if all(slot.lifecycle for slot in run.schedule):
+        return bytearray()
+    if run.spec.payload != "public":
+        raise UsageError(
+            "no raw leg opens a private payload", field="payload", value=run.spec.payload,
+            remedy="give payload=public, or order=protected-only",
+        )  # fmt: skip
+    return bytearray(key)

@@ -1,17 +1,15 @@
-"""From a reachable pod to a sealed package on it: steps 3 and 4 of a run."""
+"""From a reachable pod to a sealed package on it, for legs of both arms: steps 3 and 4 of a run."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
 
 from pydantic import ValidationError
 
@@ -20,13 +18,12 @@ from glasshouse.attestation.broker import Broker
 from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
-from glasshouse.canonical import canonical_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, UsageError
 from glasshouse.lifecycle.live_run import LiveRun, public_allocation
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
-from glasshouse.lifecycle.packer import Packer, Sealed
+from glasshouse.lifecycle.packer import Packer, Sealed, key_for_raw_legs
 from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.base import Allocation
@@ -39,7 +36,6 @@ from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.imports import distribution
-from glasshouse.workloads.package import Payload
 
 UPLOAD = RetryPolicy(tries=4)
 MODULES_SHOWN = 8
@@ -59,11 +55,11 @@ class Ready:
     observed: Observed
     broker: Broker | RemoteBroker
     broker_port: int
-    payload: Payload
-    raw: RawWeights
     manifest_hash: str
     package: str
-    salt: bytes
+    markers: str  # the small package beside it, "" where no slot is protected
+    markers_hash: str
+    raw_key: bytearray = field(repr=False)  # opens the package in raw slots; empty without such
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -77,7 +73,7 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
     """Look at the pod, start a broker, seal unless that is done, and upload; yield what the slots need.
 
     Nothing is sent before the pod was looked at. The payload key exists here only between sealing and
-    registration with the broker.
+    registration with the broker; where raw slots disclose the payload anyway, a copy for them to the end.
     """
     with live.step(Code.POD_SETUP_FAILED, "looking at the pod"):
         root = _pod_root(pod, allocation)
@@ -92,20 +88,19 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
                 _room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
         with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
-        manifest_hash, package, salt = "", "", secrets.token_bytes(32)
+        package, markers = f"{root}/package.sealed", f"{root}/markers.sealed"
         timings: dict[str, float] = {}
-        if packer.launches:
-            package = f"{root}/package.sealed"
-            sealed = packer.sealed()
-            manifest_hash, salt = sealed.manifest_hash, sealed.salt
-            with live.step(Code.SEAL_FAILED), _timed(timings, "sealSec"):
-                _register(live, broker, sealed, packer.launches)
-            timings["sealSec"] += sealed.seconds  # in full, also where a machine booted meanwhile
-            words = f"uploading {live.folder.package.stat().st_size / 1e6:.1f} MB of ciphertext"
-            with live.step(Code.UPLOAD_FAILED, words), _timed(timings, "uploadSec"):
-                upload(pod, live.folder.package, package, live.screen)
-        raw = RawWeights(payload)
-        until.callback(raw.close)
+        sealed = packer.sealed()
+        with live.step(Code.SEAL_FAILED), _timed(timings, "sealSec"):
+            raw_key = key_for_raw_legs(live.run, sealed.key)
+            until.callback(overwrite, raw_key)
+            _register(live, broker, sealed, packer.launches)
+        timings["sealSec"] += sealed.seconds  # in full, also where a machine booted meanwhile
+        words = f"uploading {live.folder.package.stat().st_size / 1e6:.1f} MB of ciphertext"
+        with live.step(Code.UPLOAD_FAILED, words), _timed(timings, "uploadSec"):
+            if sealed.markers:
+                upload(pod, sealed.markers, markers, live.screen)
+            upload(pod, live.folder.package, package, live.screen)
         yield Ready(
             pod=pod,
             allocation=allocation,
@@ -115,11 +110,11 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
             observed=seen,
             broker=broker,
             broker_port=broker_port,
-            payload=payload,
-            raw=raw,
-            manifest_hash=manifest_hash,
+            manifest_hash=sealed.manifest_hash,
             package=package,
-            salt=salt,
+            markers=markers if sealed.markers else "",
+            markers_hash=sealed.markers_hash,
+            raw_key=raw_key,
             timings=timings,
         )
 
@@ -221,8 +216,8 @@ def _key_broker(live: LiveRun) -> Iterator[tuple[Broker | RemoteBroker, int]]:
             yield broker, server.port
 
 
-def upload(pod: Pod, source: Path, path: str, screen: Screen) -> None:
-    """Send the sealed package; where the connection dies on the way, go on from what arrived.
+def upload(pod: Pod, source: bytes | Path, path: str, screen: Screen) -> None:
+    """Send a sealed package; where the connection dies on the way, go on from what arrived.
 
     It gives up only after tries that brought next to nothing there: a pod that takes one byte a try is not
     served for ever. No digest is compared: the package's reader
@@ -298,53 +293,14 @@ def describe(
 
 
 def _register(live: LiveRun, broker: Broker | RemoteBroker, sealed: Sealed, launches: int) -> None:
-    """Hand the payload key to the broker, for as many grants as there may be launches, and forget it here."""
+    """Hand the payload key to the broker, for as many grants as there may be launches, and forget it here.
+
+    Without protected launches there is nobody to grant it to.
+    """
     run = live.run
     try:
         most = launches * (1 + run.spec.policy.launch_retries)
-        broker.register_payload(run.id, sealed.manifest_hash, sealed.key, max_grants=most)
+        if launches:
+            broker.register_payload(run.id, sealed.manifest_hash, sealed.key, max_grants=most)
     finally:
         overwrite(memoryview(sealed.key))
-
-
-class RawWeights:
-    """The weights in the clear, in one file here, as raw legs get them; written for the first of them."""
-
-    def __init__(self, payload: Payload) -> None:
-        self._payload = payload
-        self._file: IO[bytes] | None = None
-        self._index: list[dict[str, Any]] = []
-
-    def made(self) -> tuple[Path, list[dict[str, Any]]]:
-        """(the file, where each tensor lies in it). Raises OSError where it cannot be written."""
-        if self._file is None:
-            index = []
-            file = tempfile.NamedTemporaryFile(prefix="glasshouse-raw-")  # noqa: SIM115 -- close() ends it
-            try:
-                # One tensor at a time: base weights may be larger than memory.
-                for spec, view in self._payload:
-                    described = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-                    index.append({**described, "offset": file.tell(), "nbytes": view.nbytes})
-                    file.write(view)
-                    file.write(bytes(-file.tell() % 64))
-                file.flush()
-            except BaseException:
-                file.close()
-                raise
-            self._file, self._index = file, index
-        return Path(self._file.name), self._index
-
-    def close(self) -> None:
-        """Remove the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def put_raw_files(ready: Ready, folder: str) -> None:
-    """Place the workload in the clear in `folder`: what the raw leg discloses."""
-    weights, index = ready.raw.made()
-    ready.pod.put(weights, f"{folder}/weights.bin")
-    for name, data in ready.payload.files.items():
-        ready.pod.put(data, f"{folder}/{name}")
-    described = {"builder": ready.payload.builder, "tensors": index}
-    ready.pod.put(canonical_json(described), f"{folder}/index.json")

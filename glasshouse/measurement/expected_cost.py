@@ -68,7 +68,7 @@ class Figures(_Written):
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds: `once` a run for sealing and uploading, `launch` for each protected launch. `least` and `most`
+    """Seconds: `once` a run for sealing, uploading and fetching, `launch` for each protected launch. `least` and `most`
     are the bytes between which it is known; `extrapolated`: the payload lies outside.
     """
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 STEPS = ("sealSec", "uploadSec", "startSec", "attestSec", "releaseSec", "unsealSec", "zeroizeSec", "fetchSec")
-ONCE = ("sealSec", "uploadSec")  # of these, what a run does once, however many launches it has
+ONCE = ("sealSec", "uploadSec", "fetchSec")  # of these, what a run does once, however many launches it has
 
 
 def fixed_cost(launches: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -38,7 +38,8 @@ class Reason:
     title: a few words. text: what a reader of a row page needs, in whole sentences; of a check that can also
     hold, what it looks at. exit_status: with which `glasshouse` exits when it ends on this. demand: of a
     rule, the condition that was not met, as a clause; "" for all else. waits_for: the method or the open
-    issue that it belongs to, where nothing raises it yet.
+    issue that it belongs to, where nothing raises it yet; until: the decision since which nothing does, where
+    older records may hold it.
     """
 
     title: str
@@ -47,11 +48,14 @@ class Reason:
     exit_status: int = 1
     demand: str = ""
     waits_for: str = ""
+    until: str = ""
 
 
-def explained(title: str, text: str, *places: Place, exit_status: int = 1, waits_for: str = "") -> Reason:
+def explained(
+    title: str, text: str, *places: Place, exit_status: int = 1, waits_for: str = "", until: str = ""
+) -> Reason:
     """Make an entry."""
-    return Reason(title, text, places, exit_status, waits_for=waits_for)
+    return Reason(title, text, places, exit_status, waits_for=waits_for, until=until)
 
 
 def demanded(title: str, demand: str, *places: Place, exit_status: int = 1) -> Reason:

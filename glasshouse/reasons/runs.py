@@ -282,10 +282,13 @@ LEGS: dict[Code, Reason] = {
     ),
     Code.RESULT_MALFORMED: explained("Result unreadable", "The leg's result could not be read.", Place.LEG),
     Code.RAW_FILES_INCOMPLETE: explained(
-        "Raw files incomplete", "The raw leg's files did not arrive whole.", Place.LEG
+        "Raw files incomplete",
+        "The raw leg's files did not arrive whole.",
+        Place.LEG,
+        until="decision 0040",
     ),
     Code.RAW_FILES_LEFT: explained(
-        "Raw files left", "The raw leg's files could not be removed from the machine.", Place.LEG
+        "Raw files left", "What a raw leg wrote could not be removed from the machine.", Place.LEG
     ),
     Code.EVENT_TOO_LARGE: explained(
         "Event too large", "The leg reported something larger than an event may be.", Place.EVENTS

@@ -19,14 +19,13 @@ from glasshouse.errors import GlasshouseError, SealError
 from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, prctl
-from glasshouse.runtime.params import LaunchParams
+from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE, LaunchParams
 from glasshouse.runtime.results import Unsealed
 from glasshouse.sealing.container import OpenedPackage, open_package, reserve
 from glasshouse.sealing.grant import generate_kem_key, kem_private_bytes, kem_public_bytes, unwrap_key
 from glasshouse.sealing.memory import overwrite
 
 NEEDLE_BYTES = 8
-MARKER_FILE = "marker"
 
 
 def main(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -> None:
@@ -91,7 +90,9 @@ def _serve(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -
 
     began = time.monotonic()
     source = reserved or launch.package
+    markers = open_package(launch.markers, payload_key=key_view, manifest_hash=launch.markers_hash)
     package = open_package(source, payload_key=key_view, manifest_hash=launch.manifest_hash)
+    package.beside = markers
     del source, reserved
     unseal_sec = time.monotonic() - began
     overwrite(key_view)
@@ -111,7 +112,8 @@ def _serve(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -
 
 
 def _marker(package: OpenedPackage) -> bytearray:
-    return bytearray(package.files[MARKER_FILE][:32]) if MARKER_FILE in package.files else bytearray()
+    files = {} if package.beside is None else package.beside.files
+    return bytearray(files[MARKER_FILE][:MARKER_BYTES]) if MARKER_FILE in files else bytearray()
 
 
 def _describe(package: OpenedPackage, unseal_sec: float, at_rest: str) -> Unsealed:

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         os.close(read_end)
         os.setsid()
         if os.fork() != 0:
-            overwrite(launch.ticket)
+            overwrite(launch.secret)
             os._exit(0)
         code = 1
         try:
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
             code = 0
         finally:
             os._exit(code)
-    overwrite(launch.ticket)  # the leg's own process has its copy
+    overwrite(launch.secret)  # the leg's own process has its copy
     os.close(write_end)
     os.waitpid(pid, 0)
     with os.fdopen(read_end, "rb") as stream:

@@ -60,7 +60,7 @@ def keep(run: Run, launch: LaunchParams, folder: Path, tell: int) -> None:
         finally:
             os._exit(code)
     os.close(tell)
-    overwrite(launch.ticket)  # the supervisor has its copy
+    overwrite(launch.secret)  # the supervisor has its copy
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the leg, which is told, too
     try:
         harden()
@@ -107,7 +107,7 @@ def _end(launch: LaunchParams, folder: Path, cgroup: Path | None) -> None:
     prefix = scratch_prefix(launch)
     places = [*SHM.glob(f"{prefix}*"), *folder.glob(f"{prefix}*")]
     if launch.raw_dir:
-        places += [Path(launch.raw_dir), Path(f"{launch.raw_dir}-scratch")]
+        places.append(Path(launch.raw_dir))
     for place in places:
         shutil.rmtree(place, ignore_errors=True)
     if cgroup is not None:

@@ -1,8 +1,9 @@
 """Launch parameters: what the controller puts on a launch's standard input, once, over SSH.
 
-One line of JSON, and behind it, for a protected leg, the 32 bytes of its ticket: the one secret here. They
-stand apart from the text so that they can be wiped: no parser makes a string of them. They never reach argv,
-the environment or a file; of the rest only names do, such as the allocation's, by which a sweep finds a leg.
+One line of JSON, and behind it the 32 bytes of the one secret here: a protected leg's ticket, or the payload
+key with which a raw leg opens what the run discloses. They stand apart from the text so that they can be
+wiped: no parser makes a string of them. They never reach argv, the environment or a file; of the rest only
+names do, such as the allocation's, by which a sweep finds a leg.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from glasshouse.attestation.ticket import TICKET_BYTES
 from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
 from glasshouse.runtime.ranks import MAX_RANKS
 from glasshouse.runtime.session import Stretch, check_number
+from glasshouse.sealing.layout import KEY
 from glasshouse.sealing.memory import overwrite
 
 MAX_PARAMS_BYTES = 64 << 10
+SECRET_BYTES = {"protected": TICKET_BYTES, "raw": KEY}  # behind the parameters
+MARKER_FILE, MARKER_BYTES = "marker", 32  # in the markers' package: what scans look for
 JOB_FILE = "project.json"  # in a project's package: what to run (runtime/project.py)
 END_FILE = "end"  # in a leg's folder: its job is to end now, with a moment to save what it has
 SAID = "glasshouse: "  # begins a line of ours in a job's log
@@ -36,7 +40,6 @@ class LaunchParams:
     leg_dir: str
     allocation: str  # the allocation's name: the scratch folder begins with it, so a sweep finds it
     public_allocation: str  # its digest, as results name it
-    salt: bytes  # of the digests that both arms must agree on
     stretch: Stretch
     device: str
     deadline_sec: float
@@ -44,19 +47,22 @@ class LaunchParams:
     network_open: bool = False  # of a job
     job_sec: float = 0.0  # when it is asked to end; 0: at the leg's deadline
     ranks: int = 1  # processes that train together, one a GPU
+    manifest_hash: str = ""
+    package: str = ""  # where it lies on the pod, for both arms the same
+    # A protected launch's ticket, a raw one's payload key: wiped by whoever is done with it.
+    secret: bytearray = field(default_factory=bytearray, repr=False)
     # protected arm
-    ticket: bytearray = field(default_factory=bytearray, repr=False)  # wiped by whoever is done with it
     broker_public: bytes = b""
     broker_port: int = 0
     allocation_id: str = ""
     image_digest: str = ""
-    manifest_hash: str = ""
-    package: str = ""
+    markers: str = ""  # the small package beside it, and its manifest's hash
+    markers_hash: str = ""
     anti_debug_profile: str = "standard"
     require_landlock: bool = True
     private: bool = False  # the events leave out what would confirm a guess at the payload
     # raw arm
-    raw_dir: str = ""
+    raw_dir: str = ""  # the folder that the workload may write to
 
     @property
     def sealed_under(self) -> dict[str, str]:
@@ -75,21 +81,21 @@ class LaunchParams:
 
 
 def write_launch(launch: LaunchParams) -> bytes:
-    """Return what `read_launch` reads: the parameters as one line of JSON, and behind it the ticket."""
+    """Return what `read_launch` reads: the parameters as one line of JSON, and behind it the secret."""
     values: dict[str, Any] = {item.name: getattr(launch, item.name) for item in fields(launch)}
-    del values["ticket"]
+    del values["secret"]
     for name in _ENCODED:
         values[name] = b64u(values[name])
     values["stretch"] = asdict(launch.stretch)
-    return b"".join((canonical_json(values), b"\n", launch.ticket))
+    return b"".join((canonical_json(values), b"\n", launch.secret))
 
 
 def read_launch(descriptor: int) -> LaunchParams:
-    """Read the parameters from a descriptor, to its end; the only copy of the ticket left is the launch's.
+    """Read the parameters from a descriptor, to its end; the only copy of the secret left is the launch's.
 
     KeyError, TypeError or ValueError where they are not of the form of `parse_launch`.
     """
-    buffer = bytearray(MAX_PARAMS_BYTES + 1 + TICKET_BYTES + 1)
+    buffer = bytearray(MAX_PARAMS_BYTES + 1 + max(SECRET_BYTES.values()) + 1)
     size = 0
     with memoryview(buffer) as view:
         while size < len(buffer) and (count := os.readv(descriptor, [view[size:]])):
@@ -102,8 +108,8 @@ def read_launch(descriptor: int) -> LaunchParams:
         overwrite(buffer)
 
 
-def parse_launch(data: bytes, ticket: bytearray) -> LaunchParams:
-    """Make a launch of its parameters (JSON) and its ticket (32 bytes; of a raw leg, none).
+def parse_launch(data: bytes, secret: bytearray) -> LaunchParams:
+    """Make a launch of its parameters (JSON) and its secret: 32 bytes, a ticket or a payload key.
 
     KeyError, TypeError or ValueError where they are not of this form.
 
@@ -116,16 +122,16 @@ def parse_launch(data: bytes, ticket: bytearray) -> LaunchParams:
     value = {**value, "stretch": Stretch.from_json(value.get("stretch"))}
     check_number(value.get("deadline_sec"), "deadline_sec")
     check_number(value.get("job_sec"), "job_sec", needed=False)
-    if "ticket" in value:
-        raise TypeError("the ticket stands behind the parameters")
+    if "secret" in value:
+        raise TypeError("the secret stands behind the parameters")
     for name in _ENCODED:
         if name in value:
             value[name] = b64u_decode(value[name])
-    launch = LaunchParams(**value, ticket=ticket)
+    launch = LaunchParams(**value, secret=secret)
     if launch.arm not in ("raw", "protected"):
         raise ValueError("arm is neither raw nor protected")
-    if len(ticket) != (TICKET_BYTES if launch.arm == "protected" else 0):
-        raise ValueError("a protected launch has a ticket, and no other has")
+    if len(secret) != SECRET_BYTES[launch.arm]:
+        raise ValueError("a protected launch has a ticket, a raw one a payload key, and neither more")
     if type(launch.ranks) is not int or not 1 <= launch.ranks <= MAX_RANKS:
         raise ValueError("ranks is no small number")
     for item in fields(LaunchParams):
@@ -135,12 +141,14 @@ def parse_launch(data: bytes, ticket: bytearray) -> LaunchParams:
             raise TypeError(f"{item.name} is not of its type")
     if not 1 <= launch.launch <= 1000 or not 0 <= launch.broker_port <= 65535:
         raise ValueError("launch number or port out of range")
+    if launch.arm == "raw" and launch.private:
+        raise ValueError("no raw launch opens a private payload")
     # These become parts of paths.
     if not all(_NAME.match(name) for name in (launch.allocation, launch.leg)):
         raise ValueError("not a plain name")
     return launch
 
 
-_ENCODED = ("broker_public", "salt")  # bytes, which stand in JSON as base64url
+_ENCODED = ("broker_public",)  # bytes, which stand in JSON as base64url
 _KINDS = {"str": str, "int": int, "bool": bool, "bytes": bytes}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")

@@ -1,15 +1,18 @@
 """The raw leg: the same workload in the clear, with no lifecycle around it.
 
-A minder process, detached, forks the trainer and outlives it. The trainer reads the raw folder
-into memory; the minder then removes the folder at once, so that a leg that is killed while it
-trains leaves no plaintext behind, and the next protected slot starts on a clean disk.
+A minder process, detached, forks the trainer and outlives it. The trainer opens the run's sealed package, the
+same bytes that protected legs open, with the key that the controller gives it: nothing else goes up for a raw
+leg. That is before anything is measured, and timed apart. The markers that a residue search looks for stand
+in another package, which no raw leg is told of. What the workload writes lies in a folder of its own, which
+the minder removes at the leg's end, however that came: the next protected slot starts on a clean disk.
+
+No grant is unwrapped here, and no private payload gets this far: a launch of one is refused (params.py), and
+the controller has no key for it (lifecycle/packer.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import mmap
 import os
 import shutil
 import signal
@@ -19,9 +22,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from glasshouse.canonical import canonical_json, parse_json
+from glasshouse.canonical import b64u_decode, canonical_json
 from glasshouse.codes import Code
-from glasshouse.errors import LegError
+from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import harness
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.leg import write_result
@@ -31,14 +34,12 @@ from glasshouse.runtime.peers import Peers
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.results import RawEnd
 from glasshouse.runtime.strays import kill_strays
-from glasshouse.sealing.container import TensorSpec
-
-INDEX_FILE = "index.json"
-WEIGHTS_FILE = "weights.bin"
+from glasshouse.sealing.container import open_package
+from glasshouse.sealing.memory import overwrite
 
 
 def mind(launch: LaunchParams, folder: Path, guard: int) -> None:
-    """Run one raw launch; result.json is in `folder` when it returns, the raw folder is gone.
+    """Run one raw launch; result.json is in `folder` when it returns, what the workload wrote is gone.
 
     `guard`: pid of the parent, whose death ends the leg, like the trainer's.
     """
@@ -46,6 +47,7 @@ def mind(launch: LaunchParams, folder: Path, guard: int) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     raw = Path(launch.raw_dir)
     result: dict[str, Any] | None = None
+    timings: dict[str, float] = {}
     code: str | None = Code.RUNTIME_ERROR
     deadline = time.monotonic() + launch.deadline_sec
     try:
@@ -57,12 +59,13 @@ def mind(launch: LaunchParams, folder: Path, guard: int) -> None:
             channel.close()
             _trainer(other, launch, raw, minder)
         other.close()
+        overwrite(launch.secret)  # the trainer has its copy
         channel.peers = Peers()
         channel.peers.watch("guard", guard)
         channel.peers.watch("trainer", trainer)
         if os.getppid() != guard:  # it died before it was watched
             raise ChannelClosedError("guard")
-        result, code = _follow(channel, deadline, folder, raw), None
+        result, code = _follow(channel, deadline, folder, timings), None
     except LegError as error:
         late = error.code == Code.RUNTIME_TIMEOUT and time.monotonic() >= deadline
         code = Code.LEG_DEADLINE if late else error.code
@@ -75,19 +78,18 @@ def mind(launch: LaunchParams, folder: Path, guard: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with contextlib.suppress(LegError):
             kill_strays()
-        scratch = raw.parent / f"{raw.name}-scratch"
-        for place in (raw, scratch):
-            shutil.rmtree(place, ignore_errors=True)
-        removed = not raw.exists() and not scratch.exists()
+        overwrite(launch.secret)  # where the leg ended before it could be used
+        shutil.rmtree(raw, ignore_errors=True)
         status = "failed" if code else "complete"
-        write_result(folder, RawEnd("raw", status, code, result, raw_files_removed=removed))
+        removed = not raw.exists()
+        write_result(folder, RawEnd("raw", status, code, result, raw_files_removed=removed, timings=timings))
 
 
 def _terminated(_signal: int, _frame: object) -> None:
     raise LegError("the leg was told to end", code=Code.TERMINATED)
 
 
-def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[str, Any]:
+def _follow(channel: Channel, deadline: float, folder: Path, timings: dict[str, float]) -> dict[str, Any]:
     result: dict[str, Any] | None = None
     with (folder / "progress.jsonl").open("ab", buffering=0) as progress:
         while True:
@@ -95,9 +97,8 @@ def _follow(channel: Channel, deadline: float, folder: Path, raw: Path) -> dict[
             if remaining <= 0:
                 raise LegError("the leg's deadline passed", code=Code.LEG_DEADLINE)
             kind, body, _ = channel.receive(remaining)
-            if kind == "loaded":
-                shutil.rmtree(raw, ignore_errors=True)
-                channel.send("go")
+            if kind == "unsealed":
+                timings["unsealSec"] = float(body["unsealSec"])
             elif kind == "progress":
                 progress.write(canonical_json(body) + b"\n")
             elif kind == "trained":
@@ -116,21 +117,22 @@ def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> 
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != minder:  # it died before the line above
             os._exit(code)
-        files, tensors = load_raw(raw)
-        scratch = raw.parent / f"{raw.name}-scratch"
-        scratch.mkdir(mode=0o700)
-        os.environ["TMPDIR"] = str(scratch)
-        os.chdir(scratch)
+        raw.mkdir(mode=0o700, parents=True)
+        os.environ["TMPDIR"] = str(raw)
+        os.chdir(raw)
         sys.dont_write_bytecode = True
-        channel.send("loaded")
-        channel.expect("go")
-        index = parse_json(files.pop(INDEX_FILE))
+        began = time.monotonic()
+        package = open_package(launch.package, payload_key=launch.secret, manifest_hash=launch.manifest_hash)
+        unseal_sec = time.monotonic() - began
+        overwrite(launch.secret)
+        channel.send("unsealed", {"unsealSec": round(unseal_sec, 6)})
         session, result = harness.run(
-            harness.Workload(files, tensors, index["builder"]),
+            harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
             stretch=launch.stretch,
             device=launch.device,
             allocation=launch.public_allocation,
-            salt=launch.salt,
+            # As the protected arm's: the manifest's, authenticated with it.
+            salt=b64u_decode(str(package.extra["matchSalt"])),
             report=channel.send,
             ranks=launch.ranks,
         )
@@ -138,12 +140,14 @@ def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> 
         if isinstance(session, RankedSession):
             session.end_ranks()
         os.chdir("/")
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(raw, ignore_errors=True)
         channel.send("done")
         code = 0
     except LegError as error:
         traceback.print_exc()
         _failed(channel, error.code)
+    except SealError as error:
+        _failed(channel, error.code or Code.UNSEAL_FAILED)
     except ChannelClosedError:
         pass
     except BaseException:  # noqa: BLE001 -- a forked role must never unwind into its parent's frames
@@ -158,25 +162,3 @@ def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> 
 def _failed(channel: Channel, code: Code) -> None:
     with contextlib.suppress(ChannelClosedError):
         channel.send("failed", {"code": code})
-
-
-def load_raw(raw: Path) -> tuple[dict[str, bytes], dict[str, tuple[TensorSpec, memoryview]]]:
-    """Read a raw folder into memory: files as bytes, tensors as views of one anonymous mapping."""
-    files = {path.name: path.read_bytes() for path in sorted(raw.iterdir()) if path.name != WEIGHTS_FILE}
-    index = json.loads(files[INDEX_FILE])
-    size = (raw / WEIGHTS_FILE).stat().st_size
-    region = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    region.madvise(mmap.MADV_HUGEPAGE)
-    view = memoryview(region)
-    with (raw / WEIGHTS_FILE).open("rb") as stream:
-        have = 0
-        while have < size:
-            count = stream.readinto(view[have:size])
-            if not count:
-                raise LegError("the raw weights are cut short", code=Code.RAW_FILES_INCOMPLETE)
-            have += count
-    tensors = {}
-    for item in index["tensors"]:
-        spec = TensorSpec(item["name"], item["dtype"], tuple(item["shape"]))
-        tensors[spec.name] = (spec, view[item["offset"] : item["offset"] + item["nbytes"]])
-    return files, tensors

@@ -163,10 +163,14 @@ class ProtectedEnd:
 
 @dataclass(frozen=True)
 class RawEnd:
-    """result.json of a raw leg; code None: it completed. result is a LegResult, as the trainer said it."""
+    """result.json of a raw leg; code None: it completed. result is a LegResult, as the trainer said it.
+
+    raw_files_removed: the folder that the workload may write to is gone.
+    """
 
     arm: str
     status: str
     code: str | None
     result: Mapping[str, Any] | None
     raw_files_removed: bool
+    timings: Mapping[str, float]

@@ -85,7 +85,7 @@ def supervise(launch: LaunchParams, folder: Path, guard: int) -> None:
         print(f"os error {error.errno}", file=sys.stderr)  # noqa: T201 -- the plain log carries codes only
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        overwrite(launch.ticket)  # where the leg ended before it could be used
+        overwrite(launch.secret)  # where the leg ended before it could be used
         end(leg)
 
 
@@ -104,7 +104,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
-        overwrite(launch.ticket)
+        overwrite(launch.secret)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for descriptor in (log_read, out_read, leg.events_descriptor):
             os.close(descriptor)
@@ -130,7 +130,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     leg.events = EventWriter(leg.events_descriptor, leg.event_key, leg.started)
     # At once, which wipes the ticket: what is sent later is of no use to anybody else.
     request = sign_request(
-        launch.ticket,
+        launch.secret,
         launch.where,
         broker_id=key_id(launch.broker_public),
         event_key=public_bytes_of(leg.event_key),

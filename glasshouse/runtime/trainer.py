@@ -207,12 +207,10 @@ def _can_write_outside(scratch: Path) -> bool:
 
 
 def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, channel: Channel) -> None:
-    files = package.files
-    # The salt is the manifest's, authenticated with it; the raw arm is given the same one.
+    # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
-    shared = {name: files[name] for name in files if name != "marker"}
     session, result = harness.run(
-        harness.Workload(shared, package.tensors, str(package.extra["builder"])),
+        harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
         stretch=launch.stretch,
         device=launch.device,
         allocation=launch.public_allocation,

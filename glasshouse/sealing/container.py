@@ -6,8 +6,8 @@
     assert package.wipe()
 
 Use a fresh payload key for every container (`fresh_payload_key`). One used twice loses nothing at once, since
-every key also hangs on the manifest's random salt, but one grant would then open both containers. Steps of
-opening:
+every key also hangs on the manifest's random salt, but one grant then opens both containers: that is what a
+run's package and its markers are given one for (lifecycle/packer.py), and nothing else is. Steps of opening:
 
     1. header parsed, bounded                              container-malformed, container-truncated
        its manifest hash is the expected one               manifest-hash-mismatch
@@ -100,15 +100,17 @@ class OpenedPackage:
     region: mmap.mmap = field(repr=False)
     # Tensors whose digest was tolerated to differ: authentic, yet not what the sealer first read.
     mismatched: frozenset[str] = frozenset()
+    beside: OpenedPackage | None = field(default=None, repr=False)  # opened with it, and wiped with it
     wiped: bool = False
 
     def wipe(self) -> bool:
         """Overwrite the whole region and read it back; return whether every byte read is zero.
 
-        Views into it, ours or a tensor's, stay valid and read as zeros.
+        Views into it, ours or a tensor's, stay valid and read as zeros. So it is done with what lies beside.
         """
         self.wiped = True
-        return overwrite(self.region)
+        beside = self.beside is None or self.beside.wipe()
+        return overwrite(self.region) and beside
 
     def __enter__(self) -> OpenedPackage:
         return self

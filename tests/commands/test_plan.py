@@ -89,7 +89,7 @@ def test_plan_says_what_the_lifecycle_is_expected_to_cost(call: Call) -> None:
     code, out, err = call(*words)
     assert (code, err) == (0, "")
     assert (
-        "\nfixed cost expected: 2.0 s a launch, and 2.5 s once for sealing and uploading: "
+        "\nfixed cost expected: 2.0 s a launch, and 2.5 s once for sealing, uploading and fetching: "
         f"34.5 s for 16 launches, {size / 1e6:.1f} MB of payload "
         f"(from {size / 2e6:.1f} to {size * 1.5e-6:.1f} MB measured on this machine)"
     ) in out

@@ -42,7 +42,7 @@ PHASES: dict[str, tuple[list[str], Callable[[Program], bool]]] = {
     "attest": (PROTECTED, lambda program: on_pod(program, "legs/*/events.jsonl")),
     "train": (PROTECTED, lambda program: seen_event(program, "progress")),
     "raw": (RUN, lambda program: on_pod(program, "legs/*/progress.jsonl")),
-    "raw-files": (RUN, lambda program: on_pod(program, "raw/*/workload.py")),
+    "raw-folder": (RUN, lambda program: on_pod(program, "raw/*")),
 }
 
 

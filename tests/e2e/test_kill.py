@@ -26,8 +26,8 @@ def killed(program: Program, process: subprocess.Popen[str]) -> tuple[Path, dict
     return folder, read_record(folder)
 
 
-# Attesting and raw files: in the long tests alone.
-SOAKED = ("attest", "raw-files")
+# Attesting and raw folders: in the long tests alone.
+SOAKED = ("attest", "raw-folder")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,10 +18,11 @@ from glasshouse.codes import Code
 from glasshouse.errors import RentalOver, UsageError
 from glasshouse.lifecycle import packer as module
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
-from glasshouse.lifecycle.packer import Packer
+from glasshouse.lifecycle.packer import Packer, key_for_raw_legs
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.run import run_sweep
 from glasshouse.sealing.container import TensorSpec, open_package
+from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.made import MadeWeights
 from glasshouse.workloads.package import Payload, prepare
 from tests.e2e.conftest import wait_until
@@ -74,11 +76,18 @@ def test_what_is_sealed_opens_and_is_no_other_when_it_was_sealed_ahead(
         assert packer.sealed() is sealed
         found = open_package(live.folder.package, payload_key=sealed.key, manifest_hash=sealed.manifest_hash)
         with found as package:
-            assert sorted(package.files) == sorted([*payload.files, "marker"])
+            assert sorted(package.files) == sorted(payload.files)
             assert [bytes(view) for _, view in package.tensors.values()] == [
                 bytes(view) for _, view in prepare(live.run.spec)
             ]
             assert package.extra["run"] == live.run.id
+        # What scans look for stands in a package of its own, under the same key, and differs in every run.
+        place = live.folder.path / "markers"
+        place.write_bytes(sealed.markers)
+        with open_package(place, payload_key=sealed.key, manifest_hash=sealed.markers_hash) as package:
+            assert {name: len(data) for name, data in package.files.items()} == {"marker": 32}
+            marker = bytes(package.files["marker"])
+        assert marker not in sealed.markers + live.folder.package.read_bytes()
         assert sealed.seconds > 0
     assert not any(sealed.key)
     said = capsys.readouterr().err
@@ -87,13 +96,36 @@ def test_what_is_sealed_opens_and_is_no_other_when_it_was_sealed_ahead(
     assert live.ending.failures == []
 
 
-def test_a_run_without_a_protected_slot_seals_nothing(tmp_path: Path) -> None:
+def test_a_run_without_a_protected_slot_has_a_package_and_no_markers(tmp_path: Path) -> None:
     live = create(make_spec(order="abba", control="aa"), tmp_path, Screen(quiet=True), [])
     with Packer(live) as packer:
         assert packer.launches == 0
         packer.begin()
-        assert list(packer.payload())
-        assert not live.folder.package.exists()
+        sealed = packer.sealed()
+        assert live.folder.package.exists()
+        assert (sealed.markers, sealed.markers_hash) == (b"", "")
+
+
+@pytest.mark.parametrize("order", ["raw-first", "protected-first", "abba"])
+def test_the_controller_keeps_a_key_for_raw_legs_of_a_public_payload_alone(
+    order: str, tmp_path: Path
+) -> None:
+    key = bytearray(range(32))
+    run = create(make_spec(order=order), tmp_path, Screen(quiet=True), []).run
+    kept = key_for_raw_legs(run, key)
+    overwrite(key)  # as who registers it does: the copy stays
+    assert kept == bytes(range(32))
+    # No such run can be planned; nor would one get a key, whoever had put it together.
+    private = dataclasses.replace(run, spec=run.spec.model_copy(update={"payload": "private"}))
+    with pytest.raises(UsageError, match="private"):
+        key_for_raw_legs(private, bytearray(range(32)))
+
+
+@pytest.mark.parametrize("payload", ["public", "private"])
+def test_without_raw_legs_no_copy_of_the_key_is_made(payload: str, tmp_path: Path) -> None:
+    spec = make_spec(order="protected-only", payload=payload)
+    run = create(spec, tmp_path, Screen(quiet=True), []).run
+    assert key_for_raw_legs(run, bytearray(range(32))) == b""
 
 
 @pytest.mark.parametrize("where", ["making", "first pass", "second pass"])

@@ -105,6 +105,9 @@ class Rig:
     allocation: str
     manifest_hash: str
     package: Path
+    markers: Path
+    markers_hash: str
+    marker: bytes
     archive: Path
     payload_key: bytes
     prefix: Sequence[str] = ()
@@ -149,7 +152,6 @@ class Rig:
             "leg_dir": str(self.pod / f"leg-{launch}"),
             "allocation": self.allocation,
             "public_allocation": "0" * 64,
-            "salt": b64u(bytes(32)),
             "stretch": stretch,
             "device": "cpu",
             "deadline_sec": 30,
@@ -158,6 +160,8 @@ class Rig:
             "allocation_id": "allocation-1",
             "manifest_hash": self.manifest_hash,
             "package": str(self.package),
+            "markers": str(self.markers),
+            "markers_hash": self.markers_hash,
         }
         seconds = changes.pop("seconds", None)
         if seconds is not None:
@@ -212,12 +216,11 @@ def rig(
     run = "20260101-000000-aaaaaa"
     pod = base / name
     pod.mkdir(mode=0o700)
-    package, archive = pod / "package.sealed", pod / "runtime.zip"
+    package, markers, archive = pod / "package.sealed", pod / "markers.sealed", pod / "runtime.zip"
     archive.write_bytes(build_archive()[0])
     files = {
         "workload.py": (base_source + "\n" + source).encode(),
         "config.json": canonical_json(dict(params or {})),
-        "marker": secrets.token_bytes(32),
         **{f"data.{key}": value for key, value in (data or {}).items()},
     }
     extra = {
@@ -227,6 +230,9 @@ def rig(
     }
     with package.open("xb") as out:
         digest = seal_package(out, payload_key=key, files=files, tensors=(), extra=extra)
+    marker = secrets.token_bytes(32)
+    with markers.open("xb") as out:
+        markers_digest = seal_package(out, payload_key=key, files={"marker": marker}, tensors=(), extra={})
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, True)
         store = stack.enter_context(Store(f"sqlite:///{base / 'broker.db'}", secrets.token_bytes(32)))
@@ -242,13 +248,16 @@ def rig(
             allocation=name,
             manifest_hash=digest,
             package=package,
+            markers=markers,
+            markers_hash=markers_digest,
+            marker=marker,
             archive=archive,
             payload_key=bytes(key),
             user=user,
         )
         if user is not None:
             made.prefix, made.mount_namespace = stack.enter_context(_unprivileged(base, user))
-            for path in (base, pod, package, archive):
+            for path in (base, pod, package, markers, archive):
                 os.chown(path, user, user)
         try:
             yield made

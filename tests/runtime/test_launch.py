@@ -26,8 +26,9 @@ STRETCH = {"warmup_sec": 0, "measured_sec": 1.5, "steps": None, "delay_pct": 0.0
 GOOD = {
     "arm": "raw", "run": "20260101-000000-aaaaaa", "leg": "s000", "launch": 1, "leg_dir": "/x",
     "allocation": "gh-20260101-000000-aaaaaa-00000000", "public_allocation": "0" * 64,
-    "salt": b64u(bytes(32)), "stretch": STRETCH, "device": "cpu", "deadline_sec": 30, "raw_dir": "/y",
+    "stretch": STRETCH, "device": "cpu", "deadline_sec": 30, "raw_dir": "/y", "broker_public": b64u(b"k"),
 }  # fmt: skip
+KEY = bytes(range(32))
 
 MALFORMED = [
     {"arm": "both"}, {"arm": None}, {"launch": "1"}, {"launch": 0}, {"launch": True}, {"launch": 10**9},
@@ -35,16 +36,17 @@ MALFORMED = [
     {"stretch": None}, {"stretch": []}, {"stretch": {}}, {"stretch": {**STRETCH, "measured_sec": "nan"}},
     {"stretch": {**STRETCH, "measured_sec": "inf"}}, {"stretch": {**STRETCH, "steps": -1}},
     {"stretch": {**STRETCH, "warmup_sec": None}}, {"stretch": {**STRETCH, "delay_pct": "nan"}},
-    {"salt": 3}, {"salt": "!"}, {"broker_public": []}, {"broker_port": 65536}, {"broker_port": "1"},
-    {"leg": "../../x"}, {"leg": ""}, {"allocation": "a/b"}, {"allocation": ".."}, {"ticket": ""},
-    {"package": {}},
+    {"broker_public": 3}, {"broker_public": "!"}, {"broker_public": []},
+    {"broker_port": 65536}, {"broker_port": "1"},
+    {"leg": "../../x"}, {"leg": ""}, {"allocation": "a/b"}, {"allocation": ".."}, {"secret": ""},
+    {"package": {}}, {"markers": {}}, {"markers_hash": 3}, {"private": True}, {"salt": ""},
     {"require_landlock": "no"}, {"extra": 1}, {"run": None}, {"leg_dir": ["x"]},
 ]  # fmt: skip
 
 
 def test_good_parameters_are_read() -> None:
-    launch = parse_launch(canonical_json(GOOD), bytearray())
-    assert launch.salt == bytes(32)
+    launch = parse_launch(canonical_json(GOOD), bytearray(KEY))
+    assert launch.broker_public == b"k"
     assert launch.stretch.measured_sec == 1.5
     assert launch.stretch.steps is None
     assert launch.require_landlock
@@ -59,14 +61,14 @@ def test_every_needed_name_is_needed() -> None:
     for name in needed:
         with pytest.raises((KeyError, TypeError, ValueError)):
             parse_launch(
-                canonical_json({key: value for key, value in GOOD.items() if key != name}), bytearray()
+                canonical_json({key: value for key, value in GOOD.items() if key != name}), bytearray(KEY)
             )
 
 
 @pytest.mark.parametrize("change", MALFORMED, ids=lambda change: json.dumps(change)[:40])
 def test_malformed_parameters_are_refused(change: dict) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        parse_launch(json.dumps({**GOOD, **change}).encode(), bytearray())
+        parse_launch(json.dumps({**GOOD, **change}).encode(), bytearray(KEY))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_malformed_parameters_are_refused(change: dict) -> None:
 )
 def test_what_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        parse_launch(data, bytearray())
+        parse_launch(data, bytearray(KEY))
 
 
 @given(st.sampled_from(sorted(GOOD)), st.recursive(
@@ -85,7 +87,7 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 ))  # fmt: skip
 def test_any_value_gives_a_launch_or_a_refusal(name: str, value: object) -> None:
     try:
-        launch = parse_launch(json.dumps({**GOOD, name: value}).encode(), bytearray())
+        launch = parse_launch(json.dumps({**GOOD, name: value}).encode(), bytearray(KEY))
     except (KeyError, TypeError, ValueError):
         return
     assert 0 <= launch.deadline_sec < 1e9
@@ -97,9 +99,9 @@ PROTECTED = {**{key: value for key, value in GOOD.items() if key != "raw_dir"}, 
 
 
 @pytest.mark.parametrize(
-    ("arm", "size"), [("raw", 32), ("protected", 0), ("protected", 31), ("protected", 33)]
+    ("arm", "size"), [(arm, size) for arm in ("raw", "protected") for size in (0, 31, 33, 64)]
 )
-def test_a_protected_launch_has_a_ticket_and_no_other_has(arm: str, size: int) -> None:
+def test_a_launch_has_its_one_secret_and_no_more(arm: str, size: int) -> None:
     with pytest.raises(ValueError, match="ticket"):
         parse_launch(canonical_json({**PROTECTED, "arm": arm}), bytearray(size))
 
@@ -125,16 +127,22 @@ def _through_pipe(data: bytes, pieces: int) -> LaunchParams:
 @pytest.mark.parametrize("pieces", [1, 2, 7, 400])
 def test_parameters_and_ticket_come_apart_however_they_arrive(pieces: int) -> None:
     launch = _through_pipe(canonical_json(PROTECTED) + b"\n" + TICKET, pieces)
-    assert (launch.ticket, launch.run) == (TICKET, GOOD["run"])
-    assert "ticket" not in repr(launch)
-    assert _through_pipe(canonical_json(GOOD) + b"\n", pieces).ticket == b""
+    assert (launch.secret, launch.run) == (TICKET, GOOD["run"])
+    assert "secret" not in repr(launch)
+    assert _through_pipe(canonical_json(GOOD) + b"\n" + KEY, pieces).secret == KEY
     for wrong in (TICKET[:-1], TICKET + b"x", b""):
         with pytest.raises(ValueError, match="ticket"):
             _through_pipe(canonical_json(PROTECTED) + b"\n" + wrong, pieces)
 
 
+def test_no_raw_launch_opens_a_private_payload() -> None:
+    with pytest.raises(ValueError, match="private"):
+        parse_launch(canonical_json({**GOOD, "private": True}), bytearray(KEY))
+    assert parse_launch(canonical_json({**GOOD, "private": False}), bytearray(KEY)).secret == KEY
+
+
 def test_what_is_written_is_what_is_read() -> None:
-    raw = parse_launch(canonical_json(GOOD), bytearray())
+    raw = parse_launch(canonical_json(GOOD), bytearray(KEY))
     given = {"broker_public": b64u(b"key"), "broker_port": 7, "package": "/p", "private": True}
     protected = parse_launch(canonical_json({**PROTECTED, **given}), bytearray(TICKET))
     for launch in (raw, protected):
@@ -143,7 +151,9 @@ def test_what_is_written_is_what_is_read() -> None:
     assert ticket == TICKET
     # Every parameter that stood in the line before stands in it as it did.
     assert json.loads(line).items() >= {**PROTECTED, **given}.items()
-    assert json.loads(write_launch(raw)).items() >= GOOD.items()
+    text, _, key = write_launch(raw).partition(b"\n")
+    assert json.loads(text).items() >= GOOD.items()
+    assert key == KEY
 
 
 # --- the archive ----------------------------------------------------------------------------
@@ -244,16 +254,18 @@ def test_bad_parameters_are_one_line_that_repeats_none_of_them(
 
 def test_a_folder_that_is_there_is_refused(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "leg").mkdir()
-    done = start(archive, "launch", str(tmp_path / "leg"), stdin=canonical_json(GOOD))
+    done = start(archive, "launch", str(tmp_path / "leg"), stdin=canonical_json(GOOD) + b"\n" + KEY)
     assert done.returncode == 2
+    assert done.stderr.startswith(b"leg folder")
     assert b"Traceback" not in done.stderr
 
 
 def test_a_launch_is_detached_and_answers_with_its_pid(archive: Path, tmp_path: Path) -> None:
     leg = tmp_path / "deep" / "leg"
     done = start(
-        archive, "launch", str(leg), stdin=canonical_json({**GOOD, "raw_dir": str(tmp_path / "none")})
-    )
+        archive, "launch", str(leg),
+        stdin=canonical_json({**GOOD, "raw_dir": str(tmp_path / "raw")}) + b"\n" + KEY,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pid"] > 1
     wait_until((leg / "result.json").exists, 20, "a result")
