@@ -32,6 +32,17 @@ _HINTS = (
         "unless model.network=open is given, the job reaches no network",
     ),
 )
+_ALTERED = "it is not what was uploaded"
+_PACKAGE: dict[str, str] = {  # why a leg opens nothing, in words
+    Code.CONTAINER_UNREADABLE: "it is not there any more",
+    Code.CONTAINER_TRUNCATED: "it is not whole any more",
+    Code.CONTAINER_TRAILING_BYTES: "something was added to it",
+    Code.CONTAINER_MALFORMED: _ALTERED,
+    Code.MANIFEST_HASH_MISMATCH: _ALTERED,
+    Code.KEY_COMMITMENT_MISMATCH: _ALTERED,
+    Code.MANIFEST_AUTHENTICATION_FAILED: _ALTERED,
+    Code.CHUNK_AUTHENTICATION_FAILED: _ALTERED,
+}
 MAX_LOG_BYTES = 1 << 30  # a raw leg's is what its workload printed; a sealed one's holds a few MiB
 
 
@@ -110,7 +121,11 @@ def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
         elif _fetch(live, ready, leg, "log.sealed", "log.sealed") is not None:
             remedy = f"its log is sealed for you: glasshouse open {live.folder.path}"
     arm = "protected" if leg.slot.lifecycle else "raw"
-    return LegError(f"the {arm} leg failed", code=ended.code or Code.RUNTIME_ERROR, remedy=remedy)
+    what, code = f"the {arm} leg failed", ended.code or Code.RUNTIME_ERROR
+    if why := _PACKAGE.get(code):
+        what = f"the {arm} leg cannot open the sealed package on the machine: {why}"
+        remedy = "take a machine, or a folder on it, where nobody else writes or tidies up"
+    return LegError(what, code=code, remedy=remedy)
 
 
 def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:

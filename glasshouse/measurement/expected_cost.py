@@ -68,8 +68,9 @@ class Figures(_Written):
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds: `once` a run for sealing, uploading and fetching, `launch` for each protected launch. `least` and `most`
-    are the bytes between which it is known; `extrapolated`: the payload lies outside.
+    """Seconds: `once` a run for sealing, uploading and fetching, `launch` for each protected launch.
+
+    `least` and `most` are the bytes between which it is known; `extrapolated`: the payload lies outside.
     """
 
     once: float

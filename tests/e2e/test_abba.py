@@ -156,6 +156,37 @@ def test_a_reader_recomputes_the_figures_from_the_bundle_alone(
     } <= theirs.keys() & ours.keys()
 
 
+def test_the_last_protected_slot_alone_returns_outputs_and_all_return_digests(runs: Runs) -> None:
+    program, records = runs
+    folder = Path(records["none"]["folder"])
+    legs = sorted((folder / "bundle/legs").glob("*-protected"))
+    home = [path.name for path in (folder / "outputs").glob("*-outputs.sealed")]
+    assert home == [f"{legs[-1].name.partition('-')[0]}-1-outputs.sealed"]
+    for leg in legs:
+        events = [json.loads(line) for line in (leg / "events.jsonl").read_bytes().splitlines()]
+        body = {event["type"]: event["body"] for event in events}
+        assert len(body["trained"]["result"]["outputSha256"]) == 64
+        assert len(body["sealed-outputs"]["ciphertextSha256"]) == 64
+    timed = {leg.name: json.loads((leg / "launch.json").read_bytes())["timings"] for leg in legs}
+    assert [name for name, timings in timed.items() if "fetchSec" in timings] == [legs[-1].name]
+    done = program("open", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    opened = json.loads(done.stdout)["files"]
+    assert {(item["leg"], item["matchesEvents"]) for item in opened} == {(home[0].partition("-")[0], True)}
+
+
+def test_raw_slots_upload_nothing_and_say_what_opening_took(runs: Runs) -> None:
+    _, records = runs
+    figures = records["none"]["figures"]
+    assert figures["rawUploadSec"] is None
+    for leg in (Path(records["none"]["folder"]) / "bundle/legs").glob("*-raw"):
+        timings = json.loads((leg / "launch.json").read_bytes())["timings"]
+        assert set(timings) == {"startSec", "unsealSec", "totalSec"}
+    # Of the protected arm both count in full.
+    assert {"sealSec", "uploadSec", "unsealSec"} <= figures["fixedCostSec"].keys()
+    assert figures["resources"]["raw"]["wallSec"]["unsealSec"] > 0
+
+
 def test_every_bundle_verifies_offline(runs: Runs) -> None:
     program, records = runs
     done = program("verify", "--json", *(record["folder"] for record in records.values()))
