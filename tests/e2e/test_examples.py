@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,11 +29,7 @@ def plainly(name: str, command: list[str], tmp_path: Path, python: str = sys.exe
     """Run a copy of an example as its owner would, without us; its outputs."""
     folder = tmp_path / "plain" / name
     shutil.copytree(EXAMPLES / name, folder)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path / "plain"),
-        "OMP_NUM_THREADS": "1",  # sums of floats depend on how they are split
-    }
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "plain")}
     done = subprocess.run(
         [python, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -45,8 +42,9 @@ def sealed(name: str, command: list[str], program: Program, tmp_path: Path, *set
     folder = tmp_path / "mine" / name
     shutil.copytree(EXAMPLES / name, folder)
     done = program(
-        "run", "--json", "--out", str(program.runs), "provider=local", "provider.threads=1", *settings,
+        "run", "--json", "--out", str(program.runs), "provider=local", *settings,
         "model=project", f"model.folder={folder}", "--", *command,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)["runs"][0]
@@ -106,6 +104,39 @@ def test_a_trainer_leaves_the_same_with_us_and_without(program: Program, tmp_pat
     assert json.loads(bytes(plain["eval.json"]))["eval_accuracy"] > 0.5
 
 
+FINETUNE = """
+import argparse, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+out = pathlib.Path("out")
+out.mkdir()
+(out / "lr.txt").write_text(str(parser.parse_args().lr))
+"""
+
+
+def test_the_command_that_is_shown_first_is_what_one_types(program: Program, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text().splitlines()
+    shown = next(line.strip() for line in readme if "model=project" in line)
+    assert shown in (ROOT / "templates/pages/index.html.j2").read_text()
+    name, *words = shlex.split(shown)
+    assert name == "glasshouse"
+    folder = tmp_path / "work/finetune"
+    folder.mkdir(parents=True)
+    (folder / "train.py").write_text(FINETUNE)
+    done = subprocess.run(
+        [sys.executable, "-m", "glasshouse", "--out", str(program.runs), *words],
+        cwd=ROOT, env={**program.environment, "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = program.runs.glob("2*")
+    assert program("open", str(run)).returncode == 0
+    assert (run / "opened/s000-1/lr.txt").read_text() == "0.0003"
+    # What the pages say lies beside it.
+    names = {path.name for path in (run / "opened").iterdir()}
+    assert names == {"s000-1", "s000-1-trainer.log", "s000-1-exit.json", "s000-1-events.json"}
+
+
 @pytest.fixture(scope="session")
 def python_with_trl(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An interpreter with the packages of ours and what the example asks for, by the package index."""
@@ -124,6 +155,7 @@ def python_with_trl(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.index
+@pytest.mark.timeout(900)
 @pytest.mark.soak  # installs trl and what it needs, 270 MB; the other examples stay
 def test_trl_with_an_adapter_leaves_the_same_with_us_and_without(
     program: Program, tmp_path: Path, python_with_trl: str

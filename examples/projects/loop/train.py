@@ -43,6 +43,7 @@ def main():
     config = options()
     random.seed(config.seed)
     torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -61,6 +61,7 @@ def main():
     if options.epochs is not None:
         training["num_train_epochs"] = options.epochs
     set_seed(training["seed"])
+    torch.set_num_threads(config["threads"])
 
     records = read(config["train"])
     tokenizer = make_tokenizer(records, config["vocabulary"])

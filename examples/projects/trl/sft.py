@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 import yaml
 from datasets import load_dataset
 from peft import LoraConfig
@@ -54,6 +55,7 @@ def main():
     if options.learning_rate is not None:
         training["learning_rate"] = options.learning_rate
     set_seed(training["seed"])
+    torch.set_num_threads(config["threads"])
 
     data = load_dataset("json", data_files=config["data"])
     data = data.map(lambda row: {"prompt": f"{row['prompt']} ="} | {"completion": f" {row['completion']}"})
