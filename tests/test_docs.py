@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("*.md", "*.yml", "*.toml", "Makefile", "site/*.md", "templates/**/*.j2", "conf/**/*.yaml")
-SOURCES = ("glasshouse/**/*.py", "tests/**/*.py", "tools/*", "bench/*", "examples/*")
+SOURCES = ("glasshouse/**/*.py", "tests/**/*.py", "tools/*", "bench/*", "examples/**/*")
 # Documents of the repository: ARCHITECTURE.md, site/method.md. Links between pages are checked by MkDocs.
 NAMED = re.compile(r"(?<![\w/])(?:[A-Z]{4,}|(?:site|bench)/[\w/-]+)\.md\b")
 

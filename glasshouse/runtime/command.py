@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 from glasshouse.runtime.ranks import MAX_RANKS
 
-Kind = Literal["file", "module", "entry"]
+Kind = Literal["file", "module", "code", "entry"]
 
 MAX_ARGUMENTS: Final = 4096
 MAX_COMMAND_BYTES: Final = 128 << 10
@@ -22,9 +22,9 @@ _ENTRY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 class Command:
     """What is run in the project's folder.
 
-    kind and target: a `file` by its relative POSIX path in the project, a `module` by its dotted name, or an
-    `entry`, the name of a console script that an installed distribution brings. arguments: what its
-    sys.argv[1:] will be. ranks: processes that run it, one a GPU, with what torchrun would put into their
+    kind and target: a `file` by its relative POSIX path in the project, a `module` by its dotted name, `code`
+    itself, or an `entry`, the name of a console script that an installed distribution brings. arguments: what
+    its sys.argv[1:] will be. ranks: processes that run it, one a GPU, with what torchrun would put into their
     environment. environment: names and values of variables, by which a launcher hands on what it was told.
 
     Raises ValueError or TypeError for what is none of this.
@@ -85,4 +85,6 @@ def _fits(kind: str, target: str) -> bool:
         return _MODULE.match(target) is not None
     if kind == "entry":
         return _ENTRY.match(target) is not None
+    if kind == "code":
+        return True
     return not target.startswith("/") and all(part not in ("", ".", "..") for part in target.split("/"))

@@ -121,9 +121,14 @@ def work(
         place / job.outputs,
         owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
         context=launch.sealed_under,
-        extra={"exit.json": canonical_json(record_json(ended.exit))},
+        extra={"exit.json": canonical_json(_exit_file(ended.exit))},
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
+
+
+def _exit_file(how: JobExit) -> dict[str, Any]:
+    """What the owner finds beside the outputs: one that saves when asked to end may well exit 0."""
+    return {**record_json(how), **({"endedBy": "model.max_hours"} if how.out_of_time else {})}
 
 
 def _left(folder: Path) -> Tree:
@@ -142,6 +147,8 @@ def _account(place: Path, outputs: str, package: OpenedPackage, left: Tree) -> l
     if not (place / outputs).is_dir():
         said = [f"nothing comes back: there is no folder {outputs} (model.outputs)"]
     said += [f"left out of it: {item.path}: {item.reason}" for item in left.found.skipped[:FEW]]
+    if (others := left.found.skipped_count - FEW) > 0:
+        said.append(f"left out of it: {others} more, which `open` names")
     sent = {entry.path: entry.mtime_us for entry in parse_index(package.files[INDEX_NAME]).entries}
 
     def leave(_path: str, _reason: str) -> None: ...

@@ -1,8 +1,8 @@
-"""The command of a project, run in this process: what `python FILE` and `python -m MODULE` do, without exec.
+"""The command of a project, run in this process: what `python` does with a FILE, -m or -c, without exec.
 
-What holds for both: standard input is empty, the current folder is the project's, `__main__` is a module of
+What holds for all: standard input is empty, the current folder is the project's, `__main__` is a module of
 its own, tracebacks show the project's frames alone and with their source. Where the interpreter is started
-for a file, the file's folder comes first among the places of modules; for a module the current folder does.
+for a file, the file's folder comes first among the places of modules; otherwise the current folder does.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ def _start(command: Command, place: Path, main: types.ModuleType) -> None:
         sys.path.insert(0, str(place))
         sys.argv = [command.target, *command.arguments]
         runpy._run_module_as_main(command.target)  # type: ignore[attr-defined]  # what `python -m` calls
+        return
+    if command.kind == "code":
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *command.arguments]
+        exec(compile(command.target, "<string>", "exec", dont_inherit=True), main.__dict__)  # noqa: S102
         return
     path = place / command.target if command.kind == "file" else _entry(command.target)
     sys.path.insert(0, str(path.parent) if command.kind == "file" else str(place))

@@ -1,9 +1,9 @@
 """What a project's command is: the words behind `--`, decided before anything is rented.
 
-`python FILE`, `python -m MODULE`, `torchrun`, `accelerate launch`, or the name of a console script. The pod
-does not run the words: it forks the processes that train from one that has the project in its memory, so
-nothing of it need lie on a disk, and no shell, other interpreter or launcher of ranks has a part in it.
-Nothing of the user's is executed here.
+`python FILE`, `python -m MODULE`, `python -c CODE`, `torchrun`, `accelerate launch`, or the name of a
+console script. The pod does not run the words: it forks the processes that train from one that has the
+project in its memory, so nothing of it need lie on a disk, and no shell, other interpreter or launcher of
+ranks has a part in it. Nothing of the user's is executed here.
 """
 
 from __future__ import annotations
@@ -129,10 +129,12 @@ class _Deciding:
             if word.startswith("-m"):
                 module = word[2:] or (words.pop(0) if words else "")
                 return self._module(module, words)
+            if word.startswith("-c") and (word[2:] or words):
+                return self._made("code", word[2:] or words.pop(0), words, 1, None)
             if not set(word[1:]) <= set("uB"):  # output is passed on as it comes; no bytecode is written
                 remedy = "leave it out: the interpreter runs already when the project is opened"
                 if word.startswith("-c"):
-                    remedy = "put the code into a file"
+                    remedy = "give the code behind it"
                 elif word.startswith("-W"):
                     remedy = "call warnings.filterwarnings in the script"
                 raise UsageError(
@@ -227,7 +229,8 @@ class _Deciding:
                 Command(kind, target, tuple(arguments), ranks, tuple((environment or {}).items()))
             )
         except ValueError as error:
-            raise UsageError(str(error), field=FIELD, value=target, remedy="shorten it") from error
+            value = "-c" if kind == "code" else target
+            raise UsageError(str(error), field=FIELD, value=value, remedy="shorten it") from error
 
 
 def _name(word: str) -> str:

@@ -119,6 +119,8 @@ class _Reading:
         if self._command.kind == "module":
             self._imported(target, "", star=True)
             return [name for name in (f"{target.replace('.', '/')}/__main__.py",) if name in self._files]
+        if self._command.kind == "code":
+            self._take(target, "")
         return []
 
     def read(self, name: str) -> None:
@@ -130,10 +132,16 @@ class _Reading:
         self._left -= file.size
         try:
             source = read_regular(file.path, MAX_FILE_BYTES, follow=file.link is not None)
+        except (OSError, ValueError):
+            return
+        self._take(source, name)
+
+    def _take(self, source: bytes | str, name: str) -> None:
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of its escapes, which are its author's
                 tree = ast.parse(source, name)
-        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             return
         for module, level, names in _imports(tree):
             if level:

@@ -249,6 +249,47 @@ def test_it_is_ended_at_the_end_of_its_time(program: Program, tmp_path: Path) ->
     assert record["exclusion"]["codes"] == ["job-failed"]
     assert "was ended at the end of its time" in err
     assert "saved.txt" in files(opened(program, folder, tmp_path / "back"))
+    how = json.loads((tmp_path / "back/s000-1-exit.json").read_text())
+    assert how == {
+        "code": 0, "signal": None, "outOfMemory": False, "outOfTime": True, "endedBy": "model.max_hours"
+    }  # fmt: skip
+
+
+LINKS = """
+import os, pathlib, sys
+
+def leave():
+    out = pathlib.Path("out")
+    (out / "checkpoint-3").mkdir(parents=True)
+    (out / "checkpoint-3" / "weights").write_text(" ".join([sys.argv[0], *sys.argv[1:]]))
+    (out / "latest").symlink_to("checkpoint-3")
+    (out / "checkpoint-3" / "best").symlink_to("../checkpoint-3/weights")
+    (out / "inside").symlink_to((out / "checkpoint-3" / "weights").resolve())
+    os.link(out / "checkpoint-3" / "weights", out / "hard")
+    (out / "passwd").symlink_to("/etc/passwd")
+    for number in range(5):
+        (out / f"up{number}").symlink_to("../links.py")
+"""
+
+
+def test_links_in_the_outputs_stay_links_and_those_that_lead_out_are_named(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"links.py": LINKS})
+    code, _, folder, err = run(program, mine, "python", "-c", "import links; links.leave()", "--lr=3")
+    assert code == 0, err
+    assert "left out of it: passwd: the link leads to an absolute path" in err
+    assert "left out of it: up0: the link leads out of the folder" in err
+    assert "left out of it: 1 more, which `open` names" in err
+    back = opened(program, folder, tmp_path / "back")
+    links = {path.name: str(path.readlink()) for path in back.rglob("*") if path.is_symlink()}
+    assert links == {
+        "latest": "checkpoint-3", "best": "../checkpoint-3/weights", "inside": "checkpoint-3/weights",
+    }  # fmt: skip
+    assert (back / "latest/weights").read_text() == (back / "hard").read_text() == "-c --lr=3"
+    assert not os.path.lexists(back / "passwd")
+    again = program("open", str(folder), "--to", str(tmp_path / "again"))
+    assert "left out on the pod: up4: the link leads out of the folder" in again.stdout
 
 
 REACHES = """

@@ -60,6 +60,8 @@ def decided(line: str, selection: Selection, gpus: int = 1, **more: Any) -> Deci
         ("python -m pkg --x", "module", "pkg", "--x"),
         ("python -mpkg.sub.run", "module", "pkg.sub.run", ""),
         ("python -u -m pkg.sub.run -h", "module", "pkg.sub.run", "-h"),
+        ("python -c 'import a; a.b()' -c", "code", "import a; a.b()", "-c"),
+        ("python -u -cpass x", "code", "pass", "x"),
         ("axolotl train config.yaml", "entry", "axolotl", "train config.yaml"),
         ("llamafactory-cli train x", "entry", "llamafactory-cli", "train x"),
         ("torchrun train.py -a", "file", "train.py", "-a"),
@@ -153,7 +155,7 @@ def test_what_accelerate_hands_on_to_the_script(project: Selection) -> None:
         ("python", "python", "python train.py"),
         ("python -m", "-m", "package.train"),
         ("python -m train.py", "train.py", "give -m train, or python train.py"),
-        ("python -c 'print(1)'", "-c", "put the code into a file"),
+        ("python -c", "-c", "give the code behind it"),
         ("python -O train.py", "-O", "leave it out"),
         ("python -X faulthandler train.py", "-X", "leave it out"),
         ("python -W error train.py", "-W", "warnings.filterwarnings"),
@@ -238,6 +240,12 @@ def test_a_command_may_be_too_long(project: Selection) -> None:
         decide(["python", "train.py", *["x" * 1000] * 200], project)
 
 
+def test_code_may_be_too_long_and_is_not_said(project: Selection) -> None:
+    with pytest.raises(UsageError, match="too long") as caught:
+        decide(["python", "-c", "secret = 1\n" * 20_000], project)
+    assert "secret" not in caught.value.line()
+
+
 COMMANDS = st.builds(
     Command,
     st.just("file"),
@@ -250,8 +258,10 @@ COMMANDS = st.builds(
 )
 
 
-@given(COMMANDS)
-def test_json_and_back(command: Command) -> None:
+@given(COMMANDS, st.sampled_from([None, "", "import a\nprint('ü')\n"]))
+def test_json_and_back(command: Command, code: str | None) -> None:
+    if code is not None:
+        command = replace(command, kind="code", target=code)
     assert Command.from_json(json.loads(json.dumps(command.to_json()))) == command
 
 

@@ -57,6 +57,17 @@ def test_one_file(tmp_path: Path, source: str | bytes, found: list[str]) -> None
     assert wants(tmp_path, {"train.py": source}) == found
 
 
+def test_code_on_the_command_line_is_read_too(tmp_path: Path) -> None:
+    files = {
+        "pkg/__init__.py": "",
+        "pkg/train.py": "import yaml\nfrom . import *",
+        "other.py": "import wandb",
+    }
+    command = Command("code", "import pkg.train, torch; pkg.train.main()")
+    assert wants(tmp_path, files, command) == ["torch", "yaml"]
+    assert wants(tmp_path, files, Command("code", "def broken(")) == []
+
+
 def test_nothing_is_run(tmp_path: Path) -> None:
     source = f"import a\nopen({str(tmp_path / 'ran')!r}, 'w')\n"
     assert wants(tmp_path, {"train.py": source, "sitecustomize.py": source}) == ["a"]
