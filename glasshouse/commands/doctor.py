@@ -135,7 +135,8 @@ def _needs(spec: RunSpec, conf: Path) -> Iterator[Finding]:
     try:
         found = needed(spec, conf)
     except UsageError as error:
-        yield Finding("requirements", "missing", error.line())
+        where = f" ({error.field}={error.value})" if error.field else ""
+        yield Finding("project", "missing", f"{error.what}{where}", error.remedy)
         return
     if found is None:
         return
@@ -146,11 +147,12 @@ def _needs(spec: RunSpec, conf: Path) -> Iterator[Finding]:
             name, "missing", f"{words}; this Python has no pip to fetch them", "python -m ensurepip"
         )
     else:
-        yield Finding(name, "ok" if found.known else "limited", words)
+        yield Finding(
+            name, "ok" if found.known else "limited", words, "" if found.known else "see what a run says"
+        )
     for line in more:
         what, _, modules = line.partition(": ")
-        remedy = "name what brings them in requirements.txt" if found.known else ""
-        yield Finding("imports", "limited", f"{what}: {modules}", remedy)
+        yield Finding("imports", "limited", f"{what}: {modules}", "name what brings it in requirements.txt")
 
 
 def missing_pip() -> bool:

@@ -154,7 +154,7 @@ def ask_here(python: str) -> Installed:
             check=False,
             timeout=ASK_SEC,
         )
-        return read_answer(done.stdout, "asked of it")
+        return read_answer(done.stdout, "its interpreter says so")
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise RemoteError(
             "the interpreter does not say what it has", field="provider.python", value=python,

@@ -37,7 +37,7 @@ class Outlook:
         told = [f"requirements: {self._requirements()}"]
         if self.lacking:
             what = "neither there nor asked for" if self.known else "not asked for"
-            end = "" if self.known else ": whether the machine has it is not known"
+            end = "" if self.known else "; whether the machine has it is not known"
             told.append(f"imported, and {what}: {lacking_words(self.lacking)}{end}")
         return told
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Sshd
 from tests.e2e.conftest import Program
+from tests.e2e.test_cloud import renting
 from tests.e2e.test_project import files, opened, project, run
 from tests.install import kit
 
@@ -105,6 +107,24 @@ def test_what_cannot_be_had_ends_before_there_is_a_run(program: Program, tmp_pat
     ignored = project(tmp_path / "other", {"main.py": "", "requirements.txt": "ghneeded==9\n"})
     code, *_, err = run(program, ignored, "python", "main.py", settings=("model.requirements=none",))
     assert code == 0, err
+
+
+def test_a_rented_machine_is_asked_and_then_sent_what_it_lacks(program: Program, tmp_path: Path) -> None:
+    paid = ("provider=runpod", "gpu=a4000", "model.max_hours=0.1", "provider.request_timeout_sec=1")
+    with renting("runpod", tmp_path / "rented") as rents:
+        renter = replace(rents, variables=program.variables)
+        mine = needy(tmp_path / "mine")
+        code, record, folder, err = run(renter, mine, "python", "main.py", settings=paid)
+        assert code == 0, err
+        assert record["status"] == "verified"
+        assert json.loads(files(opened(renter, folder, tmp_path / "back"))["said.json"][0]) == SAID
+        # What it turns out not to be able to have ends the rental, and nothing was uploaded.
+        lost = needy(tmp_path / "lost", "ghneeded==9\n")
+        code, record, folder, err = run(renter, lost, "python", "main.py", settings=paid)
+        assert (code, record["exclusion"]["codes"]) == (2, ["dependencies-unmet"])
+        assert "no wheel fits Python 3" in err
+        assert "uploading" not in err
+        rents.settled()
 
 
 @pytest.mark.sshd

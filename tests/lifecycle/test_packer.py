@@ -21,9 +21,11 @@ from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.run import run_sweep
 from glasshouse.sealing.container import TensorSpec, open_package
+from glasshouse.sealing.tree import INDEX_NAME, parse_index
 from glasshouse.workloads.made import MadeWeights
 from glasshouse.workloads.package import Payload, prepare
 from tests.e2e.conftest import wait_until
+from tests.install.kit import make_wheel
 from tests.lifecycle.test_screen import lines
 from tests.providers.cloud_kit import VARIABLE, Rented, rented
 from tests.specs import make_spec
@@ -94,6 +96,31 @@ def test_a_run_without_a_protected_slot_seals_nothing(tmp_path: Path) -> None:
         packer.begin()
         assert list(packer.payload())
         assert not live.folder.package.exists()
+
+
+def test_what_needs_wheels_is_sealed_with_them_and_never_ahead(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "main.py").write_text("print()\n")
+    (folder / "requirements.txt").write_text("alpha\n")
+    model = {"kind": "project", "name": "p", "folder": str(folder), "command": ["python", "main.py"]}
+    private = {"order": "protected-only", "payload": "private", "duration": None}
+    live = create(make_spec(model=model, **private), tmp_path, Screen(quiet=True), [])
+    wheel = make_wheel(tmp_path / "wheels", "alpha", "1.0")
+    with Packer(live) as packer:
+        packer.begin()
+        before = packer.payload()
+        assert before.needs
+        assert not live.folder.package.exists()
+        payload = packer.bring([wheel], 1000)
+        size = wheel.stat().st_size
+        assert payload.scratch_bytes == before.scratch_bytes + size + 1000
+        sealed = packer.sealed()
+        with open_package(
+            live.folder.package, payload_key=sealed.key, manifest_hash=sealed.manifest_hash
+        ) as package:
+            names = [entry.path for entry in parse_index(package.files[INDEX_NAME]).entries]
+        assert names == [f".glasshouse-wheels/{wheel.name}".encode(), b"main.py", b"requirements.txt"]
 
 
 @pytest.mark.parametrize("where", ["making", "first pass", "second pass"])
