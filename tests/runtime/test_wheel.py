@@ -176,8 +176,13 @@ os.wait()
 def native_wheel(folder: Path) -> Path:
     """A wheel with a shared object in it: one that this interpreter brings, for any will do."""
     part = next(Path(sysconfig.get_config_var("DESTSHARED")).glob("*.so"))
-    code = "import ctypes, os\nctypes.CDLL(os.path.join(os.path.dirname(__file__), 'part.so'))\n"
-    content = {"ghnative/__init__.py": code.encode(), "ghnative/part.so": part.read_bytes()}
+    code = "import ctypes, os\nPART = os.path.join(os.path.dirname(__file__), 'part.so')\nctypes.CDLL(PART)\n"
+    content = {
+        "ghnative/__init__.py": code.encode(),
+        "ghnative/part.so": part.read_bytes(),
+        f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: alpha\nVersion: 1.0\n",
+        f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
     return made(folder / "alpha-1.0-py3-none-any.whl", content)
 
 
