@@ -21,14 +21,14 @@ from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.canonical import canonical_json
 from glasshouse.codes import Code
-from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, UsageError
+from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver, UsageError
 from glasshouse.lifecycle.live_run import LiveRun, public_allocation
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.packer import Packer, Sealed
 from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.lifecycle.supply import Supply
+from glasshouse.lifecycle.supply import FETCH_SEC, Supply
 from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
 from glasshouse.remote.endpoint import HostKeySource
@@ -150,7 +150,10 @@ def _supplied(live: LiveRun, pod: Pod, python: str, packer: Packer, supply: Supp
     there = machine.modules
     if payload.needs:
         with live.step(Code.DEPENDENCIES_UNMET, "fetching what the project needs"):
-            brought = supply.fetch(machine, live.screen.progress)
+            left = live.rental.deadline - time.monotonic()  # nothing of pip's ends by the connection's end
+            brought = supply.fetch(machine, live.screen.progress, timeout_sec=max(1.0, min(FETCH_SEC, left)))
+            if time.monotonic() >= live.rental.deadline:
+                raise RentalOver
         live.screen.say(brought.line)
         if brought.wheels:
             payload = packer.bring(brought.wheels, brought.nbytes)

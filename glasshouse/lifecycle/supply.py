@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from packaging.utils import parse_wheel_filename
 
@@ -22,6 +22,8 @@ from glasshouse.workloads.folder_lines import size_words
 from glasshouse.workloads.installed import Installed, known_machine
 from glasshouse.workloads.outlook import few, outlook
 from glasshouse.workloads.wheels import fetch
+
+FETCH_SEC: Final = 1800.0
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,22 @@ class Supply:
     def __exit__(self, *_: object) -> None:
         self._place.cleanup()
 
-    def fetch(self, machine: Installed, say: Callable[[str], None]) -> Brought:
-        """Fetch what `machine` lacks. Raises UsageError that names what cannot be had; GlasshouseError."""
+    def fetch(
+        self, machine: Installed, say: Callable[[str], None], *, timeout_sec: float = FETCH_SEC
+    ) -> Brought:
+        """Fetch what `machine` lacks. Raises UsageError that names what cannot be had; GlasshouseError.
+
+        timeout_sec: of each of pip's parts in it.
+        """
         for known, brought in self._found:
             if known == machine:
                 return brought
         folder = Path(self._place.name, str(len(self._found)))
         folder.mkdir()
         wheels = fetch(
-            self._needs, machine.target, folder, provided=machine.packages, extras=machine.extras, say=say
-        )
+            self._needs, machine.target, folder,
+            provided=machine.packages, extras=machine.extras, say=say, timeout_sec=timeout_sec,
+        )  # fmt: skip
         contents = [read_wheel(path) for path in wheels]
         modules = frozenset[str]().union(*(found.modules for found in contents))
         brought = Brought(

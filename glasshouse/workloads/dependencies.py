@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -46,6 +46,7 @@ _INDEXES: Final = {
 }
 _LINKS: Final = ("-f", "--find-links")
 _NO_NEED: Final = ("--prefer-binary", "--only-binary")  # nothing but wheels is ever taken
+_INDEX: Final = re.compile(r"(?:https?|file)://\S+\Z")
 _ENVIRONMENT: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")  # as pip has it
 _ELSEWHERE: Final = "a requirement that must be built, or fetched from elsewhere, is not possible"
 _BRING: Final = "bring its wheel: pip wheel --no-deps -w wheels THAT, and name the .whl file instead"
@@ -196,7 +197,7 @@ class _Reading:
             return True
         if said in _INDEXES and value:
             value = _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[0]), value)
-            if urlsplit(value).scheme not in ("https", "http", "file") or any(map(str.isspace, value)):
+            if not _INDEX.match(value):
                 raise UsageError(f"{said} names no index", field=FIELD, value=where, remedy="give its URL")
             self.places.append(f"{_INDEXES[said]} {value}")
             return True
@@ -214,10 +215,12 @@ class _Reading:
     def _found(self, said: str, name: str) -> Path | None:
         """A path of this machine that a file of the project names: from there on, or from the project on."""
         top = self._folder or Path()
-        tried = (top / posixpath.dirname(name) / said, top / said)
-        if said.startswith("~"):
-            tried = (Path(said).expanduser(),) * 2
-        return next((path.resolve() for path in tried if path.exists()), None)
+        try:
+            path = Path(said).expanduser()
+            tried = (top / posixpath.dirname(name) / path, top / path)
+            return next((place.resolve() for place in tried if place.exists()), None)
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL, nobody's home
+            return None
 
     def _requirement(self, line: str, where: str, name: str = "") -> str:
         digests = _HASH.findall(f" {line}")

@@ -214,7 +214,12 @@ def test_a_lock_limits_versions(tmp_path: Path, name: str, text: str) -> None:
     assert read(tmp_path, {name: text}) == Dependencies()
 
 
-@given(st.text(max_size=60))
+OPTIONS = st.sampled_from(
+    ["", "-f ", "--find-links=", "-i ", "--index-url ", "-r ", "file:", "a @ file:", "~", "./"]
+)
+
+
+@given(st.builds("{}{}{}".format, OPTIONS, st.text(max_size=60), st.sampled_from(["", ".whl", "\0"])))
 def test_no_text_ends_otherwise_than_in_a_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_bytes(text.encode())
