@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 MAIN = """
 import importlib.metadata, importlib.resources, json, os, pathlib, shutil, subprocess, sys
-import torch_like, ghneeded
+import torch_like, ghneeded, packaging
 from ghneeded_more import inner
 out = pathlib.Path("out")
 out.mkdir()
@@ -36,12 +37,13 @@ said = {
     "data": importlib.resources.files("ghneeded_more").joinpath("words.txt").read_text(),
     "child": called.stdout.strip(), "program": program.stdout.strip(), "own": torch_like.__file__ is not None,
     "wheels": pathlib.Path(".glasshouse-wheels").exists(),
+    "other": [packaging.VERSION, importlib.metadata.version("packaging")],
 }
 (out / "said.json").write_text(json.dumps(said, sort_keys=True))
 """
 SAID = {
     "version": "1.5", "module": "1.5", "under": "2", "data": "words", "child": "1.5", "program": "said ['x']",
-    "own": True, "wheels": False,
+    "own": True, "wheels": False, "other": ["20.0", "20.0"],
 }  # fmt: skip
 
 
@@ -62,12 +64,15 @@ def index(tmp_path: Path) -> Iterator[kit.Index]:
         more = {"ghsay.py": main, "INFO/entry_points.txt": "[console_scripts]\ngh-say = ghsay:main\n"}
         served.add("ghneeded", "1.5", ["ghunder"], more=more)
         served.add("ghneeded", "2.0")
+        served.add("packaging", "20.0")  # the machine has a later one
         inner = {"ghneeded_more/__init__.py": "", "ghneeded_more/inner.py": "VERSION = '2'\n"}
         served.add("ghunder", "1", more={**inner, "ghneeded_more/words.txt": "words"})
         yield served
 
 
-def needy(folder: Path, requirements: str = "torch\nghneeded<2\nnumpy ; python_version < '3'\n") -> Path:
+def needy(
+    folder: Path, requirements: str = "torch\nghneeded<2\npackaging==20.0\nnumpy ; python_version < '3'\n"
+) -> Path:
     return project(folder, {"main.py": MAIN, "torch_like.py": "", "requirements.txt": requirements})
 
 
@@ -80,8 +85,14 @@ def test_what_the_machine_lacks_is_sealed_with_the_project(
     assert record["status"] == "verified"
     back = files(opened(program, folder, tmp_path / "back"))
     assert json.loads(back["said.json"][0]) == SAID
-    assert "needs, by requirements.txt: torch, ghneeded, numpy (model.requirements=none ignores it)" in err
-    assert "the machine has torch; sealed with the project: ghneeded 1.5, ghunder 1 (2 wheels, " in err
+    assert (
+        "needs, by requirements.txt: torch, ghneeded, packaging, numpy (model.requirements=none ignores it)"
+        in err
+    )
+    assert (
+        "the machine has torch; sealed with the project: ghneeded 1.5, ghunder 1, packaging 20.0 (3 wh" in err
+    )
+    assert f"in place of the machine's packaging {metadata.version('packaging')}" in err
     assert "not found among" not in err  # also of what a requirement brings along
     assert not any(path.startswith("/simple/torch/torch") for path in index.asked)
     # Nothing says so where others read it.
