@@ -138,12 +138,12 @@ def _installed(wheels: Path, scratch: Path) -> Site | None:
     if not wheels.is_dir():
         return None
     site = Site(scratch / SITE, scratch / PROGRAMS)
-    # A container's /dev/shm lets nothing be executed as a rule, and shared objects are: memory files may be.
-    in_memory = bool(os.statvfs(scratch).f_flag & os.ST_NOEXEC)
-    if in_memory:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each of them stays open
     try:
+        # A container's /dev/shm is noexec as a rule, and shared objects are executed: memory files may be.
+        in_memory = bool(os.statvfs(scratch).f_flag & os.ST_NOEXEC)
+        if in_memory:
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each of them stays open
         for folder in (site.modules, site.programs):
             folder.mkdir(mode=0o700)
         for wheel in sorted(wheels.iterdir()):

@@ -20,6 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import glasshouse
+from glasshouse.codes import Code
+from glasshouse.errors import LegError
+from glasshouse.runtime import project
 from glasshouse.runtime.wheel import WheelError, read_wheel, unpack
 from tests.install.kit import make_wheel
 
@@ -148,6 +151,32 @@ def test_no_bytes_end_otherwise_than_in_a_line(
     whole.write_bytes(sound[:at] + data + sound[until:])
     with contextlib.suppress(WheelError):
         read_wheel(whole)
+
+
+def test_a_leg_unpacks_what_came_along_and_names_what_does_not_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheels, scratch = tmp_path / "wheels", tmp_path / "scratch"
+    assert project._installed(wheels, scratch) is None
+    scratch.mkdir()
+    make_wheel(wheels, "alpha", "1.0", more=MORE)
+    site = project._installed(wheels, scratch)
+    assert site is not None
+    assert {"alpha.py", f"{INFO}/RECORD"} < files(site.modules)
+    assert files(site.programs) == {"old-say", "say"}
+    assert not wheels.exists()
+    wheels.mkdir()
+    (wheels / "beta-1.0-py3-none-any.whl").write_bytes(b"PK")
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(LegError) as caught:
+        project._installed(wheels, other)
+    assert caught.value.code == Code.DEPENDENCIES_UNMET
+    assert "beta" not in caught.value.line()  # which leaves the machine in the clear
+    assert "beta-1.0-py3-none-any.whl" in capsys.readouterr().out  # the sealed log
+    with pytest.raises(LegError) as caught:
+        project._installed(wheels, tmp_path / "nowhere")
+    assert caught.value.code == Code.PROJECT_NOT_WRITTEN
 
 
 IMPORTS = """

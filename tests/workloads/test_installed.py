@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
-from glasshouse.spec import CloudProvider, LocalProvider, SshProvider
+from glasshouse.spec import CloudProvider, LocalProvider, ProjectModel, SshProvider
 from glasshouse.workloads.dependencies import Dependencies
 from glasshouse.workloads.installed import Installed, ask_here, known_machine, listed, read_answer
 from glasshouse.workloads.outlook import NOT_KNOWN, outlook
 from glasshouse.workloads.pip import Target
+from glasshouse.workloads.project import look
 
 ANSWER: dict[str, Any] = {
     "python": [3, 12, 4], "implementation": "cpython", "threads": False, "machine": "x86_64",
@@ -122,6 +123,19 @@ def test_what_becomes_of_requirements_and_imports() -> None:
     ]
     pinned = outlook(needs("pyyaml==6", "torch", hashes={"pyyaml": frozenset({"a"})}), (), machine)
     assert (pinned.provided, pinned.to_send) == (("torch",), ("pyyaml",))
+
+
+def test_a_command_of_a_requirement_is_no_surprise(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["Not_There-yet"]\n')
+    model: dict[str, Any] = {"kind": "project", "name": "p", "folder": str(tmp_path)}
+    for module, warned in (("not_there_yet", False), ("nor_this", True)):
+        found = look(ProjectModel(**model, command=("python", "-m", f"{module}.cli")))
+        assert any("neither in the project" in line for line in found.lines) is warned
+        assert any(line.startswith("needs, by pyproject.toml: Not_There-yet (") for line in found.lines)
+    (tmp_path / ".glasshouse-wheels").mkdir()
+    (tmp_path / ".glasshouse-wheels" / "x").touch()
+    with pytest.raises(UsageError, match="where wheels are put"):
+        look(ProjectModel(**model, command=("python", "-m", "x"), include=(".glasshouse-wheels/x",)))
 
 
 def test_what_is_not_known_is_said_to_be() -> None:
