@@ -6,6 +6,7 @@ had is said then; the machine itself is asked in any case, and what it says coun
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Final, Self
 
 from packaging.utils import parse_wheel_filename
 
+from glasshouse.errors import UsageError
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.runtime.wheel import read_wheel
 from glasshouse.spec import RunSpec
@@ -43,14 +45,15 @@ class Supply:
 
     def __init__(self, needs: Dependencies) -> None:
         self._needs = needs
-        self._place = tempfile.TemporaryDirectory(prefix="glasshouse-needs-", ignore_cleanup_errors=True)
+        self._place: tempfile.TemporaryDirectory[str] | None = None
         self._found: list[tuple[Installed, Brought]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._place.cleanup()
+        if self._place is not None:
+            self._place.cleanup()
 
     def fetch(
         self, machine: Installed, say: Callable[[str], None], *, timeout_sec: float = FETCH_SEC
@@ -62,19 +65,34 @@ class Supply:
         for known, brought in self._found:
             if known == machine:
                 return brought
-        folder = Path(self._place.name, str(len(self._found)))
-        folder.mkdir()
-        wheels = fetch(
-            self._needs, machine.target, folder,
-            provided=machine.packages, extras=machine.extras, say=say, timeout_sec=timeout_sec,
-        )  # fmt: skip
-        contents = [read_wheel(path) for path in wheels]
+        try:
+            wheels = self._fetched(machine, say, timeout_sec)
+            contents = [read_wheel(path) for path in wheels]
+        except OSError as error:
+            raise UsageError(
+                f"cannot keep wheels here: {error.strerror}",
+                field="TMPDIR",
+                value=tempfile.gettempdir(),
+                remedy="make room there, or name another folder",
+            ) from error
         modules = frozenset[str]().union(*(found.modules for found in contents))
         brought = Brought(
             wheels, modules, sum(found.nbytes for found in contents), _line(self._needs, wheels, machine)
         )
         self._found.append((machine, brought))
         return brought
+
+    def _fetched(
+        self, machine: Installed, say: Callable[[str], None], timeout_sec: float
+    ) -> tuple[Path, ...]:
+        if self._place is None:
+            self._place = tempfile.TemporaryDirectory(prefix="glasshouse-needs-", ignore_cleanup_errors=True)
+        folder = Path(self._place.name, secrets.token_hex(4))
+        folder.mkdir()
+        return fetch(
+            self._needs, machine.target, folder,
+            provided=machine.packages, extras=machine.extras, say=say, timeout_sec=timeout_sec,
+        )  # fmt: skip
 
 
 def fetched_ahead(supply: Supply, spec: RunSpec, screen: Screen) -> None:
