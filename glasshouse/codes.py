@@ -75,6 +75,7 @@ class Code(StrEnum):
     SCRATCH_NOT_MEMORY = "scratch-not-memory"
     SCRATCH_TOO_SMALL = "scratch-too-small"
     PROJECT_NOT_WRITTEN = "project-not-written"
+    DEPENDENCIES_UNMET = "dependencies-unmet"
     WORKLOAD_NOT_CALLABLE = "workload-not-callable"
     WORKLOAD_ERROR = "workload-error"
     WORKLOAD_LACKS_UNIT = "workload-lacks-unit"

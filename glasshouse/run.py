@@ -37,6 +37,7 @@ from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
+from glasshouse.lifecycle.supply import Supply, fetched_ahead
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.lifecycle.watchdog import Watchdog
 from glasshouse.providers.accounts import mark
@@ -50,6 +51,7 @@ from glasshouse.records.ledger import Ledger
 from glasshouse.records.plan import register_plan
 from glasshouse.remote.pod import Pod
 from glasshouse.spec import RunSpec
+from glasshouse.workloads.dependencies import Dependencies
 from glasshouse.workloads.package import prepare
 
 
@@ -68,13 +70,18 @@ def run_one(
     """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
     named_broker()
-    notes = prepare(spec).notes
-    with Journal() as journal, open_provider(spec.provider) as provider:
+    payload = prepare(spec)
+    needs = Dependencies() if payload.project is None else payload.project.needs
+    with Journal() as journal, open_provider(spec.provider) as provider, Supply(needs) as supply:
         provider.check(spec)
+        if payload.needs:
+            fetched_ahead(supply, spec, screen)
         live = create(spec, out, screen, overrides, sweep)
         stopped = sweep.stopped if sweep is not None else lambda: ""
         with screen.logged(live.folder.log), Interrupts(screen, stopped) as interrupts:
-            return _run(live, provider, journal, interrupts, reservation=reservation, notes=notes)
+            return _run(
+                live, provider, journal, interrupts, supply, reservation=reservation, notes=payload.notes
+            )
 
 
 def _run(
@@ -82,6 +89,7 @@ def _run(
     provider: Provider,
     journal: Journal,
     interrupts: Interrupts,
+    supply: Supply,
     *,
     reservation: str | None,
     notes: Sequence[str],
@@ -100,7 +108,10 @@ def _run(
         with Watchdog(live.folder.path, screen) as watchdog, Packer(live) as packer:
             try:
                 with interrupts.allowed():
-                    _attempt(live, provider, journal, watchdog, packer=packer, reservation=reservation)
+                    _attempt(
+                        live, provider, journal, watchdog,
+                        packer=packer, supply=supply, reservation=reservation,
+                    )  # fmt: skip
             except KeyboardInterrupt:
                 screen.warn("interrupted: the run is excluded; releasing what it holds")
                 live.fail(Code.INTERRUPTED)
@@ -143,6 +154,7 @@ def _attempt(
     watchdog: Watchdog,
     *,
     packer: Packer,
+    supply: Supply,
     reservation: str | None,
 ) -> None:
     """Steps 2 to 6; every way they can end is noted in the run's ending."""
@@ -166,7 +178,7 @@ def _attempt(
             with live.step(Code.CONNECT_FAILED, "connecting"):
                 pod = until.enter_context(Pod(allocation.endpoint, deadline=live.rental.deadline))
             # 4. Make the pod ready, seal if that is not done, upload.
-            ready = until.enter_context(prepared(live, pod, allocation, packer))
+            ready = until.enter_context(prepared(live, pod, allocation, packer, supply))
             # 5. and 6. The legs, in the order of the plan.
             _legs(live, ready)
     except StepFailed as error:

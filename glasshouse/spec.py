@@ -179,6 +179,7 @@ class ProjectModel(Strict):
     include: tuple[str, ...] = ()  # patterns of files that git does not track
     data: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
+    requirements: str = Field(default="auto", min_length=1)  # a file in the folder, auto or none
     network: Literal["none", "open"] = "none"
     max_hours: float | None = Field(default=None, gt=0, le=MAX_HOURS)
 

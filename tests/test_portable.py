@@ -46,7 +46,8 @@ PROGRAMS = {
     "providers/pod_server.py": "stands for a pod",
     "remote/sweep_script.py": "runs on the pod",
     "workloads/git_files.py": "git",
-    "workloads/wheels.py": "pip",
+    "workloads/installed.py": "the interpreter of provider=local",
+    "workloads/pip.py": "pip",
 }
 _PATH = re.compile(rf"({'|'.join(map(re.escape, PATHS))})(/|\Z)")
 _SHARED_OBJECT = re.compile(r"\.so(\.\d+)?\Z")

@@ -24,6 +24,7 @@ from typing import Literal
 
 from glasshouse import config, host, paths
 from glasshouse.codes import Code
+from glasshouse.commands.needed import needed
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import ProviderError, UsageError
 from glasshouse.extras import install_line, missing
@@ -69,6 +70,7 @@ def examine(spec: RunSpec, conf: Path) -> Iterator[Finding]:
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
     yield from _extras()
     yield from _trains(spec)
+    yield from _needs(spec, conf)
     if sys.platform == "linux":
         yield from _hardening(spec)
         yield from _memory()
@@ -126,6 +128,36 @@ def _trains(spec: RunSpec) -> Iterator[Finding]:
         yield Finding(
             "gpu", "missing" if wants else "limited", "none here", "rent one: gpu=a4000, or give provider=ssh"
         )
+
+
+def _needs(spec: RunSpec, conf: Path) -> Iterator[Finding]:
+    """What a project asks for and imports, and whether the machine has it."""
+    try:
+        found = needed(spec, conf)
+    except UsageError as error:
+        where = f" ({error.field}={error.value})" if error.field else ""
+        yield Finding("project", "missing", f"{error.what}{where}", error.remedy)
+        return
+    if found is None:
+        return
+    first, *more = found.lines()
+    name, _, words = first.partition(": ")
+    if found.to_send and missing_pip():
+        yield Finding(
+            name, "missing", f"{words}; this Python has no pip to fetch them", "python -m ensurepip"
+        )
+    else:
+        yield Finding(
+            name, "ok" if found.known else "limited", words, "" if found.known else "see what a run says"
+        )
+    for line in more:
+        what, _, modules = line.partition(": ")
+        yield Finding("imports", "limited", f"{what}: {modules}", "name what brings it in requirements.txt")
+
+
+def missing_pip() -> bool:
+    """Whether there is no pip beside this program."""
+    return importlib.util.find_spec("pip") is None
 
 
 def _gpus() -> tuple[list[str], str]:

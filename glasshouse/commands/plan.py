@@ -5,7 +5,9 @@
 
 Reads conf/, and what bench/lifecycle.py measured on this machine: no key, no network, nothing rented. "At
 most" is what the cost cap is held against: every boot attempt and every leg at its deadline, at the dearest
-price that conf/gpu accepts. What the lifecycle is expected to cost (expected.py) bounds nothing.
+price that conf/gpu accepts. Of a project it says what it needs and the machine has, as far as that is known
+(of provider=local: its interpreter is asked). What the lifecycle is expected to cost (expected.py) bounds
+nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 from glasshouse import config
 from glasshouse.commands.against import difference
 from glasshouse.commands.expected import FixedCost, fixed_cost
+from glasshouse.commands.needed import needed
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
@@ -26,12 +29,15 @@ from glasshouse.paths import Workspace
 from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, rental_deadline_sec
 from glasshouse.schema import Slot
 from glasshouse.spec import CloudProvider, RunSpec
+from glasshouse.workloads.outlook import Outlook
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a plan. hours and max_usd bound it; scheduled_hours is warm-up and measured time alone,
     None where the work is fixed instead of the time. fixed_cost is what its lifecycle is expected to take.
+    needs: what becomes of a project's requirements and imports; None of other models, and where it is no
+    project that could be run.
     """
 
     overrides: list[str]
@@ -41,6 +47,7 @@ class Cell:
     scheduled_hours: float | None
     max_usd: float
     fixed_cost: FixedCost
+    needs: Outlook | None = None
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,10 +93,10 @@ def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None) -> 
         cells = config.expand(overrides, conf=conf)
     else:
         cells = [list(overrides)]
-    return [_cell(cell, config.load(cell, conf=conf)) for cell in cells]
+    return [_cell(cell, config.load(cell, conf=conf), conf) for cell in cells]
 
 
-def _cell(overrides: list[str], spec: RunSpec) -> Cell:
+def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
     slots = build_schedule(spec)
     timed = [slot.warmup_sec + slot.measured_sec for slot in slots if slot.measured_sec is not None]
     return Cell(
@@ -100,7 +107,15 @@ def _cell(overrides: list[str], spec: RunSpec) -> Cell:
         scheduled_hours=sum(timed) / 3600 if len(timed) == len(slots) else None,
         max_usd=cost_ceiling(spec),
         fixed_cost=fixed_cost(spec, slots),
+        needs=_needs(spec, conf),
     )
+
+
+def _needs(spec: RunSpec, conf: Path | None) -> Outlook | None:
+    try:
+        return needed(spec, conf)
+    except UsageError:
+        return None  # which is what the fixed cost's line says
 
 
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -118,6 +133,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "maxUsd": cell.max_usd,
                 "besideUsd": beside_usd(cell.spec),
                 "fixedCost": cell.fixed_cost.as_json(),
+                "needs": None if cell.needs is None else cell.needs.as_json(),
             }
             for cell in cells
         ],
@@ -157,6 +173,9 @@ def _print(cells: Sequence[Cell]) -> None:
     costs = [cell.fixed_cost.words() for cell in cells]
     for number, words in enumerate(costs[:1] if len(set(costs)) == 1 else costs):
         say(words if len(set(costs)) == 1 else f"cell {number} {words}")
+    for number, cell in enumerate(cells):
+        for line in [] if cell.needs is None else cell.needs.lines():
+            say(line if len(cells) == 1 else f"cell {number} {line}")
     say()
     total = sum(cell.max_usd for cell in cells)
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")

@@ -1,6 +1,7 @@
 """A run's payload and its sealed package: made in their turn, or in a thread while a rented machine boots.
 
-Nothing in a package depends on the machine that it goes to. What was seen of the pod is in the reference that
+Nothing in a package depends on the machine that it goes to, but for the wheels that a project needs: such a
+package is sealed when the machine has said what it has. What was seen of the pod is in the reference that
 its evidence is held against, and the broker learns of the package only once the pod was looked at.
 """
 
@@ -10,7 +11,9 @@ import io
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +27,7 @@ from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
-from glasshouse.workloads.package import Payload, prepare
+from glasshouse.workloads.package import Payload, bring, prepare
 
 _LOOK_SEC = 0.5  # how often a wait looks whether the sweep is to end, or the rental is over
 
@@ -86,6 +89,12 @@ class Packer:
             self._payload = self._prepare()
         return self._payload
 
+    def bring(self, wheels: Sequence[Path], unpacked_bytes: int) -> Payload:
+        """Return the payload with these wheels, before it is sealed."""
+        with self._live.step(Code.SEAL_FAILED):
+            self._payload = bring(self.payload(), wheels, unpacked_bytes)
+        return self._payload
+
     def sealed(self) -> Sealed:
         """The package, likewise."""
         payload = self.payload()
@@ -118,7 +127,8 @@ class Packer:
         try:
             self._go_on()
             self._payload = self._prepare()
-            self._sealed = self._seal(self._payload)
+            if not self._payload.needs:
+                self._sealed = self._seal(self._payload)
         except BaseException as error:  # noqa: BLE001 -- it is raised where somebody waits for the package
             if not self._stop.is_set():
                 self._error = error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +18,14 @@ from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.codes import Code
-from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, UsageError
+from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver, UsageError
 from glasshouse.lifecycle.live_run import LiveRun, public_allocation
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.packer import Packer, Sealed, key_for_raw_legs
 from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.supply import FETCH_SEC, Supply
 from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
 from glasshouse.remote.endpoint import HostKeySource
@@ -35,11 +35,11 @@ from glasshouse.runtime.archive import build_archive
 from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
 from glasshouse.sealing.memory import overwrite
-from glasshouse.workloads.imports import distribution
+from glasshouse.workloads.installed import ASK_SEC, MAX_ANSWER_BYTES, SCRIPT, read_answer
+from glasshouse.workloads.outlook import lacking_words
+from glasshouse.workloads.package import Payload
 
 UPLOAD = RetryPolicy(tries=4)
-MODULES_SHOWN = 8
-_MODULES = "import importlib.metadata as m, json; print(json.dumps(sorted(m.packages_distributions())))"
 UPLOAD_GAIN = 1 << 20  # bytes that a try must bring, or it counts as one that brought nothing
 
 
@@ -69,7 +69,9 @@ class Ready:
 
 
 @contextmanager
-def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) -> Iterator[Ready]:
+def prepared(
+    live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer, supply: Supply
+) -> Iterator[Ready]:
     """Look at the pod, start a broker, seal unless that is done, and upload; yield what the slots need.
 
     Nothing is sent before the pod was looked at. The payload key exists here only between sealing and
@@ -80,9 +82,7 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
         archive, python, seen = _equipped(live, pod, allocation, root)
 
     with ExitStack() as until:
-        payload = packer.payload()
-        if payload.modules:
-            _tell_lacking(live, pod, python, payload.modules)
+        payload = _supplied(live, pod, python, packer, supply)
         if payload.scratch_bytes:
             with live.step(Code.SCRATCH_TOO_SMALL):
                 _room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
@@ -119,22 +119,46 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
         )
 
 
-def _tell_lacking(live: LiveRun, pod: Pod, python: str, modules: Sequence[str]) -> None:
-    """Say which modules a project imports that the pod's Python seems not to have, before it is uploaded.
+def _supplied(live: LiveRun, pod: Pod, python: str, packer: Packer, supply: Supply) -> Payload:
+    """Fetch what a project needs and the pod's Python lacks, and say what it imports that is in neither,
+    before it is uploaded.
 
-    The pod is asked for all that it has: what a project needs says what it does. A warning, since a project
-    may do without, and an installation may not say what it brings.
+    The pod is asked for all that it has: what a project needs says what it does. What is imported is a
+    warning, since a project may do without, and an installation may not say what it brings.
     """
-    said = pod.run([python, "-I", "-c", _MODULES], timeout=60)
-    try:
-        there = set(json.loads(said.stdout))
-    except (ValueError, TypeError):
-        return
-    lacking = [module for module in modules if module not in there]
-    if lacking:
-        names = ", ".join(f"{module} ({distribution(module)})" for module in lacking[:MODULES_SHOWN])
-        more = f" and {len(lacking) - MODULES_SHOWN} more" if len(lacking) > MODULES_SHOWN else ""
-        live.screen.warn(f"imported, and not found among the packages of the machine's Python: {names}{more}")
+    payload = packer.payload()
+    project = payload.project
+    if project is None or not (payload.needs or project.modules):
+        return payload
+    with live.step(Code.DEPENDENCIES_UNMET):
+        said = pod.run([python, "-I", "-c", SCRIPT], timeout=ASK_SEC, max_output=MAX_ANSWER_BYTES)
+        try:
+            machine = read_answer(said.stdout)
+        except (ValueError, UsageError) as error:
+            if not payload.needs:
+                return payload
+            if isinstance(error, UsageError):
+                raise
+            raise RemoteError(
+                "the pod does not say what its Python has", field="exit", value=said.exit,
+                remedy="give an image, or an interpreter, whose Python works",
+            ) from error  # fmt: skip
+    there = machine.modules
+    if payload.needs:
+        with live.step(Code.DEPENDENCIES_UNMET, "fetching what the project needs"):
+            left = live.rental.deadline - time.monotonic()  # nothing of pip's ends by the connection's end
+            brought = supply.fetch(machine, live.screen.progress, timeout_sec=max(1.0, min(FETCH_SEC, left)))
+            if time.monotonic() >= live.rental.deadline:
+                raise RentalOver
+        live.screen.say(brought.line)
+        if brought.wheels:
+            payload = packer.bring(brought.wheels, brought.nbytes)
+            there |= brought.modules
+    if lacking := [module for module in project.modules if module not in there]:
+        words = "imported, and not found among the packages of the machine's Python"
+        words += ", nor of what is sent" if payload.needs else ""
+        live.screen.warn(f"{words}: {lacking_words(lacking)}")
+    return payload
 
 
 def _room(pod: Pod, needed: int, provider: str) -> None:

@@ -236,6 +236,12 @@ LEGS: dict[Code, Reason] = {
         "the sealed log says which.",
         Place.LEG,
     ),
+    Code.DEPENDENCIES_UNMET: explained(
+        "Dependencies not met",
+        "What a project says it needs, and the machine does not have, could not be brought along.",
+        Place.SETUP,
+        Place.LEG,
+    ),
     Code.LANDLOCK_INEFFECTIVE: explained(
         "Landlock without effect", "Landlock was set up and did not confine the training process.", Place.LEG
     ),

@@ -59,6 +59,7 @@ MODULES = (
     "runtime/strays.py",
     "runtime/supervisor.py",
     "runtime/trainer.py",
+    "runtime/wheel.py",
     "runtime/wipe.py",
     "sealing/__init__.py",
     "sealing/aegis.py",

@@ -24,6 +24,7 @@ MAX_PARAMS_BYTES = 64 << 10
 SECRET_BYTES = {"protected": TICKET_BYTES, "raw": KEY}  # behind the parameters
 MARKER_FILE, MARKER_BYTES = "marker", 32  # in the markers' package: what scans look for
 JOB_FILE = "project.json"  # in a project's package: what to run (runtime/project.py)
+WHEELS_FOLDER = ".glasshouse-wheels"  # in a project's tree: what it needs and the machine lacks
 END_FILE = "end"  # in a leg's folder: its job is to end now, with a moment to save what it has
 SAID = "glasshouse: "  # begins a line of ours in a job's log
 GRACE_SEC = 30.0  # that moment: from SIGTERM to SIGKILL

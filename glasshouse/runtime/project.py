@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
+import shutil
 import signal
 import stat
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -29,14 +32,17 @@ from glasshouse.runtime import machine, run_command, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.command import Command
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
-from glasshouse.runtime.params import GRACE_SEC, JOB_FILE, SAID, LaunchParams
+from glasshouse.runtime.params import GRACE_SEC, JOB_FILE, SAID, WHEELS_FOLDER, LaunchParams
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
+from glasshouse.runtime.run_command import Site
+from glasshouse.runtime.wheel import WheelError, unpack
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import give_back
 from glasshouse.sealing.tree import INDEX_NAME, Tree, list_folder, parse_index, read_tree, write_tree
 from glasshouse.sealing.tree_index import shown
 
-FOLDER = "project"  # in the scratch folder
+FOLDER = "project"  # in the scratch folder, as are the next two
+SITE, PROGRAMS = "site", "programs"  # what came along as wheels: modules, and what they let one call by name
 REPORT_SEC = 2.0
 LOOK_SEC = 0.05
 FEW = 5
@@ -66,7 +72,7 @@ def work(
 ) -> None:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
 
-    Raises LegError: project-not-written where its files find no room.
+    Raises LegError: project-not-written where its files find no room, dependencies-unmet for a bad wheel.
     """
     began = time.monotonic()
     job = Job.from_json(bytes(package.files[JOB_FILE]))
@@ -78,11 +84,12 @@ def work(
     except (SealError, OSError) as error:
         print(f"the project's files could not be written: {error}", flush=True)  # noqa: T201  the sealed log
         raise LegError("the project's files could not be written", code=Code.PROJECT_NOT_WRITTEN) from error
+    site = _installed(place / WHEELS_FOLDER, scratch)
     setup_sec = time.monotonic() - began
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
     start = machine.identity(launch.public_allocation)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
-    ended = _run(job, place, channel, outputs, seconds=launch.job_sec, on_gpu=on_gpu)
+    ended = _run(job, place, site, channel, outputs, seconds=launch.job_sec, on_gpu=on_gpu)
     left = _left(place / job.outputs)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(
@@ -129,6 +136,31 @@ def work(
 def _exit_file(how: JobExit) -> dict[str, Any]:
     """What the owner finds beside the outputs: one that saves when asked to end may well exit 0."""
     return {**record_json(how), **({"endedBy": "model.max_hours"} if how.out_of_time else {})}
+
+
+def _installed(wheels: Path, scratch: Path) -> Site | None:
+    """Unpack the wheels that came along, each removed once it is; None where none did."""
+    if not wheels.is_dir():
+        return None
+    site = Site(scratch / SITE, scratch / PROGRAMS)
+    try:
+        # A container's /dev/shm is noexec as a rule, and shared objects are executed: memory files may be.
+        in_memory = bool(os.statvfs(scratch).f_flag & os.ST_NOEXEC)
+        if in_memory:
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each of them stays open
+        for folder in (site.modules, site.programs):
+            folder.mkdir(mode=0o700)
+        for wheel in sorted(wheels.iterdir()):
+            unpack(wheel, site.modules, site.programs, python=sys.executable, in_memory=in_memory)
+            wheel.unlink()
+        shutil.rmtree(wheels)
+    except (WheelError, OSError) as error:
+        said = error.line() if isinstance(error, WheelError) else error
+        print(f"what the project needs could not be unpacked: {said}", flush=True)  # noqa: T201  the sealed log
+        code = Code.DEPENDENCIES_UNMET if isinstance(error, WheelError) else Code.PROJECT_NOT_WRITTEN
+        raise LegError("what the project needs could not be unpacked", code=code) from error
+    return site
 
 
 def _left(folder: Path) -> Tree:
@@ -184,7 +216,9 @@ class _Ended:
     telemetry: list[dict[str, Any]]
 
 
-def _run(job: Job, place: Path, channel: Channel, outputs: int, *, seconds: float, on_gpu: bool) -> _Ended:
+def _run(
+    job: Job, place: Path, site: Site | None, channel: Channel, outputs: int, *, seconds: float, on_gpu: bool
+) -> _Ended:
     """Run the command in a child to its end, or to the end of its time (0.0: it has none of its own)."""
     killed_before = _oom_kills()
     began = time.monotonic()
@@ -199,7 +233,7 @@ def _run(job: Job, place: Path, channel: Channel, outputs: int, *, seconds: floa
             os.setsid()
             channel.close()
             os.close(outputs)
-            code = run_command.run(job.command, place, job.environment)
+            code = run_command.run(job.command, place, job.environment, site)
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
             traceback.print_exc()
         finally:

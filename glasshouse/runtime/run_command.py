@@ -8,22 +8,35 @@ for a file, the file's folder comes first among the places of modules; otherwise
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import runpy
 import shutil
+import site
 import sys
 import threading
 import traceback
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from glasshouse.runtime.command import Command
 
 INTERRUPTED = 130  # of an uncaught KeyboardInterrupt, as a shell would say it
+_INSTALLED = ("site-packages", "dist-packages")
+_STAY = sys.stdlib_module_names | {"glasshouse", "__main__"}
 
 
-def run(command: Command, place: Path, environment: Mapping[str, str]) -> int:
+@dataclass(frozen=True)
+class Site:
+    """Where packages lie that came along with a project: their modules, and the programs that they bring."""
+
+    modules: Path
+    programs: Path
+
+
+def run(command: Command, place: Path, environment: Mapping[str, str], packages: Site | None = None) -> int:
     """Run it in this process to its end; return the exit code. For a forked child that exits afterwards."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -32,12 +45,15 @@ def run(command: Command, place: Path, environment: Mapping[str, str]) -> int:
     os.chdir(place)
     os.environ.update({**environment, **dict(command.environment)})
     # What it starts by name is what an activated environment would give it.
-    places = dict.fromkeys((str(Path(sys.prefix) / "bin"), str(Path(sys.executable).parent)))
+    brought = [] if packages is None else [str(packages.programs)]
+    places = dict.fromkeys((*brought, str(Path(sys.prefix) / "bin"), str(Path(sys.executable).parent)))
     os.environ["PATH"] = os.pathsep.join([*places, os.environ.get("PATH", os.defpath)])
     if sys.prefix != sys.base_prefix:
         os.environ["VIRTUAL_ENV"] = sys.prefix
     # The runtime's own archive is no place for a project to find modules in.
     sys.path[:] = [path for path in sys.path if not path.endswith(".zip") or path.startswith(sys.base_prefix)]
+    if packages is not None:
+        _install(packages.modules)
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main
@@ -53,6 +69,25 @@ def run(command: Command, place: Path, environment: Mapping[str, str]) -> int:
         _show(error)
         code = 1
     return _finish(code)
+
+
+def _install(modules: Path) -> None:
+    """Put what came along behind the standard library and before the machine's own packages; programs that
+    the project starts find it by their environment.
+    """
+    before = list(sys.path)
+    site.addsitedir(str(modules))  # its .pth files count, too
+    added = [path for path in sys.path if path not in before]
+    own = (number for number, path in enumerate(before) if Path(path).name in _INSTALLED)
+    first = next(own, len(before))
+    sys.path[:] = [*before[:first], *added, *before[first:]]
+    importlib.invalidate_caches()
+    # What this process has loaded of the machine's own, the project is to get of what it brought.
+    brought = {path.name.partition(".")[0] for path in modules.iterdir()} - _STAY
+    for name in [name for name in sys.modules if name.partition(".")[0] in brought]:
+        del sys.modules[name]
+    others = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(modules), *([others] if others else [])])
 
 
 def _start(command: Command, place: Path, main: types.ModuleType) -> None:
@@ -76,8 +111,7 @@ def _start(command: Command, place: Path, main: types.ModuleType) -> None:
 
 def _entry(name: str) -> Path:
     """A console entry point's script. Raises SystemExit with words where there is none of Python."""
-    places = [str(Path(sys.prefix) / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    found = shutil.which(name, path=os.pathsep.join(places))
+    found = shutil.which(name)  # where `run` has put what an activated environment would have
     if found is None:
         raise SystemExit(f"{name}: no such command on this machine")
     with Path(found).open("rb") as stream:

@@ -1,20 +1,24 @@
 """What a project says it needs: requirements.txt, else pyproject.toml, with the versions of a lock beside it.
 
-Only names and versions, from the index: what is built, lies elsewhere or comes from an index of the project's
-own is refused by name for now. Nothing of the project is run to learn it.
+Names and versions, wheels that lie on this machine, and where else to look (`--find-links`, an index).
+What would have to be built, a repository and a URL are refused by name: building runs a stranger's code here.
+Nothing of the project is run to learn what it needs.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from glasshouse.errors import UsageError
 from glasshouse.host import read_regular
@@ -22,6 +26,8 @@ from glasshouse.workloads.chosen import ChosenFile
 from glasshouse.workloads.folder import IGNORE_FILE
 
 FIELD: Final = "dependencies"
+CHOICE: Final = "model.requirements"
+AUTO, NONE = "auto", "none"
 REQUIREMENTS: Final = "requirements.txt"
 PYPROJECT: Final = "pyproject.toml"
 # By name: the table of packages in it. uv and poetry write several versions of one package where they must.
@@ -32,50 +38,90 @@ MAX_DEPTH: Final = 8
 _INCLUDES: Final = re.compile(r"(?:-r|--requirement)(?:\s+|=|(?<=-r))(?P<path>\S.*)\Z")
 _CONSTRAINTS: Final = re.compile(r"(?:-c|--constraint)(?:\s+|=|(?<=-c))(?P<path>\S.*)\Z")
 _HASH: Final = re.compile(r"\s--hash[=\s]\s*sha256:([0-9a-f]{64})(?=\s|\Z)")
-_ELSEWHERE: Final = "a requirement that names no version of the index is not possible"
+_OPTION: Final = re.compile(r"(?P<name>-[A-Za-z]|--[a-z-]+)(?:(?:\s+|=)(?P<value>.*))?\Z")
+_INDEXES: Final = {
+    "-i": "--index-url",
+    "--index-url": "--index-url",
+    "--extra-index-url": "--extra-index-url",
+}
+_LINKS: Final = ("-f", "--find-links")
+_NO_NEED: Final = ("--prefer-binary", "--only-binary")  # nothing but wheels is ever taken
+_INDEX: Final = re.compile(r"(?:https?|file)://\S+\Z")
+_ENVIRONMENT: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")  # as pip has it
+_ELSEWHERE: Final = "a requirement that must be built, or fetched from elsewhere, is not possible"
+_BRING: Final = "bring its wheel: pip wheel --no-deps -w wheels THAT, and name the .whl file instead"
+_ARCHIVE: Final = re.compile(r"\.(?:zip|tar\.gz|tar\.bz2|tgz)\Z")
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*\Z")
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/\s]*@)?([^/\s?#]*)\S*")
 
 
 @dataclass(frozen=True)
 class Dependencies:
     """What is needed, as requirement strings, and where that was read.
 
-    constraints: `name==version`, from locks and from -c. hashes: by normalised name, the SHA-256 digests of
-    which a file that is fetched must have one. source: the file's name in the project, "" of none.
+    A wheel of this machine is a requirement with a file: URL. constraints: `name==version`, from locks and
+    from -c. hashes: by normalised name, the SHA-256 digests of which a file that is fetched must have one.
+    source: the file's name in the project, "" of none. places: as lines of pip's, an index or a folder of
+    wheels; they may hold a password, and are not shown.
     """
 
     requirements: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     source: str = ""
+    places: tuple[str, ...] = field(default=(), repr=False)
 
 
-def read_dependencies(files: Sequence[ChosenFile]) -> Dependencies:
-    """Read them from what goes along. Raises UsageError, field `dependencies`, for what is not possible."""
-    reading = _Reading({file.name: file for file in files})
+def read_dependencies(
+    files: Sequence[ChosenFile], choice: str = AUTO, folder: Path | None = None
+) -> Dependencies:
+    """Read them from what goes along. Raises UsageError, field `dependencies`, for what is not possible.
+
+    choice: `auto`, `none`, or the file of the project to read (model.requirements). folder: the project's,
+    from which relative paths of wheels are meant.
+    """
+    if choice == NONE:
+        return Dependencies()
+    reading = _Reading({file.name: file for file in files}, folder)
     source = next((name for name in (REQUIREMENTS, PYPROJECT) if name in reading.files), "")
-    if source == REQUIREMENTS:
-        reading.requirements_file(source, (), reading.requirements)
+    if choice != AUTO:
+        source = posixpath.normpath(choice)
+        if source not in reading.files:
+            raise UsageError(
+                "the file does not go along", field=CHOICE, value=choice,
+                remedy="name a file of the project, from its folder on, or none",
+            )  # fmt: skip
+    if posixpath.basename(source) == PYPROJECT:
+        reading.pyproject(source)
     elif source:
-        reading.pyproject()
+        reading.requirements_file(source, (), reading.requirements)
     if len(reading.requirements) > MAX_REQUIREMENTS:
         raise UsageError(
             "too many requirements", field=FIELD, value=source, remedy=f"at most {MAX_REQUIREMENTS}"
         )
-    lock = next((name for name in LOCKS if name in reading.files), "") if source else ""
-    if lock:
+    beside = posixpath.dirname(source)
+    lock = next((at for name in LOCKS if (at := posixpath.join(beside, name)) in reading.files), "")
+    if lock and source:
         reading.lock(lock)
     return Dependencies(
         tuple(dict.fromkeys(reading.requirements)),
         tuple(dict.fromkeys(reading.constraints)),
         {name: frozenset(found) for name, found in reading.hashes.items()},
         source,
+        tuple(dict.fromkeys(reading.places)),
     )
 
 
+def shown(text: str) -> str:
+    """Return words as they may be shown: of a URL its host alone, for what stands beside it may be secret."""
+    return _URL.sub(r"\1\2/...", text)
+
+
 class _Reading:
-    def __init__(self, files: Mapping[str, ChosenFile]) -> None:
+    def __init__(self, files: Mapping[str, ChosenFile], folder: Path | None = None) -> None:
         self.files = files
+        self._folder = folder
+        self.places: list[str] = []
         self.requirements: list[str] = []
         self.constraints: list[str] = []
         self.hashes: dict[str, set[str]] = {}
@@ -87,7 +133,8 @@ class _Reading:
             include, limit = _INCLUDES.match(line), _CONSTRAINTS.match(line)
             found = include or limit
             if found is None:
-                into.append(self._requirement(line, where))
+                if not self._place(line, where, name):
+                    into.append(self._requirement(line, where, name))
                 continue
             path = posixpath.normpath(posixpath.join(posixpath.dirname(name), found["path"].strip("\"'")))
             if path not in self.files:
@@ -103,9 +150,9 @@ class _Reading:
                 )
             self.requirements_file(path, (*around, name), into if include else self.constraints)
 
-    def pyproject(self) -> None:
+    def pyproject(self, name: str) -> None:
         """Read [project] dependencies; other tables name others' tools."""
-        value = self._toml(PYPROJECT)
+        value = self._toml(name)
         project, tools = value.get("project", {}), value.get("tool", {})
         project = project if isinstance(project, dict) else {}
         listed, dynamic = project.get("dependencies", []), project.get("dynamic", [])
@@ -113,19 +160,19 @@ class _Reading:
         other = poetry and "dependencies" in poetry and "dependencies" not in project
         if other or "dependencies" in (dynamic if isinstance(dynamic, list) else []):
             raise UsageError(
-                "its dependencies stand in another form", field=FIELD, value=PYPROJECT,
-                remedy=f"list them in {REQUIREMENTS}, or as [project] dependencies",
+                "its dependencies stand in another form", field=FIELD, value=name,
+                remedy=f"list them in {REQUIREMENTS} or in [project]; {CHOICE}=none ignores them",
             )  # fmt: skip
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise UsageError(
-                "[project] dependencies is no list of strings", field=FIELD, value=PYPROJECT, remedy="mend it"
+                "[project] dependencies is no list of strings", field=FIELD, value=name, remedy="mend it"
             )
-        self.requirements += [self._requirement(item, PYPROJECT) for item in listed]
+        self.requirements += [self._requirement(item, name, name) for item in listed]
 
     def lock(self, name: str) -> None:
         """Take the versions that a lock gives: as limits, for it also lists what other systems need."""
         versions: dict[str, set[str]] = {}
-        packages = self._toml(name).get(LOCKS[name], [])
+        packages = self._toml(name).get(LOCKS[posixpath.basename(name)], [])
         for package in packages if isinstance(packages, list) else []:
             if not isinstance(package, dict) or not _is_from_index(package):
                 continue
@@ -137,32 +184,96 @@ class _Reading:
             if len(found) == 1 and called not in own:
                 self.constraints.append(self._requirement(f"{called}=={found.pop()}", name))
 
-    def _requirement(self, line: str, where: str) -> str:
+    def _place(self, line: str, where: str, name: str) -> bool:
+        """Take a line that says where wheels are; False for any other."""
+        option = _OPTION.match(line)
+        if option is None:
+            return False
+        said, value = option["name"], (option["value"] or "").strip().strip("\"'")
+        if said in _NO_NEED:
+            return True
+        if said == "--no-index" and not value:
+            self.places.append("--no-index")
+            return True
+        if said in _INDEXES and value:
+            value = _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[0]), value)
+            if not _INDEX.match(value):
+                raise UsageError(f"{said} names no index", field=FIELD, value=where, remedy="give its URL")
+            self.places.append(f"{_INDEXES[said]} {value}")
+            return True
+        if said not in _LINKS or not value or "://" in value:
+            return False
+        folder = self._found(value, name)
+        if folder is None or not folder.is_dir():
+            raise UsageError(
+                f"{said} names no folder of this machine: {shown(value)[:80]}", field=FIELD, value=where,
+                remedy=f"give it from {posixpath.dirname(name) or 'the project folder'} on",
+            )  # fmt: skip
+        self.places.append(f"--find-links {folder.as_uri()}")
+        return True
+
+    def _found(self, said: str, name: str) -> Path | None:
+        """A path of this machine that a file of the project names: from there on, or from the project on."""
+        top = self._folder or Path()
+        try:
+            path = Path(said).expanduser()
+            tried = (top / posixpath.dirname(name) / path, top / path)
+            return next((place.resolve() for place in tried if place.exists()), None)
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL, nobody's home
+            return None
+
+    def _requirement(self, line: str, where: str, name: str = "") -> str:
         digests = _HASH.findall(f" {line}")
         line = _HASH.sub("", f" {line}").strip()
-        remedy = "for now: name and version, such as torch>=2.9"
-        what = "not a requirement"
+        what, remedy = "not a requirement", "give name and version, such as torch>=2.9"
         if line.startswith("-"):
             option = line.split()[0].partition("=")[0]
             what = f"{option} is not possible"
+            remedy = f"leave it out, or {CHOICE}=none"
             if line.startswith(("-e", "--editable")):
                 remedy = "leave it out: the project's folder goes along, and is where the command runs"
-            else:
-                remedy = "leave it out: wheels come from the index that pip uses on this machine"
-        elif "://" in line or line.startswith((".", "/", "~")) or re.search(r"\.(?:whl|zip|tar\.gz)\Z", line):
-            what = _ELSEWHERE
+        elif _ARCHIVE.search(line):
+            what, remedy = _ELSEWHERE, _BRING
         else:
             try:
-                requirement = Requirement(line)
+                requirement = self._parsed(line, name, where)
             except InvalidRequirement:
-                pass
+                if "://" in line or line.startswith((".", "/", "~")):
+                    what, remedy = _ELSEWHERE, _BRING
             else:
-                if requirement.url is None:
+                if requirement.url is None or requirement.url.startswith("file:"):
                     if digests:
                         self.hashes.setdefault(canonicalize_name(requirement.name), set()).update(digests)
                     return str(requirement)
-                what = _ELSEWHERE
-        raise UsageError(f"{what}: {line[:80]}", field=FIELD, value=where, remedy=remedy)
+                what, remedy = _ELSEWHERE, _BRING
+        raise UsageError(f"{what}: {shown(line)[:80]}", field=FIELD, value=where, remedy=remedy)
+
+    def _parsed(self, line: str, name: str, where: str) -> Requirement:
+        """Read a requirement; a wheel of this machine is named by its path, or by a file: URL."""
+        head, mark, marker = line.partition(" ;")
+        path = head.strip()
+        if path.lower().startswith("file:") or (path.endswith(".whl") and not re.search(r"://|\s@\s", path)):
+            found = self._wheel(path, name, where)
+            return Requirement(f"{found} ;{marker}") if mark else found
+        requirement = Requirement(line)
+        if requirement.url is not None and requirement.url.lower().startswith("file:"):
+            found = self._wheel(requirement.url, name, where)
+            if canonicalize_name(found.name) != canonicalize_name(requirement.name):
+                raise InvalidRequirement("the wheel has another name")
+            requirement.url = found.url
+        return requirement
+
+    def _wheel(self, said: str, name: str, where: str) -> Requirement:
+        """A wheel of this machine as a requirement. Raises UsageError where it is none."""
+        plain = re.sub(r"\Afile:(?://)?", "", said, flags=re.IGNORECASE)
+        found = self._found(plain if plain == said else unquote(plain), name)
+        what = "no such wheel on this machine"
+        if found is not None and found.is_file():
+            try:
+                return Requirement(f"{parse_wheel_filename(found.name)[0]} @ {found.as_uri()}")
+            except InvalidWheelFilename:
+                what = "no wheel by its name"
+        raise UsageError(f"{what}: {shown(said)[:80]}", field=FIELD, value=where, remedy="name a .whl file")
 
     def _text(self, name: str) -> str:
         file = self.files[name]

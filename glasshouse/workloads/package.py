@@ -6,8 +6,8 @@ The same files and tensors serve both arms: sealed for the protected one, in the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,14 @@ class Payload:
     weights: MadeWeights = field(default_factory=lambda: MadeWeights(lambda: iter(())), repr=False)
     base: BaseWeights | None = field(default=None, repr=False)
     tree: Iterable[Tensor] = field(default=(), repr=False)  # a project's files
-    modules: tuple[str, ...] = ()  # that a project imports from elsewhere
+    project: project.Project | None = field(default=None, repr=False)
     scratch_bytes: int = 0  # of memory that a project's files take on the pod
     notes: tuple[str, ...] = ()  # what a person is told of it before anything is rented
+
+    @property
+    def needs(self) -> bool:
+        """Whether wheels may belong to it, which nobody can choose before the machine was asked."""
+        return self.project is not None and bool(self.project.needs.requirements)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield every tensor's spec and bytes, as often as it is asked."""
@@ -65,7 +70,7 @@ def prepare(spec: RunSpec) -> Payload:
             files,
             builder="",
             tree=tree,
-            modules=found.modules,
+            project=found,
             scratch_bytes=found.selection.total_bytes,
             notes=tuple(found.lines),
         )
@@ -79,6 +84,16 @@ def prepare(spec: RunSpec) -> Payload:
     if isinstance(model, LoraModel):
         return _lora(model, spec.seed)
     return _custom(model)
+
+
+def bring(payload: Payload, wheels: Sequence[Path], unpacked_bytes: int) -> Payload:
+    """Return a project's payload with these wheels. unpacked_bytes: what is in them takes on the pod."""
+    assert payload.project is not None
+    files, tree = project.packed(payload.project, wheels)
+    room = (
+        payload.project.selection.total_bytes + sum(path.stat().st_size for path in wheels) + unpacked_bytes
+    )
+    return replace(payload, files=files, tree=tree, scratch_bytes=room)
 
 
 def _built_in(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glasshouse import paths
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
-from glasshouse.runtime.params import JOB_FILE
+from glasshouse.runtime.params import JOB_FILE, WHEELS_FOLDER
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, read_tree
 from glasshouse.spec import ProjectModel
-from glasshouse.workloads.command import Command, decide
-from glasshouse.workloads.folder import Selection, select
+from glasshouse.workloads.command import Command, decide, is_installed
+from glasshouse.workloads.dependencies import Dependencies, read_dependencies
+from glasshouse.workloads.folder import IGNORE_FILE, Selection, select
 from glasshouse.workloads.folder_lines import lines
 from glasshouse.workloads.imports import wanted
+from glasshouse.workloads.outlook import asks_for, choice_line
 
 RUNS = Path("runs")
 # What a confined job needs to be told, and what the pod decides for itself.
@@ -33,11 +35,12 @@ class Project:
     environment: Mapping[str, str]
     warnings: tuple[str, ...]
     modules: tuple[str, ...]  # top-level ones that it imports and does not bring
+    needs: Dependencies = field(default_factory=Dependencies)
 
     @property
     def lines(self) -> list[str]:
         """What goes along and what does not, and what may go wrong, for the terminal."""
-        return [*lines(self.selection), *self.warnings]
+        return [*lines(self.selection), *choice_line(self.needs), *self.warnings]
 
 
 def look(model: ProjectModel, *, ranks: int = 1) -> Project:
@@ -46,19 +49,30 @@ def look(model: ProjectModel, *, ranks: int = 1) -> Project:
     selection = select(
         model.folder, outputs=model.outputs, include=model.include, data=model.data, apart=apart
     )
-    decision = decide(model.command, selection, ranks)
+    needs = read_dependencies(selection.files, model.requirements, selection.folder)
+    if any(name.partition("/")[0] == WHEELS_FOLDER for name in selection.names):
+        raise UsageError(
+            "the project has a folder where wheels are put", field="model.folder", value=WHEELS_FOLDER,
+            remedy=f"rename it, or name it in {IGNORE_FILE}",
+        )  # fmt: skip
+    decision = decide(
+        model.command, selection, ranks, installed=lambda name: asks_for(needs, name) or is_installed(name)
+    )
     if decision.command.ranks > 1:
         raise UsageError(
             "a project with several processes that train together is not possible yet",
             field="gpu.count", value=decision.command.ranks, remedy="give gpu.count=1",
         )  # fmt: skip
     modules = wanted(selection.files, decision.command)
-    return Project(selection, decision.command, _environment(model.env), decision.warnings, modules)
+    return Project(selection, decision.command, _environment(model.env), decision.warnings, modules, needs)
 
 
-def packed(project: Project) -> tuple[dict[str, bytes], Iterable[tuple[TensorSpec, memoryview]]]:
-    """Return the small files of its package, and its tree of files as tensors."""
-    tree = read_tree((file.name, file.path) for file in project.selection.files)
+def packed(
+    project: Project, wheels: Sequence[Path] = ()
+) -> tuple[dict[str, bytes], Iterable[tuple[TensorSpec, memoryview]]]:
+    """Return the small files of its package, and its tree of files as tensors. wheels: they go with them."""
+    files = [(file.name, file.path) for file in project.selection.files]
+    tree = read_tree([*files, *((f"{WHEELS_FOLDER}/{path.name}", path) for path in wheels)])
     job = {
         "command": project.command.to_json(),
         "environment": dict(project.environment),

@@ -118,3 +118,34 @@ def test_doctor_fails_where_the_run_could_not_start(call: Call, elsewhere: Path)
     assert code == 1
     assert f"sshd at 127.0.0.1:{port}" in out
     assert "check host, port and firewall" in out
+
+
+def test_doctor_says_what_becomes_of_a_projects_requirements(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "mine"
+    project.mkdir()
+    (project / "main.py").write_text("import packaging, nowhere_to_be_had\n")
+    (project / "requirements.txt").write_text("packaging>=20\nnot-there-yet\n")
+    words = ["doctor", "--json", "model=project", f"model.folder={project}", "model.command=[python,main.py]"]
+
+    def found(*more: str) -> dict[str, dict[str, str]]:
+        document = json.loads(call(*words, *more)[1])
+        assert all(item["remedy"] for item in document["findings"] if item["state"] != "ok")
+        return {item["what"]: item for item in document["findings"]}
+
+    here = found()
+    assert here["requirements"]["state"] == "ok"
+    there = (
+        "the machine has packaging (its interpreter says so); to be sent with what they need: not-there-yet"
+    )
+    assert here["requirements"]["detail"] == f"requirements.txt: {there}"
+    assert here["imports"]["detail"] == "imported, and neither there nor asked for: nowhere_to_be_had"
+    rented = found("gpu=a4000", "model.max_hours=1")
+    assert "what the machine has is not known" in rented["requirements"]["detail"]
+    assert rented["requirements"]["state"] == rented["imports"]["state"] == "limited"
+    assert "requirements" in found("model.requirements=none")
+    monkeypatch.setattr(doctor, "missing_pip", lambda: True)
+    assert found()["requirements"]["remedy"] == "python -m ensurepip"
+    (project / "requirements.txt").write_text("-e .\n")
+    assert found()["project"]["state"] == "missing"

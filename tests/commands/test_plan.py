@@ -197,6 +197,29 @@ def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository
 
 
+@pytest.mark.usefixtures("offline")
+def test_plan_says_what_a_project_needs_and_what_is_not_known(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("import packaging, nowhere_to_be_had\n", encoding="utf-8")
+    (tmp_path / "requirements.txt").write_text("packaging>=20\nnot-there-yet\n", encoding="utf-8")
+    words = ["plan", "model=project", f"model.folder={tmp_path}", "model.command=[python,main.py]"]
+    code, out, _ = call(*words)
+    assert code == 0
+    assert (
+        "the machine has packaging (its interpreter says so); to be sent with what they need: not-there"
+        in out
+    )
+    assert "imported, and neither there nor asked for: nowhere_to_be_had\n" in out
+    rented = ["gpu=a4000", "model.max_hours=1"]
+    _, out, _ = call(*words, *rented)
+    assert "requirements.txt asks for not-there-yet, packaging; what the machine has is not known" in out
+    (cell,) = json.loads(call(*words, *rented, "--json")[1])["cells"]
+    assert cell["needs"] == {
+        "source": "requirements.txt", "known": False, "provided": None,
+        "toSend": ["not-there-yet", "packaging"], "lacking": ["nowhere_to_be_had"],
+    }  # fmt: skip
+    assert json.loads(call("plan", "--json")[1])["cells"][0]["needs"] is None
+
+
 @pytest.mark.usefixtures("edited_conf")
 def test_plan_against_a_revision_shows_what_resolves_differently(call: Call) -> None:
     code, out, _ = call("plan", "-m", "gpu=h100,a4000", "duration=60", "--against", "HEAD")

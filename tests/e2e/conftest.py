@@ -43,12 +43,13 @@ class Program:
     home: Path
     runs: Path
     root: Path = ROOT  # the checkout it runs from
+    variables: tuple[tuple[str, str], ...] = ()  # of its environment, beside the usual
 
     @property
     def environment(self) -> dict[str, str]:
         kept = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
         found = {name: os.environ[name] for name in kept if name in os.environ}
-        return {**found, "GLASSHOUSE_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        return {**found, "GLASSHOUSE_HOME": str(self.home), "PYTHONUNBUFFERED": "1", **dict(self.variables)}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

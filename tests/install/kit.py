@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +21,31 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 
 
-def make_wheel(folder: Path, name: str, version: str, requires: Sequence[str] = ()) -> Path:
-    """A wheel of one empty module, as pip wants it."""
+def make_wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    requires: Sequence[str] = (),
+    *,
+    more: Mapping[str, str] | None = None,
+    tags: str = "py3-none-any",
+) -> Path:
+    """A wheel of one empty module, as pip wants it. more: further files; DATA and INFO in their names are its
+    .data and .dist-info folders.
+    """
     base = f"{name}-{version}"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {need}\n" for need in requires)
     files = {
         f"{name}.py": f"VERSION = {version!r}\n",
         f"{base}.dist-info/METADATA": metadata,
-        f"{base}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{base}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tags}\n",
     }
+    for inside, content in (more or {}).items():
+        files[inside.replace("DATA", f"{base}.data").replace("INFO", f"{base}.dist-info")] = content
     record = f"{base}.dist-info/RECORD"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{base}-py3-none-any.whl"
+    path = folder / f"{base}-{tags}.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         for inside, content in files.items():
             wheel.writestr(inside, content)
@@ -54,10 +66,17 @@ class Index:
     url: str = ""
     asked: list[str] = field(default_factory=list)
 
-    def add(self, name: str, version: str, requires: Sequence[str] = (), under: str = "simple") -> str:
+    def add(
+        self,
+        name: str,
+        version: str,
+        requires: Sequence[str] = (),
+        under: str = "simple",
+        more: Mapping[str, str] | None = None,
+    ) -> str:
         """Offer a package; returns its file's hash as a list states it."""
         page = self.folder / under / name
-        path = make_wheel(page, name, version, requires)
+        path = make_wheel(page, name, version, requires, more=more)
         links = "".join(f'<a href="{file.name}">{file.name}</a>\n' for file in sorted(page.glob("*.whl")))
         (page / "index.html").write_text(
             f"<!DOCTYPE html><html><body>{links}</body></html>", encoding="utf-8"

@@ -23,9 +23,11 @@ from glasshouse.lifecycle.screen import Screen
 from glasshouse.run import run_sweep
 from glasshouse.sealing.container import TensorSpec, open_package
 from glasshouse.sealing.memory import overwrite
+from glasshouse.sealing.tree import INDEX_NAME, parse_index
 from glasshouse.workloads.made import MadeWeights
 from glasshouse.workloads.package import Payload, prepare
 from tests.e2e.conftest import wait_until
+from tests.install.kit import make_wheel
 from tests.lifecycle.test_screen import lines
 from tests.providers.cloud_kit import VARIABLE, Rented, rented
 from tests.specs import make_spec
@@ -126,6 +128,31 @@ def test_without_raw_legs_no_copy_of_the_key_is_made(payload: str, tmp_path: Pat
     spec = make_spec(order="protected-only", payload=payload)
     run = create(spec, tmp_path, Screen(quiet=True), []).run
     assert key_for_raw_legs(run, bytearray(range(32))) == b""
+
+
+def test_what_needs_wheels_is_sealed_with_them_and_never_ahead(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "main.py").write_text("print()\n")
+    (folder / "requirements.txt").write_text("alpha\n")
+    model = {"kind": "project", "name": "p", "folder": str(folder), "command": ["python", "main.py"]}
+    private = {"order": "protected-only", "payload": "private", "duration": None}
+    live = create(make_spec(model=model, **private), tmp_path, Screen(quiet=True), [])
+    wheel = make_wheel(tmp_path / "wheels", "alpha", "1.0")
+    with Packer(live) as packer:
+        packer.begin()
+        before = packer.payload()
+        assert before.needs
+        assert not live.folder.package.exists()
+        payload = packer.bring([wheel], 1000)
+        size = wheel.stat().st_size
+        assert payload.scratch_bytes == before.scratch_bytes + size + 1000
+        sealed = packer.sealed()
+        with open_package(
+            live.folder.package, payload_key=sealed.key, manifest_hash=sealed.manifest_hash
+        ) as package:
+            names = [entry.path for entry in parse_index(package.files[INDEX_NAME]).entries]
+        assert names == [f".glasshouse-wheels/{wheel.name}".encode(), b"main.py", b"requirements.txt"]
 
 
 @pytest.mark.parametrize("where", ["making", "first pass", "second pass"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasshouse.errors import GlasshouseError, UsageError
-from glasshouse.workloads import wheels
+from glasshouse.workloads import pip, wheels
 from glasshouse.workloads.chosen import ChosenFile
 from glasshouse.workloads.dependencies import Dependencies, read_dependencies
 from glasshouse.workloads.wheels import Target, fetch
@@ -21,14 +22,14 @@ from tests.install import kit
 DIGEST = "a" * 64
 
 
-def read(folder: Path, files: Mapping[str, str]) -> Dependencies:
+def read(folder: Path, files: Mapping[str, str], choice: str = "auto") -> Dependencies:
     chosen = []
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         chosen.append(ChosenFile(name, path, path.stat().st_size))
-    return read_dependencies(chosen)
+    return read_dependencies(chosen, choice, folder)
 
 
 @pytest.mark.parametrize(
@@ -71,26 +72,69 @@ def test_hashes_are_kept_by_name(tmp_path: Path) -> None:
     [
         ("a\n-e .", "-e is not possible"),
         ("--editable=git+ssh://x/y", "--editable is not possible"),
-        ("--index-url https://x.example/simple", "--index-url is not possible"),
-        ("--extra-index-url=https://x.example", "--extra-index-url is not possible"),
-        ("-f wheels", "-f is not possible"),
+        ("--index-url x.example/simple", "--index-url names no index"),
+        ("-f wheels", "-f names no folder of this machine: wheels"),
+        ("--find-links https://me:secret@x.example/page", "--find-links is not possible"),
         ("--pre", "--pre is not possible"),
-        ("git+https://x.example/y.git", "names no version of the index"),
-        ("a @ https://x.example/a.whl", "names no version of the index"),
-        ("a @ file:a.whl", "names no version of the index"),
-        ("./local", "names no version of the index"),
-        ("dist/a-1-py3-none-any.whl", "names no version of the index"),
+        ("git+https://me:secret@x.example/y.git", "must be built, or fetched from elsewhere"),
+        ("a @ https://x.example/a.whl", "must be built, or fetched from elsewhere"),
+        ("a @ git+ssh://git@x.example/y", "must be built, or fetched from elsewhere"),
+        ("./local", "must be built, or fetched from elsewhere"),
+        ("old.tar.gz", "must be built, or fetched from elsewhere"),
+        ("a @ file:a.whl", "no such wheel on this machine: file:a.whl"),
+        ("dist/a-1-py3-none-any.whl", "no such wheel on this machine"),
         ("a b", "not a requirement"),
         ("-r nothing.txt", "nothing.txt does not go along"),
         ("-r ../outside.txt", "does not go along"),
     ],
 )
-def test_what_is_no_version_of_the_index_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+def test_what_cannot_be_had_without_building_is_refused_by_name(
+    tmp_path: Path, text: str, words: str
+) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         read(tmp_path, {"requirements.txt": text})
     assert caught.value.field == "dependencies"
     assert str(caught.value.value).startswith("requirements.txt line ")
     assert "\n" not in caught.value.line()
+    assert "secret" not in caught.value.line()
+
+
+def test_wheels_of_this_machine_and_where_else_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GH_TOKEN", "hidden")
+    wheel = kit.make_wheel(tmp_path / "more" / "dist", "Alpha_One", "1.0")
+    (tmp_path / "more" / "old-1.whl").touch()
+    text = (
+        "--index-url https://u:${GH_TOKEN}@x.example/simple\n--extra-index-url=https://y.example\n-f dist\n"
+        f"--no-index\ndist/{wheel.name}\nfile:dist/{wheel.name} ; python_version < '3'\n"
+        f"alpha_one @ {wheel.as_uri()}\n--only-binary=:all:\n--prefer-binary\n"
+    )
+    found = read(tmp_path, {"requirements.txt": "-r more/all.txt", "more/all.txt": text})
+    named = f"alpha-one @ {wheel.as_uri()}"
+    assert found.requirements == (named, f'{named} ; python_version < "3"', f"alpha_one @ {wheel.as_uri()}")
+    assert found.places == (
+        "--index-url https://u:hidden@x.example/simple", "--extra-index-url https://y.example",
+        f"--find-links {wheel.parent.as_uri()}", "--no-index",
+    )  # fmt: skip
+    assert "hidden" not in repr(found)
+    for wrong in ("beta @ file:dist/" + wheel.name, "old-1.whl"):
+        with pytest.raises(UsageError):
+            read(tmp_path, {"more/all.txt": wrong, "requirements.txt": "-r more/all.txt"})
+
+
+def test_the_file_is_chosen(tmp_path: Path) -> None:
+    files = {
+        "requirements.txt": "a",
+        "env/pinned.txt": "b",
+        "env/pyproject.toml": PROJECT.replace("a>=1", "c"),
+    }
+    assert read(tmp_path, files, "env/pinned.txt") == Dependencies(("b",), source="env/pinned.txt")
+    assert read(tmp_path, files, "./env/pyproject.toml").requirements == ("c", "b")
+    assert read(tmp_path, {"requirements.txt": "git+https://x"}, "none") == Dependencies()
+    with pytest.raises(UsageError, match="does not go along") as caught:
+        read(tmp_path, files, "../x.txt")
+    assert caught.value.field == "model.requirements"
 
 
 PROJECT = '[project]\nname = "x"\nversion = "1"\ndependencies = ["a>=1", "b"]\n'
@@ -170,7 +214,12 @@ def test_a_lock_limits_versions(tmp_path: Path, name: str, text: str) -> None:
     assert read(tmp_path, {name: text}) == Dependencies()
 
 
-@given(st.text(max_size=60))
+OPTIONS = st.sampled_from(
+    ["", "-f ", "--find-links=", "-i ", "--index-url ", "-r ", "file:", "a @ file:", "~", "./"]
+)
+
+
+@given(st.builds("{}{}{}".format, OPTIONS, st.text(max_size=60), st.sampled_from(["", ".whl", "\0"])))
 def test_no_text_ends_otherwise_than_in_a_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_bytes(text.encode())
@@ -196,7 +245,7 @@ TARGET = Target("3.12")
 
 def fetched(folder: Path, dependencies: Dependencies, **more: object) -> list[str]:
     place = folder / "wheels"
-    place.mkdir(exist_ok=True)
+    place.mkdir(exist_ok=True, parents=True)
     return [path.name.split("-py3")[0] for path in fetch(dependencies, TARGET, place, **more)]  # type: ignore[arg-type]
 
 
@@ -223,7 +272,7 @@ def test_what_the_image_has_limits_and_is_not_fetched(index: kit.Index, tmp_path
     provided = {"torch": "2.9.0+cu128"}
     assert fetched(tmp_path, needs("alpha", "torch"), provided=provided) == ["alpha-1.0"]
     assert not any("/torch/torch-" in path for path in index.asked)
-    with pytest.raises(UsageError, match=r"the machine's image has torch 2\.9\.0") as caught:
+    with pytest.raises(UsageError, match=r"the machine has torch 2\.9\.0\+cu128, and no") as caught:
         fetched(tmp_path, needs("torch==2.8"), provided=provided)
     assert str(caught.value.value) == "torch==2.8"
     assert fetched(tmp_path / "wheels", needs("torch==2.9.0"), provided={"Torch": "2.9.0"}) == []
@@ -260,6 +309,96 @@ def test_a_requirement_without_a_wheel_is_named(index: kit.Index, tmp_path: Path
         assert (caught.value.field, caught.value.value) == ("dependencies", named)
 
 
+def test_another_version_than_the_machines_is_sent_where_its_own_does_not_do(
+    index: kit.Index, tmp_path: Path
+) -> None:
+    index.add("numpy", "1.26")
+    index.add("numpy", "2.1")
+    index.add("alpha", "1.0", ["numpy<2", "small"])
+    index.add("small", "3.0")
+    digest = index.add("pinned", "1.0").removeprefix("sha256:")
+    has = {"numpy": "2.1", "pinned": "1.0", "small": "1.0", "cryptography": "50.0"}
+    assert fetched(tmp_path / "a", needs("numpy>=2", "pinned", "small"), provided=has) == []
+    assert fetched(tmp_path / "b", needs("numpy<2"), provided=has) == ["numpy-1.26"]
+    # What a requirement needs in its turn: the machine's version stood in the way, and no other one does.
+    assert fetched(tmp_path / "c", needs("alpha"), provided=has) == ["alpha-1.0", "numpy-1.26"]
+    # A lock is held to, and a digest says which file is meant.
+    locked = needs("numpy", constraints=("numpy==1.26", "cryptography==49"))
+    assert fetched(tmp_path / "d", locked, provided=has) == ["numpy-1.26"]
+    hashed = needs("pinned", hashes={"pinned": frozenset({digest})})
+    assert fetched(tmp_path / "e", hashed, provided=has) == ["pinned-1.0"]
+    # What the process runs with already is not replaced.
+    with pytest.raises(UsageError, match=r"the machine has cryptography 50\.0, and no other is sent"):
+        fetched(tmp_path / "f", needs("cryptography<50"), provided=has)
+
+
+def test_torch_is_never_sent(index: kit.Index, tmp_path: Path) -> None:
+    index.add("torch", "2.9.0")
+    index.add("alpha", "1.0", ["torch"])
+    for name in ("torch>=2", "alpha"):
+        with pytest.raises(UsageError, match="the machine has no torch, and none is sent") as caught:
+            fetched(tmp_path, needs(name))
+        assert caught.value.value == "torch"
+        assert list((tmp_path / "wheels").iterdir()) == []
+
+
+def test_what_is_large_is_not_sent_by_accident(
+    index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels, "MAX_WHEELS_BYTES", 100)
+    index.add("alpha", "1.0")
+    with pytest.raises(UsageError, match=r"GB of wheels would be sent, .* GB of it one") as caught:
+        fetched(tmp_path, needs("alpha"))
+    assert caught.value.value == "alpha-1.0"
+
+
+def test_an_extra_of_what_the_machine_has_is_sent(index: kit.Index, tmp_path: Path) -> None:
+    index.add("beta", "1.0")
+    index.add("gamma", "1.0")
+    extras = {"alpha": ("beta; extra == 'more'", "gamma; extra == 'other'")}
+    has = {"alpha": "1.0"}
+    assert fetched(tmp_path, needs("alpha[more]"), provided=has, extras=extras) == ["beta-1.0"]
+
+
+def test_wheels_of_this_machine_need_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"{kit.closed()}/simple")
+    folder = tmp_path / "a folder"
+    kit.make_wheel(folder, "alpha", "1.0", ["beta"])
+    kit.make_wheel(folder, "beta", "1.0")
+    named = kit.make_wheel(tmp_path / "own", "gamma", "1.0+mine")
+    other = kit.make_wheel(tmp_path / "own", "gamma", "1.0", tags="cp311-cp311-win_amd64")
+    places = (f"--find-links {folder.as_uri()}", "--no-index")
+    wanted = needs("alpha", f"gamma @ {named.as_uri()}", places=places)
+    provided = {"gamma": "1.0+mine"}
+    assert fetched(tmp_path, wanted, provided=provided) == ["alpha-1.0", "beta-1.0", "gamma-1.0+mine"]
+    assert (tmp_path / "wheels" / named.name).read_bytes() == named.read_bytes()
+    with pytest.raises(UsageError, match="no wheel fits Python") as caught:
+        fetched(tmp_path / "x", needs(f"gamma @ {other.as_uri()}", places=places))
+    assert caught.value.value == other.name
+
+
+def test_an_indexs_password_is_shown_nowhere(
+    index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = subprocess.run
+
+    def watched(words: list[str], **more: Any) -> Any:
+        seen.append((words, more["env"]))
+        return real(words, **more)
+
+    monkeypatch.setattr(subprocess, "run", watched)
+    place = f"--index-url {index.url.replace('//', '//me:hidden@')}/simple"
+    index.add("alpha", "1.0")
+    assert fetched(tmp_path, needs("alpha", places=(place,))) == ["alpha-1.0"]
+    for names in (("nothing",), ("alpha", "alpha==3")):
+        with pytest.raises(UsageError) as caught:
+            fetched(tmp_path / "x", needs(*names, places=(place,)))
+        assert "hidden" not in caught.value.line()
+    assert len(seen) == 4
+    assert "hidden" not in repr(seen)
+
+
 def test_requirements_that_contradict_each_other_are_one_line(index: kit.Index, tmp_path: Path) -> None:
     index.add("alpha", "1.0", ["gamma==1"])
     index.add("beta", "1.0", ["gamma==2"])
@@ -275,10 +414,12 @@ def test_an_index_that_is_not_there_is_no_fault_of_the_requirement(
     index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", f"{kit.closed()}/simple")
-    monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(GlasshouseError) as caught:
-        fetched(tmp_path, needs("alpha"))
-    assert caught.value.what == "the package index cannot be reached"
+    for tries in ("0", "1"):
+        monkeypatch.setenv("PIP_RETRIES", tries)
+        with pytest.raises(GlasshouseError) as caught:
+            fetched(tmp_path, needs("alpha"))
+        assert caught.value.what == "the package index cannot be reached"
+        assert caught.value.exit_code == 3
 
 
 def test_pips_other_settings_here_mean_nothing(
@@ -308,6 +449,7 @@ def test_platform_tags_end_at_the_machines_glibc() -> None:
     assert "manylinux_2_28_x86_64" in tags
     assert "manylinux_2_31_x86_64" not in tags
     assert "manylinux2014_x86_64" in tags
+    assert Target("3.12", glibc_minor=0).platforms == ("linux_x86_64",)
     assert all(tag.endswith("_aarch64") for tag in Target("3.12", "aarch64").platforms)
 
 
@@ -317,4 +459,4 @@ def test_platform_tags_end_at_the_machines_glibc() -> None:
 def test_a_digest_is_read_as_any_pip_says_it(told: dict[str, Any]) -> None:
     """The first is pip 23.0's, which Debian 12 has."""
     item = {"metadata": {"name": "Alpha", "version": "1.0"}, "download_info": {"archive_info": told}}
-    assert wheels._package(item).sha256 == "ab" * 32
+    assert pip._package(item).sha256 == "ab" * 32

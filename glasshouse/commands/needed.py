@@ -1,0 +1,25 @@
+"""What becomes of a project's requirements and imports, for `plan` and `doctor`: nothing is fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glasshouse.errors import GlasshouseError
+from glasshouse.spec import ProjectModel, RunSpec
+from glasshouse.workloads import project
+from glasshouse.workloads.installed import known_machine
+from glasshouse.workloads.outlook import Outlook, outlook
+
+
+def needed(spec: RunSpec, conf: Path | None = None) -> Outlook | None:
+    """Look ahead; None of other models. An interpreter that does not answer, and a list of an image's
+    packages that is none, are as if there were none. Raises UsageError for what could not be run.
+    """
+    if not isinstance(spec.model, ProjectModel):
+        return None
+    found = project.look(spec.model, ranks=spec.gpu.count)
+    try:
+        machine = known_machine(spec.provider, conf)
+    except GlasshouseError:
+        machine = None
+    return outlook(found.needs, found.modules, machine)
