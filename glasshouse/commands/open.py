@@ -217,11 +217,12 @@ def _json(path: Path) -> Any:
 
 
 def _digest(events: Path) -> str | None:
-    """Return the outputs' plaintext digest that the leg's last event names."""
+    """Return the outputs' plaintext digest that the leg's events name, also of a leg that failed later."""
     lines = events.read_bytes().splitlines() if events.is_file() else []
     for line in reversed(lines):
-        body = parse_json(line).get("body") or {}
-        outputs = body.get("outputs")
+        event = parse_json(line)
+        body = event.get("body") or {}
+        outputs = body if event.get("type") == "sealed-outputs" else body.get("outputs")
         if isinstance(outputs, dict) and outputs.get("plaintextSha256"):
             return str(outputs["plaintextSha256"])
     return None

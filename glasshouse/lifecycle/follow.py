@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -30,6 +30,8 @@ _T = TypeVar("_T")
 RECONNECT = RetryPolicy(tries=3)
 FETCH = RetryPolicy(tries=3)
 STEP = RetryPolicy(tries=2)
+CARRY = RetryPolicy(tries=4)
+CARRY_GAIN = 1 << 20  # bytes that a try must bring, or it counts as one that brought nothing
 QUICK_SEC = 0.1
 WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
@@ -273,6 +275,30 @@ def on_live_connection(pod: Pod, step: Callable[[], _T], lost: Callable[[], None
         pod.reconnect()
 
     return retry(lambda _: step(), STEP, on=OutcomeUnknown, between=mend)
+
+
+def carry(
+    pod: Pod, move: Callable[[], None], *, arrived: Callable[[], int], lost: Callable[[], None]
+) -> None:
+    """Move a file of any size; where the connection dies on the way, go on from what arrived.
+
+    `move` is a transfer that takes up an earlier one, `arrived` says after a try how many bytes are known to
+    be there. It gives up only after tries that brought next to nothing: a pod that takes or gives one byte a
+    try is not served for ever. Raises OutcomeUnknown then, and what `move` and Pod.reconnect raise.
+    """
+    had, fruitful = 0, 0
+
+    def mend(_: OutcomeUnknown) -> None:
+        lost()
+        pod.reconnect()
+
+    def policy() -> RetryPolicy:
+        nonlocal had, fruitful
+        if (now := arrived()) >= had + CARRY_GAIN:
+            had, fruitful = now, fruitful + 1
+        return replace(CARRY, tries=CARRY.tries + fruitful)
+
+    retry(lambda _: move(), policy, on=OutcomeUnknown, between=mend)
 
 
 def reconnect(pod: Pod, warn: Callable[[str], None]) -> None:

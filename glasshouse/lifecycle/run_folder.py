@@ -75,6 +75,10 @@ class RunFolder:
         """Where the legs' sealed outputs are brought; they are the owner's, and no part of the bundle."""
         return self.path / "outputs"
 
+    def sealed(self, leg: str, launch: int, name: str) -> Path:
+        """Where a file that launch `launch` of leg `leg` left on the pod as `name` lies here."""
+        return self.outputs / f"{leg}-{launch}-{name}"
+
     @property
     def package(self) -> Path:
         """The sealed package, until the run is recorded."""

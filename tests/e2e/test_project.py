@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Sshd
-from tests.e2e.conftest import Program
+from tests.e2e.conftest import Program, wait_until
+from tests.e2e.phases import on_pod
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -249,6 +250,24 @@ def test_it_is_ended_at_the_end_of_its_time(program: Program, tmp_path: Path) ->
     assert record["exclusion"]["codes"] == ["job-failed"]
     assert "was ended at the end of its time" in err
     assert "saved.txt" in files(opened(program, folder, tmp_path / "back"))
+
+
+def test_what_fails_after_its_outputs_were_sealed_loses_none_of_them(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": SAVES, "broken.py": ""})
+    process = program.start(*words(mine, program), "python", "main.py", "nothing")
+    wait_until(lambda: on_pod(program, "legs/s000-1/events.jsonl"), 60, "the leg")
+    (leg,) = program.pods()[0].glob("home/*/legs/s000-1")
+    (leg / "result.json.partial").mkdir()  # as on a disk that is full by then: the leg has no last word
+    out, err = process.communicate(timeout=90)
+    record = json.loads(out)["runs"][0]
+    assert (process.returncode, record["status"]) == (1, "excluded"), err
+    assert "lost-leg" in record["exclusion"]["codes"]
+    assert "its outputs were sealed before that; fetching them" in err
+    assert files(opened(program, Path(record["folder"]), tmp_path / "back")) == {
+        "saved.txt": (b"saved", False)
+    }
 
 
 REACHES = """
