@@ -60,6 +60,13 @@ def run(args: argparse.Namespace) -> int:
     """Open every sealed file of the run."""
     folder = pick_run(args.run, args.out).path
     target = args.to or folder / "opened"
+    if not (folder / "bundle").is_dir():
+        raise UsageError(
+            "the run is not finished",
+            field="run",
+            value=args.run,
+            remedy="if its controller died, `glasshouse reap` fetches what was sealed for you and ends it",
+        )
     sealed = list(find_sealed(folder))
     if not sealed:
         raise UsageError(

@@ -50,7 +50,7 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     expected = reference(live, ready, leg)
     live.folder.write_json(leg.file("reference.json"), expected.to_dict())
     ticket = ready.broker.issue_ticket(expected, live.run.spec.policy)
-    log = _event_log(live, leg)
+    log = event_log(live, leg)
     with outputs_kept(live, ready.pod, leg):
         ended, interrupted = _launched(
             live, ready, leg, notes, ticket=ticket, log=log, pace=pace, shown=shown
@@ -253,7 +253,8 @@ def _pace(live: LiveRun, leg: Leg) -> Pace:
     return Pace(live.run.spec.measure.head_interval_sec, quiet)
 
 
-def _event_log(live: LiveRun, leg: Leg) -> EventLog:
+def event_log(live: LiveRun, leg: Leg) -> EventLog:
+    """Where the events of a launch are kept, and their heads signed."""
     return EventLog(
         live.folder.parts / leg.folder,
         keys.operator_key(),
