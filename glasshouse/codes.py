@@ -21,6 +21,7 @@ class Code(StrEnum):
     # How a run, its rental or its machine failed before or beside the legs.
     INTERRUPTED = "interrupted"
     CONTROLLER_KILLED = "controller-killed"
+    OUTPUTS_FETCHED_LATE = "outputs-fetched-late"
     JOURNAL_FAILED = "journal-failed"
     WATCHDOG_NOT_STARTED = "watchdog-not-started"
     SWEEP_STOPPED = "sweep-stopped"

@@ -262,7 +262,8 @@ def _allocate(
     if rental.allocation_id is None:
         journal.created(run.allocation, allocation.id)
         rental.allocation_id = allocation.id
-        live.save()
+    rental.endpoint = allocation.endpoint
+    live.save()
     source = allocation.endpoint.host_key.source
     described = describe(live, allocation, gpu_model=allocation.gpu_model, source=source)
     live.folder.write("allocation.json", described)

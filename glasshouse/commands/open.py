@@ -60,6 +60,13 @@ def run(args: argparse.Namespace) -> int:
     """Open every sealed file of the run."""
     folder = pick_run(args.run, args.out).path
     target = args.to or folder / "opened"
+    if not (folder / "bundle").is_dir():
+        raise UsageError(
+            "the run is not finished",
+            field="run",
+            value=args.run,
+            remedy="if its controller died, `glasshouse reap` fetches what was sealed for you and ends it",
+        )
     sealed = list(find_sealed(folder))
     if not sealed:
         raise UsageError(
@@ -217,11 +224,12 @@ def _json(path: Path) -> Any:
 
 
 def _digest(events: Path) -> str | None:
-    """Return the outputs' plaintext digest that the leg's last event names."""
+    """Return the outputs' plaintext digest that the leg's events name, also of a leg that failed later."""
     lines = events.read_bytes().splitlines() if events.is_file() else []
     for line in reversed(lines):
-        body = parse_json(line).get("body") or {}
-        outputs = body.get("outputs")
+        event = parse_json(line)
+        body = event.get("body") or {}
+        outputs = body if event.get("type") == "sealed-outputs" else body.get("outputs")
         if isinstance(outputs, dict) and outputs.get("plaintextSha256"):
             return str(outputs["plaintextSha256"])
     return None

@@ -2,6 +2,7 @@
 
   glasshouse reap --dry-run    say what would be done
   glasshouse reap              do it
+  glasshouse reap --now        without fetching sealed outputs first
   glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
   glasshouse reap --other-key  with another API key than the one that rented, of the same account
   glasshouse reap --stray NAME end a machine that the journal does not know
@@ -9,6 +10,10 @@
 Providers whose key is in the environment are also asked for machines with names of ours that the journal
 does not hold open. One whose whole name stands in it came after it was proven gone, and is ended. Any other
 is listed and left alone until you name it: its journal was lost or is another one, or a colleague runs it.
+
+Where a leg had sealed outputs on its machine, they are fetched first, for five minutes at most and never past
+the time that was budgeted for its rental; other machines are destroyed meanwhile. Then it is destroyed,
+whatever came.
 
 While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
@@ -28,7 +33,7 @@ from glasshouse import config
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import CleanupNotProven, GlasshouseError, ProviderError
 from glasshouse.lifecycle import strays
-from glasshouse.lifecycle.reap import Reaped, reap_all
+from glasshouse.lifecycle.reap import Reaped, Wishes, reap_all
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.waiting import uninterrupted
 from glasshouse.providers.journal import Journal
@@ -42,6 +47,9 @@ LONGEST_CELL = 120  # characters of a detail that stands in the table
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument(
+        "--now", action="store_true", help="destroy at once: fetch no sealed outputs that lie on a machine"
+    )
     parser.add_argument(
         "--elsewhere", action="store_true", help="also runs of other hosts, of which you know that they ended"
     )
@@ -70,7 +78,8 @@ def _run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
-    found = reap_all(screen, dry_run=args.dry_run, elsewhere=args.elsewhere, other_key=args.other_key)
+    wishes = Wishes(args.dry_run, args.elsewhere, args.other_key, args.now)
+    found = reap_all(screen, wishes)
     there = _there(args, screen)
     found += [_returned(stray) for stray in there if stray.ours]
     unknown = [stray for stray in there if not stray.ours]

@@ -30,6 +30,7 @@ from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.channel import disk_full
+from glasshouse.remote.pod import Pod
 from glasshouse.runtime import params
 from glasshouse.schema import Ended, Result
 from glasshouse.sealing.memory import overwrite
@@ -49,11 +50,48 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         # Sealing and uploading happen once a run; they are booked on its first protected launch.
         notes.timings.update(ready.timings)
         ready.timings.clear()
-    interrupted = False
     expected = reference(live, ready, leg)
     live.folder.write_json(leg.file("reference.json"), expected.to_dict())
     ticket = ready.broker.issue_ticket(expected, live.run.spec.policy)
-    log = _event_log(live, leg)
+    log = event_log(live, leg)
+    with outputs_kept(live, ready.pod, leg):
+        ended, interrupted = _launched(
+            live, ready, leg, notes, ticket=ticket, log=log, pace=pace, shown=shown
+        )
+        notes.reason_codes |= set(ended.reason_codes)
+        notes.timings.update({name: ended.timings[name] for name in POD_TIMINGS if name in ended.timings})
+        if ended.status != "complete":
+            raise collect.failed(live, ready.pod, leg, ended)
+        if (ended.events_head, ended.event_count) != (log.head, log.count):
+            raise LegError("the events fetched are not all there were", code=Code.EVENT_CHAIN_BROKEN)
+        if returns_outputs(live, leg.slot):
+            began = time.monotonic()
+            collect.fetch_outputs(live, ready.pod, leg)
+            notes.timings["fetchSec"] = time.monotonic() - began
+        else:
+            collect.leave_outputs(live, ready.pod, leg)
+    result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
+    if result.exit is not None:
+        collect.tell_end(live, ready, leg, result.exit)
+    if interrupted:
+        assert result.exit is not None
+        live.screen.say(f"the command {result.exit.words} after {result.elapsed_sec:.1f} s")
+        raise KeyboardInterrupt  # what it had is home; the run is excluded all the same
+    return result
+
+
+def _launched(
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    notes: Notes,
+    *,
+    ticket: bytes,
+    log: EventLog,
+    pace: Pace,
+    shown: LegProgress,
+) -> tuple[Ended, bool]:
+    """Launch a protected leg and follow it to its end; whether a job was asked for that end."""
     try:
         with contextlib.ExitStack() as until:
             forward, opening = ready.pod.forward_remote, opening_line(ticket)
@@ -64,7 +102,7 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
             process = _start(ready, leg, given, notes)
             take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
             try:
-                ended = _followed(
+                finished = _followed(
                     live,
                     ready,
                     leg,
@@ -72,34 +110,32 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
                     process=process,
                     pace=pace,
                     take=_while_going_on(live, take),
-                ).ended
+                )
+                return finished.ended, False
             except KeyboardInterrupt:
                 if not (given.job and log.open):
                     raise
-                interrupted = True
-                ended = _let_end(live, ready, leg, log, process=process, pace=pace, take=take)
+                return _let_end(live, ready, leg, log, process=process, pace=pace, take=take), True
     finally:
         collect.keep_exchange(live, leg, collect.exchange(live, ready, leg), notes)
-    notes.reason_codes |= set(ended.reason_codes)
-    notes.timings.update({name: ended.timings[name] for name in POD_TIMINGS if name in ended.timings})
-    if ended.status != "complete":
-        raise collect.failed(live, ready, leg, ended)
-    if (ended.events_head, ended.event_count) != (log.head, log.count):
-        raise LegError("the events fetched are not all there were", code=Code.EVENT_CHAIN_BROKEN)
-    if returns_outputs(live, leg.slot):
-        began = time.monotonic()
-        collect.fetch_outputs(live, ready, leg)
-        notes.timings["fetchSec"] = time.monotonic() - began
-    else:
-        collect.leave_outputs(live, ready, leg)
-    result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
-    if result.exit is not None:
-        collect.tell_end(live, ready, leg, result.exit)
-    if interrupted:
-        assert result.exit is not None
-        live.screen.say(f"the command {result.exit.words} after {result.elapsed_sec:.1f} s")
-        raise KeyboardInterrupt  # what it had is home; the run is excluded all the same
-    return result
+
+
+@contextlib.contextmanager
+def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
+    """Whatever ends what goes on inside, Ctrl-C too: outputs that the leg had sealed by then come home."""
+    try:
+        yield
+    except BaseException:
+        if collect.outputs_left(live, leg):
+            live.screen.warn(f"{leg.label}: its outputs were sealed before that; fetching them")
+            try:
+                collect.fetch_outputs(live, pod, leg)
+            except (RemoteError, OSError) as error:
+                why = error.line() if isinstance(error, RemoteError) else str(error.strerror)
+                live.screen.warn(f"{leg.label}: its sealed outputs could not be fetched: {why}")
+            else:
+                live.screen.say(f"they are sealed for you: glasshouse open {live.folder.path}")
+        raise
 
 
 def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
@@ -119,7 +155,7 @@ def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     timings = finished.ended.timings
     notes.timings.update({name: timings[name] for name in RAW_TIMINGS if name in timings})
     if finished.ended.status != "complete":
-        raise collect.failed(live, ready, leg, finished.ended)
+        raise collect.failed(live, ready.pod, leg, finished.ended)
     if not notes.raw_files_removed:
         raise LegError("the raw leg's files could not be removed", code=Code.RAW_FILES_LEFT)
     result = collect.readable(finished.raw_result)
@@ -226,7 +262,8 @@ def _pace(live: LiveRun, leg: Leg) -> Pace:
     return Pace(live.run.spec.measure.head_interval_sec, quiet)
 
 
-def _event_log(live: LiveRun, leg: Leg) -> EventLog:
+def event_log(live: LiveRun, leg: Leg) -> EventLog:
+    """Where the events of a launch are kept, and their heads signed."""
     return EventLog(
         live.folder.parts / leg.folder,
         keys.operator_key(),

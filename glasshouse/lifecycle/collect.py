@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,11 +12,13 @@ from pydantic import ValidationError
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, LegError, RemoteError, SealError, UsageError
+from glasshouse.lifecycle.follow import carry
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
+from glasshouse.remote.pod import Pod
 from glasshouse.runtime.params import SAID
 from glasshouse.schema import Ended, Exchange, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
@@ -79,46 +82,60 @@ def trained(events: Path) -> Result:
     raise LegError("the events hold no result", code=Code.PROTECTED_INCOMPLETE)
 
 
-def fetch_outputs(live: LiveRun, ready: Ready, leg: Leg) -> None:
+def fetch_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
     """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""
-    digest, size = sealed_outputs(live.folder.parts / leg.file("events.jsonl"))
-    _fetch(live, ready, leg, "outputs.sealed", "outputs.sealed", max_bytes=size, sha256=digest)
-    _fetch(live, ready, leg, "log.sealed", "log.sealed")
+    digest, size = sealed_outputs(live.folder.parts / leg.file("events.jsonl")) or (None, MAX_OUTPUT_BYTES)
+    fetch_sealed(live, pod, leg, "outputs.sealed", max_bytes=size, sha256=digest)
+    fetch_sealed(live, pod, leg, "log.sealed")
 
 
-def leave_outputs(live: LiveRun, ready: Ready, leg: Leg) -> None:
+def leave_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
     """Bring the log home, and remove the outputs from the pod's disk: their digests are in the events."""
-    _fetch(live, ready, leg, "log.sealed", "log.sealed")
+    fetch_sealed(live, pod, leg, "log.sealed")
     with contextlib.suppress(RemoteError):  # they are sealed, and go with the pod's folder at the latest
-        ready.pod.run(["rm", "-f", "--", f"{leg.pod_folder}/outputs.sealed"])
+        pod.run(["rm", "-f", "--", f"{leg.pod_folder}/outputs.sealed"])
 
 
-def sealed_outputs(events: Path) -> tuple[str | None, int]:
+def outputs_left(live: LiveRun, leg: Leg) -> bool:
+    """Whether a leg signed outputs, in its checked events, that are not at home."""
+    return (
+        sealed_outputs(live.folder.parts / leg.file("events.jsonl")) is not None
+        and not live.folder.sealed(leg.id, leg.launch, "outputs.sealed").exists()
+    )
+
+
+def sealed_outputs(events: Path) -> tuple[str | None, int] | None:
     """SHA-256 (64 hex) and bytes of the sealed outputs, as the leg signed them in its checked events.
 
-    Where it did not: None, and the most that any outputs may have.
+    Where it did not say one of them: None, and the most that any outputs may have. None: it sealed none yet.
     """
-    for line in events.read_bytes().splitlines():
+    for line in events.read_bytes().splitlines() if events.exists() else ():
         event = parse_json(line)
         if event["type"] == "sealed-outputs":
-            digest, size = event["body"].get("ciphertextSha256"), event["body"].get("bytes")
-            return (
-                digest if isinstance(digest, str) and len(digest) == 64 else None,
-                size if type(size) is int and 0 <= size <= MAX_OUTPUT_BYTES else MAX_OUTPUT_BYTES,
-            )
-    return None, MAX_OUTPUT_BYTES
+            return signed_outputs(event["body"])
+    return None
 
 
-def failed(live: LiveRun, ready: Ready, leg: Leg, ended: Ended) -> LegError:
+def signed_outputs(body: Mapping[str, object]) -> tuple[str | None, int]:
+    """The same of the body of such an event."""
+    digest, size = body.get("ciphertextSha256"), body.get("bytes")
+    return (
+        digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None,
+        size if type(size) is int and 0 <= size <= MAX_OUTPUT_BYTES else MAX_OUTPUT_BYTES,
+    )
+
+
+def failed(live: LiveRun, pod: Pod, leg: Leg, ended: Ended) -> LegError:
     """The leg's error, with its log fetched and the way to read it: codes alone mend no workload."""
     remedy = ""
     with contextlib.suppress(RemoteError, OSError):
         if not leg.slot.lifecycle:
             # It disclosed its payload anyway; the run folder is its owner's, and no part of the bundle.
-            log = _fetch(live, ready, leg, "runtime.log", "raw.log")
+            place = live.folder.sealed(leg.id, leg.launch, "raw.log")
+            log = _fetch(live, pod, f"{leg.pod_folder}/runtime.log", place)
             if log is not None and log.stat().st_size:
                 remedy = f"its log is {log}"
-        elif _fetch(live, ready, leg, "log.sealed", "log.sealed") is not None:
+        elif fetch_sealed(live, pod, leg, "log.sealed") is not None:
             remedy = f"its log is sealed for you: glasshouse open {live.folder.path}"
     arm = "protected" if leg.slot.lifecycle else "raw"
     what, code = f"the {arm} leg failed", ended.code or Code.RUNTIME_ERROR
@@ -149,7 +166,7 @@ def last_lines(live: LiveRun, ready: Ready, leg: Leg, count: int = 3 * LAST_LINE
 
     Fit for a terminal: the pod, or whoever wrote the workload, may have printed anything. Empty: no log.
     """
-    path = live.folder.outputs / f"{leg.id}-{leg.launch}-log.sealed"
+    path = live.folder.sealed(leg.id, leg.launch, "log.sealed")
     context = {
         "run": live.run.id,
         "leg": leg.id,
@@ -170,22 +187,44 @@ def _printable(line: str) -> str:
     return shown if len(shown) <= LINE_CHARS else f"{shown[:LINE_CHARS]} ..."
 
 
+def fetch_sealed(
+    live: LiveRun, pod: Pod, leg: Leg, name: str, *, max_bytes: int = MAX_LOG_BYTES, sha256: str | None = None
+) -> Path | None:
+    """Bring a file that a leg sealed home, beside the bundle, unless it is there; None where it has none.
+
+    Raises as Pod.fetch_file does.
+    """
+    place = live.folder.sealed(leg.id, leg.launch, name)
+    if place.exists():
+        return place
+    return _fetch(live, pod, f"{leg.pod_folder}/{name}", place, max_bytes=max_bytes, sha256=sha256)
+
+
 def _fetch(
     live: LiveRun,
-    ready: Ready,
-    leg: Leg,
-    name: str,
-    as_name: str,
+    pod: Pod,
+    source: str,
+    place: Path,
     *,
     max_bytes: int = MAX_LOG_BYTES,
     sha256: str | None = None,
 ) -> Path | None:
-    """Bring one file of the leg home, beside the bundle; None where there is none."""
-    source = f"{leg.pod_folder}/{name}"
-    if not ready.pod.exists(source):
-        return None
-    live.folder.outputs.mkdir(exist_ok=True)
-    place = live.folder.outputs / f"{leg.id}-{leg.launch}-{as_name}"
+    place.parent.mkdir(exist_ok=True)
+    part = place.with_name(f"{place.name}.part")
     meter = Meter("fetching", live.screen.progress)
-    ready.pod.fetch_file(source, place, max_bytes=max_bytes, sha256=sha256, progress=meter)
-    return place
+    there = False
+
+    def move() -> None:
+        nonlocal there
+        there = pod.exists(source)
+        if there:
+            pod.fetch_file(source, place, max_bytes=max_bytes, sha256=sha256, progress=meter)
+
+    lost = "connection lost while fetching; reconnecting, and going on from what arrived"
+    carry(
+        pod,
+        move,
+        arrived=lambda: part.stat().st_size if part.exists() else 0,
+        lost=lambda: live.screen.warn(lost),
+    )
+    return place if there else None

@@ -6,9 +6,10 @@ The steps on a connection that may have died (`on_live_connection`, `reconnect`)
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -30,6 +31,8 @@ _T = TypeVar("_T")
 RECONNECT = RetryPolicy(tries=3)
 FETCH = RetryPolicy(tries=3)
 STEP = RetryPolicy(tries=2)
+CARRY = RetryPolicy(tries=4)
+CARRY_GAIN = 1 << 20  # bytes that a try must bring, or it counts as one that brought nothing
 QUICK_SEC = 0.1
 WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
@@ -59,28 +62,10 @@ class _Names(TypedDict):
     launch: int
 
 
-class EventLog:
-    """The controller's copy of a leg's events, and its signed log of heads.
+class EventReader:
+    """Checks a leg's events as they come: each is signed by the leg's key and extends the one before."""
 
-    A head is signed only when the events since the last one verify and extend it; so whoever
-    rewrites the chain later must have done it within one gap.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        operator: Ed25519PrivateKey,
-        *,
-        run: str,
-        leg: str,
-        launch: int,
-        interval: float,
-    ) -> None:
-        self._folder = folder
-        self._operator = operator
-        self._names: _Names = {"run": run, "leg": leg, "launch": launch}
-        self._interval = interval
-        self._signed = 0.0
+    def __init__(self) -> None:
         self._event_key: Ed25519PublicKey | None = None
         self._prev: str | None = None
         self._pending = b""
@@ -103,13 +88,13 @@ class EventLog:
         self._prev = first_link(grant)
 
     def feed(self, data: bytes) -> list[Event]:
-        """Check new bytes, append whole lines to events.jsonl, countersign the head; return the new events.
+        """Check new bytes; return the new events. Raises LegError (event-chain-broken)."""
+        return self._checked(data)[1]
 
-        Called at every poll: a head that stands is countersigned again now and then, so that a
-        quiet stretch of training is not a stretch in which events could be rewritten.
-        """
+    def _checked(self, data: bytes) -> tuple[list[bytes], list[Event]]:
+        """The whole lines among what came, and what they say."""
         if self._event_key is None:
-            return []
+            return [], []
         self.size += len(data)
         if self.size > MAX_EVENTS_BYTES:
             raise LegError("the event log is too large", code=Code.EVENT_CHAIN_BROKEN)
@@ -125,6 +110,50 @@ class EventLog:
                 events.append(Event(event["type"], event["body"]))
         except CanonicalError as error:
             raise LegError(str(error), code=Code.EVENT_CHAIN_BROKEN) from error
+        return lines, events
+
+
+class EventLog(EventReader):
+    """The controller's copy of a leg's events, and its signed log of heads.
+
+    A head is signed only when the events since the last one verify and extend it; so whoever
+    rewrites the chain later must have done it within one gap.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        operator: Ed25519PrivateKey,
+        *,
+        run: str,
+        leg: str,
+        launch: int,
+        interval: float,
+    ) -> None:
+        super().__init__()
+        self._folder = folder
+        self._operator = operator
+        self._names: _Names = {"run": run, "leg": leg, "launch": launch}
+        self._interval = interval
+        self._signed = 0.0
+
+    def resume(self) -> list[Event]:
+        """Take up what a dead process left: check it, and cut off lines that it tore."""
+        for name in ("heads.jsonl", "events.jsonl"):
+            path = self._folder / name
+            data = path.read_bytes() if path.exists() else b""
+            whole = data[: data.rfind(b"\n") + 1]
+            if whole != data:
+                os.truncate(path, len(whole))  # in place: the folder's time says when the launch began
+        return super().feed(whole)
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Check new bytes, append whole lines to events.jsonl, countersign the head; return the new events.
+
+        Called at every poll: a head that stands is countersigned again now and then, so that a
+        quiet stretch of training is not a stretch in which events could be rewritten.
+        """
+        lines, events = self._checked(data)
         if lines:
             with (self._folder / "events.jsonl").open("ab") as stream:
                 stream.write(b"".join(line + b"\n" for line in lines))
@@ -273,6 +302,30 @@ def on_live_connection(pod: Pod, step: Callable[[], _T], lost: Callable[[], None
         pod.reconnect()
 
     return retry(lambda _: step(), STEP, on=OutcomeUnknown, between=mend)
+
+
+def carry(
+    pod: Pod, move: Callable[[], None], *, arrived: Callable[[], int], lost: Callable[[], None]
+) -> None:
+    """Move a file of any size; where the connection dies on the way, go on from what arrived.
+
+    `move` is a transfer that takes up an earlier one, `arrived` says after a try how many bytes are known to
+    be there. It gives up only after tries that brought next to nothing: a pod that takes or gives one byte a
+    try is not served for ever. Raises OutcomeUnknown then, and what `move` and Pod.reconnect raise.
+    """
+    had, fruitful = 0, 0
+
+    def mend(_: OutcomeUnknown) -> None:
+        lost()
+        pod.reconnect()
+
+    def policy() -> RetryPolicy:
+        nonlocal had, fruitful
+        if (now := arrived()) >= had + CARRY_GAIN:
+            had, fruitful = now, fruitful + 1
+        return replace(CARRY, tries=CARRY.tries + fruitful)
+
+    retry(lambda _: move(), policy, on=OutcomeUnknown, between=mend)
 
 
 def reconnect(pod: Pod, warn: Callable[[str], None]) -> None:

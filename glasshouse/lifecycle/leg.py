@@ -14,6 +14,8 @@ from glasshouse.runtime.session import Stretch
 from glasshouse.schema import Slot
 from glasshouse.spec import ProjectModel, RunSpec
 
+MIN_JOB_SHARE = 0.5  # of what is left for a leg, where that is less than what saving and sealing may take
+
 
 @dataclass(frozen=True)
 class Leg:
@@ -69,10 +71,17 @@ def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
     return max(1.0, min(own, live.rental.deadline - time.monotonic()))
 
 
-def job_sec(spec: RunSpec) -> float:
-    """Seconds after which a project is asked to end, 0.0 where it has no such time."""
-    hours = spec.model.max_hours if isinstance(spec.model, ProjectModel) else None
-    return 0.0 if hours is None else hours * 3600.0
+def job_sec(spec: RunSpec, deadline_sec: float) -> float:
+    """Seconds after which a project is asked to end; 0.0 for any other workload.
+
+    It is asked so early that it can save, and its outputs can be sealed, before the leg's own deadline: that
+    one throws everything away, and what boot and upload took of a rental brings it nearer.
+    """
+    if not isinstance(spec.model, ProjectModel):
+        return 0.0
+    after = money.JOB_GRACE_SEC + spec.measure.leg_deadline_extra_sec
+    left = max(deadline_sec - after, MIN_JOB_SHARE * deadline_sec)
+    return left if spec.model.max_hours is None else min(spec.model.max_hours * 3600.0, left)
 
 
 def returns_outputs(live: LiveRun, slot: Slot) -> bool:
@@ -83,6 +92,7 @@ def returns_outputs(live: LiveRun, slot: Slot) -> bool:
 def _params(live: LiveRun, ready: Ready, leg: Leg, arm: str) -> params.LaunchParams:
     """What a launch of either arm is told."""
     slot, spec = leg.slot, live.run.spec
+    deadline_sec = leg_deadline_sec(live, slot)
     return params.LaunchParams(
         arm=arm,
         run=live.run.id,
@@ -93,13 +103,13 @@ def _params(live: LiveRun, ready: Ready, leg: Leg, arm: str) -> params.LaunchPar
         public_allocation=ready.public_allocation,
         stretch=Stretch(slot.warmup_sec, slot.measured_sec, slot.steps, slot.delay_pct),
         device="cpu" if spec.gpu.name == "cpu" else "auto",
-        deadline_sec=leg_deadline_sec(live, slot),
+        deadline_sec=deadline_sec,
         ranks=spec.gpu.count,
         manifest_hash=ready.manifest_hash,
         package=ready.package,
         private=spec.payload == "private",
         job=spec.workload == "project",
-        job_sec=job_sec(spec),
+        job_sec=job_sec(spec, deadline_sec),
         network_open=isinstance(spec.model, ProjectModel) and spec.model.network == "open",
     )
 

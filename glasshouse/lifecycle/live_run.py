@@ -19,10 +19,11 @@ from pathlib import Path
 from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
-from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
+from glasshouse.lifecycle.run_folder import RunFolder, SavedEndpoint, SavedRun
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.measurement.schedule import build_schedule
+from glasshouse.remote.endpoint import Endpoint
 from glasshouse.schema import Slot
 from glasshouse.spec import RunSpec
 
@@ -54,7 +55,7 @@ class Rental:
 
     `intended`: something may exist by now. `rented_at`: Unix seconds, before the create call of a paid
     provider. `deadline`: monotonic seconds, by when all that was budgeted has been used up. `simulated`: a
-    fake provider answered.
+    fake provider answered. `endpoint`: where the machine answers, once it does.
     """
 
     allocation_id: str | None = None
@@ -62,6 +63,7 @@ class Rental:
     rented_at: float | None = None
     deadline: float = math.inf
     simulated: bool = False
+    endpoint: Endpoint | None = None
 
 
 @dataclass
@@ -150,6 +152,7 @@ class LiveRun:
                 simulated=self.rental.simulated,
                 rented_at=self.rental.rented_at,
                 spec=self.run.spec,
+                endpoint=SavedEndpoint.of(self.rental.endpoint),
             )
         )
 
@@ -189,7 +192,12 @@ def reopen(folder: Path, screen: Screen) -> LiveRun:
     saved = files.saved()
     schedule = build_schedule(saved.spec)
     run = Run(saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at)
-    rental = Rental(saved.allocation_id, rented_at=saved.rented_at, simulated=saved.simulated)
+    rental = Rental(
+        saved.allocation_id,
+        rented_at=saved.rented_at,
+        simulated=saved.simulated,
+        endpoint=None if saved.endpoint is None else saved.endpoint.endpoint(),
+    )
     return LiveRun(run, files, screen, rental, Ending(list(saved.failures)))
 
 

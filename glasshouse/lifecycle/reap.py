@@ -1,18 +1,25 @@
-"""Finish what a killed controller left: release its allocation, prove it, write its excluded row."""
+"""Finish what a killed controller left: release its allocation, prove it, write its excluded row.
+
+Where sealed outputs may lie on its machine, they are looked for first (rescue.py): each such machine has a
+thread of its own, which also destroys it, so that none waits for another's outputs, or for another's end.
+"""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, unexpected
-from glasshouse.lifecycle import finish
+from glasshouse.lifecycle import finish, rescue
 from glasshouse.lifecycle.live_run import LiveRun, reopen
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen
@@ -28,6 +35,8 @@ from glasshouse.spec import Provider as ProviderConfig
 
 OVERDUE_SHARE = 0.25  # of a boot deadline, after the rental's: by then the controller's own release has ended
 _TAKE_BACK_EVERY_SEC = 60.0
+_LOOK_SEC = 0.2
+_SAY_SEC = 30.0
 NOTHING_CREATED = Release(
     proof="zero",
     active=0,
@@ -53,43 +62,99 @@ class Reaped:
     detail: str
 
 
-def reap_all(
-    screen: Screen, *, dry_run: bool = False, elsewhere: bool = False, other_key: bool = False
-) -> list[Reaped]:
-    """Reap every allocation in the journal that is not proven gone and whose controller is dead.
+@dataclass(frozen=True)
+class Wishes:
+    """What a person asked of `reap`.
 
-    In a shared journal a controller on another host counts as alive, unless `elsewhere`. `other_key`: the
-    person says that the key in the environment, although not the one that rented, is of the same account.
+    dry_run: say what would be done. elsewhere: in a shared journal a controller on another host counts as
+    dead, too. other_key: the key in the environment, although not the one that rented, is of the same
+    account. now: destroy at once, without a look for sealed outputs.
     """
+
+    dry_run: bool = False
+    elsewhere: bool = False
+    other_key: bool = False
+    now: bool = False
+
+
+def reap_all(screen: Screen, wishes: Wishes = Wishes()) -> list[Reaped]:
+    """Reap every allocation in the journal that is not proven gone and whose controller is dead."""
     with Journal() as journal:
-        return list(_each(journal, screen, dry_run=dry_run, elsewhere=elsewhere, other_key=other_key))
+        found: dict[str, Reaped] = {}
+        entries = journal.open_entries()
+        for entry in entries:
+            if entry.controller_alive:
+                found[entry.name] = _said(entry, "live", "its controller is running")
+            elif journal.shared and not entry.controller_here and not wishes.elsewhere:
+                host = entry.controller_host
+                words = f"reap on {host}, or here with --elsewhere if {host} is gone"
+                found[entry.name] = _said(entry, "elsewhere", words)
+        dead = [entry for entry in entries if entry.name not in found]
+        looks = [] if wishes.dry_run or wishes.now else [entry for entry in dead if _may_have_sealed(entry)]
+        stop = threading.Event()
+        with ThreadPoolExecutor(max(len(looks), 1), "reap") as pool:
+            beside = {
+                entry.name: pool.submit(
+                    _contained, entry, journal, screen.aside(f"run {entry.run}"), wishes, stop.is_set
+                )
+                for entry in looks
+            }
+            try:
+                for entry in dead:
+                    if entry.name not in beside:
+                        found[entry.name] = _contained(entry, journal, screen, wishes)
+            finally:
+                _wait(list(beside.values()), screen, stop)
+        found |= {name: future.result() for name, future in beside.items()}
+        return [found[entry.name] for entry in entries]
 
 
-def _each(
-    journal: Journal, screen: Screen, *, dry_run: bool, elsewhere: bool, other_key: bool
-) -> Iterator[Reaped]:
-    for entry in journal.open_entries():
-        folder = Path(str(entry.detail.get("folder", "")))
-        if entry.controller_alive:
-            yield _said(entry, "live", "its controller is running")
-        elif journal.shared and not entry.controller_here and not elsewhere:
-            host = entry.controller_host
-            yield _said(entry, "elsewhere", f"reap on {host}, or here with --elsewhere if {host} is gone")
-        else:
-            yield _contained(entry, folder, journal, screen, dry_run=dry_run, other_key=other_key)
+def _folder(entry: Entry) -> Path:
+    return Path(str(entry.detail.get("folder", "")))
+
+
+def _may_have_sealed(entry: Entry) -> bool:
+    """Whether sealed outputs may lie on its machine, by what its run folder says."""
+    try:
+        live = reopen(_folder(entry), Screen(quiet=True))
+        return live.run.allocation == entry.name and bool(rescue.left_behind(live))
+    except Exception:  # noqa: BLE001  then it is reaped as any other, which says what is wrong with it
+        return False
+
+
+def _wait(beside: list[Future[Reaped]], screen: Screen, stop: threading.Event) -> None:
+    """Wait for what other threads reap; Ctrl-C ends only their waits for the end of a doubt."""
+    with uninterrupted(screen) as waits:
+        said = time.monotonic()
+        while any(not future.done() for future in beside):
+            wait(beside, timeout=_LOOK_SEC)
+            if time.monotonic() - said > _SAY_SEC:
+                said = time.monotonic()
+                count = sum(not future.done() for future in beside)
+                waits.progress(f"waiting for {count} of {len(beside)} whose sealed outputs are fetched first")
+            if waits.stopped():
+                stop.set()
 
 
 def _contained(
-    entry: Entry, folder: Path, journal: Journal, screen: Screen, *, dry_run: bool, other_key: bool
+    entry: Entry,
+    journal: Journal,
+    screen: Screen,
+    wishes: Wishes,
+    stopped: Callable[[], bool] | None = None,
 ) -> Reaped:
-    """Reap one; whatever goes wrong with it stays with it, since the others may bill as well."""
+    """Reap one; whatever goes wrong with it stays with it, since the others may bill as well.
+
+    `stopped`: of another thread than the main one, whether a person has had enough.
+    """
     try:
-        if not other_key and (why := other_account(entry, journal)):
+        if not wishes.other_key and (why := other_account(entry, journal)):
             # Nothing is recorded: with the right key the row can still say what was found.
             return _said(entry, "other-key", why, "unknown")
-        if dry_run:
-            return _said(entry, "would-reap", "its controller is gone")
-        return _reap(entry, folder, journal, screen)
+        if wishes.dry_run:
+            first = "; sealed outputs would be looked for first" if _may_have_sealed(entry) else ""
+            return _said(entry, "would-reap", f"its controller is gone{first}")
+        return _reap(entry, journal, screen, look=not wishes.now, stopped=stopped)
     except GlasshouseError as error:
         return _said(entry, "failed", error.line())
     except Exception as error:  # noqa: BLE001  a fault of ours in one must not keep the machines of others
@@ -100,7 +165,15 @@ def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Re
     return Reaped(entry.run, entry.name, entry.provider, state, proof, detail)
 
 
-def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reaped:
+def _reap(
+    entry: Entry,
+    journal: Journal,
+    screen: Screen,
+    *,
+    look: bool = True,
+    stopped: Callable[[], bool] | None = None,
+) -> Reaped:
+    folder = _folder(entry)
     try:
         live = reopen(folder, screen)
     except UsageError:  # gone, or of another version of this program: the machine goes back all the same
@@ -112,7 +185,7 @@ def _reap(entry: Entry, folder: Path, journal: Journal, screen: Screen) -> Reape
     try:
         if not lock.take():
             return _said(entry, "live", "another process is finishing it")
-        proof = finish_dead(live, journal, entry)
+        proof = finish_dead(live, journal, entry, look=look, stopped=stopped)
     finally:
         lock.close()
     return _said(entry, "reaped", proof, proof.partition(":")[0])
@@ -142,21 +215,34 @@ def gone(run: str, screen: Screen) -> bool:
         return all(_release_only(entry, journal, screen).proof == "zero" for entry in mine)
 
 
-def finish_dead(live: LiveRun, journal: Journal, entry: Entry) -> str:
+def finish_dead(
+    live: LiveRun,
+    journal: Journal,
+    entry: Entry,
+    *,
+    look: bool = True,
+    stopped: Callable[[], bool] | None = None,
+) -> str:
     """Release and, if that was not done yet, record as excluded; return "proof: detail".
 
-    `entry`: what the journal says of the dead controller's creates.
+    `entry`: what the journal says of the dead controller's creates. look: for sealed outputs, before.
+    stopped: as `_contained`.
     """
     with live.screen.logged(live.folder.log):
-        with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as waits:
+        with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as own:
+            home = look and rescue.bring_home(live, provider)
+            waits = own if stopped is None else replace(own, stopped=stopped)
             proof = finish.release(live, provider, journal, waits, entry)
         if not live.folder.bundle.exists():
             live.fail(Code.CONTROLLER_KILLED, "the controller died; this run was finished by reap")
+            if home:
+                live.fail(Code.OUTPUTS_FETCHED_LATE)
             finish.record(live)
         elif live.folder.parts.exists():
             # The row is signed: what this release found has no place in it any more.
             shutil.rmtree(live.folder.parts)
-    return f"{proof.proof}: {proof.detail}"
+    came = f"; its sealed outputs were fetched first: glasshouse open {live.run.id}" if home else ""
+    return f"{proof.proof}: {proof.detail}{came}"
 
 
 def guard(folder: Path, screen: Screen) -> None:
@@ -214,7 +300,8 @@ def watch(folder: Path, screen: Screen) -> None:
                 screen.alarm(f"CLEAN-UP NOT PROVEN (unknown): {why}")
             elif mine:
                 live.rental.allocation_id = mine[0].allocation_id or live.rental.allocation_id
-                finish_dead(live, journal, mine[0])
+                # One that has recorded the run has fetched what it could: what stays is a machine in doubt.
+                finish_dead(live, journal, mine[0], look=not live.folder.bundle.exists())
             elif not live.folder.bundle.exists():
                 live.fail(Code.CONTROLLER_KILLED, "the controller died; its watchdog finished this run")
                 if not live.folder.has("release.json"):  # else it died after its release

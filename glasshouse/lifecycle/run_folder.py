@@ -29,11 +29,58 @@ from glasshouse.codes import Code
 from glasshouse.errors import UsageError
 from glasshouse.records.bundle import NAME
 from glasshouse.records.keys import atomic_write
+from glasshouse.remote.endpoint import Endpoint, HostKey, HostKeySource
 from glasshouse.schema import Launch, Written
 from glasshouse.spec import Arm, RunSpec
 
 _ARMS: dict[str, Arm] = {"raw": "raw", "protected": "protected"}
 _LEG = re.compile(r"s(\d{3})-(raw|protected)(?:-l([1-9]\d{0,2}))?\Z")
+
+
+class SavedEndpoint(BaseModel):
+    """Where a run's pod answers, for whoever comes after a dead controller. It names the key's file.
+
+    host_keys are known_hosts lines, of the only keys that the pod may show.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, alias_generator=to_camel, validate_by_name=True)
+
+    host: str
+    port: int
+    user: str
+    key_path: str
+    host_key_source: HostKeySource
+    host_keys: tuple[str, ...]
+    python: str
+    workdir: str
+
+    @classmethod
+    def of(cls, endpoint: Endpoint | None) -> SavedEndpoint | None:
+        """What is kept of an endpoint; None of one whose host key is not known."""
+        if endpoint is None or not endpoint.host_key.lines:
+            return None
+        return cls(
+            host=endpoint.host,
+            port=endpoint.port,
+            user=endpoint.user,
+            key_path=str(endpoint.key_path),
+            host_key_source=endpoint.host_key.source,
+            host_keys=endpoint.host_key.lines,
+            python=endpoint.python,
+            workdir=endpoint.workdir,
+        )
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint again."""
+        return Endpoint(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            key_path=Path(self.key_path),
+            host_key=HostKey(self.host_key_source, self.host_keys),
+            python=self.python,
+            workdir=self.workdir,
+        )
 
 
 class SavedRun(BaseModel):
@@ -52,6 +99,7 @@ class SavedRun(BaseModel):
     simulated: bool
     rented_at: float | None
     spec: RunSpec
+    endpoint: SavedEndpoint | None = None
 
 
 class RunFolder:
@@ -74,6 +122,10 @@ class RunFolder:
     def outputs(self) -> Path:
         """Where the legs' sealed outputs are brought; they are the owner's, and no part of the bundle."""
         return self.path / "outputs"
+
+    def sealed(self, leg: str, launch: int, name: str) -> Path:
+        """Where a file that launch `launch` of leg `leg` left on the pod as `name` lies here."""
+        return self.outputs / f"{leg}-{launch}-{name}"
 
     @property
     def package(self) -> Path:

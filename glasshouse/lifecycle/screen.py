@@ -116,11 +116,19 @@ class Screen:
         self._beside: _Step | None = None
         self._drawing = threading.RLock()  # of the live line; a signal's handler may show something inside
         self._log: ControllerLog | None = None
+        self._name = ""  # begins each line of a screen beside another
+        self._plain = False
+
+    def aside(self, name: str) -> Screen:
+        """The same terminal for another thread: plain lines, each after `name`, and a log of its own."""
+        other = Screen()
+        other._console, other._name, other._plain = self._console, f"{name}: ", True
+        return other
 
     @property
     def live(self) -> bool:
         """Whether a line can be redrawn."""
-        return self._console.is_terminal
+        return self._console.is_terminal and not self._plain
 
     @contextmanager
     def logged(self, path: Path) -> Iterator[None]:
@@ -137,11 +145,11 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Say one thing."""
-        self._show(text, f"  {_shown(text)}")
+        self._show(text, f"  {_shown(self._name + text)}")
 
     def warn(self, text: str) -> None:
         """Say one thing that needs attention."""
-        self._show(text, f"  [yellow]{_shown(text)}[/yellow]")
+        self._show(text, f"  [yellow]{_shown(self._name + text)}[/yellow]")
 
     def alarm(self, text: str) -> None:
         """Say something loudly."""
@@ -162,10 +170,11 @@ class Screen:
                     with self._drawing:
                         self._status = None
         else:
-            self._console.print(f"  … {_shown(text)}", soft_wrap=True)
+            self._console.print(f"  … {_shown(self._name + text)}", soft_wrap=True)
             yield
         took = f"{time.monotonic() - began:.1f} s"
-        self._show(f"✓ {text} {took}", f"  [green]✓[/green] {_shown(text)} [dim]{took}[/dim]")
+        shown = _shown(self._name + text)
+        self._show(f"✓ {text} {took}", f"  [green]✓[/green] {shown} [dim]{took}[/dim]")
 
     @contextmanager
     def meanwhile(self, text: str) -> Iterator[None]:
@@ -202,7 +211,7 @@ class Screen:
             self.record(named, routine=True)
         if not self._redraw() and plain and now - step.shown >= PLAIN_EVERY_SEC:
             step.shown = now
-            self._console.print(f"    {_shown(named)}", soft_wrap=True)
+            self._console.print(f"    {_shown(self._name + named)}", soft_wrap=True)
 
     def _line(self) -> str:
         beside = self._beside

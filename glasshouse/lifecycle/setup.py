@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,7 +18,8 @@ from glasshouse.attestation.operator import RemoteBroker
 from glasshouse.attestation.server import serve
 from glasshouse.attestation.store import Store
 from glasshouse.codes import Code
-from glasshouse.errors import LegError, OutcomeUnknown, RemoteError, RentalOver, UsageError
+from glasshouse.errors import LegError, RemoteError, RentalOver, UsageError
+from glasshouse.lifecycle.follow import carry
 from glasshouse.lifecycle.live_run import LiveRun, public_allocation
 from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
@@ -30,7 +31,6 @@ from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
 from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
-from glasshouse.retry import RetryPolicy, retry
 from glasshouse.runtime.archive import build_archive
 from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
@@ -38,9 +38,6 @@ from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.installed import ASK_SEC, MAX_ANSWER_BYTES, SCRIPT, read_answer
 from glasshouse.workloads.outlook import lacking_words
 from glasshouse.workloads.package import Payload
-
-UPLOAD = RetryPolicy(tries=4)
-UPLOAD_GAIN = 1 << 20  # bytes that a try must bring, or it counts as one that brought nothing
 
 
 @dataclass
@@ -243,33 +240,24 @@ def _key_broker(live: LiveRun) -> Iterator[tuple[Broker | RemoteBroker, int]]:
 def upload(pod: Pod, source: bytes | Path, path: str, screen: Screen) -> None:
     """Send a sealed package; where the connection dies on the way, go on from what arrived.
 
-    It gives up only after tries that brought next to nothing there: a pod that takes one byte a try is not
-    served for ever. No digest is compared: the package's reader
-    authenticates every chunk of it, and its length.
+    No digest is compared: the package's reader authenticates every chunk of it, and its length.
     """
     meter = Meter("uploading", screen.progress)
-    arrived, fruitful = 0, 0
+    there = 0  # as the pod says at the beginning of a try: what was sent since may not have arrived
 
-    def reconnect(_: OutcomeUnknown) -> None:
-        screen.warn("connection lost while uploading; reconnecting, and going on from what arrived")
-        pod.reconnect()
-
-    def put(_: int) -> None:
+    def put() -> None:
+        nonlocal there
         begun = False
 
         def progress(done: int, total: int) -> None:
-            nonlocal begun, arrived, fruitful
-            if not begun and done >= arrived + UPLOAD_GAIN:
-                arrived, fruitful = done, fruitful + 1
-            begun = True
+            nonlocal begun, there
+            there, begun = (there if begun else done), True
             meter(done, total)
 
         pod.put(source, path, checked=False, progress=progress)
 
-    def policy() -> RetryPolicy:
-        return replace(UPLOAD, tries=UPLOAD.tries + fruitful)
-
-    retry(put, policy, on=OutcomeUnknown, between=reconnect)
+    lost = "connection lost while uploading; reconnecting, and going on from what arrived"
+    carry(pod, put, arrived=lambda: there, lost=lambda: screen.warn(lost))
 
 
 def _pod_root(pod: Pod, allocation: Allocation) -> str:

@@ -145,6 +145,13 @@ class Provider(Protocol):
         beside k doubtful ones only where `afford(k)`.
         """
 
+    def reopen(self, name: str, endpoint: Endpoint) -> Endpoint:
+        """Where the pod of `name` answers another process, after `allocate` gave a dead one `endpoint`.
+
+        It trusts no host key that this one does not, but one that this process made itself. Raises
+        ProviderError, UsageError. Released by the same object.
+        """
+
     def release(
         self,
         name: str,

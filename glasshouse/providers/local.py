@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,10 +89,24 @@ class LocalProvider:
                 f"cannot make the local pod's folder: {error.strerror}", field="name", value=name
             ) from error
         progress("starting an SSH server on loopback")
+        return unrented(self.kind, name, self._serve(name, home, keys, python))
+
+    def reopen(self, name: str, endpoint: Endpoint) -> Endpoint:
+        """Serve the pod's home once more: its server was part of the process that died."""
+        place = pod_place(name)
+        try:
+            keys = Path(tempfile.mkdtemp(prefix="keys-", dir=place))
+        except OSError as error:
+            raise ProviderError(
+                f"cannot open the local pod's folder: {error.strerror}", field="name", value=name
+            ) from error
+        return self._serve(name, place / "home", keys, endpoint.python)
+
+    def _serve(self, name: str, home: Path, keys: Path, python: str) -> Endpoint:
         server = PodServer(home, keys, threads=self._config.threads)
         server.start(self._config.boot_deadline_sec)
         self._servers[name] = server
-        endpoint = Endpoint(
+        return Endpoint(
             host="127.0.0.1",
             port=server.port,
             user=USER,
@@ -100,7 +115,6 @@ class LocalProvider:
             python=python,
             workdir=str(home),
         )
-        return unrented(self.kind, name, endpoint)
 
     def release(
         self,

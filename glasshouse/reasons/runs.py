@@ -15,6 +15,12 @@ BEFORE_LEGS: dict[Code, Reason] = {
     Code.CONTROLLER_KILLED: explained(
         "Controller died", "The controlling process died; the reaper gave the machine back.", Place.CONTROLLER
     ),
+    Code.OUTPUTS_FETCHED_LATE: explained(
+        "Outputs fetched after its controller died",
+        "What the run had sealed for its owner was fetched from the machine before that was given back, by "
+        "the watchdog or by `reap`, and is what the leg signed. Nobody followed the leg to its end.",
+        Place.CONTROLLER,
+    ),
     Code.JOURNAL_FAILED: explained(
         "Intent not written down",
         "The intent could not be written down, so nothing was rented.",

@@ -46,7 +46,7 @@ class LaunchParams:
     deadline_sec: float
     job: bool = False  # a project's command, which ends by itself
     network_open: bool = False  # of a job
-    job_sec: float = 0.0  # when it is asked to end; 0: at the leg's deadline
+    job_sec: float = 0.0  # when it is asked to end, before the leg's deadline; 0: it is not
     ranks: int = 1  # processes that train together, one a GPU
     manifest_hash: str = ""
     package: str = ""  # where it lies on the pod, for both arms the same

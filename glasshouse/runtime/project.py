@@ -44,6 +44,7 @@ from glasshouse.sealing.tree_index import shown
 FOLDER = "project"  # in the scratch folder, as are the next two
 SITE, PROGRAMS = "site", "programs"  # what came along as wheels: modules, and what they let one call by name
 REPORT_SEC = 2.0
+REPORT_SHARE = 0.001  # of what a job took so far: a leg has room for so many events and no more
 LOOK_SEC = 0.05
 FEW = 5
 INDEX_DOMAIN = "glasshouse/project-outputs/v1"
@@ -163,6 +164,11 @@ def _installed(wheels: Path, scratch: Path) -> Site | None:
     return site
 
 
+def report_every(elapsed_sec: float) -> float:
+    """Seconds between reports that a job goes on: more, the longer it has run."""
+    return max(REPORT_SEC, REPORT_SHARE * elapsed_sec)
+
+
 def _left(folder: Path) -> Tree:
     """What a job left as its outputs, by name, size and time; what cannot be carried is left out."""
 
@@ -253,7 +259,7 @@ def _run(
                 _signal(pid, signal.SIGTERM)
             elif asked is not None and now - asked >= GRACE_SEC:
                 _signal(pid, signal.SIGKILL)
-            if now - reported >= REPORT_SEC:
+            if now - reported >= report_every(now - began):
                 reported = now
                 channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0})
             select.select([channel.fileno()] if asked is None else [], [], [], LOOK_SEC)

@@ -178,3 +178,34 @@ def test_open_leaves_nothing_of_outputs_that_were_altered(some_run: Path, call: 
     assert not list(Path("adapters").glob("*outputs*"))
     assert not list(Path("adapters").glob("*.safetensors"))
     assert not list(Path("adapters").glob(".*"))
+
+
+def test_open_holds_outputs_against_a_leg_that_failed_after_it_sealed_them(
+    some_run: Path, call: Call
+) -> None:
+    events = some_run / "bundle" / "legs" / "s001-protected" / "events.jsonl"
+    for digest, code in ((None, 0), ("00" * 32, 1)):
+        body = {"plaintextSha256": digest or _plaintext(events)}
+        lines = [{"type": "sealed-outputs", "body": body}, {"type": "failed", "body": {"code": "x"}}]
+        before = events.read_bytes()
+        events.write_bytes(b"".join(canonical_json(line) + b"\n" for line in lines))
+        found, out, _ = call("open", "20260102", "--json")
+        assert found == code
+        files = json.loads(out)["files"] if not code else []
+        assert [item["matchesEvents"] for item in files if "safetensors" in item["path"]] == [True] * len(
+            files[:1]
+        )
+        events.write_bytes(before)
+
+
+def _plaintext(events: Path) -> str:
+    lines = [json.loads(line) for line in events.read_bytes().splitlines()]
+    return str(lines[-1]["body"]["outputs"]["plaintextSha256"])
+
+
+def test_open_says_what_finishes_a_run_whose_controller_died(some_run: Path, call: Call) -> None:
+    (some_run / "bundle").rename(some_run / "parts")
+    code, _, err = call("open", "20260102")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the run is not finished (run=20260102)" in err
+    assert "`glasshouse reap` fetches what was sealed for you" in err

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Sshd
-from tests.e2e.conftest import Program
+from tests.e2e.conftest import Program, wait_until
+from tests.e2e.phases import on_pod
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -290,6 +291,24 @@ def test_links_in_the_outputs_stay_links_and_those_that_lead_out_are_named(
     assert not os.path.lexists(back / "passwd")
     again = program("open", str(folder), "--to", str(tmp_path / "again"))
     assert "left out on the pod: up4: the link leads out of the folder" in again.stdout
+
+
+def test_what_fails_after_its_outputs_were_sealed_loses_none_of_them(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": SAVES, "broken.py": ""})
+    process = program.start(*words(mine, program), "python", "main.py", "nothing")
+    wait_until(lambda: on_pod(program, "legs/s000-1/events.jsonl"), 60, "the leg")
+    (leg,) = program.pods()[0].glob("home/*/legs/s000-1")
+    (leg / "result.json.partial").mkdir()  # as on a disk that is full by then: the leg has no last word
+    out, err = process.communicate(timeout=90)
+    record = json.loads(out)["runs"][0]
+    assert (process.returncode, record["status"]) == (1, "excluded"), err
+    assert "lost-leg" in record["exclusion"]["codes"]
+    assert "its outputs were sealed before that; fetching them" in err
+    assert files(opened(program, Path(record["folder"]), tmp_path / "back")) == {
+        "saved.txt": (b"saved", False)
+    }
 
 
 REACHES = """

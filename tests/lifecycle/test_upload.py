@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from glasshouse.errors import OutcomeUnknown
+from glasshouse.lifecycle.follow import CARRY
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.lifecycle.setup import UPLOAD, upload
+from glasshouse.lifecycle.setup import upload
 from glasshouse.remote.endpoint import Endpoint
 from glasshouse.remote.pod import Pod
 
@@ -57,10 +58,10 @@ def test_it_gives_up_in_the_end(endpoint: Endpoint, tmp_path: Path) -> None:
     source, target = tmp_path / "package", Path(endpoint.workdir) / "pod" / "package"
     source.write_bytes(os.urandom(SIZE))
     with Pod(endpoint) as pod:
-        screen = Cutting(pod, UPLOAD.tries)
+        screen = Cutting(pod, CARRY.tries)
         with pytest.raises(OutcomeUnknown):
             upload(pod, source, str(target), screen)
-    assert len(screen.warned) == UPLOAD.tries - 1
+    assert len(screen.warned) == CARRY.tries - 1
     assert not target.exists()
 
 

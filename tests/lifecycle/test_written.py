@@ -185,10 +185,23 @@ def test_run_json_is_what_another_process_finishes_the_run_from(live: LiveRun) -
     assert state == {
         "run": "20260101-000000-abcdef", "name": NAME, "allocationId": None, "failures": ["no-capacity"],
         "startedAt": 1000.00049, "overrides": ["gpu=cpu", "duration=1"], "simulated": False, "rentedAt": None,
+        "endpoint": None,
     }  # fmt: skip
     again = reopen(live.folder.path, live.screen)
     assert again.run == live.run
     assert again.ending.failures == ["no-capacity"]
+    keys = HostKey("created", ("[host]:2022 ssh-ed25519 AAAA",))
+    live.rental.endpoint = Endpoint("host", 2022, "root", Path("/keys/client"), keys, "python3", "work")
+    live.save()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert reopen(live.folder.path, live.screen).rental.endpoint == live.rental.endpoint
+    live.rental.endpoint = replace(live.rental.endpoint, host_key=HostKey("first-use", None))
+    live.save()  # nobody could tell a stranger from it
+    assert reopen(live.folder.path, live.screen).rental.endpoint is None
+    state = json.loads(path.read_bytes())
+    del state["endpoint"]  # as an older version wrote it
+    path.write_text(json.dumps(state))
+    assert reopen(live.folder.path, live.screen).rental.endpoint is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"run":1}'])

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from glasshouse.errors import UsageError
-from glasshouse.lifecycle.reap import reap_all
+from glasshouse.lifecycle.reap import Wishes, reap_all
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.journal import Journal, KeyMark
 from tests.e2e.conftest import TINY, Program, kill_with_watchdog, wait_until
@@ -107,7 +107,7 @@ def test_what_another_host_rents_is_left_alone_unless_it_is_known_to_be_gone(url
         assert (left.state, left.proof) == ("elsewhere", None)
         assert "reap on elsewhere" in left.detail
         assert len(journal.open_entries()) == 1
-        (reaped,) = reap_all(Screen(quiet=True), elsewhere=True)
+        (reaped,) = reap_all(Screen(quiet=True), Wishes(elsewhere=True))
         assert (reaped.state, reaped.proof) == ("reaped", "zero")
         assert journal.open_entries() == ()
 

@@ -26,8 +26,9 @@ import pytest
 from glasshouse.codes import Code
 from glasshouse.errors import OutcomeUnknown, RemoteError
 from glasshouse.lifecycle.collect import MAX_OUTPUT_BYTES, sealed_outputs
+from glasshouse.lifecycle.follow import CARRY
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.lifecycle.setup import UPLOAD, upload
+from glasshouse.lifecycle.setup import upload
 from glasshouse.providers.pod_server import PodServer
 from glasshouse.remote import connection, transfer
 from glasshouse.remote.endpoint import Endpoint, HostKey
@@ -178,12 +179,12 @@ def test_one_that_takes_a_byte_a_try_is_given_up(pod_server: PodServer, tmp_path
 
         def warn(self, text: str) -> None:
             self.warned += 1
-            assert self.warned < 2 * UPLOAD.tries, "it goes on"
+            assert self.warned < 2 * CARRY.tries, "it goes on"
 
     screen = Counting(quiet=True)
     with lying(pod_server, tmp_path, program) as pod, pytest.raises(OutcomeUnknown):
         upload(pod, tmp_path / "package", f"{tmp_path}/file", screen)
-    assert screen.warned == UPLOAD.tries - 1
+    assert screen.warned == CARRY.tries - 1
 
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "another"])
