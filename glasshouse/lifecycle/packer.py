@@ -166,6 +166,7 @@ class Packer:
                         },
                         progress=Meter("sealing", screen.progress_meanwhile if ahead else screen.progress),
                         check=self._go_on,
+                        padded=self._live.run.spec.payload == "private",
                     )
                 return Sealed(manifest_hash, key, salt, time.monotonic() - began)
         except BaseException:
