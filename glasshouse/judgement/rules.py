@@ -268,7 +268,7 @@ def _one_value(name: str) -> Callable[[RunFacts], Iterator[str]]:
 
 def _loss_missing(facts: RunFacts) -> Iterator[str]:
     for slot, result in facts.all_results:
-        if result.final_loss is None:
+        if result.final_loss is None and result.loss_finite is None:
             yield f"{slot.name} reports no final loss"
 
 
@@ -276,6 +276,8 @@ def _loss_finite(facts: RunFacts) -> Iterator[str]:
     for slot, result in facts.all_results:
         if any(loss is None for _, loss in result.loss_curve):
             yield f"{slot.name}: a loss on the way was not finite"
+        if result.loss_finite is False:
+            yield f"{slot.name}: its final loss was not finite"
 
 
 def _unchanged(facts: RunFacts) -> Iterator[str]:

@@ -49,7 +49,11 @@ def test_a_private_leg_signs_nothing_that_confirms_a_guess() -> None:
         assert sizes & set(numbers([json.loads(line) for line in signed.splitlines()])) == set()
         # What is left is what verification and the owner's digests need.
         shown = leg.event("trained")["result"]
-        assert {"workloadDigest", "initialDigest", "outputDigest", "outputDiffers", "finalLoss"} <= set(shown)
+        assert {"workloadDigest", "initialDigest", "outputDigest", "outputDiffers"} <= set(shown)
+        assert (shown["finalLoss"], shown["lossFinite"], shown["lossCurve"]) == (None, True, [])
+        assert isinstance(trained["finalLoss"], float)
+        assert {needle["positiveControl"] for needle in leg.event("zeroized")["needles"]} <= {0, 1}
+        assert all("needles" not in needle for needle in leg.event("zeroized")["needles"])
         assert leg.event("zeroized")["outputs"] == leg.event("sealed-outputs")
         assert leg.event("zeroized")["buffers"]["host"]["readBackZero"] is True
         assert leg.log == ""
