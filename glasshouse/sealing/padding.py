@@ -3,7 +3,7 @@
 Padmé (Nikitin, Barman, Lueks, Underwood, Hubaux, Ford: Reducing Metadata Leakage from Encrypted Files and
 Communication with PURBs, PoPETs 2019(4), section 4, doi:10.2478/popets-2019-0056) allows the sizes that are
 floating-point numbers with a mantissa no longer than their exponent. Of all sizes up to M bytes, O(log log M)
-bits are told; at most 11.2 % are added, 6 % from 1 MB on, 3 % from 1 GB on. Below a floor all sizes are one.
+bits are told. Below a floor all sizes are one; above it at most 3.2 % are added (12 % without one).
 
 How much padding a container has follows from the rest of it and is written down nowhere: none can be wrong.
 """
