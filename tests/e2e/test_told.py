@@ -235,6 +235,7 @@ def test_two_projects_are_not_told_apart_and_their_command_stands_nowhere(
 
 
 @pytest.mark.train
+@pytest.mark.soak  # half a minute, most of it torch's import; the two above stay
 def test_two_built_in_models_are_not_told_apart(program: Program) -> None:
     job = [
         "order=protected-only", "payload=private", "steps=5", "duration=null", "provider.threads=1",
