@@ -25,7 +25,7 @@ from glasshouse.sealing.packing import PreparedPackage, Sink, prepare
 from glasshouse.sealing.tree import CANNOT_READ, INDEX_NAME, PIECE_BYTES, list_folder, read_tree
 from glasshouse.sealing.tree_index import Skipped, as_path, shown
 
-MAX_TREE_BYTES = 63 << 30  # sealed, it is less than the 64 GiB that the controller fetches
+MAX_TREE_BYTES = 63 << 30  # sealed and padded, it is less than the 64 GiB that the controller fetches
 TREE_TRIES = 3  # how often a folder is looked at anew because something changed it while it was read
 
 

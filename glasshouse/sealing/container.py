@@ -326,8 +326,8 @@ def read_table(sealed: memoryview, key: memoryview, expected: bytes) -> Table:
     # 4: the size, before memory is taken for what the manifest claims
     first = HEADER_BYTES + manifest_object(header).sealed_bytes
     objects, padding = manifest.objects, tuple[SealedObject, ...]()
-    if header.padded:
-        whole = first + sum(item.sealed_bytes for item in objects)
+    whole = first + sum(item.sealed_bytes for item in objects)
+    if header.padded and whole <= sealed.nbytes:  # or as much padding would be listed as a manifest may claim
         padding = padding_objects(len(objects), whole, header.chunk_bytes)
     sizes = (item.sealed_bytes for item in (*objects, *padding))
     offsets = list(itertools.accumulate(sizes, initial=first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -13,10 +14,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glasshouse.errors import SealError
+from glasshouse.lifecycle.collect import MAX_OUTPUT_BYTES
+from glasshouse.runtime.sealer import MAX_TREE_BYTES
 from glasshouse.sealing import packing
 from glasshouse.sealing.container import TensorSpec, open_package, seal_package
-from glasshouse.sealing.container_keys import cipher_for
-from glasshouse.sealing.layout import HEADER_BYTES, TAG, Header, SealedObject, nonce
+from glasshouse.sealing.container_keys import cipher_for, commitment
+from glasshouse.sealing.layout import (
+    HEADER_BYTES,
+    PADDED_VERSION,
+    TAG,
+    Header,
+    SealedObject,
+    build_manifest,
+    manifest_object,
+    nonce,
+    tensor_object,
+)
 from glasshouse.sealing.padding import (
     FLOOR,
     MANIFEST_FLOOR,
@@ -223,6 +236,27 @@ def test_a_manifest_padded_otherwise_is_refused(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(packing, "padded_manifest", padding)
         data, digest = sealed({"a": b"x"})
         assert refusal(tmp_path / "p", data, digest) == ("manifest-malformed",)
+
+
+def test_a_manifest_that_claims_much_makes_no_list_of_its_padding(tmp_path: Path) -> None:
+    """Padding follows from sizes that a manifest claims; a container that is not that long is cut short."""
+    spec = TensorSpec("w", "uint8", (1 << 52,))
+    manifest = padded_manifest(
+        build_manifest(bytes(32), 64, [(tensor_object(0, spec, 64), "0" * 64)], {}, PADDED_VERSION)
+    )
+    digest, key = hashlib.sha256(manifest).digest(), memoryview(KEY)
+    header = Header(64, len(manifest), digest, commitment(key, digest), PADDED_VERSION)
+    item = manifest_object(header)
+    sealed_manifest = cipher_for(key, digest, item).encrypt(
+        nonce(0), memoryview(manifest), item.associated_data(header.pack(), 0)
+    )
+    data = header.pack() + bytes(sealed_manifest) + bytes(FLOOR)
+    assert refusal(tmp_path / "p", data, digest.hex()) == ("container-truncated",)
+
+
+def test_the_largest_outputs_are_fetched_padded() -> None:
+    most = MAX_TREE_BYTES + (1 << 28)  # with index, log, tags and manifest
+    assert padme(most + TAG) <= MAX_OUTPUT_BYTES
 
 
 def test_a_container_that_was_sealed_without_padding_still_opens(tmp_path: Path) -> None:
