@@ -356,11 +356,7 @@ RULES: dict[Code, Reason] = {
         Place.JUDGEMENT,
         Place.WIPE,
     ),
-    Code.FINAL_LOSS_MISSING: demanded(
-        "No final loss",
-        "every leg reports its final loss, or of a private job that it was finite",
-        Place.JUDGEMENT,
-    ),
+    Code.FINAL_LOSS_MISSING: demanded("No final loss", "every leg reports its final loss", Place.JUDGEMENT),
     Code.NON_FINITE_LOSS: demanded(
         "Loss not finite", "every loss is a finite number", Place.JUDGEMENT, Place.LEG
     ),

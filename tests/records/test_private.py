@@ -97,6 +97,9 @@ def test_a_private_bundle_verifies_and_confirms_no_guess(factory: Factory, model
     figures = judgement.figures
     assert figures.protected.output_sha256 is None
     assert figures.protected.final_loss is None
+    (said,) = [line for line in judgement.as_record().checks if line.code == "final-loss-missing"]
+    assert (said.ok, said.vacuous) == (True, False)
+    assert said.detail.endswith("of a private job the loss itself is withheld")
     assert b'"lossFinite":true' in (folder / "legs/s000-protected/events.jsonl").read_bytes()
     assert figures.unit_info == {}
     assert figures.roofline is None
