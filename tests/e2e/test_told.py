@@ -40,7 +40,7 @@ SAME_LENGTH = re.compile(
 )
 # How the machine was, and how often it was looked at.
 MACHINE = re.compile(
-    r".*events\.jsonl\.body(\.result\.warmupUnits|\.units)|"  # done in a time, and not of a number
+    r".*events\.jsonl\.body(\.result\.warmupUnits|\.units|\.phase)|"  # done or reported by the clock
     r"bundle/release\.json\.detail|.*events\.jsonl\.body\.(unscannedRegions|elapsedSec)|.*heads\.jsonl\.seq"
     r"|.*\.disturbed(\[\])?|.*telemetry"
 )
