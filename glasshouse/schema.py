@@ -310,8 +310,9 @@ class Result(Report):
 
     The work done in the measured stretch, and what it started and ended with: `units` of `unit` in
     elapsed_sec; steps are optimiser steps. loss_curve: (units, loss); throughput_curve: (seconds, units). A
-    loss that was missing or not finite is None. cpu_sec: of the training process, in the measured stretch;
-    total_cpu_sec: from building the session to the end of training.
+    loss that was missing or not finite is None. A private job's is withheld: in its place loss_finite says
+    whether it was. cpu_sec: of the training process, in the measured stretch; total_cpu_sec: from building
+    the session to the end of training.
     """
 
     unit: Words
@@ -322,11 +323,12 @@ class Result(Report):
     warmup_sec: Seconds
     warmup_units: Work
     final_loss: Loss | None
+    loss_finite: bool | None = None
     loss_curve: Annotated[tuple[tuple[Work, Loss | None], ...], Field(max_length=1000)]
     throughput_curve: Annotated[tuple[tuple[Seconds, Work], ...], Field(max_length=1000)]
     workload_digest: Hex64
     initial_digest: Hex64
-    output_sha256: Hex64 | None = None  # withheld of a private job, as are sizes and the loss curve
+    output_sha256: Hex64 | None = None  # withheld of a private job, as are sizes and losses
     output_differs: bool
     unit_info: Annotated[dict[Words, UnitInfo], Field(max_length=64)]
     machine_start: Machine
@@ -350,6 +352,11 @@ class Result(Report):
             if self.units > 0
             else float(self.steps)
         )
+
+    @property
+    def withholds(self) -> bool:
+        """Whether it leaves out what only a private job's may: its outputs' digest, or its final loss."""
+        return self.output_sha256 is None or (self.final_loss is None and self.loss_finite is not None)
 
     @property
     def deterministic(self) -> bool:

@@ -167,7 +167,7 @@ def _checks(checks: Sequence[CheckLine]) -> None:
         demands: dict[str, str] = {rule.code: rule.text for rule in RULES}
         rows = [
             [
-                ("nothing checked" if item.detail else "ok") if item.ok else "FAILED",
+                ("nothing checked" if item.vacuous else "ok") if item.ok else "FAILED",
                 item.code,
                 item.detail or demands.get(item.code, ""),
             ]

@@ -12,7 +12,7 @@ from glasshouse.judgement.rules import METHOD
 from glasshouse.origin import commit
 from glasshouse.publishing.artifact import SCHEMA_VERSION
 from glasshouse.records.signing import BUNDLE_TYPE, PLAN_TYPE
-from glasshouse.sealing.layout import FORMAT
+from glasshouse.sealing.layout import FORMATS
 
 
 def show(words: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def show(words: Sequence[str]) -> int:
             field="argument", value=" ".join(words), remedy="leave them out",
         )  # fmt: skip
     formats = {
-        "container": FORMAT,
+        "container": ", ".join(FORMATS.values()),
         "evidence": EAT_PROFILE,
         "plan": PLAN_TYPE,
         "bundle": BUNDLE_TYPE,

@@ -50,12 +50,12 @@ class Judgement:
             caveats=self.caveats,
             figures=self.figures,
             # What a check that holds demands is the method's text, not the record's; that there was
-            # nothing to check is this run's.
+            # nothing to check, or something else, is this run's.
             checks=tuple(
                 CheckLine(
                     code=check.code,
                     ok=check.ok,
-                    detail=check.detail if check.vacuous or not check.ok else "",
+                    detail=check.detail if check.vacuous or check.reworded or not check.ok else "",
                 )
                 for check in self.checks
             ),

@@ -140,11 +140,19 @@ class Excluded(Report):
 
 
 class CheckLine(Report):
-    """How one rule came out; `detail` is what was found, or that there was nothing to check."""
+    """How one rule came out.
+
+    `detail` is what was found, that there was nothing to check, or what was demanded instead of its text.
+    """
 
     code: str
     ok: bool
     detail: str
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it holds because there was nothing to look at: judgement/nothing_to_check.py says it so."""
+        return self.ok and self.detail.endswith(": nothing to check")
 
 
 class Record(Report):

@@ -47,12 +47,14 @@ class Check:
     """One named check: what was looked at, whether it holds, and what was found when it does not.
 
     vacuous: it holds because there was nothing to look at; its detail says what was missing.
+    reworded: it holds in another way than the method's text says; its detail says in which.
     """
 
     code: str
     ok: bool
     detail: str
     vacuous: bool = False
+    reworded: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Rule:
     """A condition of "verified": the reason code of its failure, and the test.
 
     absent: says why there is nothing to look at, "" where there is something.
+    instead: what was demanded of a run in place of the rule's text, "" where that is what was. (The text
+        stands in published artifacts, so it stays.)
     since: the method number from which it applies (see METHOD).
     skip: of which runs it says nothing at all, not even that there was nothing to look at.
     earlier: other tests that stood here, each with the last method number of which it was the test.
@@ -68,6 +72,7 @@ class Rule:
     code: Code
     find: Callable[[RunFacts], Iterable[str]]
     absent: Callable[[RunFacts], str] = lambda _: ""
+    instead: Callable[[RunFacts], str] = lambda _: ""
     since: int = 1
     skip: Callable[[RunFacts], bool] | None = None
     earlier: Mapping[int, Callable[[RunFacts], Iterable[str]]] = field(default_factory=dict)
@@ -99,7 +104,9 @@ def check_rules(facts: RunFacts, method: int | None = None) -> tuple[Check, ...]
         find = next((test for until, test in sorted(rule.earlier.items()) if method <= until), rule.find)
         found = [*find(facts), *ended.pop(rule.code, [])]
         absent = "" if found else rule.absent(facts)
-        checks.append(Check(rule.code, not found, _joined(found) or absent or rule.text, bool(absent)))
+        instead = "" if found or absent else rule.instead(facts)
+        detail = _joined(found) or absent or instead or rule.text
+        checks.append(Check(rule.code, not found, detail, bool(absent), bool(instead)))
     checks += [Check(code, False, _joined(where)) for code, where in ended.items()]
     return tuple(checks)
 
@@ -268,14 +275,24 @@ def _one_value(name: str) -> Callable[[RunFacts], Iterator[str]]:
 
 def _loss_missing(facts: RunFacts) -> Iterator[str]:
     for slot, result in facts.all_results:
-        if result.final_loss is None:
+        if result.final_loss is None and result.loss_finite is None:
             yield f"{slot.name} reports no final loss"
+
+
+def _loss_withheld(facts: RunFacts) -> str:
+    if any(result.loss_finite is not None for _, result in facts.all_results):
+        return (
+            "every leg reports that its final loss was finite; of a private job the loss itself is withheld"
+        )
+    return ""
 
 
 def _loss_finite(facts: RunFacts) -> Iterator[str]:
     for slot, result in facts.all_results:
         if any(loss is None for _, loss in result.loss_curve):
             yield f"{slot.name}: a loss on the way was not finite"
+        if result.loss_finite is False:
+            yield f"{slot.name}: its final loss was not finite"
 
 
 def _unchanged(facts: RunFacts) -> Iterator[str]:
@@ -351,7 +368,7 @@ RULES: tuple[Rule, ...] = (
     Rule(Code.GPU_NOT_AS_ASKED, _gpu, no_gpu_seen),
     Rule(Code.WORKLOAD_DIGEST_MISMATCH, _one_value("workload_digest"), no_results),
     Rule(Code.INITIAL_WEIGHTS_MISMATCH, _one_value("initial_digest"), no_results, skip=of_a_project),
-    Rule(Code.FINAL_LOSS_MISSING, _loss_missing, no_results, skip=of_a_project),
+    Rule(Code.FINAL_LOSS_MISSING, _loss_missing, no_results, _loss_withheld, skip=of_a_project),
     Rule(Code.NON_FINITE_LOSS, _loss_finite, no_results, skip=of_a_project),
     Rule(Code.ADAPTER_UNCHANGED, _unchanged, no_results, skip=of_a_project),
     Rule(

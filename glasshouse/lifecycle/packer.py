@@ -179,6 +179,7 @@ class Packer:
                         },
                         progress=Meter("sealing", screen.progress_meanwhile if ahead else screen.progress),
                         check=self._go_on,
+                        padded=self._live.run.spec.payload == "private",
                     )
                 seconds = time.monotonic() - began
                 return Sealed(manifest_hash, key, markers, markers_hash, seconds)

@@ -237,7 +237,7 @@ def _launch(
         data = reader.files.get(f"{folder}result.json")
     if data is not None and written.status == "complete":
         result = schema.Result.read(data)
-        if result is not None and result.output_sha256 is None and plan.spec.payload == "public":
+        if result is not None and result.withholds and plan.spec.payload == "public":
             result = None
         code = code if result is not None else Code.RESULT_MALFORMED
     return LaunchFacts(written, code, result, lifecycle)

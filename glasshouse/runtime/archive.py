@@ -70,6 +70,7 @@ MODULES = (
     "sealing/memory.py",
     "sealing/outputs.py",
     "sealing/packing.py",
+    "sealing/padding.py",
     "sealing/tree.py",
     "sealing/tree_index.py",
     "sealing/tree_write.py",

@@ -1,22 +1,25 @@
 """What the events of a private job leave out: they are published as the pod signs them, so it is cut there.
 
-A digest without a salt lets anyone confirm a guess, and sizes, counts and the course of the loss tell a model
-as well as its config does. What a leg reports beyond that goes into its sealed log, for its owner (leg.py).
+A digest without a salt lets anyone confirm a guess, and sizes, counts and losses tell a model as well as its
+config does. What a leg reports beyond that goes into its sealed log, for its owner (leg.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
-LOSS_DIGITS = 3  # of the final loss: enough to see that it trained
+UNITS = ("epochs", "steps", "units", "job")  # a workload of one's own may count in words of its own
 _UNSEALED = ("unsealSec", "keyAtRest", "keyResidue")
 _OUTPUTS = ("plaintextSha256", "ciphertextSha256")  # the first is of salted digests: sealing/outputs.py
 _BUFFER = ("readBackZero", "cache")
+_NEEDLE = ("class", "where")
+_COUNTS = ("straysKilled",)
 _RESULT = (
-    "unit", "units", "steps", "elapsedSec", "setupSec", "warmupSec", "warmupUnits", "delayPct",
+    "units", "steps", "elapsedSec", "setupSec", "warmupSec", "warmupUnits", "delayPct",
     "throughputCurve", "initialDigest", "outputDigest", "outputDiffers", "workloadDigest", "machineStart",
     "machineEnd", "cpuSec", "totalCpuSec", "device", "telemetry", "exit",
 )  # fmt: skip
@@ -32,15 +35,41 @@ def shown(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return _only(body, _OUTPUTS)
     if kind == "zeroized":
         buffers = {place: _only(part, _BUFFER) for place, part in body["buffers"].items()}
-        return {**body, "buffers": buffers, "outputs": _only(body["outputs"], _OUTPUTS)}
+        return {
+            **body,
+            "buffers": buffers,
+            "outputs": _only(body["outputs"], _OUTPUTS),
+            "needles": [_needle(needle) for needle in body["needles"]],
+            **{name: _whether(body[name]) for name in _COUNTS if name in body},
+        }
     return dict(body)
 
 
 def _result(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A leg's result without digest and size of outputs, the workload's numbers, the course of the loss."""
-    loss = body.get("finalLoss")
-    rounded = float(f"{loss:.{LOSS_DIGITS}g}") if isinstance(loss, float) else loss
-    return {**_only(body, _RESULT), "finalLoss": rounded, "lossCurve": [], "unitInfo": {}}
+    """A leg's result without digest and size of outputs, the workload's numbers and words, and the loss.
+
+    Of the loss it says whether it was finite; nothing where none was reported.
+    """
+    loss, unit = body.get("finalLoss"), body.get("unit")
+    cut: dict[str, Any] = {"unit": unit if unit in UNITS else "units"}
+    cut |= {"finalLoss": None, "lossCurve": [], "unitInfo": {}}
+    if isinstance(loss, int | float) and not isinstance(loss, bool):
+        cut["lossFinite"] = math.isfinite(loss)
+    return {**_only(body, _RESULT), **cut}
+
+
+def _needle(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A class of needles without how many there were: that tells how many tensors, and copies of them."""
+    return {
+        **_only(body, _NEEDLE),
+        "positiveControl": _whether(body["positiveControl"]),
+        "after": _whether(body["after"]),
+    }
+
+
+def _whether(count: int) -> int:
+    """1 for any number but 0: the fields are counts, and what is judged is whether there was one."""
+    return min(count, 1)
 
 
 def _only(body: Mapping[str, _T], names: tuple[str, ...]) -> dict[str, _T]:

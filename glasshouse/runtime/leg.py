@@ -179,7 +179,14 @@ def _seal_log(leg: LegState) -> None:
         files = {"trainer.log": leg.log.text()}
         if leg.withheld:
             files["events.json"] = canonical_json(leg.withheld)
-        seal_outputs(out, owner_public=leg.owner_public, context=context, files=files, tensors=())
+        seal_outputs(
+            out,
+            owner_public=leg.owner_public,
+            context=context,
+            files=files,
+            tensors=(),
+            padded=leg.launch.private,
+        )
 
 
 def write_result(folder: Path, result: ProtectedEnd | RawEnd) -> None:

@@ -130,6 +130,7 @@ def work(
         owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
         context=launch.sealed_under,
         extra={"exit.json": canonical_json(_exit_file(ended.exit))},
+        padded=launch.private,
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
 

@@ -25,16 +25,22 @@ from glasshouse.sealing.packing import PreparedPackage, Sink, prepare
 from glasshouse.sealing.tree import CANNOT_READ, INDEX_NAME, PIECE_BYTES, list_folder, read_tree
 from glasshouse.sealing.tree_index import Skipped, as_path, shown
 
-MAX_TREE_BYTES = 63 << 30  # sealed, it is less than the 64 GiB that the controller fetches
+MAX_TREE_BYTES = 63 << 30  # sealed and padded, it is less than the 64 GiB that the controller fetches
 TREE_TRIES = 3  # how often a folder is looked at anew because something changed it while it was read
 
 
 def seal_in_child(
-    descriptor: int, tensors: Mapping[str, Tensor], *, owner_public: bytes, context: Mapping[str, str]
+    descriptor: int,
+    tensors: Mapping[str, Tensor],
+    *,
+    owner_public: bytes,
+    context: Mapping[str, str],
+    padded: bool = False,
 ) -> SealedOutputs:
     """Seal `tensors` to the owner's public key, written to `descriptor`; return digests and size.
 
-    Runs in a forked child; raises LegError(Code.SEALING_FAILED) when it does not end well.
+    padded: as `seal_package`. Runs in a forked child; raises LegError(Code.SEALING_FAILED) when that does not
+    end well.
     """
     views = []
     keep = []
@@ -44,7 +50,9 @@ def seal_in_child(
         views.append((TensorSpec(name, harness.dtype_name(host), tuple(host.shape)), view))
 
     def seal(out: Sink) -> SealedOutputs:
-        return seal_outputs(out, owner_public=owner_public, context=context, files={}, tensors=iter(views))
+        return seal_outputs(
+            out, owner_public=owner_public, context=context, files={}, tensors=iter(views), padded=padded
+        )
 
     try:
         return _in_child(descriptor, seal)
@@ -62,6 +70,7 @@ def seal_tree_in_child(
     extra: Mapping[str, bytes],
     only: Callable[[str], bool] | None = None,
     max_bytes: int = MAX_TREE_BYTES,
+    padded: bool = False,
 ) -> SealedOutputs:
     """Seal what lies under `folder` as `seal_tree` does, in a forked child, written to `descriptor`.
 
@@ -78,6 +87,7 @@ def seal_tree_in_child(
             extra=extra,
             only=only,
             max_bytes=max_bytes,
+            padded=padded,
         )
 
     return _in_child(descriptor, seal)
@@ -93,6 +103,7 @@ def seal_tree(
     only: Callable[[str], bool] | None = None,
     piece_bytes: int = PIECE_BYTES,
     max_bytes: int = MAX_TREE_BYTES,
+    padded: bool = False,
 ) -> SealedOutputs:
     """Seal what lies under `folder` to the owner's public key; one odd file spoils nothing.
 
@@ -110,6 +121,7 @@ def seal_tree(
         only: says of a relative path whether it is to be taken; None takes everything.
         piece_bytes: as `read_tree`.
         max_bytes: as `read_tree`: a file that is too large is left out, and not everything with it.
+        padded: as `seal_package`.
 
     Raises:
         SealError: as `seal_outputs`, for what is wrong with `extra`, the key or the context.
@@ -127,6 +139,7 @@ def seal_tree(
             max_bytes=max_bytes,
             changed=changed,
             given_up=given_up if turn == TREE_TRIES else (),
+            padded=padded,
         )
         if not seen:
             break
@@ -143,6 +156,7 @@ def _prepared(
     max_bytes: int,
     changed: Mapping[str, str],
     given_up: Collection[str],
+    padded: bool,
 ) -> tuple[PreparedPackage, dict[str, str]]:
     """Look at a folder and read it once; return also what changed meanwhile, and how."""
     skipped = list[Skipped]()
@@ -165,7 +179,7 @@ def _prepared(
         piece_bytes=piece_bytes,
         max_bytes=max_bytes,
     )
-    package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tree.tensors, extra={})
+    package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tree.tensors, extra={}, padded=padded)
     return package, dict(seen)
 
 

@@ -227,6 +227,7 @@ def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, chan
         outputs,
         owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
         context=launch.sealed_under,
+        padded=launch.private,
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
     _zeroize(session, outputs, package, channel)

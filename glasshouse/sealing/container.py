@@ -14,8 +14,10 @@ run's package and its markers are given one for (lifecycle/packer.py), and nothi
     2. key commitment, before any ciphertext is used       key-commitment-mismatch
     3. manifest decrypted                                  manifest-authentication-failed
        its SHA-256 is the hash, it parses strictly         manifest-hash-mismatch, manifest-malformed
+       its own padding is what it has to be                manifest-malformed
     4. file size is what the manifest says, to the byte    container-truncated, container-trailing-bytes
     5. every chunk decrypted to its place, in threads      chunk-authentication-failed
+       padding decrypted into nothing, and all zero        chunk-authentication-failed, container-malformed
     6. on request, the salted plaintext digests            digest-mismatch
 
 On any failure the region is overwritten before SealError is raised.
@@ -52,6 +54,7 @@ from glasshouse.sealing.layout import (
     TAG,
     Header,
     Manifest,
+    SealedObject,
     TensorSpec,
     manifest_object,
     nonce,
@@ -68,6 +71,7 @@ from glasshouse.sealing.memory import (
     region_bytes,
 )
 from glasshouse.sealing.packing import digest_of, seal_package, thread_count
+from glasshouse.sealing.padding import manifest_text, padding_objects
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -279,6 +283,7 @@ def _open(
     opening = _Opening(table.head, expected, key, manifest, table.offsets, places)
     try:
         _decrypt(sealed, plain, opening, threads)
+        check_padding(sealed, table, key, expected, threads)
         mismatched = frozenset() if tolerate is None else _verify(plain, opening, threads, tolerate)
     except BaseException:
         overwrite(region)
@@ -292,11 +297,15 @@ def _nothing(_name: str) -> bool:
 
 @dataclass(frozen=True)
 class Table:
-    """What a container holds and where: its header, its manifest, and each object's first byte in it."""
+    """What a container holds and where: its header, its manifest, and each object's first byte in it.
+
+    `padding`: what fills it up, behind the manifest's objects.
+    """
 
     head: bytes
     manifest: Manifest = field(repr=False)
-    offsets: list[int]  # one more than there are objects: the end
+    padding: tuple[SealedObject, ...]
+    offsets: list[int]  # of objects and padding; one more than there are: the end
 
 
 def read_table(sealed: memoryview, key: memoryview, expected: bytes) -> Table:
@@ -318,12 +327,38 @@ def read_table(sealed: memoryview, key: memoryview, expected: bytes) -> Table:
 
     # 4: the size, before memory is taken for what the manifest claims
     first = HEADER_BYTES + manifest_object(header).sealed_bytes
-    offsets = list(itertools.accumulate((item.sealed_bytes for item in manifest.objects), initial=first))
+    objects, padding = manifest.objects, tuple[SealedObject, ...]()
+    whole = first + sum(item.sealed_bytes for item in objects)
+    if header.padded and whole <= sealed.nbytes:  # or as much padding would be listed as a manifest may claim
+        padding = padding_objects(len(objects), whole, header.chunk_bytes)
+    sizes = (item.sealed_bytes for item in (*objects, *padding))
+    offsets = list(itertools.accumulate(sizes, initial=first))
     if sealed.nbytes < offsets[-1]:
         raise refuse("sealed container is shorter than its manifest says", Code.CONTAINER_TRUNCATED)
     if sealed.nbytes > offsets[-1]:
         raise refuse("sealed container is longer than its manifest says", Code.CONTAINER_TRAILING_BYTES)
-    return Table(head, manifest, offsets)
+    return Table(head, manifest, padding, offsets)
+
+
+def check_padding(sealed: memoryview, table: Table, key: memoryview, expected: bytes, threads: int) -> None:
+    """Decrypt a container's padding, a chunk a thread at a time, and raise SealError where it is not zeros.
+
+    Whoever can seal could otherwise hide in it what nobody looks at.
+    """
+    first = len(table.manifest.objects)
+
+    def worker(turns: Iterator[int]) -> None:
+        for turn in turns:
+            item = table.padding[turn]
+            start, end = table.offsets[first + turn : first + turn + 2]
+            plain = bytearray(item.nbytes)
+            cipher_for(key, expected, item).decrypt_into(
+                nonce(0), sealed[start:end], item.associated_data(table.head, 0), plain
+            )
+            if plain != bytes(item.nbytes):
+                raise refuse("the padding of the sealed container is not zero", Code.CONTAINER_MALFORMED)
+
+    share(list(range(len(table.padding))), worker, threads)
 
 
 def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryview) -> Manifest:
@@ -344,7 +379,10 @@ def _open_manifest(sealed: memoryview, head: bytes, header: Header, key: memoryv
             raise refuse("sealed manifest was altered", Code.MANIFEST_AUTHENTICATION_FAILED)
         if not hmac.compare_digest(hashlib.sha256(plain).digest(), header.manifest_hash):
             raise refuse("sealed manifest is not the one its hash names", Code.MANIFEST_HASH_MISMATCH)
-        return parse_manifest(bytes(plain), header.chunk_bytes)
+        text = manifest_text(bytes(plain)) if header.padded else bytes(plain)
+        if text is None:
+            raise refuse("sealed manifest is padded to another size", Code.MANIFEST_MALFORMED)
+        return parse_manifest(text, header.chunk_bytes, header.version)
     finally:
         overwrite(plain)
 
@@ -375,17 +413,23 @@ def _decrypt(sealed: memoryview, plain: memoryview, opening: _Opening, threads: 
                 plain[place : place + size],
             )
 
+    share(jobs, worker, threads)
+
+
+def share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: int) -> None:
+    """Share `jobs`, of decrypting chunks, among threads and join them; the first exception stops the others
+    and is raised. Raises SealError (chunk-authentication-failed) for a chunk that does not authenticate.
+    """
     altered = False
     try:
-        share(jobs, worker, threads)
+        _share(jobs, worker, threads)
     except InvalidTag:
         altered = True
     if altered:  # raised out here so that no traceback keeps a worker's cipher, and with it a key, alive
         raise refuse("a chunk of the sealed container was altered or moved", Code.CHUNK_AUTHENTICATION_FAILED)
 
 
-def share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: int) -> None:
-    """Share `jobs` among threads and join them; the first exception stops the others and is raised."""
+def _share(jobs: list[_Job], worker: Callable[[Iterator[_Job]], None], threads: int) -> None:
     turn = itertools.count()  # its next() is atomic under the GIL: no lock
     stop = threading.Event()
 

@@ -1,10 +1,12 @@
-"""The sealed container, version 2: its bytes on disk and its manifest. No cipher here, no I/O.
+"""The sealed container, versions 2 and 3: its bytes on disk and its manifest. No cipher here, no I/O.
 
 header (88 bytes)   magic "GHSEALED", version u16, suite u16, chunk bytes u32, manifest bytes u32, zero u32,
                     manifest hash (32), key commitment (32); integers big-endian
 sealed manifest     ciphertext, tag (32): always one chunk
 sealed objects      files in name order, then tensors in the manifest's order; each is one or more chunks of
-                    ciphertext, tag (32); an empty object is one empty chunk. Nothing follows.
+                    ciphertext, tag (32); an empty object is one empty chunk. Nothing follows in version 2.
+padding             version 3: objects of zeros, one chunk each, that bring the container to one of few sizes,
+                    as its manifest is brought by zero bytes (padding.py)
 
 keys                HKDF-SHA256(payload key, salt = manifest hash, info = label || index u64)
 cipher              AEGIS-256 with 32-byte tags
@@ -42,9 +44,13 @@ from glasshouse.errors import SealError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-FORMAT = "glasshouse/sealed/v2"
+FORMAT = (
+    "glasshouse/sealed/v2"  # also the label of both versions' associated data, which the header is part of
+)
 MAGIC = b"GHSEALED"
 VERSION = 2
+PADDED_VERSION = 3
+FORMATS = {VERSION: FORMAT, PADDED_VERSION: "glasshouse/sealed/v3"}
 SUITE = 2  # HKDF-SHA256, AEGIS-256 with 32-byte tags; suite 1 was AES-256-GCM, which nothing opens any more
 TAG = 32
 KEY = 32
@@ -117,7 +123,7 @@ class TensorSpec:
 class SealedObject:
     """One file or tensor of a container: what its chunks are bound to, and where they lie."""
 
-    kind: str  # "file" | "tensor"
+    kind: str  # "file" | "tensor" | "padding"
     index: int  # position among all objects; the manifest has no index and its own key label
     name: str
     dtype: str  # "" for a file
@@ -164,11 +170,17 @@ class Header:
     manifest_bytes: int
     manifest_hash: bytes  # 32
     commitment: bytes  # 32
+    version: int = VERSION
+
+    @property
+    def padded(self) -> bool:
+        """Whether zeros follow the manifest and the objects."""
+        return self.version == PADDED_VERSION
 
     def pack(self) -> bytes:
         """Return the header's bytes."""
         sizes = (self.chunk_bytes, self.manifest_bytes, 0)
-        return _HEADER.pack(MAGIC, VERSION, SUITE, *sizes, self.manifest_hash, self.commitment)
+        return _HEADER.pack(MAGIC, self.version, SUITE, *sizes, self.manifest_hash, self.commitment)
 
     @staticmethod
     def parse(data: bytes) -> Header:
@@ -178,11 +190,11 @@ class Header:
         magic, version, suite, chunk_bytes, manifest_bytes, zero, digest, commitment = _HEADER.unpack(data)
         if magic != MAGIC:
             raise refuse("not a sealed container", Code.CONTAINER_MALFORMED)
-        if (version, suite, zero) != (VERSION, SUITE, 0):
+        if version not in FORMATS or (suite, zero) != (SUITE, 0):
             raise refuse("sealed container of an unknown version", Code.CONTAINER_MALFORMED)
         if not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK or not 0 < manifest_bytes <= MAX_JSON_BYTES:
             raise refuse("sealed container states impossible sizes", Code.CONTAINER_MALFORMED)
-        return Header(chunk_bytes, manifest_bytes, digest, commitment)
+        return Header(chunk_bytes, manifest_bytes, digest, commitment, version)
 
 
 def manifest_object(header: Header) -> SealedObject:
@@ -223,9 +235,13 @@ def _check_unique(objects: Iterable[SealedObject]) -> None:
 
 
 def build_manifest(
-    salt: bytes, chunk_bytes: int, objects: Sequence[tuple[SealedObject, str]], extra: Mapping[str, Any]
+    salt: bytes,
+    chunk_bytes: int,
+    objects: Sequence[tuple[SealedObject, str]],
+    extra: Mapping[str, Any],
+    version: int = VERSION,
 ) -> bytes:
-    """Return the canonical manifest of objects and their digests.
+    """Return the canonical manifest of objects and their digests, without padding.
 
     Raises SealError: manifest-malformed (no canonical form, or larger than MAX_JSON_BYTES), name-duplicate.
     """
@@ -238,7 +254,7 @@ def build_manifest(
         else:
             files.append(row)
     table = {
-        "format": FORMAT,
+        "format": FORMATS[version],
         "salt": b64u(salt),
         "chunkBytes": chunk_bytes,
         "files": files,
@@ -264,8 +280,8 @@ class Manifest:
     specs: tuple[TensorSpec, ...]  # of the tensors, in order
 
 
-def parse_manifest(data: bytes, chunk_bytes: int) -> Manifest:
-    """Parse canonical manifest bytes strictly.
+def parse_manifest(data: bytes, chunk_bytes: int, version: int = VERSION) -> Manifest:
+    """Parse canonical manifest bytes strictly; they are without padding.
 
     Raises SealError: manifest-malformed, name-malformed, name-duplicate, tensor-malformed.
     """
@@ -273,9 +289,8 @@ def parse_manifest(data: bytes, chunk_bytes: int) -> Manifest:
         table = parse_canonical(data)
         if set(table) != {"format", "salt", "chunkBytes", "files", "tensors", "extra"}:
             raise ValueError("keys")
-        if (table["format"], table["chunkBytes"]) != (FORMAT, chunk_bytes) or not isinstance(
-            table["extra"], dict
-        ):
+        told = (table["format"], table["chunkBytes"])
+        if told != (FORMATS[version], chunk_bytes) or not isinstance(table["extra"], dict):
             raise ValueError("format")
         salt = b64u_decode(table["salt"], size=32)
         files = [_row(row, {"name", "bytes", "digest"}) for row in table["files"]]

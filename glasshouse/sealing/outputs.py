@@ -87,6 +87,7 @@ def seal_outputs(
     tensors: Iterable[tuple[TensorSpec, ReadableBuffer]],
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
+    padded: bool = False,
 ) -> SealedOutputs:
     """Write sealed outputs to `out`, under a fresh key wrapped to the owner's X-Wing public key.
 
@@ -98,11 +99,14 @@ def seal_outputs(
         tensors: as `seal_package`.
         chunk_bytes: as `seal_package`.
         threads: as `seal_package`.
+        padded: as `seal_package`.
 
     Raises:
         SealError: as `seal_package`, and kem-key-malformed, context-malformed.
     """
-    package = prepare(files=files, tensors=tensors, extra={}, chunk_bytes=chunk_bytes, threads=threads)
+    package = prepare(
+        files=files, tensors=tensors, extra={}, chunk_bytes=chunk_bytes, threads=threads, padded=padded
+    )
     return seal_prepared(out, package, owner_public=owner_public, context=context)
 
 

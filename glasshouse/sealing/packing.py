@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from glasshouse.codes import Code
 from glasshouse.sealing.container_keys import check_key, cipher_for, commitment
 from glasshouse.sealing.layout import (
+    HEADER_BYTES,
     MAX_CHUNK,
     MIN_CHUNK,
+    PADDED_VERSION,
+    VERSION,
     Header,
     SealedObject,
     TensorSpec,
@@ -30,6 +33,7 @@ from glasshouse.sealing.layout import (
     refuse,
     tensor_object,
 )
+from glasshouse.sealing.padding import padded_manifest, padding_objects
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -62,6 +66,7 @@ def seal_package(
     threads: int | None = None,
     progress: Progress | None = None,
     check: Check | None = None,
+    padded: bool = False,
 ) -> str:
     """Write one sealed container to `out` and return its manifest hash (64 hex), the only public part.
 
@@ -77,6 +82,7 @@ def seal_package(
         threads: how many hash and encrypt at once; None takes the processors this process may use.
         progress: called about once a chunk with (bytes written, bytes in total).
         check: called before each chunk of either pass, in whichever thread; what it raises ends the sealing.
+        padded: fill up to a size that says little about the content (padding.py).
 
     Raises:
         SealError: payload-key-malformed, tensor-malformed, name-malformed, name-duplicate,
@@ -85,7 +91,13 @@ def seal_package(
     """
     check_key(payload_key)  # before the long first pass
     package = prepare(
-        files=files, tensors=tensors, extra=extra, chunk_bytes=chunk_bytes, threads=threads, check=check
+        files=files,
+        tensors=tensors,
+        extra=extra,
+        chunk_bytes=chunk_bytes,
+        threads=threads,
+        check=check,
+        padded=padded,
     )
     package.write(out, payload_key, progress, check)
     return package.manifest_hash.hex()
@@ -101,6 +113,7 @@ class PreparedPackage:
     threads: int
     objects: tuple[SealedObject, ...] = field(repr=False)
     sources: Callable[[], Iterator[tuple[SealedObject, memoryview]]] = field(repr=False)
+    version: int = VERSION
 
     def write(
         self,
@@ -112,7 +125,7 @@ class PreparedPackage:
         """Encrypt everything to `out` under a fresh 32-byte key; the rest as in `seal_package`."""
         key = check_key(payload_key)
         digest = self.manifest_hash
-        header = Header(self.chunk_bytes, len(self.manifest), digest, commitment(key, digest))
+        header = Header(self.chunk_bytes, len(self.manifest), digest, commitment(key, digest), self.version)
         head, table = header.pack(), manifest_object(header)
         write_all(out, head)
         cipher = cipher_for(key, digest, table)
@@ -129,19 +142,33 @@ class PreparedPackage:
 
             return _in_order(pool, seal, item.chunks, 2 * self.threads)
 
-        sealed_objects, done, total = 0, 0, sum(item.sealed_bytes for item in self.objects)
+        done, content = 0, sum(item.sealed_bytes for item in self.objects)
+        padding = tuple[SealedObject, ...]()
+        if header.padded:
+            whole = HEADER_BYTES + table.sealed_bytes + content
+            padding = padding_objects(len(self.objects), whole, self.chunk_bytes)
+        zeros = memoryview(bytes(max((item.nbytes for item in padding), default=0)))
+        total = content + sum(item.sealed_bytes for item in padding)
+
+        def put(item: SealedObject, data: memoryview) -> None:
+            nonlocal done
+            for ciphertext in sealed(item, data):
+                write_all(out, ciphertext)
+                done += len(ciphertext)
+                if progress is not None:
+                    progress(done, total)
+
+        sealed_objects = 0
         with ThreadPoolExecutor(self.threads) as pool:
             for expected, (item, data) in zip(self.objects, self.sources(), strict=False):
                 if item != expected:
                     break
-                for ciphertext in sealed(item, data):
-                    write_all(out, ciphertext)
-                    done += len(ciphertext)
-                    if progress is not None:
-                        progress(done, total)
+                put(item, data)
                 sealed_objects += 1
-        if sealed_objects != len(self.objects):
-            raise refuse("tensors changed between the two passes of sealing", Code.SOURCE_CHANGED)
+            if sealed_objects != len(self.objects):
+                raise refuse("tensors changed between the two passes of sealing", Code.SOURCE_CHANGED)
+            for item in padding:
+                put(item, zeros[: item.nbytes])
 
 
 def prepare(
@@ -152,6 +179,7 @@ def prepare(
     chunk_bytes: int = CHUNK_BYTES,
     threads: int | None = None,
     check: Check | None = None,
+    padded: bool = False,
 ) -> PreparedPackage:
     """First pass of `seal_package`: salt, digests, manifest. Arguments and errors as there."""
     if type(chunk_bytes) is not int or not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK:
@@ -175,9 +203,13 @@ def prepare(
         rows = [
             (item, digest_of(pool, item, data, salt, 4 * workers, check=check)) for item, data in sources()
         ]
-    manifest = build_manifest(salt, chunk_bytes, rows, extra)
+    version = PADDED_VERSION if padded else VERSION
+    manifest = build_manifest(salt, chunk_bytes, rows, extra, version)
+    if padded:
+        manifest = padded_manifest(manifest)
     digest = hashlib.sha256(manifest).digest()
-    return PreparedPackage(manifest, digest, chunk_bytes, workers, tuple(item for item, _ in rows), sources)
+    objects = tuple(item for item, _ in rows)
+    return PreparedPackage(manifest, digest, chunk_bytes, workers, objects, sources, version)
 
 
 def write_all(out: Sink, data: bytes | bytearray) -> None:

@@ -12,7 +12,7 @@ import glasshouse
 from glasshouse import origin
 from glasshouse.judgement.rules import METHOD
 from glasshouse.paths import Workspace
-from glasshouse.sealing.layout import FORMAT
+from glasshouse.sealing.layout import FORMATS
 from tests.commands.kit import Call
 
 
@@ -21,7 +21,7 @@ def test_it_says_version_commit_formats_and_method(call: Call) -> None:
     assert (code, err) == (0, "")
     said = json.loads(out)
     assert (said["version"], said["method"]) == (glasshouse.__version__, METHOD)
-    assert said["formats"]["container"] == FORMAT
+    assert said["formats"]["container"] == ", ".join(FORMATS.values())
     assert set(said["formats"]) == {"container", "evidence", "plan", "bundle", "artifact"}
     lines = call("--version")[1].splitlines()
     assert lines[0] == f"glasshouse {glasshouse.__version__}"

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from glasshouse.sealing.outputs import PREFIX_BYTES
+from glasshouse.sealing.padding import FLOOR, padme
 from tests.runtime.rig import rig
 
 WIDE = """
@@ -47,9 +49,16 @@ def test_a_private_leg_signs_nothing_that_confirms_a_guess() -> None:
         sizes = {40009, len(outputs), trained["outputBytes"], whole["unsealed"]["bytes"]}
         sizes |= {whole["sealed-outputs"]["bytes"], whole["zeroized"]["buffers"]["host"]["bytes"]}
         assert sizes & set(numbers([json.loads(line) for line in signed.splitlines()])) == set()
+        for name in ("outputs.sealed", "log.sealed"):  # of the one, 160 KB; of the other, less than the floor
+            size = (leg.folder / name).stat().st_size - PREFIX_BYTES
+            assert size == padme(size) >= FLOOR
         # What is left is what verification and the owner's digests need.
         shown = leg.event("trained")["result"]
-        assert {"workloadDigest", "initialDigest", "outputDigest", "outputDiffers", "finalLoss"} <= set(shown)
+        assert {"workloadDigest", "initialDigest", "outputDigest", "outputDiffers"} <= set(shown)
+        assert (shown["finalLoss"], shown["lossFinite"], shown["lossCurve"]) == (None, True, [])
+        assert isinstance(trained["finalLoss"], float)
+        assert {needle["positiveControl"] for needle in leg.event("zeroized")["needles"]} <= {0, 1}
+        assert all("needles" not in needle for needle in leg.event("zeroized")["needles"])
         assert leg.event("zeroized")["outputs"] == leg.event("sealed-outputs")
         assert leg.event("zeroized")["buffers"]["host"]["readBackZero"] is True
         assert leg.log == ""
