@@ -24,13 +24,16 @@ INTERRUPTED = 130  # of an uncaught KeyboardInterrupt, as a shell would say it
 
 
 def run(command: Command, place: Path, environment: Mapping[str, str]) -> int:
-    """Run it in this process to its end; return the exit code. For a forked child that exits afterwards."""
+    """Run it in this process to its end; return the exit code. For a forked child that exits afterwards.
+
+    `environment`: what is added to this process's, what a launcher hands on included.
+    """
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115  as long as the process
     os.chdir(place)
-    os.environ.update({**environment, **dict(command.environment)})
+    os.environ.update(environment)
     # What it starts by name is what an activated environment would give it.
     places = dict.fromkeys((str(Path(sys.prefix) / "bin"), str(Path(sys.executable).parent)))
     os.environ["PATH"] = os.pathsep.join([*places, os.environ.get("PATH", os.defpath)])

@@ -13,7 +13,7 @@ from glasshouse.errors import UsageError
 from glasshouse.runtime.params import JOB_FILE
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, read_tree
-from glasshouse.spec import ProjectModel
+from glasshouse.spec import Gpu, ProjectModel
 from glasshouse.workloads.command import Command, decide
 from glasshouse.workloads.folder import Selection, select
 from glasshouse.workloads.folder_lines import lines
@@ -40,18 +40,13 @@ class Project:
         return [*lines(self.selection), *self.warnings]
 
 
-def look(model: ProjectModel, *, ranks: int = 1) -> Project:
+def look(model: ProjectModel, gpu: Gpu) -> Project:
     """Find out what a project is. Raises UsageError for what could not be run, or not be sealed."""
     apart = [RUNS.resolve(), paths.state_dir(), paths.keys_dir()]
     selection = select(
         model.folder, outputs=model.outputs, include=model.include, data=model.data, apart=apart
     )
-    decision = decide(model.command, selection, ranks)
-    if decision.command.ranks > 1:
-        raise UsageError(
-            "a project with several processes that train together is not possible yet",
-            field="gpu.count", value=decision.command.ranks, remedy="give gpu.count=1",
-        )  # fmt: skip
+    decision = decide(model.command, selection, gpu.count, named=bool(gpu.provider_names))
     modules = wanted(selection.files, decision.command)
     return Project(selection, decision.command, _environment(model.env), decision.warnings, modules)
 

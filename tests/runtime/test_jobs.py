@@ -1,0 +1,187 @@
+"""A job's processes: what each is told, who ends whom, whose end is stated. Real processes, no torch."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.codes import Code
+from glasshouse.errors import LegError
+from glasshouse.runtime import jobs, ranks
+from glasshouse.runtime.channel import channel_pair
+from glasshouse.runtime.command import Command
+from glasshouse.runtime.jobs import Job
+from tests.runtime.confined import Mode, confined, scratch_of
+from tests.runtime.rig import alive, wait_until
+from tests.runtime.test_linux import in_child, needs_landlock
+
+# Of two ranks rank 1 does what its argument says; rank 0 waits, and saves when it is told to end.
+SCRIPT = """
+import os, pathlib, signal, subprocess, sys, time
+rank, how = os.environ["RANK"], sys.argv[1]
+def save(*_):
+    pathlib.Path(f"saved{rank}").write_text("on request")
+    sys.exit(0)
+def wait():
+    pathlib.Path(f"ready{rank}").touch()
+    time.sleep(60)
+signal.signal(signal.SIGTERM, save)
+if how == "both":
+    wait()
+if rank == "0":
+    if how == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    wait()
+while not os.path.exists("ready0"):
+    time.sleep(0.01)
+if how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "unnamed":
+    signal.pthread_kill(__import__("threading").get_ident(), 40)
+if how == "memory":
+    pathlib.Path("memory.events").write_text("low 0\\noom_kill 1\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "helper":
+    helper = subprocess.Popen(["sleep", "60"])
+    pathlib.Path("helper").write_text(str(helper.pid))
+sys.exit(7)
+"""
+
+
+def job(*arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> Job:
+    command = Command("file", "main.py", arguments, count, (("WORLD_SIZE", str(count)),))
+    return Job(command, environment or {}, "out")
+
+
+def run(place: Path, one: Job, *, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> Any:
+    """Run it as the trainer does, in a process of its own; `until`: when it is told to end. What ended it."""
+    (place / "main.py").write_text(SCRIPT)
+
+    def trainer() -> dict[str, Any]:
+        atexit._clear()  # the test runner's, which the ranks inherit
+        ours, theirs = channel_pair()
+
+        def tell() -> None:
+            if until is not None:
+                wait_until(until, 20, "what it waits for")
+                ours.send("end")
+
+        telling = threading.Thread(target=tell)  # stands for the supervisor
+        telling.start()
+        ended = jobs.run(one, place, theirs, os.pipe()[1], seconds=seconds, on_gpu=False)
+        telling.join()
+        return {**asdict(ended.exit), "notes": list(ended.notes), "cpu": ended.cpu_sec}
+
+    return in_child(trainer)
+
+
+def test_the_first_that_fails_ends_the_others_which_may_save(tmp_path: Path) -> None:
+    ended = run(tmp_path, job("exit"))
+    assert (ended["code"], ended["signal"], ended["out_of_time"]) == (7, None, False)
+    assert (tmp_path / "saved0").read_text() == "on request"
+    assert ended["notes"] == ["rank 1 of 2 ended with 7 before the others"]
+    assert ended["cpu"] > 0
+
+
+@pytest.mark.parametrize(("how", "name"), [("kill", "SIGKILL"), ("unnamed", "signal 40")])
+def test_a_signal_that_ends_one_is_named(tmp_path: Path, how: str, name: str) -> None:
+    ended = run(tmp_path, job(how))
+    assert (ended["code"], ended["signal"], ended["out_of_memory"]) == (None, name, False)
+    assert ended["notes"] == [f"rank 1 of 2 was killed by {name} before the others"]
+
+
+def test_memory_that_one_could_not_have_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = jobs._oom_kills  # of the kernel's own file, which here the script writes
+    monkeypatch.setattr(jobs, "_oom_kills", lambda: counted(tmp_path))
+    ended = run(tmp_path, job("memory"))
+    assert (ended["signal"], ended["out_of_memory"]) == ("SIGKILL", True)
+
+
+def test_one_that_does_not_heed_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "GRACE_SEC", 0.2)
+    ended = run(tmp_path, job("stubborn"))
+    assert ended["code"] == 7
+    assert ended["notes"][1] == "rank 0 did not end when told to, and was killed"
+    assert not (tmp_path / "saved0").exists()
+
+
+def test_told_to_end_each_may_save(tmp_path: Path) -> None:
+    ready = [tmp_path / f"ready{rank}" for rank in range(3)]
+    ended = run(tmp_path, job("both", count=3), until=lambda: all(path.exists() for path in ready))
+    assert (ended["code"], ended["out_of_time"], ended["notes"]) == (0, False, [])
+    assert all((tmp_path / f"saved{rank}").exists() for rank in range(3))
+
+
+def test_at_the_end_of_its_time_each_may_save(tmp_path: Path) -> None:
+    ended = run(tmp_path, job("both"), seconds=3.0)
+    assert (ended["code"], ended["out_of_time"]) == (0, True)
+    assert all((tmp_path / f"saved{rank}").exists() for rank in range(2))
+
+
+def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
+    run(tmp_path, job("helper"))
+    helper = int((tmp_path / "helper").read_text())
+    wait_until(lambda: not alive(helper), 5, "the helper's end")
+
+
+def test_each_is_told_who_it_is_and_all_the_same_place_to_meet() -> None:
+    told = jobs.environments_of(job(count=3), shm_private=True, gpus=False)
+    assert [each["RANK"] for each in told] == ["0", "1", "2"]
+    for each in told:
+        assert each["RANK"] == each["LOCAL_RANK"] == each["ROLE_RANK"]
+        assert each["GLOO_SOCKET_IFNAME"] == "lo"
+    (port,) = {int(each["MASTER_PORT"]) for each in told}
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_the_owners_word_stands_and_who_is_who_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    theirs = {"OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "eth0", "RANK": "9"}
+    told = jobs.environments_of(job(environment=theirs), shm_private=False, gpus=True)
+    assert [each["OMP_NUM_THREADS"] for each in told] == ["3", "3"]
+    assert [each["GLOO_SOCKET_IFNAME"] for each in told] == ["eth0", "eth0"]
+    assert [each["RANK"] for each in told] == ["0", "1"]
+    assert told[0]["NCCL_SHM_DISABLE"] == "1"
+    assert jobs.environments_of(job(), shm_private=True, gpus=True)[1]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of the machine's, as torchrun keeps it
+    assert "OMP_NUM_THREADS" not in jobs.environments_of(job(), shm_private=True, gpus=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hidden", "word"), [(False, False, "True"), (True, False, None), (True, True, "True")]
+)
+def test_accelerates_processes_train_together_without_gpus_too(
+    gpus: bool, hidden: bool, word: str | None
+) -> None:
+    accelerated = (("ACCELERATE_MIXED_PRECISION", "no"),)
+    one = Job(Command("file", "a.py", (), 2, accelerated), {jobs.HIDES: ""} if hidden else {}, "out")
+    for each in jobs.environments_of(one, shm_private=True, gpus=gpus):
+        assert each.get("ACCELERATE_USE_CPU") == word
+    assert "ACCELERATE_USE_CPU" not in jobs.environments_of(job(), shm_private=True, gpus=gpus)[0]
+
+
+def test_one_process_is_told_no_more_than_its_owner_and_launcher_say() -> None:
+    one = Job(Command("file", "a.py", environment=(("RANK", "0"),)), {"A": "b"}, "out")
+    assert jobs.environments_of(one, shm_private=True, gpus=False) == [{"A": "b", "RANK": "0"}]
+
+
+@needs_landlock
+@pytest.mark.parametrize(("namespaces", "word"), [(True, "a port"), (False, Code.RANKS_CANNOT_MEET)])
+def test_where_no_socket_can_be_made_they_cannot_meet(namespaces: bool, word: str) -> None:
+    def work(_held: Any) -> str:
+        try:
+            return "a port" if ranks.free_port() > 0 else ""
+        except LegError as error:
+            return str(error.code)
+
+    mode = Mode(namespaces=namespaces)
+    with scratch_of(mode) as scratch:
+        assert confined(mode, scratch, work) == word
