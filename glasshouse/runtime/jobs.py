@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,14 @@ from glasshouse.errors import LegError
 from glasshouse.runtime import machine, ranks, run_command
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.command import Command
-from glasshouse.runtime.linux import OWN_THREADS, PR_SET_PDEATHSIG, SHM, gpu_devices, prctl
+from glasshouse.runtime.linux import (
+    OWN_THREADS,
+    PR_SET_PDEATHSIG,
+    SHM,
+    gpu_devices,
+    prctl,
+    restrict_threads,
+)
 from glasshouse.runtime.params import GRACE_SEC
 from glasshouse.runtime.results import JobExit
 
@@ -69,11 +76,19 @@ def run(job: Job, place: Path, channel: Channel, outputs: int, *, seconds: float
 
     Raises LegError: ranks-cannot-meet.
     """
-    environments = environments_of(job, shm_private=place.parent == SHM, gpus=OWN_THREADS in gpu_devices())
+    devices = gpu_devices()
+    environments = environments_of(job, shm_private=place.parent == SHM, gpus=OWN_THREADS in devices)
+
+    def close_proc() -> None:
+        """What the trainer's own confinement left open for its children (trainer.py)."""
+        if OWN_THREADS in devices:
+            restrict_threads([place.parent], devices)
+
     began, oom_kills = time.monotonic(), _oom_kills()
     sys.stdout.flush()
     sys.stderr.flush()
-    pids = [_fork(job.command, place, each, channel, outputs) for each in environments]
+    pids = [_fork(job.command, place, each, channel, outputs, begin=close_proc) for each in environments]
+    close_proc()
     running = _Running(pids, oom_kills)
     reported = began
     with machine.Telemetry(on_gpu=on_gpu) as telemetry:  # its thread begins behind the forks
@@ -113,9 +128,15 @@ def environments_of(job: Job, *, shm_private: bool, gpus: bool) -> list[dict[str
 
 
 def _fork(
-    command: Command, place: Path, environment: Mapping[str, str], channel: Channel, outputs: int
+    command: Command,
+    place: Path,
+    environment: Mapping[str, str],
+    channel: Channel,
+    outputs: int,
+    *,
+    begin: Callable[[], None],
 ) -> int:
-    """Run the command in a child, in a session of its own; return its pid."""
+    """Run the command in a child, in a session of its own, behind `begin`; return its pid."""
     trainer = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -127,6 +148,7 @@ def _fork(
             os.setsid()
             channel.close()
             os.close(outputs)
+            begin()
             code = run_command.run(command, place, environment)
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
             traceback.print_exc()

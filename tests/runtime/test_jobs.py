@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import os
 import socket
@@ -15,13 +16,14 @@ import pytest
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import jobs, ranks
+from glasshouse.runtime import jobs, linux, ranks
 from glasshouse.runtime.channel import channel_pair
 from glasshouse.runtime.command import Command
+from glasshouse.runtime.confine import Confinement
 from glasshouse.runtime.jobs import Job
-from tests.runtime.confined import Mode, confined, scratch_of
+from tests.runtime.confined import USER, Mode, confined, scratch_of
 from tests.runtime.rig import alive, wait_until
-from tests.runtime.test_linux import in_child, needs_landlock
+from tests.runtime.test_linux import in_child, needs_landlock, refusal
 
 # Of two ranks rank 1 does what its argument says; rank 0 waits, and saves when it is told to end.
 SCRIPT = """
@@ -185,3 +187,54 @@ def test_where_no_socket_can_be_made_they_cannot_meet(namespaces: bool, word: st
     mode = Mode(namespaces=namespaces)
     with scratch_of(mode) as scratch:
         assert confined(mode, scratch, work) == word
+
+
+NAMES_ITSELF = """
+import os, pathlib, threading
+found = {}
+def attempt(name, path, text):
+    try:
+        pathlib.Path(path).write_text(text)
+        found[name] = ""
+    except OSError as error:
+        found[name] = os.strerror(error.errno)
+def named():
+    attempt("own thread", f"/proc/self/task/{threading.get_native_id()}/comm", "cuda-like")
+thread = threading.Thread(target=named)
+thread.start()
+thread.join()
+attempt("trainer", f"/proc/{os.getppid()}/comm", "x")
+attempt("trainer's memory score", f"/proc/{os.getppid()}/oom_score_adj", "1")
+attempt("own memory score", "/proc/self/oom_score_adj", "1")
+attempt("sysctl", "/proc/sys/kernel/core_pattern", "core")
+attempt("scratch", f"found{os.environ['RANK']}", repr(found))
+"""
+
+
+@needs_landlock
+@pytest.mark.parametrize("mode", [Mode(), Mode(user=USER), Mode(namespaces=False)])
+def test_each_can_name_its_threads_as_cuda_does_and_write_nothing_else_of_proc(mode: Mode) -> None:
+    """cuInit of driver 580 ends with error 304 where it may not; here there is a GPU by name alone."""
+    count = 2 if mode.namespaces else 1
+
+    def work(held: Confinement) -> Any:
+        atexit._clear()
+        place = held.scratch / "project"
+        place.mkdir()
+        (place / "main.py").write_text(NAMES_ITSELF)
+        jobs.gpu_devices = lambda: [Path(os.devnull), linux.OWN_THREADS]
+        one = job(count=count, environment={"RANK": "0"})
+        _supervisor, trainer = channel_pair()
+        ended = jobs.run(one, place, trainer, os.pipe()[1], seconds=0.0, on_gpu=False)
+        found = [ast.literal_eval((place / f"found{rank}").read_text()) for rank in range(count)]
+        return ended.exit.code, found, refusal(lambda: Path("/proc/self/oom_score_adj").write_text("1"))
+
+    with scratch_of(mode) as scratch:
+        code, found, trainers = confined(mode, scratch, work, devices=[linux.PROC])
+    assert code == 0
+    assert len(found) == count
+    for each in found:
+        assert each.pop("own thread") == ""
+        assert set(each.values()) == {"Permission denied"}
+        assert len(each) == 4
+    assert trainers == "EACCES"
