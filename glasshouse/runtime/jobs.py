@@ -16,8 +16,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from glasshouse.canonical import parse_json
@@ -38,6 +39,7 @@ from glasshouse.runtime.params import GRACE_SEC
 from glasshouse.runtime.results import JobExit
 
 HIDES = "CUDA_VISIBLE_DEVICES"  # empty: no GPU is seen
+THREADS = "OMP_NUM_THREADS"
 REPORT_SEC = 2.0
 LOOK_SEC = 0.05
 
@@ -87,7 +89,10 @@ def run(job: Job, place: Path, channel: Channel, outputs: int, *, seconds: float
     began, oom_kills = time.monotonic(), _oom_kills()
     sys.stdout.flush()
     sys.stderr.flush()
-    pids = [_fork(job.command, place, each, channel, outputs, begin=close_proc) for each in environments]
+    pids = [
+        _fork(_substituted(job.command, each), place, each, channel, outputs, begin=close_proc)
+        for each in environments
+    ]
     close_proc()
     running = _Running(pids, oom_kills)
     reported = began
@@ -123,8 +128,18 @@ def environments_of(job: Job, *, shm_private: bool, gpus: bool) -> list[dict[str
     if any(name.startswith("ACCELERATE_") for name in told) and not (gpus and own.get(HIDES) != ""):
         # Without GPUs its processes train together where it is told so, and each for itself otherwise.
         ours["ACCELERATE_USE_CPU"] = "True"
-    ours = {name: value for name, value in ours.items() if name not in os.environ}
+    if THREADS in os.environ:  # as torchrun leaves it; the network's names are not the machine's here
+        del ours[THREADS]
     return [{**ours, **own, **ranks.of_rank(rank, port)} for rank in range(count)]
+
+
+def _substituted(command: Command, environment: Mapping[str, str]) -> Command:
+    """The command with what torchrun substitutes in the arguments of its processes (elastic/utils/api.py)."""
+    if "LOCAL_WORLD_SIZE" not in dict(command.environment):
+        return command
+    rank = environment["LOCAL_RANK"]
+    words = (Template(word).safe_substitute(local_rank=rank) for word in command.arguments)
+    return replace(command, arguments=tuple(words))
 
 
 def _fork(

@@ -37,7 +37,8 @@ class Project:
     @property
     def lines(self) -> list[str]:
         """What goes along and what does not, and what may go wrong, for the terminal."""
-        return [*lines(self.selection), *self.warnings]
+        ranks = [f"starting {self.command.ranks} processes there"] if self.command.ranks > 1 else []
+        return [*lines(self.selection), *ranks, *self.warnings]
 
 
 def look(model: ProjectModel, gpu: Gpu) -> Project:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 ONE_THREAD = ("provider.threads=1",)
 
 DDP = """
-import json, os, pathlib
+import ctypes, json, os, pathlib, socket
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -45,6 +45,11 @@ said = {name: value for name, value in os.environ.items() if name.startswith(
     ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_", "TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_"))}
 said |= {"launched": dist.is_torchelastic_launched(), "threads": torch.get_num_threads()}
 (out / f"environment{rank}.json").write_text(json.dumps(said))
+status = dict(line.split(":\t", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+held = {name: status[name] for name in ("NoNewPrivs", "Seccomp", "CapEff")}
+held |= {"dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "network": socket.if_nameindex()}
+held |= {"namespace": os.readlink("/proc/self/ns/net"), "program": os.readlink("/proc/self/exe")}
+(out / f"held{rank}.json").write_text(json.dumps(held))
 if rank == 0:
     torch.save(model.module.state_dict(), out / "model.pt")
 print(f"rank {rank} of {dist.get_world_size()}", flush=True)
@@ -87,6 +92,13 @@ def test_two_ranks_by_torchrun_train_what_torchrun_trains_without_us(
         assert {name: value for name, value in ours.items() if name not in AGENTS} == {
             name: value for name, value in theirs.items() if name not in AGENTS
         }
+    # Each is held as one process would be, by the same network; none was started as a program.
+    held = [json.loads(back[f"held{rank}.json"][0]) for rank in range(2)]
+    assert held[0] == held[1]
+    assert (held[0]["dumpable"], held[0]["NoNewPrivs"], held[0]["Seccomp"]) == (0, "1", "2")
+    assert held[0]["network"] == [[1, "lo"]]
+    assert held[0]["namespace"] != str(Path("/proc/self/ns/net").readlink())
+    assert "starting 2 processes there" in err
     (log,) = (tmp_path / "back").glob("*trainer.log")
     assert {"rank 0 of 2", "rank 1 of 2"} <= set(log.read_text().splitlines())
     zeroized = _event(folder, "zeroized")
@@ -236,6 +248,37 @@ def test_without_namespaces_several_are_refused_before_anything_is_uploaded(
     assert "uploading" not in err
     assert "protected leg" not in err
     assert program.pods() == []
+
+
+MEETS = """
+import os, pathlib, socket, time
+place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+pathlib.Path("out").mkdir(exist_ok=True)
+if os.environ["RANK"] == "0":
+    connection = socket.create_server(place).accept()[0]
+    pathlib.Path("out/heard").write_bytes(connection.recv(100))
+else:
+    for _ in range(1000):
+        try:
+            socket.create_connection(place).sendall(b"from rank 1")
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in seccomp._MACHINES, reason="no filter for this machine")
+def test_without_namespaces_those_whose_network_is_open_meet_on_the_machines_loopback(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"train.py": MEETS})
+    command = [*words(mine, program, "model.network=open"), "torchrun", "--nproc-per-node=2", "train.py"]
+    code, out, err = without_namespaces(program, *command)
+    assert code == 0, err
+    record = json.loads(out)["runs"][0]
+    assert "network-open" in record["caveats"]
+    back = files(opened(program, Path(record["folder"]), tmp_path / "back"))
+    assert back == {"heard": (b"from rank 1", False)}
 
 
 def test_more_than_one_machine_is_refused_before_anything_is_made(program: Program, tmp_path: Path) -> None:

@@ -59,13 +59,21 @@ sys.exit(7)
 
 
 def job(*arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> Job:
-    command = Command("file", "main.py", arguments, count, (("WORLD_SIZE", str(count)),))
+    alone = (("RANK", "0"), ("LOCAL_RANK", "0")) if count == 1 else ()
+    command = Command("file", "main.py", arguments, count, (("LOCAL_WORLD_SIZE", str(count)), *alone))
     return Job(command, environment or {}, "out")
 
 
-def run(place: Path, one: Job, *, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> Any:
+def run(
+    place: Path,
+    one: Job,
+    *,
+    seconds: float = 0.0,
+    until: Callable[[], bool] | None = None,
+    script: str = SCRIPT,
+) -> Any:
     """Run it as the trainer does, in a process of its own; `until`: when it is told to end. What ended it."""
-    (place / "main.py").write_text(SCRIPT)
+    (place / "main.py").write_text(script)
 
     def trainer() -> dict[str, Any]:
         atexit._clear()  # the test runner's, which the ranks inherit
@@ -134,6 +142,22 @@ def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not alive(helper), 5, "the helper's end")
 
 
+@pytest.mark.train
+def test_an_argument_may_name_the_rank_as_with_torchrun(tmp_path: Path) -> None:
+    from torch.distributed.elastic.utils.api import macros
+
+    words = ["--device=cpu:${local_rank}", "$local_rank$$", "${x}", "$"]
+    script = (
+        "import os, pathlib, sys\npathlib.Path('said' + os.environ['RANK']).write_text(repr(sys.argv[1:]))\n"
+    )
+    run(tmp_path, job(*words), script=script)
+    for rank in range(2):
+        said = ast.literal_eval((tmp_path / f"said{rank}").read_text())
+        assert said == macros.substitute(words, str(rank))
+    alone = Command("file", "a.py", tuple(words))
+    assert jobs._substituted(alone, {"LOCAL_RANK": "5"}) == alone  # of python, nothing is
+
+
 def test_each_is_told_who_it_is_and_all_the_same_place_to_meet() -> None:
     told = jobs.environments_of(job(count=3), shm_private=True, gpus=False)
     assert [each["RANK"] for each in told] == ["0", "1", "2"]
@@ -146,10 +170,12 @@ def test_each_is_told_who_it_is_and_all_the_same_place_to_meet() -> None:
 
 def test_the_owners_word_stands_and_who_is_who_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    theirs = {"OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "eth0", "RANK": "9"}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")  # the machine's, which the job's network has not
+    theirs = {"OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "other", "RANK": "9"}
     told = jobs.environments_of(job(environment=theirs), shm_private=False, gpus=True)
     assert [each["OMP_NUM_THREADS"] for each in told] == ["3", "3"]
-    assert [each["GLOO_SOCKET_IFNAME"] for each in told] == ["eth0", "eth0"]
+    assert [each["GLOO_SOCKET_IFNAME"] for each in told] == ["other", "other"]
+    assert [each["NCCL_SOCKET_IFNAME"] for each in told] == ["lo", "lo"]
     assert [each["RANK"] for each in told] == ["0", "1"]
     assert told[0]["NCCL_SHM_DISABLE"] == "1"
     assert jobs.environments_of(job(), shm_private=True, gpus=True)[1]["OMP_NUM_THREADS"] == "1"
@@ -223,9 +249,8 @@ def test_each_can_name_its_threads_as_cuda_does_and_write_nothing_else_of_proc(m
         place.mkdir()
         (place / "main.py").write_text(NAMES_ITSELF)
         jobs.gpu_devices = lambda: [Path(os.devnull), linux.OWN_THREADS]
-        one = job(count=count, environment={"RANK": "0"})
         _supervisor, trainer = channel_pair()
-        ended = jobs.run(one, place, trainer, os.pipe()[1], seconds=0.0, on_gpu=False)
+        ended = jobs.run(job(count=count), place, trainer, os.pipe()[1], seconds=0.0, on_gpu=False)
         found = [ast.literal_eval((place / f"found{rank}").read_text()) for rank in range(count)]
         return ended.exit.code, found, refusal(lambda: Path("/proc/self/oom_score_adj").write_text("1"))
 
