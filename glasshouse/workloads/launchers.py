@@ -236,6 +236,11 @@ def _processes(launcher: str, table: Mapping[str, Option], value: str, gpus: Gpu
         return int(value)
     name = next(name for name, option in table.items() if option.effect == "processes").replace("-", "_")
     name = "--" + name.strip("_")
+    if gpus.count == 1 and not gpus.named:
+        raise UsageError(
+            f"not a number of processes that {launcher} can start here", field=FIELD, value=f"{name}={value}",
+            remedy=f"give one from 1 to {MAX_RANKS}",
+        )  # fmt: skip
     raise UsageError(
         f"{launcher} is to start one process for each GPU, and not {value or 'none'}",
         field="gpu.count", value=gpus.count,

@@ -162,20 +162,28 @@ def test_what_counts_the_machine_is_gpu_count(project: Selection, word: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("line", "gpus", "remedy"),
+    ("line", "value"),
     [
-        ("torchrun --nproc_per_node=17 train.py", 1, "give --nproc_per_node=1"),
-        ("torchrun --nproc_per_node=0 train.py", 1, "give --nproc_per_node=1"),
-        ("torchrun --nproc_per_node=x train.py", 1, "give --nproc_per_node=1"),
-        ("torchrun --nproc_per_node=3 train.py", 2, "give --nproc_per_node=2, or gpu.count=3"),
-        ("accelerate launch --num_processes gpu train.py", 1, "give --num_processes=1"),
+        ("torchrun --nproc_per_node=17 train.py", "--nproc_per_node=17"),
+        ("torchrun --nproc-per-node=0 train.py", "--nproc_per_node=0"),
+        ("torchrun --nproc_per_node=02 train.py", "--nproc_per_node=02"),
+        ("torchrun --nproc_per_node= train.py", "--nproc_per_node="),
+        ("torchrun --nproc_per_node ² train.py", "--nproc_per_node=²"),
+        ("accelerate launch --num_processes gpu train.py", "--num_processes=gpu"),
     ],
 )
-def test_what_is_no_number_of_processes(project: Selection, line: str, gpus: int, remedy: str) -> None:
+def test_what_is_no_number_of_processes(project: Selection, line: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
-        decided(line, project, gpus, named=False)
-    assert (caught.value.field, caught.value.value) == ("gpu.count", gpus)
-    assert caught.value.remedy == remedy
+        decided(line, project, named=False)
+    assert (caught.value.field, caught.value.value) == ("command", value)
+    assert caught.value.remedy == "give one from 1 to 16"
+
+
+def test_a_count_that_was_given_is_kept_to_on_any_machine(project: Selection) -> None:
+    with pytest.raises(UsageError) as caught:
+        decided("torchrun --nproc_per_node=3 train.py", project, 2, named=False)
+    assert (caught.value.field, caught.value.value) == ("gpu.count", 2)
+    assert caught.value.remedy == "give --nproc_per_node=2, or gpu.count=3"
 
 
 def test_torchrun_hands_the_runs_name_on(project: Selection) -> None:
