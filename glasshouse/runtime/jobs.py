@@ -184,6 +184,7 @@ class _Running:
                 self._watched[rank] = os.pidfd_open(pid)
         self._oom_kills = oom_kills  # before the first of them began
         self._code, self._out_of_memory = 0, False
+        self._killed: set[int] = set()  # by us
         self.ending: float | None = None
         self.late = False
         self.cpu_sec = 0.0
@@ -200,9 +201,8 @@ class _Running:
             if rank in self._watched:
                 os.close(self._watched.pop(rank))
             self.cpu_sec += usage.ru_utime + usage.ru_stime
-            _signal(
-                pid, signal.SIGKILL
-            )  # the rest of its session's group; what left that, the supervisor ends
+            # The rest of its session's group. What left that, the supervisor ends.
+            _signal(pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(status)
             if code:
                 failed.append((rank, code))
@@ -214,7 +214,7 @@ class _Running:
             killed = self._code == -signal.SIGKILL
             self._out_of_memory = killed and untouched and _oom_kills() > self._oom_kills
             if self._count > 1:
-                self.notes.append(f"rank {rank} of {self._count} {_words(self._code)} before the others")
+                self.notes.append(f"rank {rank} of {self._count} failed first: it {_words(self._code)}")
             if self._alive and untouched:
                 self.end()
         return bool(self._alive)
@@ -228,10 +228,9 @@ class _Running:
     def kill(self) -> None:
         """End those that did not heed that."""
         for rank, pid in self._alive.items():
-            if self._count > 1 and (note := f"rank {rank} did not end when told to, and was killed") not in (
-                self.notes
-            ):
-                self.notes.append(note)
+            if self._count > 1 and rank not in self._killed:
+                self.notes.append(f"rank {rank} did not end when told to, and was killed")
+            self._killed.add(rank)
             _signal(pid, signal.SIGKILL)
 
     def wait(self, more: list[int]) -> None:

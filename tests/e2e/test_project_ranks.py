@@ -145,7 +145,7 @@ def test_one_that_fails_ends_those_that_wait_for_it_and_its_end_is_stated(
     assert code == 1
     assert record["exclusion"]["codes"] == ["job-failed"]
     assert "the command ended with 7" in err
-    assert "rank 1 of 2 ended with 7 before the others" in err
+    assert "rank 1 of 2 failed first: it ended with 7" in err
     assert set(files(opened(program, folder, tmp_path / "back"))) == {"saved0", "saved1"}
 
 
@@ -178,7 +178,7 @@ def test_of_one_that_is_killed_the_others_save_and_the_signal_is_stated(
     )
     assert code == 1
     assert "the command was killed by SIGKILL" in err
-    assert "rank 2 of 3 was killed by SIGKILL before the others" in err
+    assert "rank 2 of 3 failed first: it was killed by SIGKILL" in err
     back = set(files(opened(program, folder, tmp_path / "back")))
     assert back == {"began0", "began1", "began2", "saved0", "saved1"}
 

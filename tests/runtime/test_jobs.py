@@ -97,7 +97,7 @@ def test_the_first_that_fails_ends_the_others_which_may_save(tmp_path: Path) -> 
     ended = run(tmp_path, job("exit"))
     assert (ended["code"], ended["signal"], ended["out_of_time"]) == (7, None, False)
     assert (tmp_path / "saved0").read_text() == "on request"
-    assert ended["notes"] == ["rank 1 of 2 ended with 7 before the others"]
+    assert ended["notes"] == ["rank 1 of 2 failed first: it ended with 7"]
     assert ended["cpu"] > 0
 
 
@@ -105,7 +105,7 @@ def test_the_first_that_fails_ends_the_others_which_may_save(tmp_path: Path) -> 
 def test_a_signal_that_ends_one_is_named(tmp_path: Path, how: str, name: str) -> None:
     ended = run(tmp_path, job(how))
     assert (ended["code"], ended["signal"], ended["out_of_memory"]) == (None, name, False)
-    assert ended["notes"] == [f"rank 1 of 2 was killed by {name} before the others"]
+    assert ended["notes"] == [f"rank 1 of 2 failed first: it was killed by {name}"]
 
 
 def test_memory_that_one_could_not_have_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
