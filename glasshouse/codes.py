@@ -73,6 +73,7 @@ class Code(StrEnum):
     TRAINER_NOT_HARDENED = "trainer-not-hardened"
     CUDA_UNAVAILABLE = "cuda-unavailable"
     NETWORK_NOT_CLOSED = "network-not-closed"
+    RANKS_CANNOT_MEET = "ranks-cannot-meet"
     SCRATCH_NOT_MEMORY = "scratch-not-memory"
     SCRATCH_TOO_SMALL = "scratch-too-small"
     PROJECT_NOT_WRITTEN = "project-not-written"

@@ -17,7 +17,7 @@ def needed(spec: RunSpec, conf: Path | None = None) -> Outlook | None:
     """
     if not isinstance(spec.model, ProjectModel):
         return None
-    found = project.look(spec.model, ranks=spec.gpu.count)
+    found = project.look(spec.model, spec.gpu)
     try:
         machine = known_machine(spec.provider, conf)
     except GlasshouseError:

@@ -35,9 +35,20 @@ from glasshouse.runtime.archive import build_archive
 from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
 from glasshouse.sealing.memory import overwrite
+from glasshouse.spec import ProjectModel, RunSpec
 from glasshouse.workloads.installed import ASK_SEC, MAX_ANSWER_BYTES, SCRIPT, read_answer
 from glasshouse.workloads.outlook import lacking_words
 from glasshouse.workloads.package import Payload
+
+# In a process of its own, which it leaves without a network; hardened as the trainer is by then.
+_NETWORK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from glasshouse.runtime.confine import no_network
+from glasshouse.runtime.linux import harden
+harden()
+print(no_network())
+"""
 
 
 @dataclass
@@ -83,6 +94,10 @@ def prepared(
         if payload.scratch_bytes:
             with live.step(Code.SCRATCH_TOO_SMALL):
                 _room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
+        if payload.ranks > 1:
+            with live.step(Code.RANKS_CANNOT_MEET):
+                gpus_for(live.run.spec, payload.ranks, seen)
+                _meeting(live.run.spec, payload.ranks, pod, [python, "-I", "-c", _NETWORK, archive])
         with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
         package, markers = f"{root}/package.sealed", f"{root}/markers.sealed"
@@ -175,6 +190,34 @@ def _room(pod: Pod, needed: int, provider: str) -> None:
             f"needs {needed / 1e6:.0f} MB there and room for what it writes",
             code=Code.SCRATCH_TOO_SMALL,
             remedy="take a machine with more shared memory, or leave files out",
+        )
+
+
+def gpus_for(spec: RunSpec, ranks: int, seen: Observed) -> None:
+    """See that a project's processes have a GPU each, where the machine has any. Raises LegError."""
+    if spec.gpu.name != "cpu" and 0 < len(seen.gpus) < ranks:
+        raise LegError(
+            f"the command starts {ranks} processes, one a GPU, and the machine has {len(seen.gpus)}",
+            code=Code.GPU_NOT_AS_ASKED,
+            remedy="start as many as it has, or give gpu=cpu",
+        )
+
+
+def _meeting(spec: RunSpec, ranks: int, pod: Pod, asking: list[str]) -> None:
+    """See that a project's processes can meet, before any of it is sent. Raises LegError.
+
+    The answer is what the leg will find, which refuses by itself where none came.
+    """
+    if isinstance(spec.model, ProjectModel) and spec.model.network == "open":
+        return
+    said = pod.run(asking, timeout=60)
+    if said.stdout.decode("utf-8", "replace").strip() in ("seccomp", "none"):
+        raise LegError(
+            f"the machine allows no network namespace (provider={spec.provider.kind}), so the {ranks} "
+            "processes that the command starts could not meet",
+            code=Code.RANKS_CANNOT_MEET,
+            remedy="take a machine that allows one, or start one process; with model.network=open they meet "
+            "on the machine's own loopback, and the job reaches the network",
         )
 
 

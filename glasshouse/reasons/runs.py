@@ -225,6 +225,13 @@ LEGS: dict[Code, Reason] = {
         "would keep the job from the network.",
         Place.LEG,
     ),
+    Code.RANKS_CANNOT_MEET: explained(
+        "Ranks cannot meet",
+        "The command starts several processes that train together, and the machine allows no network of the "
+        "job's own in which they could meet: there a job may make no socket.",
+        Place.SETUP,
+        Place.LEG,
+    ),
     Code.SCRATCH_NOT_MEMORY: explained(
         "No memory to write to",
         "The machine has no folder that lies in memory, and a project's files are never written to a disk.",

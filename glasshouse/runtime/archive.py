@@ -38,6 +38,7 @@ MODULES = (
     "runtime/gpus.py",
     "runtime/guard.py",
     "runtime/harness.py",
+    "runtime/jobs.py",
     "runtime/leg.py",
     "runtime/linux.py",
     "runtime/machine.py",

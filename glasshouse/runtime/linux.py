@@ -156,6 +156,7 @@ def landlock_abi() -> int:
 
 
 OWN_THREADS = Path("/proc/self/task")
+PROC = Path("/proc")
 _kept: list[int] = []  # descriptors that live as long as the process
 
 
@@ -188,15 +189,32 @@ def restrict_access(write: Iterable[Path], read: Iterable[Path], devices: Iterab
     return _restrict(abi, handled, write, read, devices)
 
 
+def restrict_threads(write: Iterable[Path], devices: Iterable[Path]) -> bool:
+    """Let this process write in /proc to its own threads' files alone, where restrict_access left PROC open.
+
+    A rule holds for one inode, so what a process may write of its own in /proc no rule of its parent can say:
+    the parent's names PROC as a device, and each of its children calls this once it is there. All else stays
+    as restrict_access left it, and so do the scopes, within which the children go on to reach each other.
+    """
+    abi = landlock_abi()
+    return abi > 0 and _restrict(abi, _write_rights(abi), write, (), devices, scoped=False)
+
+
 def _write_rights(abi: int) -> int:
     return _WRITE_V1 | (_FS_REFER if abi >= 2 else 0) | (_FS_TRUNCATE if abi >= 3 else 0)
 
 
 def _restrict(
-    abi: int, handled: int, write: Iterable[Path], read: Iterable[Path], devices: Iterable[Path]
+    abi: int,
+    handled: int,
+    write: Iterable[Path],
+    read: Iterable[Path],
+    devices: Iterable[Path],
+    *,
+    scoped: bool = True,
 ) -> bool:
     attribute = struct.pack("=Q", handled)
-    if abi >= 6:
+    if abi >= 6 and scoped:
         # No rule on networks (the second word): workloads talk to each other and to their data.
         attribute = struct.pack("=QQQ", handled, 0, _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL)
     ruleset = _syscall(
@@ -315,7 +333,8 @@ def gpu_devices(dev: Path = Path("/dev")) -> list[Path]:
 
     From driver 570 on cuInit names its threads through /proc/self/task/*/comm, and where it may not, CUDA
     fails with error 304 (seen on an H100 with 580.159). Beneath it a process reaches what is its own and no
-    file that lasts. A rank that is forked after the restriction has another folder there, and no CUDA.
+    file that lasts. A process that is forked after the restriction has another folder there, and CUDA only if
+    it is let write to that (restrict_threads).
     """
     nodes = [Path("/dev/null"), *dev.glob("nvidia*"), *(dev / "nvidia-caps").glob("*")]
     devices = [node for node in nodes if stat.S_ISCHR(node.stat().st_mode)]

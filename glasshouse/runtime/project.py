@@ -1,9 +1,8 @@
-"""A user's own project: its files in the scratch folder, its command in a child of the trainer.
+"""A user's own project: its files in the scratch folder, its command in children of the trainer (jobs.py).
 
-The child is forked, not exec'd: after an exec a process is dumpable again. It holds neither the trainer's
-channel nor the pipe of the outputs. The memory of the package's tensors, in which the files came, is handed
-back to the kernel piece by piece as they are written. Whatever becomes of the child (exit, exception,
-signal), the trainer is there to say so and to have its outputs sealed.
+The memory of the package's tensors, in which the files came, is handed back to the kernel piece by piece as
+they are written. Whatever becomes of the children (exit, exception, signal), the trainer is there to say so
+and to have the outputs sealed.
 
 What this needs of torch is nothing: a project may train with anything.
 """
@@ -13,26 +12,20 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import select
 import shutil
-import signal
 import stat
 import sys
 import time
-import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glasshouse.canonical import b64u_decode, canonical_json, domain_hash, parse_json, record_json
+from glasshouse.canonical import b64u_decode, canonical_json, domain_hash, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
-from glasshouse.runtime import machine, run_command, sealer
+from glasshouse.runtime import jobs, machine, sealer
 from glasshouse.runtime.channel import Channel
-from glasshouse.runtime.command import Command
-from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
-from glasshouse.runtime.params import GRACE_SEC, JOB_FILE, SAID, WHEELS_FOLDER, LaunchParams
+from glasshouse.runtime.params import JOB_FILE, SAID, WHEELS_FOLDER, LaunchParams
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
 from glasshouse.runtime.run_command import Site
 from glasshouse.runtime.wheel import WheelError, unpack
@@ -43,29 +36,8 @@ from glasshouse.sealing.tree_index import shown
 
 FOLDER = "project"  # in the scratch folder, as are the next two
 SITE, PROGRAMS = "site", "programs"  # what came along as wheels: modules, and what they let one call by name
-REPORT_SEC = 2.0
-REPORT_SHARE = 0.001  # of what a job took so far: a leg has room for so many events and no more
-LOOK_SEC = 0.05
 FEW = 5
 INDEX_DOMAIN = "glasshouse/project-outputs/v1"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the sealed package says of the job. `outputs` is a folder in the project, relative."""
-
-    command: Command
-    environment: Mapping[str, str]
-    outputs: str
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Job:
-        """Read what `workloads/project.py` wrote; it is authenticated. LegError for another form."""
-        try:
-            value = parse_json(data)
-            return cls(Command.from_json(value["command"]), dict(value["environment"]), str(value["outputs"]))
-        except (TypeError, KeyError, ValueError) as error:
-            raise LegError("the package describes no job", code=Code.RUNTIME_ERROR) from error
 
 
 def work(
@@ -73,10 +45,13 @@ def work(
 ) -> None:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
 
-    Raises LegError: project-not-written where its files find no room, dependencies-unmet for a bad wheel.
+    Raises LegError: project-not-written where its files find no room, dependencies-unmet for a bad wheel,
+    ranks-cannot-meet.
     """
     began = time.monotonic()
-    job = Job.from_json(bytes(package.files[JOB_FILE]))
+    job = jobs.Job.from_json(bytes(package.files[JOB_FILE]))
+    if launch.device == "cpu":  # gpu=cpu, whatever the machine has
+        job = replace(job, environment={**job.environment, jobs.HIDES: ""})
     salt = b64u_decode(str(package.extra["matchSalt"]))
     place = scratch / FOLDER
     place.mkdir(mode=0o700)
@@ -90,7 +65,7 @@ def work(
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
     start = machine.identity(launch.public_allocation)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
-    ended = _run(job, place, site, channel, outputs, seconds=launch.job_sec, on_gpu=on_gpu)
+    ended = jobs.run(job, place, site, channel, outputs, seconds=launch.job_sec, on_gpu=on_gpu)
     left = _left(place / job.outputs)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(
@@ -121,7 +96,7 @@ def work(
         exit=ended.exit,
     )
     channel.send("trained", {"result": result})
-    for line in _account(place, job.outputs, package, left):
+    for line in [*ended.notes, *_account(place, job.outputs, package, left)]:
         print(f"{SAID}{line}", flush=True)  # noqa: T201  the sealed log, whose end the owner is shown
     began = time.monotonic()
     sealed = sealer.seal_tree_in_child(
@@ -163,11 +138,6 @@ def _installed(wheels: Path, scratch: Path) -> Site | None:
         code = Code.DEPENDENCIES_UNMET if isinstance(error, WheelError) else Code.PROJECT_NOT_WRITTEN
         raise LegError("what the project needs could not be unpacked", code=code) from error
     return site
-
-
-def report_every(elapsed_sec: float) -> float:
-    """Seconds between reports that a job goes on: more, the longer it has run."""
-    return max(REPORT_SEC, REPORT_SHARE * elapsed_sec)
 
 
 def _left(folder: Path) -> Tree:
@@ -213,89 +183,3 @@ def wiped(package: OpenedPackage) -> WipeReport:
     """Overwrite what is left of the package. The job's own memory went back to the kernel when it ended."""
     held = len(package.region or b"")
     return WipeReport(Wiped(), Wiped(), package=Wiped(1, held, package.wipe()))
-
-
-@dataclass(frozen=True)
-class _Ended:
-    exit: JobExit
-    elapsed_sec: float
-    cpu_sec: float
-    telemetry: list[dict[str, Any]]
-
-
-def _run(
-    job: Job, place: Path, site: Site | None, channel: Channel, outputs: int, *, seconds: float, on_gpu: bool
-) -> _Ended:
-    """Run the command in a child to its end, or to the end of its time (0.0: it has none of its own)."""
-    killed_before = _oom_kills()
-    began = time.monotonic()
-    trainer = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != trainer:
-                os._exit(1)
-            os.setsid()
-            channel.close()
-            os.close(outputs)
-            code = run_command.run(job.command, place, job.environment, site)
-        except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    reported, late = began, False
-    asked: float | None = None
-    with machine.Telemetry(on_gpu=on_gpu) as telemetry:  # its thread begins behind the fork
-        while True:
-            found, status, usage = os.wait4(pid, os.WNOHANG)
-            if found:
-                break
-            now = time.monotonic()
-            if asked is None and (
-                (late := bool(seconds) and now - began >= seconds) or _told_to_end(channel)
-            ):
-                asked = now
-                _signal(pid, signal.SIGTERM)
-            elif asked is not None and now - asked >= GRACE_SEC:
-                _signal(pid, signal.SIGKILL)
-            if now - reported >= report_every(now - began):
-                reported = now
-                channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0})
-            select.select([channel.fileno()] if asked is None else [], [], [], LOOK_SEC)
-    elapsed = time.monotonic() - began
-    _signal(pid, signal.SIGKILL)  # the rest of its session's group; what left that, the supervisor ends
-    code = os.waitstatus_to_exitcode(status)
-    oom = code == -signal.SIGKILL and asked is None and _oom_kills() > killed_before
-    how = JobExit(
-        code=code if code >= 0 else None,
-        signal=None if code >= 0 else signal.Signals(-code).name,
-        out_of_memory=oom,
-        out_of_time=late,
-    )
-    return _Ended(how, max(elapsed, 1e-3), usage.ru_utime + usage.ru_stime, telemetry.samples)
-
-
-def _told_to_end(channel: Channel) -> bool:
-    """Whether the supervisor says that the job is to end."""
-    if not select.select([channel.fileno()], [], [], 0)[0]:
-        return False
-    channel.expect("end", timeout=60)
-    return True
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-def _oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """How often the kernel killed something of this control group for want of memory; 0 where it says not."""
-    for name in ("memory.events", "memory/memory.oom_control"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in (root / name).read_text("ascii", "replace").splitlines():
-                word, _, number = line.partition(" ")
-                if word == "oom_kill":
-                    return int(number)
-    return 0

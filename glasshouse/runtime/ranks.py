@@ -132,16 +132,37 @@ def build(make: Build, count: int, report: Report) -> RankedSession:
 
 
 def _environment(count: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count)
-    )
-    # As torchrun does: ranks that each take every core only wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Ranks meet on this machine only. NCCL would make files in /dev/shm, beside the one folder that may be
-    # written; without them it copies between GPUs directly, or over loopback where they cannot.
-    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo", NCCL_SHM_DISABLE="1")
+    world = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **world)
+    ours = defaults(shm_private=False)
+    os.environ.setdefault("OMP_NUM_THREADS", ours.pop("OMP_NUM_THREADS"))
+    os.environ.update(ours)
+
+
+def free_port() -> int:
+    """A free port of the loopback, for ranks to meet at. Raises LegError: ranks-cannot-meet."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise LegError("no socket can be made for ranks to meet", code=Code.RANKS_CANNOT_MEET) from error
+
+
+def defaults(*, shm_private: bool) -> dict[str, str]:
+    """Variables of ranks that meet on one machine. shm_private: /dev/shm is the scratch folder."""
+    found = {
+        "OMP_NUM_THREADS": "1",  # as torchrun does: ranks that each take every core only wait for each other
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    # NCCL would make files in /dev/shm, beside the one folder that may be written; without them it copies
+    # between GPUs directly, or over loopback where they cannot.
+    return found if shm_private else {**found, "NCCL_SHM_DISABLE": "1"}
+
+
+def of_rank(rank: int, port: int) -> dict[str, str]:
+    """What torchrun tells each of several processes on one machine who it is, and where they meet."""
+    return {**dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank)), "MASTER_PORT": str(port)}
 
 
 def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:

@@ -37,13 +37,16 @@ class Site:
 
 
 def run(command: Command, place: Path, environment: Mapping[str, str], packages: Site | None = None) -> int:
-    """Run it in this process to its end; return the exit code. For a forked child that exits afterwards."""
+    """Run it in this process to its end; return the exit code. For a forked child that exits afterwards.
+
+    `environment`: what is added to this process's, what a launcher hands on included.
+    """
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115  as long as the process
     os.chdir(place)
-    os.environ.update({**environment, **dict(command.environment)})
+    os.environ.update(environment)
     # What it starts by name is what an activated environment would give it.
     brought = [] if packages is None else [str(packages.programs)]
     places = dict.fromkeys((*brought, str(Path(sys.prefix) / "bin"), str(Path(sys.executable).parent)))

@@ -168,8 +168,9 @@ def _lifecycle(leg: LegState, guard: int) -> None:
             buffers=wiped,
             outputs=sealed,
             needles=leg.needles,
-            # The other ranks wiped and read back, but nobody looked at their memory from outside.
-            residue="scanned" if leg.scanned and launch.ranks == 1 else "not-scanned",
+            # A session's other ranks wiped and read back, but nobody looked at their memory from outside. A
+            # job's have all ended by then, however many they were.
+            residue="scanned" if leg.scanned and (launch.ranks == 1 or launch.job) else "not-scanned",
             scanned_by=leg.scanned_by,
             unscanned_regions=leg.unscanned,
             custodian_exit=leg.exits.get("custodian", -1),

@@ -25,7 +25,9 @@ from glasshouse.runtime import freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
 from glasshouse.runtime.linux import (
+    OWN_THREADS,
     PR_SET_PDEATHSIG,
+    PROC,
     SHM,
     drop_capabilities,
     gpu_devices,
@@ -161,8 +163,10 @@ def _confine_job(plumbing: Plumbing, launch: LaunchParams, channel: Channel, scr
     # Where the folders of allocations lie. The archive and the interpreter in this one stay readable.
     hidden = [Path(launch.leg_dir).parent.parent.parent]
     resolver = map(Path, _RESOLVER) if launch.network_open else ()
+    # The threads that CUDA names are those of the job's processes, which are not there yet (jobs.run).
+    devices = [PROC if device == OWN_THREADS else device for device in gpu_devices()]
     held = confine(
-        scratch, existing(resolver), gpu_devices(), [channel.fileno(), plumbing.outputs], hidden,
+        scratch, existing(resolver), devices, [channel.fileno(), plumbing.outputs], hidden,
         network_open=launch.network_open,
     )  # fmt: skip
     for variable in CACHE_VARIABLES:

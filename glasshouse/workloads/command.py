@@ -74,9 +74,11 @@ def decide(
     selection: Selection,
     gpus: int = 1,
     *,
+    named: bool = True,
     installed: Callable[[str], bool] = is_installed,
 ) -> Decision:
-    """Decide. gpus: how many the machine has (gpu.count). installed: answers for a top-level module.
+    """Decide. gpus, named: what is known of the machine's (launchers.Gpus). installed: answers for a
+    top-level module.
 
     Raises UsageError, field `command` or `gpu.count`, for what cannot be run.
     """
@@ -85,14 +87,14 @@ def decide(
     for word in words:
         if "\0" in word or not _is_utf8(word):
             raise UsageError("a word is not UTF-8", field=FIELD, value=word, remedy="give text")
-    decision = _Deciding(selection, gpus, installed).program(list(words))
+    decision = _Deciding(selection, launchers.Gpus(gpus, named), installed).program(list(words))
     return Decision(decision.command, (*decision.warnings, *_local_paths(decision.command, selection.folder)))
 
 
 @dataclass(frozen=True)
 class _Deciding:
     selection: Selection
-    gpus: int
+    gpus: launchers.Gpus
     installed: Callable[[str], bool]
 
     def program(self, words: list[str]) -> Decision:
@@ -149,7 +151,7 @@ class _Deciding:
     def _launched(self, launch: launchers.Launch) -> Decision:
         target, arguments = launch.words[0], launch.words[1:]
         make = self._module if launch.module else self._file
-        made = make(target, arguments, self.gpus, launch.environment)
+        made = make(target, arguments, launch.processes, launch.environment)
         return Decision(made.command, (*launch.warnings, *made.warnings))
 
     def _file(

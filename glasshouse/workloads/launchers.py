@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from glasshouse.errors import UsageError
+from glasshouse.runtime.ranks import MAX_RANKS
 
 FIELD: Final = "command"
 
@@ -31,11 +32,22 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Gpus:
+    """What is known of the machine's GPUs beforehand. count: gpu.count. named: a type was asked for, so there
+    are that many; otherwise nobody knows yet, and a launcher's number is taken where no count was given.
+    """
+
+    count: int
+    named: bool
+
+
+@dataclass(frozen=True)
 class Launch:
     """What a launcher was told: the words from the script on, whether that is a module, and the rest."""
 
     words: tuple[str, ...]
     module: bool
+    processes: int
     environment: Mapping[str, str]
     warnings: tuple[str, ...]
 
@@ -51,7 +63,8 @@ _TORCHRUN: Final = {
     **_options("zero", True, "--node-rank"),
     **_options("ignored", False, "--standalone"),
     **_options("told", False, "--virtual-local-rank"),
-    **_options("ignored", True, "--rdzv-backend --rdzv-endpoint --rdzv-id --rdzv-conf"),
+    **_options("run", True, "--rdzv-id"),
+    **_options("ignored", True, "--rdzv-backend --rdzv-endpoint --rdzv-conf"),
     **_options("ignored", True, "--master-addr --master-port"),
     **_options("ignored", True, "--local-addr --monitor-interval --start-method --role --numa-binding"),
     **_options("ignored", True, "--shutdown-timeout --signals-to-handle"),
@@ -87,29 +100,58 @@ _ACCELERATE: Final = {
 }
 _PRECISIONS: Final = ("no", "fp16", "bf16")  # fp8 needs settings of its own
 
-
-# What torchrun puts into the environment of the only process of a group.
-_ALONE: Final = {
-    **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK"), "0"),
-    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"), "1"),
+# What torchrun puts into the environment of every process of a group on one machine, and what of the only one
+# (torch/distributed/elastic/agent/server/local_elastic_agent.py: _start_workers; of several the pod adds who
+# each is and where they meet: runtime/ranks.py). No agent holds a store here, so rank 0 opens it; an error
+# file, which an agent would print, there is none.
+_GROUP: Final = {
+    **dict.fromkeys(("GROUP_RANK", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"), "0"),
+    "GROUP_WORLD_SIZE": "1",
+    "ROLE_NAME": "default",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_USE_AGENT_STORE": "False",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
+}
+_ALONE: Final = {**dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), "0"), "MASTER_PORT": "29500"}
+# What accelerate adds for its processes when it is told nothing else (accelerate/utils/launch.py:
+# prepare_multi_gpu_env, prepare_simple_launcher_cmd_env).
+_ACCELERATED: Final = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "NO",
+    "ACCELERATE_DYNAMO_MODE": "default",
+    **dict.fromkeys(
+        (
+            "ACCELERATE_DYNAMO_USE_FULLGRAPH",
+            "ACCELERATE_DYNAMO_USE_DYNAMIC",
+            "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION",
+        ),
+        "False",
+    ),
 }
 
 
-def torchrun(words: Sequence[str], gpus: int) -> Launch:
+def torchrun(words: Sequence[str], gpus: Gpus) -> Launch:
     """Read what follows `torchrun`."""
     launch = _read("torchrun", _TORCHRUN, words, gpus, default="1")
-    return replace(launch, environment={**_ALONE, **launch.environment}) if gpus == 1 else launch
+    return replace(launch, environment={**_group(launch.processes), **launch.environment})
 
 
-def accelerate(words: Sequence[str], gpus: int) -> Launch:
+def accelerate(words: Sequence[str], gpus: Gpus) -> Launch:
     """Read what follows `accelerate launch`: without a number, its script runs on every GPU."""
-    return _read("accelerate launch", _ACCELERATE, words, gpus, default=str(gpus))
+    launch = _read("accelerate launch", _ACCELERATE, words, gpus, default=str(gpus.count))
+    # The launcher of accelerate starts one process by itself, and several by torchrun.
+    group = _group(launch.processes) if launch.processes > 1 else {}
+    return replace(launch, environment={**group, **_ACCELERATED, **launch.environment})
+
+
+def _group(processes: int) -> dict[str, str]:
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(processes))
+    return {**_GROUP, **sizes, **(_ALONE if processes == 1 else {})}
 
 
 def _read(
-    launcher: str, table: Mapping[str, Option], words: Sequence[str], gpus: int, default: str
+    launcher: str, table: Mapping[str, Option], words: Sequence[str], gpus: Gpus, default: str
 ) -> Launch:
     ahead, module, processes, told = list(words), False, default, list[str]()
     environment: dict[str, str] = {}
@@ -141,9 +183,11 @@ def _read(
         raise UsageError(
             f"{launcher} is given no script", field=FIELD, value=launcher, remedy=f"{_SCRIPT_ALONE} behind it"
         )
-    _check_processes(launcher, table, processes, gpus)
-    warnings = (f"without effect here: {', '.join(told)} of {launcher}",) if told else ()
-    return Launch(tuple(ahead), module, environment, warnings)
+    count = _processes(launcher, table, processes, gpus)
+    warnings = [f"without effect here: {', '.join(told)} of {launcher}"] if told else []
+    if not processes.isdigit() and not gpus.named:
+        warnings.append(f"as many processes as {processes} says: that is gpu.count here, {gpus.count}")
+    return Launch(tuple(ahead), module, count, environment, tuple(warnings))
 
 
 def _option(launcher: str, table: Mapping[str, Option], word: str) -> tuple[str, Option, str | None]:
@@ -175,18 +219,30 @@ def _checked(effect: str, name: str, value: str) -> dict[str, str]:
         if re.fullmatch("[1-9][0-9]{0,2}", value):
             return {"OMP_NUM_THREADS": value}
         remedy = "give a number"
+    elif effect == "run":
+        return {"TORCHELASTIC_RUN_ID": value}
     else:
         return {}
     raise UsageError("bad value in the command", field=FIELD, value=f"{name}={value}", remedy=remedy)
 
 
-def _check_processes(launcher: str, table: Mapping[str, Option], value: str, gpus: int) -> None:
-    if value in ("gpu", "auto") and launcher == "torchrun":
-        return
-    if value != str(gpus):
-        name = next(name for name, option in table.items() if option.effect == "processes").replace("-", "_")
-        name = "--" + name.strip("_")
+def _processes(launcher: str, table: Mapping[str, Option], value: str, gpus: Gpus) -> int:
+    """How many processes are started: one for each GPU, where there are GPUs of a type that was asked for."""
+    of_machine = ("gpu", "auto") if gpus.named else ("gpu", "auto", "cpu")
+    if value == str(gpus.count) or (value in of_machine and launcher == "torchrun"):
+        return gpus.count
+    possible = re.fullmatch("[1-9][0-9]?", value) is not None and int(value) <= MAX_RANKS
+    if possible and gpus.count == 1 and not gpus.named:
+        return int(value)
+    name = next(name for name, option in table.items() if option.effect == "processes").replace("-", "_")
+    name = "--" + name.strip("_")
+    if gpus.count == 1 and not gpus.named:
         raise UsageError(
-            f"{launcher} is to start one process for each GPU, and not {value or 'none'}",
-            field="gpu.count", value=gpus, remedy=f"give {name}={gpus}",
+            f"not a number of processes that {launcher} can start here", field=FIELD, value=f"{name}={value}",
+            remedy=f"give one from 1 to {MAX_RANKS}",
         )  # fmt: skip
+    raise UsageError(
+        f"{launcher} is to start one process for each GPU, and not {value or 'none'}",
+        field="gpu.count", value=gpus.count,
+        remedy=f"give {name}={gpus.count}" + (f", or gpu.count={value}" if possible else ""),
+    )  # fmt: skip

@@ -44,6 +44,7 @@ class Payload:
     tree: Iterable[Tensor] = field(default=(), repr=False)  # a project's files
     project: project.Project | None = field(default=None, repr=False)
     scratch_bytes: int = 0  # of memory that a project's files take on the pod
+    ranks: int = 1  # processes that a project's command starts, one a GPU where there are any
     notes: tuple[str, ...] = ()  # what a person is told of it before anything is rented
 
     @property
@@ -64,7 +65,7 @@ def prepare(spec: RunSpec) -> Payload:
     if isinstance(model, WithheldModel):
         raise withheld(model)
     if isinstance(model, ProjectModel):
-        found = project.look(model, ranks=spec.gpu.count)
+        found = project.look(model, spec.gpu)
         files, tree = project.packed(found)
         return Payload(
             files,
@@ -72,6 +73,7 @@ def prepare(spec: RunSpec) -> Payload:
             tree=tree,
             project=found,
             scratch_bytes=found.selection.total_bytes,
+            ranks=found.command.ranks,
             notes=tuple(found.lines),
         )
     if not isinstance(model, CustomModel) and model.batch % spec.gpu.count:

@@ -13,7 +13,7 @@ from glasshouse.errors import UsageError
 from glasshouse.runtime.params import JOB_FILE, WHEELS_FOLDER
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, read_tree
-from glasshouse.spec import ProjectModel
+from glasshouse.spec import Gpu, ProjectModel
 from glasshouse.workloads.command import Command, decide, is_installed
 from glasshouse.workloads.dependencies import Dependencies, read_dependencies
 from glasshouse.workloads.folder import IGNORE_FILE, Selection, select
@@ -40,10 +40,11 @@ class Project:
     @property
     def lines(self) -> list[str]:
         """What goes along and what does not, and what may go wrong, for the terminal."""
-        return [*lines(self.selection), *choice_line(self.needs), *self.warnings]
+        ranks = [f"starting {self.command.ranks} processes there"] if self.command.ranks > 1 else []
+        return [*lines(self.selection), *choice_line(self.needs), *ranks, *self.warnings]
 
 
-def look(model: ProjectModel, *, ranks: int = 1) -> Project:
+def look(model: ProjectModel, gpu: Gpu) -> Project:
     """Find out what a project is. Raises UsageError for what could not be run, or not be sealed."""
     apart = [RUNS.resolve(), paths.state_dir(), paths.keys_dir()]
     selection = select(
@@ -56,13 +57,12 @@ def look(model: ProjectModel, *, ranks: int = 1) -> Project:
             remedy=f"rename it, or name it in {IGNORE_FILE}",
         )  # fmt: skip
     decision = decide(
-        model.command, selection, ranks, installed=lambda name: asks_for(needs, name) or is_installed(name)
+        model.command,
+        selection,
+        gpu.count,
+        named=bool(gpu.provider_names),
+        installed=lambda name: asks_for(needs, name) or is_installed(name),
     )
-    if decision.command.ranks > 1:
-        raise UsageError(
-            "a project with several processes that train together is not possible yet",
-            field="gpu.count", value=decision.command.ranks, remedy="give gpu.count=1",
-        )  # fmt: skip
     modules = wanted(selection.files, decision.command)
     return Project(selection, decision.command, _environment(model.env), decision.warnings, modules, needs)
 

@@ -22,7 +22,7 @@ def payload_bytes(spec: RunSpec) -> int:
     if isinstance(model, WithheldModel):
         raise withheld(model)
     if isinstance(model, ProjectModel):
-        return project.look(model, ranks=spec.gpu.count).selection.total_bytes
+        return project.look(model, spec.gpu).selection.total_bytes
     if isinstance(model, MlpModel):
         return _size(SOURCES / "mlp_pod.py") + sum(item.nbytes for item in mlp_shapes(model))
     if isinstance(model, LoraModel):

@@ -12,6 +12,7 @@ import pytest
 from glasshouse import spec as specs
 from glasshouse.errors import LegError
 from glasshouse.lifecycle.observe import POD_SCRIPT, Observed, check_gpu
+from glasshouse.lifecycle.setup import gpus_for
 from tests.specs import make_spec
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -107,3 +108,18 @@ def test_what_a_pod_says_of_its_driver_moves_no_terminal() -> None:
         )
     assert caught.value.line().isprintable()
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("gpu", "there"), [("auto", 1), ("auto", 3)])
+def test_more_ranks_than_gpus_are_refused_before_anything_is_sent(gpu: str, there: int) -> None:
+    spec = make_spec(gpu=specs.Gpu(name=gpu))
+    with pytest.raises(LegError) as caught:
+        gpus_for(spec, there + 1, observed(*["NVIDIA H200"] * there))
+    assert caught.value.code == "gpu-not-as-asked"
+    words = f"the command starts {there + 1} processes, one a GPU, and the machine has {there}"
+    assert words in caught.value.line()
+
+
+@pytest.mark.parametrize(("gpu", "ranks", "there"), [("auto", 2, 0), ("auto", 2, 2), ("cpu", 2, 1)])
+def test_ranks_that_have_a_gpu_each_or_use_none(gpu: str, ranks: int, there: int) -> None:
+    gpus_for(make_spec(gpu=specs.Gpu(name=gpu)), ranks, observed(*["NVIDIA H200"] * there))

@@ -29,6 +29,17 @@ FILES = (
 )
 
 
+# As accelerate 1.15 gives its processes, when it is told nothing (seen).
+ACCELERATED = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "NO",
+    "ACCELERATE_DYNAMO_MODE": "default",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+}
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Selection:
     folder = tmp_path_factory.mktemp("project")
@@ -88,7 +99,8 @@ def test_what_is_run(project: Selection, line: str, kind: str, target: str, argu
     alone = dict(found.command.environment)
     if launched := "torch" in line:
         assert (alone["RANK"], alone["WORLD_SIZE"], alone["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
-    assert launched or not alone
+        assert "TORCHELASTIC_RUN_ID" in alone  # by which torch.distributed knows a launcher
+    assert launched or alone == (ACCELERATED if "accelerate" in line else {})
     expected = Command(kind, target, tuple(shlex.split(arguments)))  # type: ignore[arg-type]
     assert replace(found.command, environment=()) == expected
 
@@ -127,12 +139,71 @@ def test_a_launcher_agrees_with_the_gpus(project: Selection, line: str, gpus: in
     assert remedy in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("line", "ranks"),
+    [
+        ("torchrun train.py", 1),
+        ("torchrun --nproc_per_node=2 train.py", 2),
+        ("python -m torch.distributed.run --nproc-per-node 3 train.py", 3),
+        ("accelerate launch train.py", 1),
+        ("accelerate launch --num_processes 16 train.py", 16),
+    ],
+)
+def test_where_no_type_of_gpu_is_asked_for_a_launchers_number_is_taken(
+    project: Selection, line: str, ranks: int
+) -> None:
+    found = decided(line, project, named=False)
+    assert (found.command.ranks, found.warnings) == (ranks, ())
+
+
+@pytest.mark.parametrize("word", ["gpu", "auto", "cpu"])
+def test_what_counts_the_machine_is_gpu_count(project: Selection, word: str) -> None:
+    found = decided(f"torchrun --nproc_per_node={word} train.py", project, 2, named=False)
+    assert found.command.ranks == 2
+    assert found.warnings == (f"as many processes as {word} says: that is gpu.count here, 2",)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("torchrun --nproc_per_node=17 train.py", "--nproc_per_node=17"),
+        ("torchrun --nproc-per-node=0 train.py", "--nproc_per_node=0"),
+        ("torchrun --nproc_per_node=02 train.py", "--nproc_per_node=02"),
+        ("torchrun --nproc_per_node= train.py", "--nproc_per_node="),
+        ("torchrun --nproc_per_node ² train.py", "--nproc_per_node=²"),
+        ("accelerate launch --num_processes gpu train.py", "--num_processes=gpu"),
+    ],
+)
+def test_what_is_no_number_of_processes(project: Selection, line: str, value: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        decided(line, project, named=False)
+    assert (caught.value.field, caught.value.value) == ("command", value)
+    assert caught.value.remedy == "give one from 1 to 16"
+
+
+def test_a_count_that_was_given_is_kept_to_on_any_machine(project: Selection) -> None:
+    with pytest.raises(UsageError) as caught:
+        decided("torchrun --nproc_per_node=3 train.py", project, 2, named=False)
+    assert (caught.value.field, caught.value.value) == ("gpu.count", 2)
+    assert caught.value.remedy == "give --nproc_per_node=2, or gpu.count=3"
+
+
+def test_torchrun_hands_the_runs_name_on(project: Selection) -> None:
+    found = decided("torchrun --rdzv-id mine train.py", project).command
+    assert dict(found.environment)["TORCHELASTIC_RUN_ID"] == "mine"
+
+
 def test_what_accelerate_hands_on_to_the_script(project: Selection) -> None:
     line = "accelerate launch --mixed_precision=bf16 --num_cpu_threads_per_process 4 train.py"
     assert dict(decided(line, project).command.environment) == {
+        **ACCELERATED,
         "ACCELERATE_MIXED_PRECISION": "bf16",
         "OMP_NUM_THREADS": "4",
     }
+    two = dict(decided("accelerate launch --num_processes=2 train.py", project, 2).command.environment)
+    assert ACCELERATED.items() < two.items()
+    assert (two["WORLD_SIZE"], two["TORCHELASTIC_USE_AGENT_STORE"]) == ("2", "False")
+    assert "RANK" not in two  # each has its own, which the pod knows
 
 
 @pytest.mark.parametrize(

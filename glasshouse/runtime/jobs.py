@@ -1,0 +1,296 @@
+"""A job's processes: its command in one child of the trainer, or in as many as its launcher is to start.
+
+They are forked, not exec'd: after an exec a process is dumpable again. They hold neither the trainer's
+channel nor the pipe of the outputs. Several are ranks: each has the environment that torchrun would give it,
+and they meet over the loopback of their own network. The first that fails ends the others, and its end is the
+job's. Where several write, their lines stand in one log as they come, as torchrun's do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from glasshouse.canonical import parse_json
+from glasshouse.codes import Code
+from glasshouse.errors import LegError
+from glasshouse.runtime import machine, ranks, run_command
+from glasshouse.runtime.channel import Channel
+from glasshouse.runtime.command import Command
+from glasshouse.runtime.linux import (
+    OWN_THREADS,
+    PR_SET_PDEATHSIG,
+    SHM,
+    gpu_devices,
+    prctl,
+    restrict_threads,
+)
+from glasshouse.runtime.params import GRACE_SEC
+from glasshouse.runtime.results import JobExit
+from glasshouse.runtime.run_command import Site
+
+HIDES = "CUDA_VISIBLE_DEVICES"  # empty: no GPU is seen
+THREADS = "OMP_NUM_THREADS"
+REPORT_SEC = 2.0
+REPORT_SHARE = 0.001  # of what a job took so far: a leg has room for so many events and no more
+LOOK_SEC = 0.05
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the sealed package says of the job. `outputs` is a folder in the project, relative."""
+
+    command: Command
+    environment: Mapping[str, str]
+    outputs: str
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Job:
+        """Read what `workloads/project.py` wrote; it is authenticated. LegError for another form."""
+        try:
+            value = parse_json(data)
+            return cls(Command.from_json(value["command"]), dict(value["environment"]), str(value["outputs"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise LegError("the package describes no job", code=Code.RUNTIME_ERROR) from error
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended. Times in seconds, the processor's summed over its ranks; notes are for its owner."""
+
+    exit: JobExit
+    elapsed_sec: float
+    cpu_sec: float
+    telemetry: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def run(
+    job: Job, place: Path, site: Site | None, channel: Channel, outputs: int, *, seconds: float, on_gpu: bool
+) -> Ended:
+    """Run the command to its end, or to the end of its time (0.0: it has none of its own).
+
+    `site`: where packages lie that came along, if any did.
+
+    Raises LegError: ranks-cannot-meet.
+    """
+    devices = gpu_devices()
+    environments = environments_of(job, shm_private=place.parent == SHM, gpus=OWN_THREADS in devices)
+
+    def close_proc() -> None:
+        """What the trainer's own confinement left open for its children (trainer.py)."""
+        if OWN_THREADS in devices:
+            restrict_threads([place.parent], devices)
+
+    began, oom_kills = time.monotonic(), _oom_kills()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pids = [
+        _fork(_substituted(job.command, each), place, each, channel, outputs, site=site, begin=close_proc)
+        for each in environments
+    ]
+    close_proc()
+    running = _Running(pids, oom_kills)
+    reported = began
+    with machine.Telemetry(on_gpu=on_gpu) as telemetry:  # its thread begins behind the forks
+        while running.reap():
+            now = time.monotonic()
+            if running.ending is None:
+                late = bool(seconds) and now - began >= seconds
+                if late or _told_to_end(channel):
+                    running.late = late
+                    running.end()
+            elif now - running.ending >= GRACE_SEC:
+                running.kill()
+            if now - reported >= report_every(now - began):
+                reported = now
+                channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0})
+            running.wait([channel.fileno()] if running.ending is None else [])
+    elapsed = max(time.monotonic() - began, 1e-3)
+    return Ended(running.exit, elapsed, running.cpu_sec, telemetry.samples, tuple(running.notes))
+
+
+def report_every(elapsed_sec: float) -> float:
+    """Seconds between reports that a job goes on: more, the longer it has run."""
+    return max(REPORT_SEC, REPORT_SHARE * elapsed_sec)
+
+
+def environments_of(job: Job, *, shm_private: bool, gpus: bool) -> list[dict[str, str]]:
+    """What each process's environment has beside the trainer's: the owner's words win over our defaults.
+
+    `gpus`: whether the machine has any.
+    """
+    count, told = job.command.ranks, dict(job.command.environment)
+    own = {**job.environment, **told}
+    if count == 1:
+        return [own]
+    port = ranks.free_port()
+    ours = ranks.defaults(shm_private=shm_private)
+    if any(name.startswith("ACCELERATE_") for name in told) and not (gpus and own.get(HIDES) != ""):
+        # Without GPUs its processes train together where it is told so, and each for itself otherwise.
+        ours["ACCELERATE_USE_CPU"] = "True"
+    if THREADS in os.environ:  # as torchrun leaves it; the network's names are not the machine's here
+        del ours[THREADS]
+    return [{**ours, **own, **ranks.of_rank(rank, port)} for rank in range(count)]
+
+
+def _substituted(command: Command, environment: Mapping[str, str]) -> Command:
+    """The command with what torchrun substitutes in the arguments of its processes (elastic/utils/api.py)."""
+    if "LOCAL_WORLD_SIZE" not in dict(command.environment):
+        return command
+    rank = environment["LOCAL_RANK"]
+    words = (Template(word).safe_substitute(local_rank=rank) for word in command.arguments)
+    return replace(command, arguments=tuple(words))
+
+
+def _fork(
+    command: Command,
+    place: Path,
+    environment: Mapping[str, str],
+    channel: Channel,
+    outputs: int,
+    *,
+    site: Site | None,
+    begin: Callable[[], None],
+) -> int:
+    """Run the command in a child, in a session of its own, behind `begin`; return its pid."""
+    trainer = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != trainer:
+                os._exit(1)
+            os.setsid()
+            channel.close()
+            os.close(outputs)
+            begin()
+            code = run_command.run(command, place, environment, site)
+        except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+class _Running:
+    """The job's processes from their fork to the end of the last. `ending`: when they were told to end."""
+
+    def __init__(self, pids: list[int], oom_kills: int) -> None:
+        self._alive = dict(enumerate(pids))
+        self._count = len(pids)
+        self._watched: dict[int, int] = {}  # rank: its pidfd, where the kernel has them
+        for rank, pid in self._alive.items():
+            with contextlib.suppress(OSError, AttributeError):
+                self._watched[rank] = os.pidfd_open(pid)
+        self._oom_kills = oom_kills  # before the first of them began
+        self._code, self._out_of_memory = 0, False
+        self._killed: set[int] = set()  # by us
+        self.ending: float | None = None
+        self.late = False
+        self.cpu_sec = 0.0
+        self.notes: list[str] = []
+
+    def reap(self) -> bool:
+        """Take note of those that ended; whether others are left. The first that fails ends the rest."""
+        failed = []
+        for rank, pid in list(self._alive.items()):
+            found, status, usage = os.wait4(pid, os.WNOHANG)
+            if not found:
+                continue
+            del self._alive[rank]
+            if rank in self._watched:
+                os.close(self._watched.pop(rank))
+            self.cpu_sec += usage.ru_utime + usage.ru_stime
+            # The rest of its session's group. What left that, the supervisor ends.
+            _signal(pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(status)
+            if code:
+                failed.append((rank, code))
+        if failed and self._code == 0:
+            # Of several that ended between two looks, the one that no exception ended, which may well be what
+            # the others met with when they lost it.
+            rank, self._code = max(failed, key=lambda one: (one[1] < 0, one[1] != 1))
+            untouched = self.ending is None
+            killed = self._code == -signal.SIGKILL
+            self._out_of_memory = killed and untouched and _oom_kills() > self._oom_kills
+            if self._count > 1:
+                self.notes.append(f"rank {rank} of {self._count} failed first: it {_words(self._code)}")
+            if self._alive and untouched:
+                self.end()
+        return bool(self._alive)
+
+    def end(self) -> None:
+        """Tell all that are left to end."""
+        self.ending = time.monotonic()
+        for pid in self._alive.values():
+            _signal(pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End those that did not heed that."""
+        for rank, pid in self._alive.items():
+            if self._count > 1 and rank not in self._killed:
+                self.notes.append(f"rank {rank} did not end when told to, and was killed")
+            self._killed.add(rank)
+            _signal(pid, signal.SIGKILL)
+
+    def wait(self, more: list[int]) -> None:
+        """Wait a moment for one of them to end, or for something to be read from `more`."""
+        select.select([*self._watched.values(), *more], [], [], LOOK_SEC)
+
+    @property
+    def exit(self) -> JobExit:
+        """How the first that failed ended; where none did, that all ended well."""
+        killed = self._code < 0
+        return JobExit(
+            code=None if killed else self._code,
+            signal=_signal_name(-self._code) if killed else None,
+            out_of_memory=self._out_of_memory,
+            out_of_time=self.late,
+        )
+
+
+def _words(code: int) -> str:
+    return f"ended with {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
+
+
+def _told_to_end(channel: Channel) -> bool:
+    """Whether the supervisor says that the job is to end."""
+    if not select.select([channel.fileno()], [], [], 0)[0]:
+        return False
+    channel.expect("end", timeout=60)
+    return True
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How often the kernel killed something of this control group for want of memory; 0 where it says not."""
+    for name in ("memory.events", "memory/memory.oom_control"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in (root / name).read_text("ascii", "replace").splitlines():
+                word, _, number = line.partition(" ")
+                if word == "oom_kill":
+                    return int(number)
+    return 0
