@@ -72,6 +72,8 @@ class Code(StrEnum):
     TRAINER_NOT_HARDENED = "trainer-not-hardened"
     CUDA_UNAVAILABLE = "cuda-unavailable"
     NETWORK_NOT_CLOSED = "network-not-closed"
+    READS_NOT_CONFINED = "reads-not-confined"
+    EXECS_NOT_REFUSED = "execs-not-refused"
     SCRATCH_NOT_MEMORY = "scratch-not-memory"
     SCRATCH_TOO_SMALL = "scratch-too-small"
     PROJECT_NOT_WRITTEN = "project-not-written"

@@ -116,6 +116,8 @@ def protected_params(
         package=ready.package,
         anti_debug_profile=spec.policy.anti_debug_profile,
         require_landlock=spec.policy.require_landlock,
+        require_confined_reads=spec.policy.require_confined_reads,
+        refuse_execs=spec.policy.refuse_execs,
         private=spec.payload == "private",
     )
 

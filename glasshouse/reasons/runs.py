@@ -219,6 +219,18 @@ LEGS: dict[Code, Reason] = {
         "would keep the job from the network.",
         Place.LEG,
     ),
+    Code.READS_NOT_CONFINED: explained(
+        "Reading not confined",
+        "The policy asks that the job reads nothing of the machine but what it needs, and the machine offers "
+        "neither Landlock nor another root folder.",
+        Place.LEG,
+    ),
+    Code.EXECS_NOT_REFUSED: explained(
+        "Starting programs not refused",
+        "The policy asks that the job starts no program, and the machine's kernel has no filter of system "
+        "calls that would refuse it.",
+        Place.LEG,
+    ),
     Code.SCRATCH_NOT_MEMORY: explained(
         "No memory to write to",
         "The machine has no folder that lies in memory, and a project's files are never written to a disk.",

@@ -188,6 +188,30 @@ def restrict_access(write: Iterable[Path], read: Iterable[Path], devices: Iterab
     return _restrict(abi, handled, write, read, devices)
 
 
+def refuse_programs() -> bool:
+    """Let this process and its later children start no program that lies in a file system, for good.
+
+    False where the kernel has no Landlock. One in memory alone (memfd_create) is seccomp's to refuse.
+    """
+    abi = landlock_abi()
+    if abi == 0:
+        return False
+    # A ruleset that does not know of moves from folder to folder forbids them all (landlock(7), REFER).
+    moving = _FS_REFER if abi >= 2 else 0
+    attribute = struct.pack("=Q", _FS_EXECUTE | moving)
+    ruleset = _syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint32(0)
+    )
+    try:
+        if moving:
+            _allow(ruleset, Path("/"), moving)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _syscall(_SYS_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+    finally:
+        os.close(ruleset)
+    return True
+
+
 def _write_rights(abi: int) -> int:
     return _WRITE_V1 | (_FS_REFER if abi >= 2 else 0) | (_FS_TRUNCATE if abi >= 3 else 0)
 

@@ -17,8 +17,9 @@ import signal
 import stat
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import machine, run_command, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.command import Command
+from glasshouse.runtime.execs import watch
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.params import GRACE_SEC, JOB_FILE, SAID, LaunchParams
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
@@ -62,9 +64,11 @@ class Job:
 
 
 def work(
-    launch: LaunchParams, package: OpenedPackage, channel: Channel, *, scratch: Path, outputs: int
+    launch: LaunchParams, package: OpenedPackage, channel: Channel, *, scratch: Path, outputs: int, execs: int
 ) -> None:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
+
+    `execs`: of the socket by which the supervisor counts the programs that it starts (execs.watch).
 
     Raises LegError: project-not-written where its files find no room.
     """
@@ -82,7 +86,10 @@ def work(
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
     start = machine.identity(launch.public_allocation)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
-    ended = _run(job, place, channel, outputs, seconds=launch.job_sec, on_gpu=on_gpu)
+    ended = _run(
+        job, place, channel, outputs,
+        watch=partial(watch, execs, refuse=launch.refuse_execs), seconds=launch.job_sec, on_gpu=on_gpu,
+    )  # fmt: skip
     left = _left(place / job.outputs)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(
@@ -177,7 +184,10 @@ class _Ended:
     telemetry: list[dict[str, Any]]
 
 
-def _run(job: Job, place: Path, channel: Channel, outputs: int, *, seconds: float, on_gpu: bool) -> _Ended:
+def _run(
+    job: Job, place: Path, channel: Channel, outputs: int,
+    *, watch: Callable[[], None], seconds: float, on_gpu: bool,
+) -> _Ended:  # fmt: skip
     """Run the command in a child to its end, or to the end of its time (0.0: it has none of its own)."""
     killed_before = _oom_kills()
     began = time.monotonic()
@@ -192,6 +202,7 @@ def _run(job: Job, place: Path, channel: Channel, outputs: int, *, seconds: floa
             os.setsid()
             channel.close()
             os.close(outputs)
+            watch()
             code = run_command.run(job.command, place, job.environment)
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
             traceback.print_exc()
