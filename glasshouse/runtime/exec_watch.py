@@ -85,6 +85,7 @@ class ExecWatch(threading.Thread):
         while True:
             for descriptor, events in poll.poll(1000 * LOOK_SEC if self._roots else None):
                 if descriptor == self._wake_read:
+                    self._welcome_the_rest()
                     self._weaken("notified" if all(self._controlled.values()) else "none")
                     return
                 if descriptor == self._hello.fileno():
@@ -119,6 +120,13 @@ class ExecWatch(threading.Thread):
             self._controlled[listener] = False
             return listener
         return -1
+
+    def _welcome_the_rest(self) -> None:
+        """Take the packets that have come; of a process that ended at once its own may still lie there."""
+        waiting = select.poll()
+        waiting.register(self._hello, select.POLLIN)
+        while waiting.poll(0) and self._welcome() is not None:
+            pass
 
     def _answer(self, listener: int) -> None:
         """Let one call go on, or refuse it, and count it once that was heard."""

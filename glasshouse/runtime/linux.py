@@ -73,12 +73,21 @@ def _syscall(number: int, *arguments: object) -> int:
     return result
 
 
-def harden() -> None:
+# Of a process that may start programs, which are dumpable: by a limit of 0 the kernel writes no file, but it
+# hands the memory to a collector all the same (core_pattern with a pipe), by 1 neither (fs/coredump.c).
+CORE_LIMIT_PAST_EXEC = 1
+
+
+def harden(core_limit: int = 0) -> None:
     """Make this process unreadable to others of its user, dump no core, gain no privilege.
 
-    execve resets DUMPABLE, fork keeps it (measured); so each forked role inherits this.
+    execve resets DUMPABLE, fork keeps it (measured); so each forked role inherits this. A `core_limit` above
+    the one that holds already is not to be had without privilege: it is 0 then.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (core_limit, core_limit))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)
 

@@ -25,6 +25,7 @@ from glasshouse.runtime import freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
 from glasshouse.runtime.linux import (
+    CORE_LIMIT_PAST_EXEC,
     PR_SET_PDEATHSIG,
     SHM,
     drop_capabilities,
@@ -175,7 +176,7 @@ def _confine_job(plumbing: Plumbing, launch: LaunchParams, channel: Channel, scr
         os.environ[variable] = str(held.scratch)
     if held.network != "open":
         os.environ.update(offline_environment(loopback=held.network == "namespace"))
-    harden()
+    harden(CORE_LIMIT_PAST_EXEC)
     capabilities = drop_capabilities()
     if launch.require_landlock and held.writing == "none":
         raise LegError("the kernel has no Landlock", code=Code.LANDLOCK_MISSING)

@@ -7,12 +7,14 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -158,8 +160,9 @@ def confined_in(mode: Mode, scratch: Path) -> Callable[[list[int]], None]:
     """Confine the process as the trainer is, before it begins as a project's."""
 
     def before(needed: list[int]) -> None:
+        linux.harden(linux.CORE_LIMIT_PAST_EXEC)  # as the custodian, before the trainer
         become(mode)
-        linux.harden()
+        linux.harden(linux.CORE_LIMIT_PAST_EXEC)
         confine(scratch, [], linux.gpu_devices(), needed, namespaces=mode.namespaces)
         linux.drop_capabilities()
         os.environ["TMPDIR"] = os.environ["HOME"] = str(Path.cwd())
@@ -221,7 +224,6 @@ made = torch.compile(lambda x: (x * 2 + 1).relu().sum())
 open("said", "w").write(str(float(made(torch.ones(16)))))
 """
 train = pytest.mark.train
-compiles = [train, pytest.mark.soak, pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")]
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="no git")
 
 
@@ -243,9 +245,8 @@ def project(source: str) -> Callable[[], tuple[int, str]]:
         (NO_EXEC, "done", 0, 0),
         pytest.param(GIT, "128 True", 1, 1, marks=needs_git),
         (SPAWN, "42 True 0", 1, 2),  # with a tracker of resources, where the version has it start at once
-        pytest.param(COMPILES, "48.0", 1, 10_000, marks=compiles),
     ],
-    ids=["no exec", "git", "spawned", "compiled"],
+    ids=["no exec", "git", "spawned"],
 )
 def test_what_a_project_starts_works_and_is_counted(
     mode: Mode, source: str, said: str, least: int, most: int
@@ -256,6 +257,18 @@ def test_what_a_project_starts_works_and_is_counted(
     assert found is not None
     assert (found.refused, found.counted) == (0, "notified")
     assert least <= found.started <= most
+
+
+@train
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_torchs_compiler_works_and_is_counted() -> None:
+    with scratch_of(MODES["root"]) as scratch:
+        answer, found = ran(project(COMPILES), before=confined_in(MODES["root"], scratch))
+    assert answer == [0, "48.0"]
+    assert found is not None
+    assert (found.started > 0, found.counted) == (True, "notified")
 
 
 @train
@@ -368,7 +381,7 @@ def test_with_nobody_to_answer_they_fail_and_wait_for_nothing() -> None:
         assert one.answer() == "ENOSYS"
 
 
-def _silent(work: Callable[[socket.socket], None]) -> int:
+def _silent(work: Callable[[int, int], None]) -> int:
     """Fork a process that begins as a project's does, with nobody who answers; how it ended."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -417,6 +430,18 @@ def test_a_packet_of_another_form_ends_the_counting_and_nothing_is_said_to_be_kn
         watch.join(10)
         assert not watch.is_alive()
     assert watch.stop() == Execs(0, 0, "none")
+
+
+def test_what_was_said_just_before_the_end_counts() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    watch = ExecWatch(ours, refuse=True)
+    for pid in (1, 2):
+        theirs.send(execs.HELLO.pack(execs.FILTERED, pid))
+    theirs.close()
+    os.close(watch._wake)  # before it begins: that the end has come is the first that it sees
+    watch._wake = os.open(os.devnull, os.O_RDONLY)
+    watch.start()
+    assert watch.stop() == Execs(0, 0, "filter")
 
 
 # --- the process table --------------------------------------------------------------------------
@@ -665,11 +690,41 @@ def test_a_program_that_was_started_can_be_read_by_its_account_and_nothing_else_
         assert not int(seen.pop("capabilities"), 16) & 1 << 19  # CAP_SYS_PTRACE
     assert seen.pop("connect") != ""
     assert seen == {
-        "no_new_privs": "1", "seccomp": "2", "core": "0", "read": seen["read"], "write": seen["write"],
+        "no_new_privs": "1", "seccomp": "2", "core": "1", "read": seen["read"], "write": seen["write"],
         "signal": "PermissionError", "ptrace": -1, "parent": "PermissionError", "outside": "PermissionError",
     }  # fmt: skip
     assert seen["read"] in ("PermissionError", "FileNotFoundError")
     assert seen["write"] in ("PermissionError", "FileNotFoundError")
+
+
+def test_a_program_that_crashes_leaves_no_memory_behind() -> None:
+    def crashes() -> bool:
+        _, status = os.waitpid(os.posix_spawn("/bin/sh", ["sh", "-c", "kill -SEGV $$"], {}), 0)
+        assert os.WTERMSIG(status) == signal.SIGSEGV
+        return os.WCOREDUMP(status)
+
+    def work(limit: int | None) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            if limit is not None:
+                linux.harden(limit)
+            return crashes()
+
+    assert answering_child(lambda _: work(None)), "the kernel dumps programs here"
+    assert not answering_child(lambda _: work(linux.CORE_LIMIT_PAST_EXEC))
+    piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
+    assert answering_child(lambda _: work(0)) == piped
+
+
+def test_a_core_limit_that_is_not_to_be_had_stays_at_none() -> None:
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        become(Mode(user=USER))
+        linux.harden(linux.CORE_LIMIT_PAST_EXEC)
+        return resource.getrlimit(resource.RLIMIT_CORE)[1]
+
+    assert answering_child(lambda _: work()) == 0
 
 
 def _memory(pid: int) -> Callable[[], None]:
