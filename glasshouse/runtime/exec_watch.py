@@ -21,6 +21,7 @@ from glasshouse.runtime.execs import FILTERED, HELLO, NOTIFIED, TABLE
 from glasshouse.runtime.results import Execs
 
 LOOK_SEC = 0.25  # between two looks at the process table
+STOP_SEC = 10.0  # a leg does not wait longer for its number
 MAX_RECENT = 4096  # calls whose outcome may yet be learnt
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOCTL_NOTIF_SEND
 _CALL = struct.Struct("=QII64x")  # struct seccomp_notif: id, pid, flags; struct seccomp_data is not looked at
@@ -63,7 +64,9 @@ class ExecWatch(threading.Thread):
     def stop(self) -> Execs | None:
         """Count no more; return what was counted, None where no project began. For once."""
         os.close(self._wake)
-        self.join()
+        self.join(STOP_SEC)
+        if self.is_alive():
+            self._weaken("none")
         return Execs(self._let_on, self._denied, self._counted) if self._began else None
 
     def run(self) -> None:

@@ -329,7 +329,11 @@ def test_programs_that_it_starts_work_and_are_counted_and_told(program: Program,
     back = files(opened(program, folder, tmp_path / "back"))
     assert b"not a git repository" in back["said.txt"][0]
     assert execs(folder) == [{"started": 1, "refused": 0, "counted": "notified"}]
-    assert program("verify", str(folder)).returncode == 0
+    checked = program("verify", str(folder))
+    assert checked.returncode == 0
+    assert (
+        "s000-protected launch 1: verified again; its project started 1 program by itself\n" in checked.stdout
+    )
     shown = program("show", str(folder))
     assert "the command started 1 program by itself\n" in shown.stdout
     assert "caveat exec-in-leg: Programs were started in the leg." in shown.stdout

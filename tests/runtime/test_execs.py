@@ -354,6 +354,23 @@ def test_a_storm_of_them_is_counted_in_bounded_memory_while_others_go_on(number:
         assert one.end() == Execs(number, 0, "notified")
 
 
+def test_those_that_are_killed_meanwhile_hold_nobody_up() -> None:
+    def work() -> int:
+        for _ in range(100):
+            pid = os.fork()
+            if pid == 0:
+                os.execv(TRUE, [TRUE])
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return spawn()
+
+    answer, found = ran(work)
+    assert answer == 0
+    assert found is not None
+    assert 1 <= found.started <= 101
+    assert found.counted == "notified"
+
+
 def test_what_is_remembered_of_calls_is_bounded() -> None:
     watch = ExecWatch(socket.socket(), refuse=False)
     for pid in range(MAX_RECENT + 10):
