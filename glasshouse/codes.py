@@ -122,6 +122,7 @@ class Code(StrEnum):
     STEPS_NOT_AS_PLANNED = "steps-not-as-planned"
     JOB_FAILED = "job-failed"
     RUNTIME_NOT_ENDED = "runtime-not-ended"
+    POLICY_NOT_KEPT = "policy-not-kept"
 
     # What keeps a row out of a headline, beside caveats.
     NO_INTERVAL = "no-interval"

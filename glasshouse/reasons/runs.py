@@ -368,6 +368,12 @@ RULES: dict[Code, Reason] = {
         Place.JUDGEMENT,
         Place.WIPE,
     ),
+    Code.POLICY_NOT_KEPT: demanded(
+        "Policy not kept",
+        "where the policy asks for it, what a project read was confined, and it is shown to have started no "
+        "program",
+        Place.JUDGEMENT,
+    ),
     Code.FINAL_LOSS_MISSING: demanded("No final loss", "every leg reports its final loss", Place.JUDGEMENT),
     Code.NON_FINITE_LOSS: demanded(
         "Loss not finite", "every loss is a finite number", Place.JUDGEMENT, Place.LEG
