@@ -74,6 +74,8 @@ class Code(StrEnum):
     CUDA_UNAVAILABLE = "cuda-unavailable"
     NETWORK_NOT_CLOSED = "network-not-closed"
     RANKS_CANNOT_MEET = "ranks-cannot-meet"
+    READS_NOT_CONFINED = "reads-not-confined"
+    EXECS_NOT_REFUSED = "execs-not-refused"
     SCRATCH_NOT_MEMORY = "scratch-not-memory"
     SCRATCH_TOO_SMALL = "scratch-too-small"
     PROJECT_NOT_WRITTEN = "project-not-written"
@@ -123,6 +125,7 @@ class Code(StrEnum):
     STEPS_NOT_AS_PLANNED = "steps-not-as-planned"
     JOB_FAILED = "job-failed"
     RUNTIME_NOT_ENDED = "runtime-not-ended"
+    POLICY_NOT_KEPT = "policy-not-kept"
 
     # What keeps a row out of a headline, beside caveats.
     NO_INTERVAL = "no-interval"

@@ -420,6 +420,35 @@ class Hardened(Report):
     sockets: Literal["mounts", "landlock", "refused", "none"] | None = None
 
 
+EXECS_COUNTED = ("none", "table", "filter", "notified")  # the weakest word first
+
+
+class Execs(Report):
+    """The programs that a project started by itself: body of an event, signed by the leg's key.
+
+    counted: how it is known. `notified`: each call was seen, so there were no more than `started`. `table`:
+    looked for among the processes, so no fewer. `filter`: the kernel refused all, and nobody counted the
+    calls. `none`: not known. refused: how often somebody tried, and was seen to be refused.
+    """
+
+    started: Count
+    refused: Count
+    counted: Literal["notified", "table", "filter", "none"]
+
+    @property
+    def shown_none(self) -> bool:
+        """Whether it is shown that no program was started."""
+        return self.started == 0 and self.counted in ("notified", "filter")
+
+    @property
+    def words(self) -> str:
+        """What was started, in words: `at least 2 programs`."""
+        if self.counted == "none" or (self.counted == "table" and self.started == 0):
+            return "programs, if any, that nobody counted"
+        many = f"{self.started or 'no'} program{'' if self.started in (0, 1) else 's'}"
+        return f"at least {many}" if self.counted == "table" else many
+
+
 class Zeroized(Report):
     """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
 

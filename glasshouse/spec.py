@@ -214,6 +214,9 @@ class Policy(Strict):
     require_memfd_secret: bool
     require_distributions: bool = False  # the controller listed beforehand what is installed on the pod
     allow_host_key_first_use: bool
+    # Of a project, and kept by the leg itself: what it could not keep the job from, it does not start.
+    require_confined_reads: bool = False
+    refuse_execs: bool = False
     anti_debug_profile: Literal["standard", "strict"]
     launch_retries: int = Field(default=2, ge=0, le=2)
 

@@ -280,9 +280,10 @@ def _check_policy(said: _Said, reference: Reference, policy: Policy) -> list[str
 def policy_id(policy: Policy) -> str:
     """URI of a policy: its name and a digest of everything it demands."""
     demands = policy.model_dump(mode="json")
-    if not policy.require_distributions:
-        # Younger than results that are recorded, and appraised again by their verifiers: their ids stay.
-        del demands["require_distributions"]
+    for younger in ("require_distributions", "require_confined_reads", "refuse_execs"):
+        # Than results that are recorded, and appraised again by their verifiers: their ids stay.
+        if not demands[younger]:
+            del demands[younger]
     digest = sha256_hex(canonical_json(demands))
     return f"tag:glasshouse,2026:policy/{policy.name}#{digest[:16]}"
 

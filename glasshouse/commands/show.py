@@ -99,6 +99,9 @@ def _figures(figures: Figures) -> None:
     if figures.fixed_cost_sec is not None:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in figures.fixed_cost_sec.items())
         say(f"fixed cost, seconds: {parts}")
+    if figures.execs is not None:
+        refused = f", refused {figures.execs.refused} times" if figures.execs.refused else ""
+        say(f"the command started {figures.execs.words} by itself{refused}")
 
 
 def _of_each_leg(curves: Sequence[tuple[str, _Curves]]) -> None:

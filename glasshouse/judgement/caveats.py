@@ -58,6 +58,7 @@ class Observed:
     job: bool = False
     network_open: bool = False
     reads_unconfined: bool = False
+    exec_in_leg: bool = False
     registered_late: bool = False
 
 
@@ -363,6 +364,16 @@ CAVEATS: tuple[Caveat, ...] = (
         "The kernel offered nothing to keep the project from reading other files of the machine that its "
         "account may read.",
         lambda seen: seen.reads_unconfined,
+        since=OPEN,
+    ),
+    Caveat(
+        "exec-in-leg",
+        "Programs were started in the leg",
+        "The project started programs by itself, or nobody could see that it did not. A new program does not "
+        "keep the closed memory of the process that started it: another process of the same account on the "
+        "machine, or root, can read it without touching that process. It was held by the same barriers and "
+        "ended with the job.",
+        lambda seen: seen.exec_in_leg,
         since=OPEN,
     ),
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from glasshouse.measurement.telemetry import disturbed
-from glasshouse.schema import Allocation, Hardened, Launch, Release, Result, Slot, Zeroized
+from glasshouse.schema import Allocation, Execs, Hardened, Launch, Release, Result, Slot, Zeroized
 from glasshouse.spec import RunSpec
 
 
@@ -34,6 +34,7 @@ class Lifecycle:
     file_barrier: str = ""  # claim `fs`: landlock | none
     swap_kib: int | None = None
     hardened: Hardened | None = None
+    execs: Execs | None = None  # of a project
 
 
 @dataclass(frozen=True)

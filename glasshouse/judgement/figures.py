@@ -26,7 +26,7 @@ from glasshouse.measurement.controls import expected_delay_pct, judge_aa, judge_
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
 from glasshouse.measurement.fixed_cost import fixed_cost
 from glasshouse.measurement.roofline import Roofline, roofline, work
-from glasshouse.schema import Result
+from glasshouse.schema import EXECS_COUNTED, Execs, Result
 
 DIGITS = 6
 
@@ -72,10 +72,25 @@ def figures_of(facts: RunFacts) -> Figures:
         slots=tuple(_slot(slot) for slot in facts.slots),
         unit_info=some.unit_info if some else {},
     )
+    if (execs := execs_of(facts)) is not None:
+        figures = figures.model_copy(update={"execs": execs})
     if not facts.spec.paid:
         return figures
     rented = {"held_sec": rounded(held_sec(facts)), "cost_usd": rounded(cost_usd(facts))}
     return figures.model_copy(update=rented)
+
+
+def execs_of(facts: RunFacts) -> Execs | None:
+    """The programs that a project started by itself; None where no leg says it."""
+    said = [life.execs for _, _, life in facts.lifecycles if life.execs is not None]
+    if not said or not of_a_project(facts):
+        return None
+    weakest = min((one.counted for one in said), key=EXECS_COUNTED.index)
+    return Execs(
+        started=min(sum(one.started for one in said), MAX_SAFE_INTEGER),
+        refused=min(sum(one.refused for one in said), MAX_SAFE_INTEGER),
+        counted=weakest,
+    )
 
 
 def held_sec(facts: RunFacts) -> float | None:

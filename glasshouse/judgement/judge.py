@@ -123,6 +123,7 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         job=job,
         network_open=any(told.network not in ("namespace", "seccomp") for told in _hardened(facts)),
         reads_unconfined=any(told.reads in (None, "none") for told in _hardened(facts)),
+        exec_in_leg=_execs_in_leg(facts),
         bit_identical=any(explained for _, _, explained in equal_outputs(facts, method)),
     )
 
@@ -138,6 +139,15 @@ def _hardened(facts: RunFacts) -> list[Hardened]:
     """What a project's legs said of their confinement; of any other workload it is not asked."""
     told = [life.hardened for _, _, life in facts.lifecycles if life.hardened is not None]
     return told if of_a_project(facts) else []
+
+
+def _execs_in_leg(facts: RunFacts) -> bool:
+    """Whether a project's leg started programs, or came to its end without showing that it started none."""
+    if not of_a_project(facts):
+        return False
+    lives = [life for _, _, life in facts.lifecycles]
+    unsaid = any(life.execs is None and life.zeroization is not None for life in lives)
+    return unsaid or any(life.execs is not None and not life.execs.shown_none for life in lives)
 
 
 def _weakest(barriers: list[str]) -> str | None:

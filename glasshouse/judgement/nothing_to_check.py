@@ -57,6 +57,14 @@ def no_results(facts: RunFacts) -> str:
     return "" if facts.all_results else "no leg got as far as a result: nothing to check"
 
 
+def no_policy(facts: RunFacts) -> str:
+    """The policy asks nothing of a project, or none was released."""
+    policy = facts.spec.policy
+    if policy.require_confined_reads or policy.refuse_execs:
+        return none_released(facts)
+    return "the policy asks nothing of a project: nothing to check"
+
+
 def of_a_project(facts: RunFacts) -> bool:
     """Whether a user's own command was run, which has no losses, steps or buffers of ours."""
     return facts.spec.workload == "project"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glasshouse.schema import Report, UnitInfo
+from glasshouse.schema import Execs, Report, UnitInfo
 
 Status = Literal["verified", "excluded"]
 
@@ -107,7 +107,8 @@ class Figures(Report):
     """Every figure of a record.
 
     fixed_cost_sec: seconds that a protected launch pays once, by step, and in total. held_sec and cost_usd
-    stand in records of rented machines alone.
+    stand in records of rented machines alone, execs, summed over the legs,
+    in those of projects.
     """
 
     order: str
@@ -130,6 +131,7 @@ class Figures(Report):
     unit_info: dict[str, UnitInfo] = Field(default_factory=dict)
     held_sec: float | None = None
     cost_usd: float | None = None
+    execs: Execs | None = None
 
 
 class Excluded(Report):

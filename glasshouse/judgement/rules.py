@@ -18,6 +18,7 @@ from glasshouse.judgement.facts import RunFacts, SlotFacts
 from glasshouse.judgement.nothing_to_check import (
     asks_gpu,
     no_gpu_seen,
+    no_policy,
     no_raw_files,
     no_results,
     no_slots,
@@ -189,6 +190,22 @@ def _ended(facts: RunFacts) -> Iterator[str]:
     for slot, launch, life in facts.lifecycles:
         if life.zeroization is not None and life.zeroization.runtime_state != "ended":
             yield f"{slot.name} launch {launch.number}: nothing says that its processes ended"
+
+
+def _policy(facts: RunFacts) -> Iterator[str]:
+    policy = facts.spec.policy
+    for slot, launch, life in facts.lifecycles:
+        where = f"{slot.name} launch {launch.number}"
+        begun = life.hardened is not None or life.zeroization is not None
+        reads = None if life.hardened is None else life.hardened.reads
+        if policy.require_confined_reads and begun and reads in (None, "none"):
+            yield f"{where}: nothing shows that what it read was confined"
+        if not policy.refuse_execs:
+            continue
+        if life.execs is None and life.zeroization is not None:
+            yield f"{where}: nothing shows that it started no program"
+        elif life.execs is not None and not life.execs.shown_none:
+            yield f"{where}: it started {life.execs.words}"
 
 
 def _job(facts: RunFacts) -> Iterator[str]:
@@ -382,4 +399,5 @@ RULES: tuple[Rule, ...] = (
     Rule(Code.STEPS_NOT_AS_PLANNED, _steps, no_results, skip=of_a_project),
     Rule(Code.JOB_FAILED, _job, no_results, since=OPEN, skip=of_no_project),
     Rule(Code.RUNTIME_NOT_ENDED, _ended, none_released, since=OPEN, skip=of_no_project),
+    Rule(Code.POLICY_NOT_KEPT, _policy, no_policy, since=OPEN, skip=of_no_project),
 )

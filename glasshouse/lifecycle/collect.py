@@ -20,14 +20,14 @@ from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.params import SAID
-from glasshouse.schema import Ended, Exchange, JobExit, Result
+from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
 
 MAX_OUTPUT_BYTES = 64 << 30
 LAST_LINES, LINE_CHARS = 15, 200  # of a log, as a person sees them
 _HINTS = (
     (
-        re.compile(r"(PermissionError|FileNotFoundError).*'/(?!dev/shm)"),
+        re.compile(r"(PermissionError(?!: \[Errno 1\])|FileNotFoundError).*'/(?!dev/shm)"),
         "the job reads and writes its own folder alone: what it needs from elsewhere is named in model.data",
     ),
     (
@@ -87,6 +87,15 @@ def fetch_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
     digest, size = sealed_outputs(live.folder.parts / leg.file("events.jsonl")) or (None, MAX_OUTPUT_BYTES)
     fetch_sealed(live, pod, leg, "outputs.sealed", max_bytes=size, sha256=digest)
     fetch_sealed(live, pod, leg, "log.sealed")
+
+
+def execs(events: Path) -> Execs | None:
+    """The programs that a leg's project started by itself, as its checked events say; None: not said."""
+    for line in events.read_bytes().splitlines():
+        event = parse_json(line)
+        if event["type"] == "execs-counted":
+            return Execs.read(canonical_json(event["body"]))
+    return None
 
 
 def leave_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
@@ -158,6 +167,15 @@ def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
                 live.screen.warn(hint)
     for line in ours:
         live.screen.say(line)
+    found = execs(live.folder.parts / leg.file("events.jsonl"))
+    if found is not None and not found.shown_none:
+        live.screen.say(f"the command started {found.words} by itself, and the row says so: exec-in-leg")
+    if found is not None and (found.refused or (found.counted == "filter" and not ended.well)):
+        tried = f"refused {found.refused} times" if found.refused > 1 else "refused"
+        live.screen.warn(
+            f"policy={live.run.spec.policy.name} lets a command start no programs of its own (git, a "
+            f"compiler, spawned workers, torch.compile): {tried} by the system call filter"
+        )
     live.screen.say(f"its files and its log are sealed for you: glasshouse open {live.folder.path}")
 
 

@@ -136,6 +136,8 @@ def protected_params(
         markers_hash=ready.markers_hash,
         anti_debug_profile=spec.policy.anti_debug_profile,
         require_landlock=spec.policy.require_landlock,
+        require_confined_reads=spec.policy.require_confined_reads,
+        refuse_execs=spec.policy.refuse_execs,
     )
 
 

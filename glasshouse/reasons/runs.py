@@ -230,6 +230,17 @@ LEGS: dict[Code, Reason] = {
         "The command starts several processes that train together, and the machine allows no network of the "
         "job's own in which they could meet: there a job may make no socket.",
         Place.SETUP,
+    ),
+    Code.READS_NOT_CONFINED: explained(
+        "Reading not confined",
+        "The policy asks that the job reads nothing of the machine but what it needs, and the machine offers "
+        "neither Landlock nor another root folder.",
+        Place.LEG,
+    ),
+    Code.EXECS_NOT_REFUSED: explained(
+        "Starting programs not refused",
+        "The policy asks that the job starts no program, and the machine's kernel has no filter of system "
+        "calls that would refuse it.",
         Place.LEG,
     ),
     Code.SCRATCH_NOT_MEMORY: explained(
@@ -377,6 +388,12 @@ RULES: dict[Code, Reason] = {
         "package overwritten and read back",
         Place.JUDGEMENT,
         Place.WIPE,
+    ),
+    Code.POLICY_NOT_KEPT: demanded(
+        "Policy not kept",
+        "where the policy asks for it, what a project read was confined, and it is shown to have started no "
+        "program",
+        Place.JUDGEMENT,
     ),
     Code.FINAL_LOSS_MISSING: demanded("No final loss", "every leg reports its final loss", Place.JUDGEMENT),
     Code.NON_FINITE_LOSS: demanded(

@@ -280,6 +280,7 @@ def _lifecycle(
         file_barrier=str(claims.get("fs", "")),
         swap_kib=hardening.get("swap_total_kib") if isinstance(hardening, dict) else None,
         hardened=None if chain is None or chain.hardened is None else schema.Hardened.read(chain.hardened),
+        execs=None if chain is None or chain.execs is None else schema.Execs.read(chain.execs),
     )
     return life, None if chain is None else chain.result
 

@@ -41,11 +41,12 @@ _LETTERS = {
     "progress": "p",
     "trained": "t",
     "sealed-outputs": "o",
+    "execs-counted": "x",
     "zeroized": "z",
     "failed": "f",
 }
-_WHOLE = re.compile(r"ruh+p*toz\Z")
-_FAILED = re.compile(r"r(u(h+(p*(to?)?)?)?)?f\Z")
+_WHOLE = re.compile(r"ruh+p*tox?z\Z")
+_FAILED = re.compile(r"r(u(h+(p*(to?)?)?x?)?)?f\Z")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Chain:
     max_gap_sec: longest stretch, by the operator's clock, from the release to the first head and
     between heads; None without heads. whole: it ends in `zeroized`. What the runtime signed, as
     canonical JSON, None where no event says it: zeroized, its report of the wipe; result, the leg's;
-    hardened, how its trainer was confined.
+    hardened, how its trainer was confined; execs, the programs that a project started.
     """
 
     codes: tuple[str, ...]
@@ -64,6 +65,7 @@ class Chain:
     zeroized: bytes | None = None
     result: bytes | None = None
     hardened: bytes | None = None
+    execs: bytes | None = None
 
 
 def check_chain(
@@ -108,6 +110,7 @@ def check_chain(
         zeroized=canonical_json(said["zeroized"]) if "zeroized" in said else None,
         result=None if result is None else canonical_json(result),
         hardened=canonical_json(said["trainer-hardened"]) if "trainer-hardened" in said else None,
+        execs=canonical_json(said["execs-counted"]) if "execs-counted" in said else None,
     )
 
 

@@ -236,6 +236,8 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
         # Faults of the evidence are in the record, or the comparison below fails.
         faults = [*(life.attestation or ()), *(life.chain or ())]
         said = "verified again" if not faults else f"found {', '.join(faults)}, as the record says"
+        if not faults and life.execs is not None:
+            said += f"; its project started {life.execs.words} by itself"
         if not faults or same:
             checks.append(Check(Code.LEG_EVIDENCE, True, f"{slot.name} launch {launch.number}: {said}"))
         else:

@@ -34,6 +34,8 @@ MODULES = (
     "runtime/disclosure.py",
     "runtime/entry.py",
     "runtime/events.py",
+    "runtime/exec_watch.py",
+    "runtime/execs.py",
     "runtime/freed.py",
     "runtime/gpus.py",
     "runtime/guard.py",

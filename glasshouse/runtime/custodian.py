@@ -18,7 +18,13 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, SealError
 from glasshouse.runtime import residue, trainer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
-from glasshouse.runtime.linux import PR_SET_PDEATHSIG, harden, key_memory, prctl
+from glasshouse.runtime.linux import (
+    CORE_LIMIT_PAST_EXEC,
+    PR_SET_PDEATHSIG,
+    harden,
+    key_memory,
+    prctl,
+)
 from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE, LaunchParams
 from glasshouse.runtime.results import Unsealed
 from glasshouse.sealing.container import OpenedPackage, open_package, reserve
@@ -40,7 +46,7 @@ def main(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -> 
         if os.getppid() != plumbing.supervisor:  # it died before the line above
             os._exit(code)
         channel.send_descriptors(residue.open_self())
-        harden()
+        harden(CORE_LIMIT_PAST_EXEC if launch.job else 0)  # as the trainer, which inherits it
         _serve(channel, launch, plumbing)
         code = 0
     except SealError as error:

@@ -35,6 +35,7 @@ EVENT_TYPES = (
     "progress",
     "trained",
     "sealed-outputs",
+    "execs-counted",
     "zeroized",
     "failed",
 )

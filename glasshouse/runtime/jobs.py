@@ -76,11 +76,19 @@ class Ended:
 
 
 def run(
-    job: Job, place: Path, site: Site | None, channel: Channel, outputs: int, *, seconds: float, on_gpu: bool
+    job: Job,
+    place: Path,
+    site: Site | None,
+    channel: Channel,
+    outputs: int,
+    *,
+    watch: Callable[[], None],
+    seconds: float,
+    on_gpu: bool,
 ) -> Ended:
     """Run the command to its end, or to the end of its time (0.0: it has none of its own).
 
-    `site`: where packages lie that came along, if any did.
+    `site`: where packages lie that came along, if any did. `watch`: called in each process, before its code.
 
     Raises LegError: ranks-cannot-meet.
     """
@@ -92,11 +100,15 @@ def run(
         if OWN_THREADS in devices:
             restrict_threads([place.parent], devices)
 
+    def begin() -> None:
+        close_proc()
+        watch()
+
     began, oom_kills = time.monotonic(), _oom_kills()
     sys.stdout.flush()
     sys.stderr.flush()
     pids = [
-        _fork(_substituted(job.command, each), place, each, channel, outputs, site=site, begin=close_proc)
+        _fork(_substituted(job.command, each), place, each, channel, outputs, site=site, begin=begin)
         for each in environments
     ]
     close_proc()

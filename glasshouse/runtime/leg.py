@@ -25,6 +25,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
+from glasshouse.runtime.exec_watch import ExecWatch
 from glasshouse.runtime.guard import scratch_prefix
 from glasshouse.runtime.linux import SHM, is_tmpfs
 from glasshouse.runtime.params import LaunchParams
@@ -103,6 +104,7 @@ class LegState:
         # Events as they were before they were cut for publication, by kind; empty of a public job.
         self.withheld: dict[str, Any] = {}
         self.drains: list[threading.Thread] = []  # read the trainer's pipes to their ends
+        self.execs: ExecWatch | None = None  # until it said what it counted
 
     def remaining(self) -> float:
         """Seconds to the leg's deadline; LegError once it passed."""
@@ -121,6 +123,12 @@ class LegState:
             said = cut
         if self.events is not None:
             self.events.append(kind, said)
+
+    def count_execs(self) -> None:
+        """Append how many programs a project started, once, where one began: its processes are gone."""
+        watch, self.execs = self.execs, None
+        if watch is not None and (found := watch.stop()) is not None:
+            self.event("execs-counted", found)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -152,6 +160,7 @@ def end(leg: LegState) -> None:
     shutil.rmtree(leg.scratch, ignore_errors=True)
     if leg.code is not None and leg.events is not None:
         with contextlib.suppress(ValueError, OSError, LegError):
+            leg.count_execs()
             leg.event("failed", {"code": leg.code, "tmpfsRemoved": not leg.scratch.exists()})
     head = leg.events.head if leg.events else None
     count = leg.events.count if leg.events else 0

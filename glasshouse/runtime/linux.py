@@ -73,12 +73,21 @@ def _syscall(number: int, *arguments: object) -> int:
     return result
 
 
-def harden() -> None:
+# Of a process that may start programs, which are dumpable: by a limit of 0 the kernel writes no file, but it
+# hands the memory to a collector all the same (core_pattern with a pipe), by 1 neither (fs/coredump.c).
+CORE_LIMIT_PAST_EXEC = 1
+
+
+def harden(core_limit: int = 0) -> None:
     """Make this process unreadable to others of its user, dump no core, gain no privilege.
 
-    execve resets DUMPABLE, fork keeps it (measured); so each forked role inherits this.
+    execve resets DUMPABLE, fork keeps it (measured); so each forked role inherits this. A `core_limit` above
+    the one that holds already is not to be had without privilege: it is 0 then.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (core_limit, core_limit))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)
 
@@ -198,6 +207,30 @@ def restrict_threads(write: Iterable[Path], devices: Iterable[Path]) -> bool:
     """
     abi = landlock_abi()
     return abi > 0 and _restrict(abi, _write_rights(abi), write, (), devices, scoped=False)
+
+
+def refuse_programs() -> bool:
+    """Let this process and its later children start no program that lies in a file system, for good.
+
+    False where the kernel has no Landlock. One in memory alone (memfd_create) is seccomp's to refuse.
+    """
+    abi = landlock_abi()
+    if abi == 0:
+        return False
+    # A ruleset that does not know of moves from folder to folder forbids them all (landlock(7), REFER).
+    moving = _FS_REFER if abi >= 2 else 0
+    attribute = struct.pack("=Q", _FS_EXECUTE | moving)
+    ruleset = _syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint32(0)
+    )
+    try:
+        if moving:
+            _allow(ruleset, Path("/"), moving)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _syscall(_SYS_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+    finally:
+        os.close(ruleset)
+    return True
 
 
 def _write_rights(abi: int) -> int:

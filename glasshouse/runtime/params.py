@@ -46,6 +46,8 @@ class LaunchParams:
     deadline_sec: float
     job: bool = False  # a project's command, which ends by itself
     network_open: bool = False  # of a job
+    refuse_execs: bool = False  # of a job: no program is started
+    require_confined_reads: bool = False  # of a job
     job_sec: float = 0.0  # when it is asked to end, before the leg's deadline; 0: it is not
     ranks: int = 1  # processes that train together, one a GPU
     manifest_hash: str = ""

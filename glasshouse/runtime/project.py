@@ -17,6 +17,7 @@ import stat
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import jobs, machine, sealer
 from glasshouse.runtime.channel import Channel
+from glasshouse.runtime.execs import watch
 from glasshouse.runtime.params import JOB_FILE, SAID, WHEELS_FOLDER, LaunchParams
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
 from glasshouse.runtime.run_command import Site
@@ -41,9 +43,11 @@ INDEX_DOMAIN = "glasshouse/project-outputs/v1"
 
 
 def work(
-    launch: LaunchParams, package: OpenedPackage, channel: Channel, *, scratch: Path, outputs: int
+    launch: LaunchParams, package: OpenedPackage, channel: Channel, *, scratch: Path, outputs: int, execs: int
 ) -> None:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
+
+    `execs`: of the socket by which the supervisor counts the programs that it starts (execs.watch).
 
     Raises LegError: project-not-written where its files find no room, dependencies-unmet for a bad wheel,
     ranks-cannot-meet.
@@ -65,7 +69,10 @@ def work(
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
     start = machine.identity(launch.public_allocation)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
-    ended = jobs.run(job, place, site, channel, outputs, seconds=launch.job_sec, on_gpu=on_gpu)
+    ended = jobs.run(
+        job, place, site, channel, outputs,
+        watch=partial(watch, execs, refuse=launch.refuse_execs), seconds=launch.job_sec, on_gpu=on_gpu,
+    )  # fmt: skip
     left = _left(place / job.outputs)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(

@@ -149,6 +149,21 @@ class Zeroized:
 
 
 @dataclass(frozen=True)
+class Execs:
+    """The programs that a project started by itself: how many, and how that is known.
+
+    counted: `notified`, each call was seen by the supervisor, so there were no more than `started` (a call
+    that found no program in the end is among them); `table`, they were looked for among the processes, so
+    there were at least as many; `filter`, the kernel refused all, uncounted; `none`, nobody counted.
+    refused: tasks whose calls were answered with a refusal.
+    """
+
+    started: int
+    refused: int
+    counted: str
+
+
+@dataclass(frozen=True)
 class ProtectedEnd:
     """result.json of a protected leg; code None: it completed."""
 

@@ -1,4 +1,5 @@
-"""The system call filter of a private project: no sockets to the outside, and nothing that goes around that.
+"""System call filters of a private project: no sockets to the outside, and nothing that goes around that;
+every call that starts a program is somebody else's to answer, or refused.
 
 Sources: seccomp(2), socket(2), unix(7), clone(2); include/uapi/linux/{filter,bpf_common,seccomp,audit}.h;
 arch/x86/entry/syscalls/syscall_64.tbl, and include/uapi/asm-generic/unistd.h for arm64.
@@ -10,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import socket
 import struct
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ _NUMBERS = {
     "unshare": (272, 97),
     "process_vm_readv": (310, 270),
     "seccomp": (317, 277),
+    "execve": (59, 221),
+    "execveat": (322, 281),
 }
 # What no training needs, and why it is refused (EPERM).
 _REFUSED = {
@@ -78,13 +82,18 @@ _NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0
 _CLONE_NEWTIME = 0x80
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # BPF_LD|W|ABS ...
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
+# SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_USER_NOTIF
+_ALLOW, _ERRNO, _NOTIFY = 0x7FFF0000, 0x00050000, 0x7FC00000
 # struct seccomp_data: nr, arch, instruction pointer, six arguments of 64 bits (both are little-endian).
 _AT_NUMBER, _AT_ARCH, _AT_ARGUMENTS = 0, 4, 16
 _SOCK_TYPE_MASK = 0xF  # include/linux/net.h: what is left are SOCK_CLOEXEC and SOCK_NONBLOCK
 _NETLINK_ROUTE = 0
 
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
+_SECCOMP_GET_ACTION_AVAIL = 2
+_FLAG_NEW_LISTENER = 1 << 3  # Linux 5.0
+_FLAG_WAIT_KILLABLE_RECV = 1 << 5  # Linux 5.19
+_CONTINUE_SINCE = (5, 5)  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
 
 
@@ -113,14 +122,7 @@ def program(machine: str, *, own_network: bool, unix_sockets: bool, pid: int) ->
         return (_REFUSED | _NUMBERS)[name][one.column]
 
     refuse = _error(errno.EPERM)
-    made = [
-        (_LOAD, 0, 0, _AT_ARCH),
-        (_EQUAL, 1, 0, one.architecture),
-        refuse,
-        (_LOAD, 0, 0, _AT_NUMBER),
-    ]
-    if machine == "x86_64":
-        made += [(_AT_LEAST, 0, 1, _X32_BIT), refuse]
+    made = _of_one_table(machine)
     for name in _REFUSED:
         made += [(_EQUAL, 0, 1, number(name)), refuse]
     if not own_network and not unix_sockets:
@@ -133,6 +135,30 @@ def program(machine: str, *, own_network: bool, unix_sockets: bool, pid: int) ->
     made += _of(number("socket"), _families(own_network, unix_sockets))
     made += _of(number("socketpair"), _pairs(unix_sockets))
     return [*made, _allow()]
+
+
+def exec_program(machine: str, *, notify: bool) -> list[_Instruction]:
+    """Return the instructions of the filter on calls that start a program (KeyError for another machine).
+
+    `notify`: whoever holds the filter's listener answers them. Otherwise they are refused (EPERM).
+    """
+    column = _MACHINES[machine].column
+    found = (_RETURN, 0, 0, _NOTIFY) if notify else _error(errno.EPERM)
+    made = _of_one_table(machine)
+    for name in ("execve", "execveat"):
+        made += [(_EQUAL, 0, 1, _NUMBERS[name][column]), found]
+    return [*made, _allow()]
+
+
+def _of_one_table(machine: str) -> list[_Instruction]:
+    """Refuse every call of another table of numbers (i386, x32); leave the number loaded."""
+    made = [
+        (_LOAD, 0, 0, _AT_ARCH),
+        (_EQUAL, 1, 0, _MACHINES[machine].architecture),
+        _error(errno.EPERM),
+        (_LOAD, 0, 0, _AT_NUMBER),
+    ]
+    return [*made, (_AT_LEAST, 0, 1, _X32_BIT), _error(errno.EPERM)] if machine == "x86_64" else made
 
 
 def _allow() -> _Instruction:
@@ -195,17 +221,68 @@ def refuse_calls(*, own_network: bool, unix_sockets: bool) -> bool:
     if machine not in _MACHINES:
         return False
     made = program(machine, own_network=own_network, unix_sockets=unix_sockets, pid=os.getpid())
+    return _install(made, _SECCOMP_FILTER_FLAG_TSYNC) == 0
+
+
+def can_filter() -> bool:
+    """Whether the machine and its kernel have filters that refuse_calls and refuse_execs would put on."""
+    machine = platform.machine()
+    if machine not in _MACHINES:
+        return False
+    action = ctypes.c_uint32(_ERRNO)
+    number = ctypes.c_long(_NUMBERS["seccomp"][_MACHINES[machine].column])
+    return int(_libc.syscall(number, _SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(action))) == 0
+
+
+def refuse_execs() -> bool:
+    """Let this process, which has one thread, and its later children start no program, for good (EPERM).
+
+    False where the kernel or the machine has no such filter.
+    """
+    machine = platform.machine()
+    return machine in _MACHINES and _install(exec_program(machine, notify=False), 0) == 0
+
+
+def listen_to_execs(*, let_through: bool) -> int | None:
+    """Have each call of this process and its later children that starts a program wait for an answer.
+
+    The process has one thread. Returns the listener (close-on-exec): whoever holds it answers each call, and
+    once nobody does, they fail with ENOSYS. A second listener on the same processes is refused by the kernel
+    (EBUSY), a project's own as ours. `let_through`: the answer may be that the call goes on as it is.
+
+    None where the machine, the kernel or a listener that is there already allows none; nothing changed then
+    but no_new_privs.
+    """
+    machine = platform.machine()
+    if machine not in _MACHINES or (let_through and kernel_version(os.uname().release) < _CONTINUE_SINCE):
+        return None
+    made = exec_program(machine, notify=True)
+    # A call that was received is then ended by nothing but death: a signal would have it made twice.
+    for flags in (_FLAG_NEW_LISTENER | _FLAG_WAIT_KILLABLE_RECV, _FLAG_NEW_LISTENER):
+        listener = _install(made, flags)
+        if listener >= 0:
+            return listener
+        if ctypes.get_errno() != errno.EINVAL:
+            break
+    return None
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Return the first two numbers of a release (`6.1.0-13-amd64`); (0, 0) where there are none."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _install(made: list[_Instruction], flags: int) -> int:
+    """Put a filter on this process; what seccomp(2) returned, -1 with errno."""
     packed = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in made))
     whole = _Program(len(made), ctypes.addressof(packed))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    return (
-        int(
-            _libc.syscall(
-                ctypes.c_long(_NUMBERS["seccomp"][_MACHINES[machine].column]),
-                ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
-                ctypes.c_uint(_SECCOMP_FILTER_FLAG_TSYNC),
-                ctypes.byref(whole),
-            )
+    return int(
+        _libc.syscall(
+            ctypes.c_long(_NUMBERS["seccomp"][_MACHINES[platform.machine()].column]),
+            ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
+            ctypes.c_uint(flags),
+            ctypes.byref(whole),
         )
-        == 0
     )

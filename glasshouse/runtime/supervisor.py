@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from glasshouse.errors import AttestationError, LegError, SealError
 from glasshouse.runtime import custodian, machine
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.events import EventWriter
+from glasshouse.runtime.exec_watch import ExecWatch
 from glasshouse.runtime.leg import LegState, OutputDrain, drain_log, end
 from glasshouse.runtime.linux import (
     PR_SET_CHILD_SUBREAPER,
@@ -100,6 +102,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     trainer_channel, trainer_end = channel_pair()
     log_read, log_write = os.pipe()
     out_read, out_write = os.pipe()
+    execs, execs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     supervisor = os.getpid()
     pid = os.fork()
@@ -108,9 +111,12 @@ def _lifecycle(leg: LegState, guard: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for descriptor in (log_read, out_read, leg.events_descriptor):
             os.close(descriptor)
+        execs.close()
         custodian_channel.close()
         trainer_channel.close()
-        plumbing = Plumbing(trainer_end, log_write, out_write, str(leg.scratch), supervisor)
+        plumbing = Plumbing(
+            trainer_end, log_write, out_write, str(leg.scratch), execs_end.detach(), supervisor
+        )
         custodian.main(custodian_end, launch, plumbing)
     leg.children.add(pid)
     # After the fork: no other role holds these.
@@ -121,6 +127,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     custodian_channel.peers = trainer_channel.peers = leg.peers
     custodian_end.close()
     trainer_end.close()
+    execs_end.close()
     os.close(log_write)
     os.close(out_write)
 
@@ -140,6 +147,9 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     leg.drains = [log_drain, outputs]
     for drain in leg.drains:
         drain.start()
+    if launch.job:
+        leg.execs = ExecWatch(execs, refuse=launch.refuse_execs)
+        leg.execs.start()
 
     scanned = _scanned("custodian", custodian_channel, leg)
     kem_public = b64u_decode(custodian_channel.expect("kem-key", STEP_TIMEOUT_SEC).body["public"])
@@ -162,6 +172,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     log_drain.join(timeout=STEP_TIMEOUT_SEC)
     trainer_channel.close()
     shutil.rmtree(leg.scratch, ignore_errors=True)
+    leg.count_execs()
     leg.event(
         "zeroized",
         Zeroized(

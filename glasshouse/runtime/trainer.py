@@ -25,6 +25,7 @@ from glasshouse.runtime import freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
 from glasshouse.runtime.linux import (
+    CORE_LIMIT_PAST_EXEC,
     OWN_THREADS,
     PR_SET_PDEATHSIG,
     PROC,
@@ -43,6 +44,7 @@ from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.readable import existing
 from glasshouse.runtime.results import Wiped
+from glasshouse.runtime.seccomp import can_filter
 from glasshouse.runtime.session import Session, Tensor
 from glasshouse.runtime.wipe import place_of, wipe_tensors
 from glasshouse.sealing.container import OpenedPackage
@@ -73,6 +75,7 @@ class Plumbing:
     log: int  # write end: the trainer's stdout and stderr
     outputs: int  # write end: sealed outputs
     scratch: str  # per-run tmpfs folder
+    execs: int  # of a job: where its processes say how their execs are counted (execs.watch)
     supervisor: int  # its pid: whoever else is the parent is not
 
 
@@ -89,7 +92,9 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
             raise LegError("the supervisor is gone", code=Code.RUNTIME_ERROR)
         scratch = _confine(plumbing, launch, channel)
         if launch.job:
-            project.work(launch, package, channel, scratch=scratch, outputs=plumbing.outputs)
+            project.work(
+                launch, package, channel, scratch=scratch, outputs=plumbing.outputs, execs=plumbing.execs
+            )
             channel.send("needles-done")
             _await(channel, "wipe")
             channel.send("wiped", project.wiped(package))
@@ -129,6 +134,7 @@ def _confine(plumbing: Plumbing, launch: LaunchParams, channel: Channel) -> Path
     scratch = Path(plumbing.scratch)
     if launch.job:
         return _confine_job(plumbing, launch, channel, scratch)
+    os.close(plumbing.execs)
     shm = private_shm(scratch)
     if shm and scratch.parent == SHM:
         scratch = SHM  # the folder itself lies there no longer
@@ -166,14 +172,15 @@ def _confine_job(plumbing: Plumbing, launch: LaunchParams, channel: Channel, scr
     # The threads that CUDA names are those of the job's processes, which are not there yet (jobs.run).
     devices = [PROC if device == OWN_THREADS else device for device in gpu_devices()]
     held = confine(
-        scratch, existing(resolver), devices, [channel.fileno(), plumbing.outputs], hidden,
+        scratch, existing(resolver), devices,
+        [channel.fileno(), plumbing.outputs, plumbing.execs], hidden,
         network_open=launch.network_open,
     )  # fmt: skip
     for variable in CACHE_VARIABLES:
         os.environ[variable] = str(held.scratch)
     if held.network != "open":
         os.environ.update(offline_environment(loopback=held.network == "namespace"))
-    harden()
+    harden(CORE_LIMIT_PAST_EXEC)
     capabilities = drop_capabilities()
     if launch.require_landlock and held.writing == "none":
         raise LegError("the kernel has no Landlock", code=Code.LANDLOCK_MISSING)
@@ -183,6 +190,10 @@ def _confine_job(plumbing: Plumbing, launch: LaunchParams, channel: Channel, scr
         raise LegError("the scratch folder is no memory", code=Code.SCRATCH_NOT_MEMORY)
     if held.network == "none":
         raise LegError("nothing keeps the job from the network", code=Code.NETWORK_NOT_CLOSED)
+    if launch.require_confined_reads and held.reading == "none":
+        raise LegError("nothing confines what the job reads", code=Code.READS_NOT_CONFINED)
+    if launch.refuse_execs and not can_filter():
+        raise LegError("nothing refuses to start programs", code=Code.EXECS_NOT_REFUSED)
     channel.send(
         "hardened",
         {

@@ -133,6 +133,8 @@ def test_it_runs_unchanged_and_its_files_come_back_as_without_us(
     assert (record["status"], record["method"]) == ("verified", 3)
     assert {"runtime-ended", "loss-unseen"} <= set(record["caveats"])
     assert not {"short", "network-open", "reads-unconfined", "payload-disclosed"} & set(record["caveats"])
+    assert "exec-in-leg" not in record["caveats"]
+    assert execs(Path(record["folder"])) == [{"started": 0, "refused": 0, "counted": "notified"}]
     assert "sealing 6 files" in said.stderr
     back = files(opened(program, Path(record["folder"]), tmp_path / "back"))
     assert back == files(copy / "out")
@@ -360,6 +362,58 @@ def test_it_reaches_no_server_and_reads_and_writes_nothing_elsewhere(
     assert tried["write"] in ("PermissionError", "FileNotFoundError", "OSError")
     assert tried["home"] == "1"  # in its own scratch folder
     assert not secret.with_name(f"{secret.name}.new").exists()
+
+
+STARTS = """
+import pathlib, subprocess
+pathlib.Path("out").mkdir()
+pathlib.Path("out/before.txt").write_text("saved")
+done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+pathlib.Path("out/said.txt").write_text(done.stderr)
+"""
+
+
+def execs(folder: Path) -> list[dict]:
+    (events,) = (folder / "bundle" / "legs").glob("*/events.jsonl")
+    said = [json.loads(line) for line in events.read_text().splitlines()]
+    return [event["body"] for event in said if event["type"] == "execs-counted"]
+
+
+def test_programs_that_it_starts_work_and_are_counted_and_told(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": STARTS})
+    code, record, folder, err = run(program, mine, "python", "main.py")
+    assert code == 0, err
+    assert record["status"] == "verified"
+    assert "exec-in-leg" in record["caveats"]
+    assert "the command started 1 program by itself, and the row says so: exec-in-leg" in err
+    back = files(opened(program, folder, tmp_path / "back"))
+    assert b"not a git repository" in back["said.txt"][0]
+    assert execs(folder) == [{"started": 1, "refused": 0, "counted": "notified"}]
+    checked = program("verify", str(folder))
+    assert checked.returncode == 0
+    assert (
+        "s000-protected launch 1: verified again; its project started 1 program by itself\n" in checked.stdout
+    )
+    shown = program("show", str(folder))
+    assert "the command started 1 program by itself\n" in shown.stdout
+    assert "caveat exec-in-leg: Programs were started in the leg." in shown.stdout
+    told = json.loads((folder / "bundle" / "record.json").read_bytes())["figures"]["execs"]
+    assert told == {"started": 1, "refused": 0, "counted": "notified"}
+    for secret in (b"git", b"rev-parse"):  # neither what was started nor with what
+        assert secret not in json.dumps(execs(folder)).encode()
+
+
+def test_a_strict_policy_refuses_them_and_says_what_holds(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": STARTS})
+    code, record, folder, err = run(program, mine, "python", "main.py", settings=("policy=strict",))
+    assert code == 1
+    assert (record["status"], record["exclusion"]["codes"]) == ("excluded", ["job-failed"])
+    assert "exec-in-leg" not in record["caveats"]
+    assert "| PermissionError: [Errno 1] Operation not permitted: 'git'" in err
+    assert "policy=strict lets a command start no programs of its own" in err
+    assert "refused by the system call filter" in err
+    assert execs(folder) == [{"started": 0, "refused": 1, "counted": "notified"}]
+    assert files(opened(program, folder, tmp_path / "back")) == {"before.txt": (b"saved", False)}
 
 
 @pytest.mark.sshd

@@ -73,6 +73,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("loss-unseen", {"job": True}, {}),
     ("network-open", {"network_open": True}, {}),
     ("reads-unconfined", {"reads_unconfined": True}, {}),
+    ("exec-in-leg", {"exec_in_leg": True}, {}),
 ]
 
 

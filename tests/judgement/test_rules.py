@@ -12,7 +12,7 @@ from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
 from glasshouse.judgement.rules import RULES, check_rules
 from glasshouse.reasons import REASONS, reason
-from glasshouse.schema import JobExit
+from glasshouse.schema import Execs, Hardened, JobExit
 
 from .facts import (
     H100,
@@ -102,7 +102,8 @@ def project(**changes: Any) -> RunFacts:
     found = with_result(
         found, 0, exit=ended, final_loss=None, loss_curve=(), units=1, steps=0, output_differs=False
     )
-    return with_lifecycle(found, 0, zeroization=zeroization(runtime_state="ended"))
+    none = Execs(started=0, refused=0, counted="notified")
+    return with_lifecycle(found, 0, zeroization=zeroization(runtime_state="ended"), execs=none)
 
 
 def raw_launch(**changes: Any) -> RunFacts:
@@ -119,9 +120,65 @@ def test_a_good_run_breaks_no_rule() -> None:
         gpu_run(),
         relaunched("broker-unreachable"),
         project(),
+        strict(),
     ):
         assert codes(found) == set()
         assert judge(found).status == "verified"
+
+
+@pytest.mark.parametrize(
+    ("started", "refused", "counted", "fires"),
+    [
+        (0, 0, "notified", False), (0, 3, "notified", False), (0, 0, "filter", False),
+        (1, 0, "notified", True), (1, 0, "table", True), (0, 0, "table", True), (0, 0, "none", True),
+    ],
+)  # fmt: skip
+def test_a_project_that_is_not_shown_to_have_started_no_program_says_so(
+    started: int, refused: int, counted: str, fires: bool
+) -> None:
+    said = programs(started, refused, counted)
+    found = judge(with_lifecycle(project(), 0, execs=said))
+    assert found.status == "verified"
+    assert ("exec-in-leg" in found.caveats) == fires
+    assert found.figures.execs == said
+
+
+def test_programs_are_a_matter_of_projects_that_ended_alone() -> None:
+    said = Execs(started=3, refused=0, counted="notified")
+    other = judge(with_lifecycle(facts(), 1, execs=said))
+    assert "exec-in-leg" not in other.caveats
+    assert other.figures.execs is None
+    assert b"execs" not in other.record()
+    unsaid = judge(with_lifecycle(project(), 0, execs=None))
+    assert "exec-in-leg" in unsaid.caveats
+    assert b"execs" not in unsaid.record()
+    # One that did not come so far started nothing that is known of, and is excluded anyway.
+    lost = judge(with_lifecycle(project(), 0, execs=None, zeroization=None))
+    assert (lost.status, "exec-in-leg" in lost.caveats) == ("excluded", False)
+
+
+def strict(**changes: Any) -> RunFacts:
+    """A project under a policy that confines its reading and lets it start nothing."""
+    found = project()
+    demands = {"require_confined_reads": True, "refuse_execs": True}
+    policy = found.spec.policy.model_copy(update=demands)
+    found = replace(found, spec=found.spec.model_copy(update={"policy": policy}))
+    return with_lifecycle(found, 0, **{"hardened": Hardened(reads="mounts"), **changes})
+
+
+def programs(started: int, refused: int, counted: str) -> Execs:
+    return Execs.model_validate({"started": started, "refused": refused, "counted": counted})
+
+
+@pytest.mark.parametrize(
+    "said", [programs(0, 0, "notified"), programs(0, 5, "notified"), programs(0, 0, "filter")]
+)
+def test_a_policy_that_was_kept(said: Execs) -> None:
+    assert codes(strict(execs=said)) == set()
+    assert (
+        codes(with_lifecycle(project(), 0, hardened=Hardened(reads="none"), execs=programs(3, 0, "table")))
+        == set()
+    )
 
 
 FIRES: list[tuple[str, Build]] = [
@@ -180,6 +237,12 @@ FIRES: list[tuple[str, Build]] = [
     ("job-failed", lambda: with_result(project(), 0, exit=None)),
     ("runtime-not-ended", lambda: with_lifecycle(project(), 0, zeroization=zeroization())),
     ("runtime-not-ended", lambda: with_lifecycle(project(), 0, zeroization=None)),
+    ("policy-not-kept", lambda: strict(hardened=Hardened(reads="none"))),
+    ("policy-not-kept", lambda: strict(hardened=Hardened())),
+    ("policy-not-kept", lambda: strict(hardened=None)),
+    ("policy-not-kept", lambda: strict(execs=None)),
+    ("policy-not-kept", lambda: strict(execs=programs(1, 0, "notified"))),
+    ("policy-not-kept", lambda: strict(execs=programs(0, 0, "table"))),
     (
         "runtime-not-ended",
         lambda: with_lifecycle(

@@ -82,6 +82,32 @@ def test_a_failed_chain_is_sound_but_not_whole(length: int) -> None:
     assert (chain.codes, chain.whole) == ((), False)
 
 
+def test_programs_that_were_started_are_told_once_before_the_end() -> None:
+    counted = [*KINDS[:7], "execs-counted", "zeroized"]
+    chain = found(events(counted))
+    assert (chain.codes, chain.whole, chain.execs) == ((), True, b'{"n":7}')
+    assert found(events()).execs is None
+    for length in (3, 4, 6, 7):
+        failed = found(events([*KINDS[:length], "execs-counted", "failed"]))
+        assert (failed.codes, failed.whole) == ((), False)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [*KINDS[:2], "execs-counted", *KINDS[2:]],
+        [*KINDS[:6], "execs-counted", *KINDS[6:]],
+        [*KINDS[:7], "execs-counted", "execs-counted", "zeroized"],
+        [*KINDS, "execs-counted"],
+        [*KINDS[:2], "execs-counted", "failed"],
+    ],
+)
+def test_told_elsewhere_they_break_the_order(kinds: list[str]) -> None:
+    chain = found(events(kinds))
+    assert "event-order" in chain.codes
+    assert not chain.whole
+
+
 def test_retries_of_hardening_and_no_progress_are_legal() -> None:
     kinds = (
         "released",

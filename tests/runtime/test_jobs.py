@@ -86,7 +86,9 @@ def run(
 
         telling = threading.Thread(target=tell)  # stands for the supervisor
         telling.start()
-        ended = jobs.run(one, place, theirs, os.pipe()[1], seconds=seconds, on_gpu=False)
+        ended = jobs.run(
+            one, place, None, theirs, os.pipe()[1], watch=lambda: None, seconds=seconds, on_gpu=False
+        )
         telling.join()
         return {**asdict(ended.exit), "notes": list(ended.notes), "cpu": ended.cpu_sec}
 
@@ -250,7 +252,10 @@ def test_each_can_name_its_threads_as_cuda_does_and_write_nothing_else_of_proc(m
         (place / "main.py").write_text(NAMES_ITSELF)
         jobs.gpu_devices = lambda: [Path(os.devnull), linux.OWN_THREADS]
         _supervisor, trainer = channel_pair()
-        ended = jobs.run(job(count=count), place, trainer, os.pipe()[1], seconds=0.0, on_gpu=False)
+        ended = jobs.run(
+            job(count=count), place, None, trainer, os.pipe()[1],
+            watch=lambda: None, seconds=0.0, on_gpu=False,
+        )  # fmt: skip
         found = [ast.literal_eval((place / f"found{rank}").read_text()) for rank in range(count)]
         return ended.exit.code, found, refusal(lambda: Path("/proc/self/oom_score_adj").write_text("1"))
 
