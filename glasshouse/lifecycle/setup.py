@@ -28,6 +28,7 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.packer import Packer, Sealed
 from glasshouse.lifecycle.pod_python import prepare_python
+from glasshouse.lifecycle.room import check_room
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.base import Allocation
 from glasshouse.records import keys
@@ -35,7 +36,6 @@ from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
 from glasshouse.retry import RetryPolicy, retry
 from glasshouse.runtime.archive import build_archive
-from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.imports import distribution
@@ -89,7 +89,7 @@ def prepared(live: LiveRun, pod: Pod, allocation: Allocation, packer: Packer) ->
             _tell_lacking(live, pod, python, payload.modules)
         if payload.scratch_bytes:
             with live.step(Code.SCRATCH_TOO_SMALL):
-                _room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
+                check_room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
         with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
         manifest_hash, package, salt = "", "", secrets.token_bytes(32)
@@ -140,26 +140,6 @@ def _tell_lacking(live: LiveRun, pod: Pod, python: str, modules: Sequence[str]) 
         names = ", ".join(f"{module} ({distribution(module)})" for module in lacking[:MODULES_SHOWN])
         more = f" and {len(lacking) - MODULES_SHOWN} more" if len(lacking) > MODULES_SHOWN else ""
         live.screen.warn(f"imported, and not found among the packages of the machine's Python: {names}{more}")
-
-
-def _room(pod: Pod, needed: int, provider: str) -> None:
-    """See that the machine's shared memory holds a project, before any of it is sent. Raises LegError.
-
-    A machine without one, or that does not say, is asked by the leg itself, which refuses to write elsewhere.
-    """
-    said = pod.run(["df", "-Pk", str(SHM)])  # where the scratch folder will lie
-    last = said.stdout.decode("utf-8", "replace").splitlines()[-1:]
-    words = last[0].split() if last else []
-    if said.exit != 0 or len(words) < 4 or not words[3].isdigit():
-        return
-    free = int(words[3]) << 10
-    if free < needed:
-        raise LegError(
-            f"the machine's shared memory has {free / 1e6:.0f} MB free (provider={provider}), the project "
-            f"needs {needed / 1e6:.0f} MB there and room for what it writes",
-            code=Code.SCRATCH_TOO_SMALL,
-            remedy="take a machine with more shared memory, or leave files out",
-        )
 
 
 def _equipped(live: LiveRun, pod: Pod, allocation: Allocation, root: str) -> tuple[str, str, Observed]:

@@ -21,7 +21,7 @@ from glasshouse.spec import CustomModel, LoraModel, MlpModel, ProjectModel, RunS
 from glasshouse.workloads import project
 from glasshouse.workloads.custom import check_source
 from glasshouse.workloads.made import MadeWeights, Making
-from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, withheld
+from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, scratch_bytes, withheld
 from glasshouse.workloads.weights import BaseWeights
 
 MAX_FILE_BYTES = 8 << 30
@@ -66,7 +66,7 @@ def prepare(spec: RunSpec) -> Payload:
             builder="",
             tree=tree,
             modules=found.modules,
-            scratch_bytes=found.selection.total_bytes,
+            scratch_bytes=scratch_bytes(found),
             notes=tuple(found.lines),
         )
     if not isinstance(model, CustomModel) and model.batch % spec.gpu.count:
