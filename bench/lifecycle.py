@@ -3,6 +3,7 @@
     python bench/lifecycle.py              # 5 legs of model=mlp, then 3 of 256 MiB: about three minutes
     python bench/lifecycle.py --legs 9 --json
     python bench/lifecycle.py --legs 0 --large-legs 0 --huge-legs 1      # 2 GiB: ran in 24 GiB of memory
+    python bench/lifecycle.py --ssh --legs 0 --huge-legs 2               # over an OpenSSH server
 
 Each leg is a run of its own, `order=protected-only` on provider=local, as anyone would start it; the seconds
 of each step are those that its record states as fixedCostSec. What the custodian holds at its peak (anonymous
@@ -14,11 +15,17 @@ them what a payload is expected to cost.
 Behind each leg its sealed outputs are opened by `glasshouse open`, as a person would (start of Python, key,
 every digest, the safetensors file), and copied by `cp`, in turn, both from the page cache and without waiting
 for the disk: openSec and cpSec, medians over the legs.
+
+provider=local's SSH server is Python, in the controller's own process: both ends of a transfer share one
+interpreter lock, which no rented machine does to them. --ssh runs the legs by provider=ssh against OpenSSH's
+server instead (needs root, an OpenSSH server and scp), and after each fetches and sends the same sealed
+outputs by `scp`: scpSec and scpThereSec. What that finds is not kept for `plan`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -30,10 +37,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from upload import scp_options, server  # beside this file
+
 from glasshouse import config
 from glasshouse.lifecycle import bench_figures
 from glasshouse.measurement.expected_cost import FORMAT, Figures, Measured
 from glasshouse.measurement.fixed_cost import STEPS
+from glasshouse.remote.endpoint import Endpoint
 from glasshouse.workloads.sizes import payload_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,11 +62,14 @@ def main() -> None:
     parser.add_argument("--legs", type=int, default=5, help="legs with the small package")
     parser.add_argument("--large-legs", type=int, default=3, help="legs with the package of 256 MiB")
     parser.add_argument("--huge-legs", type=int, default=0, help="legs with the package of 2 GiB")
+    parser.add_argument("--ssh", action="store_true", help="over an OpenSSH server, and beside scp")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as until:
+        folder = Path(until.enter_context(tempfile.TemporaryDirectory()))
+        endpoint = until.enter_context(server(folder))[0] if options.ssh else None
         report = {
-            name: measure(Path(folder), legs, words)
+            name: measure(folder, legs, words, endpoint)
             for name, legs, words in (
                 ("model=mlp", options.legs, []),
                 ("256 MiB", options.large_legs, LARGE),
@@ -66,12 +79,24 @@ def main() -> None:
         }
     load = round(os.getloadavg()[0], 1)
     print(json.dumps({"loadAverage": load, "packages": report}, indent=1) if options.json else table(report))
-    kept = bench_figures.write(figures(report, time.time()))
-    print(f"kept for `glasshouse plan` in {kept}", file=sys.stderr)
+    if not options.ssh:
+        kept = bench_figures.write(figures(report, time.time()))
+        print(f"kept for `glasshouse plan` in {kept}", file=sys.stderr)
 
 
-def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
+def over_ssh(endpoint: Endpoint, folder: Path) -> list[str]:
+    """The settings by which a run uses `server`."""
+    return [
+        "provider=ssh", f"provider.host={endpoint.host}", f"provider.port={endpoint.port}",
+        f"provider.user={endpoint.user}", f"provider.key={endpoint.key_path}",
+        f"provider.known_hosts={folder}/known_hosts", f"provider.python={endpoint.python}",
+        f"provider.workdir={folder}/pod",
+    ]  # fmt: skip
+
+
+def measure(folder: Path, legs: int, words: list[str], endpoint: Endpoint | None) -> dict[str, Any]:
     launches, over, size = [], [], 0
+    words = [*words, *(over_ssh(endpoint, folder) if endpoint else [])]
     for _ in range(legs):
         done = subprocess.run(
             [
@@ -93,7 +118,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
         )
         (record,) = json.loads(done.stdout)["runs"]
         assert record["status"] == "verified", record
-        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder))
+        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder, endpoint))
         bundle = Path(record["folder"]) / "bundle"
         lines = (bundle / "legs/s000-protected/events.jsonl").read_bytes().splitlines()
         unsealed = next(event["body"] for event in map(json.loads, lines) if event["type"] == "unsealed")
@@ -110,7 +135,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
                 "lowest": round(min(found), 3),
                 "highest": round(max(found), 3),
             }
-            for step in (*STEPS, "totalSec", "openSec", "cpSec")
+            for step in (*STEPS, "totalSec", "openSec", "cpSec", "scpThereSec", "scpSec")
             if (found := [launch[step] for launch in launches if step in launch])
         },
     }
@@ -130,12 +155,17 @@ def figures(report: dict[str, Any], now: float) -> Figures:
     return Figures(format=FORMAT, measured_at=now, sizes=tuple(growing))
 
 
-def opened(run: Path, folder: Path) -> dict[str, float]:
+def opened(run: Path, folder: Path, endpoint: Endpoint | None) -> dict[str, float]:
     """Median seconds in which the run's sealed outputs are opened, and in which they are copied."""
-    ways = {
+    sealed = sorted((run / "outputs").iterdir())
+    ways: dict[str, list[Any]] = {
         "openSec": [sys.executable, "-m", "glasshouse", "open", run, "--to", folder / "opened", "--json"],
-        "cpSec": ["cp", *(run / "outputs").iterdir(), folder / "opened"],
+        "cpSec": ["cp", *sealed, folder / "opened"],
     }
+    if endpoint is not None:
+        scp, far = ["scp", *scp_options(endpoint, folder)], f"{endpoint.user}@{endpoint.host}:"
+        ways["scpThereSec"] = [*scp, *sealed, f"{far}{folder}/opened/"]
+        ways["scpSec"] = [*scp, *(f"{far}{path}" for path in sealed), folder / "opened"]
     took: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(OPENED):
         for way in ways if number % 2 else reversed(ways):
