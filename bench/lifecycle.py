@@ -35,15 +35,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
-
-from upload import scp_options, server  # beside this file
+from typing import Any, NamedTuple
 
 from glasshouse import config
 from glasshouse.lifecycle import bench_figures
 from glasshouse.measurement.expected_cost import FORMAT, Figures, Measured
 from glasshouse.measurement.fixed_cost import STEPS
-from glasshouse.remote.endpoint import Endpoint
 from glasshouse.workloads.sizes import payload_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,9 +64,9 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.ExitStack() as until:
         folder = Path(until.enter_context(tempfile.TemporaryDirectory()))
-        endpoint = until.enter_context(server(folder))[0] if options.ssh else None
+        ssh = openssh(until, folder) if options.ssh else None
         report = {
-            name: measure(folder, legs, words, endpoint)
+            name: measure(folder, legs, words, ssh)
             for name, legs, words in (
                 ("model=mlp", options.legs, []),
                 ("256 MiB", options.large_legs, LARGE),
@@ -84,19 +81,31 @@ def main() -> None:
         print(f"kept for `glasshouse plan` in {kept}", file=sys.stderr)
 
 
-def over_ssh(endpoint: Endpoint, folder: Path) -> list[str]:
-    """The settings by which a run uses `server`."""
-    return [
+class Ssh(NamedTuple):
+    """How an OpenSSH server is used: by a run, and by scp, which names what is there behind `far`."""
+
+    settings: list[str]
+    scp: list[str]
+    far: str
+
+
+def openssh(until: contextlib.ExitStack, folder: Path) -> Ssh:
+    """Start a server that lasts as long as `until`."""
+    from upload import scp_options, server  # noqa: PLC0415  beside this file, and needed here alone
+
+    endpoint, _ = until.enter_context(server(folder))
+    settings = [
         "provider=ssh", f"provider.host={endpoint.host}", f"provider.port={endpoint.port}",
         f"provider.user={endpoint.user}", f"provider.key={endpoint.key_path}",
         f"provider.known_hosts={folder}/known_hosts", f"provider.python={endpoint.python}",
         f"provider.workdir={folder}/pod",
     ]  # fmt: skip
+    return Ssh(settings, ["scp", *scp_options(endpoint, folder)], f"{endpoint.user}@{endpoint.host}:")
 
 
-def measure(folder: Path, legs: int, words: list[str], endpoint: Endpoint | None) -> dict[str, Any]:
+def measure(folder: Path, legs: int, words: list[str], ssh: Ssh | None) -> dict[str, Any]:
     launches, over, size = [], [], 0
-    words = [*words, *(over_ssh(endpoint, folder) if endpoint else [])]
+    words = [*words, *(ssh.settings if ssh else [])]
     for _ in range(legs):
         done = subprocess.run(
             [
@@ -118,7 +127,7 @@ def measure(folder: Path, legs: int, words: list[str], endpoint: Endpoint | None
         )
         (record,) = json.loads(done.stdout)["runs"]
         assert record["status"] == "verified", record
-        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder, endpoint))
+        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder, ssh))
         bundle = Path(record["folder"]) / "bundle"
         lines = (bundle / "legs/s000-protected/events.jsonl").read_bytes().splitlines()
         unsealed = next(event["body"] for event in map(json.loads, lines) if event["type"] == "unsealed")
@@ -155,17 +164,16 @@ def figures(report: dict[str, Any], now: float) -> Figures:
     return Figures(format=FORMAT, measured_at=now, sizes=tuple(growing))
 
 
-def opened(run: Path, folder: Path, endpoint: Endpoint | None) -> dict[str, float]:
+def opened(run: Path, folder: Path, ssh: Ssh | None) -> dict[str, float]:
     """Median seconds in which the run's sealed outputs are opened, and in which they are copied."""
     sealed = sorted((run / "outputs").iterdir())
     ways: dict[str, list[Any]] = {
         "openSec": [sys.executable, "-m", "glasshouse", "open", run, "--to", folder / "opened", "--json"],
         "cpSec": ["cp", *sealed, folder / "opened"],
     }
-    if endpoint is not None:
-        scp, far = ["scp", *scp_options(endpoint, folder)], f"{endpoint.user}@{endpoint.host}:"
-        ways["scpThereSec"] = [*scp, *sealed, f"{far}{folder}/opened/"]
-        ways["scpSec"] = [*scp, *(f"{far}{path}" for path in sealed), folder / "opened"]
+    if ssh is not None:
+        ways["scpThereSec"] = [*ssh.scp, *sealed, f"{ssh.far}{folder}/opened/"]
+        ways["scpSec"] = [*ssh.scp, *(f"{ssh.far}{path}" for path in sealed), folder / "opened"]
     took: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(OPENED):
         for way in ways if number % 2 else reversed(ways):
