@@ -32,21 +32,26 @@ def check_room(pod: Pod, needed: int, provider: str) -> None:
     What a machine does not say is not held against it: the leg itself writes nowhere else, and says so.
     """
     said = pod.run(["sh", "-c", _LOOK, "sh", str(SHM)], max_output=1 << 14)
-    text = said.stdout.decode("utf-8", "replace")
-    held = [int(found) << 10 for found in _AVAILABLE.findall(text)]
-    held += [int(found) for found in _LIMIT.findall(text)]
-    shm = _SHM.search(text)
-    if shm is not None and int(shm[1]) << 10 < needed:
+    shm, memory = free(said.stdout.decode("utf-8", "replace"))
+    if shm is not None and shm < needed:
         raise LegError(
-            f"the machine's shared memory has {int(shm[1]) * 1.024e-3:.0f} MB free (provider={provider}), "
-            f"the project needs {needed / 1e6:.0f} MB there and room for what it writes",
+            f"the machine's shared memory has {shm / 1e6:.0f} MB free (provider={provider}), the project "
+            f"needs {needed / 1e6:.0f} MB there and room for what it writes",
             code=Code.SCRATCH_TOO_SMALL,
             remedy="take a machine with more shared memory, or leave files out",
         )
-    if held and min(held) < needed:
+    if memory is not None and memory < needed:
         raise LegError(
-            f"the machine has {min(held) / 1e6:.0f} MB of memory for us (provider={provider}), the "
-            f"project's files alone take {needed / 1e6:.0f} MB of it",
+            f"the machine has {memory / 1e6:.0f} MB of memory for us (provider={provider}), the project's "
+            f"files alone take {needed / 1e6:.0f} MB of it",
             code=Code.SCRATCH_TOO_SMALL,
             remedy="take a machine with more memory, or leave files out",
         )
+
+
+def free(text: str) -> tuple[int | None, int | None]:
+    """Bytes free in shared memory, and of memory, as a machine said; None of what it did not say."""
+    shm = _SHM.search(text)
+    held = [int(found) << 10 for found in _AVAILABLE.findall(text)]
+    held += [int(found) for found in _LIMIT.findall(text)]
+    return None if shm is None else int(shm[1]) << 10, min(held, default=None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.lifecycle.room import check_room
+from glasshouse.lifecycle.room import check_room, free
 from glasshouse.remote.pod import Pod
 from glasshouse.workloads.package import prepare
 from tests.specs import make_spec
@@ -92,6 +94,14 @@ def test_what_says_nothing_is_not_held_against_a_machine(
         pod, monkeypatch, tmp_path / "tools", dict.fromkeys(("/dev/shm", "/proc/meminfo", "/memory.*"), said)
     )
     check_room(pod, 10**15, "ssh")
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["shm", "memory", "limit", "9", "-1", " ", "\n", "kB", "²"])).map("".join)
+)
+def test_whatever_a_machine_says_is_a_size_or_nothing(text: str) -> None:
+    assert all(found is None or 0 <= found < 1 << 64 for found in free(text))
 
 
 def test_small_files_take_whole_pages_of_memory(tmp_path: Path) -> None:
