@@ -3,6 +3,7 @@
     python bench/lifecycle.py              # 5 legs of model=mlp, then 3 of 256 MiB: about three minutes
     python bench/lifecycle.py --legs 9 --json
     python bench/lifecycle.py --legs 0 --large-legs 0 --huge-legs 1      # 2 GiB: ran in 24 GiB of memory
+    python bench/lifecycle.py --ssh --legs 0 --huge-legs 2               # over an OpenSSH server
 
 Each leg is a run of its own, `order=protected-only` on provider=local, as anyone would start it; the seconds
 of each step are those that its record states as fixedCostSec. What the custodian holds at its peak (anonymous
@@ -14,11 +15,17 @@ them what a payload is expected to cost.
 Behind each leg its sealed outputs are opened by `glasshouse open`, as a person would (start of Python, key,
 every digest, the safetensors file), and copied by `cp`, in turn, both from the page cache and without waiting
 for the disk: openSec and cpSec, medians over the legs.
+
+provider=local's SSH server is Python, in the controller's own process: both ends of a transfer share one
+interpreter lock, which no rented machine does to them. --ssh runs the legs by provider=ssh against OpenSSH's
+server instead (needs root, an OpenSSH server and scp), and after each fetches and sends the same sealed
+outputs by `scp`: scpSec and scpThereSec. What that finds is not kept for `plan`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -28,7 +35,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glasshouse import config
 from glasshouse.lifecycle import bench_figures
@@ -52,11 +59,14 @@ def main() -> None:
     parser.add_argument("--legs", type=int, default=5, help="legs with the small package")
     parser.add_argument("--large-legs", type=int, default=3, help="legs with the package of 256 MiB")
     parser.add_argument("--huge-legs", type=int, default=0, help="legs with the package of 2 GiB")
+    parser.add_argument("--ssh", action="store_true", help="over an OpenSSH server, and beside scp")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as until:
+        folder = Path(until.enter_context(tempfile.TemporaryDirectory()))
+        ssh = openssh(until, folder) if options.ssh else None
         report = {
-            name: measure(Path(folder), legs, words)
+            name: measure(folder, legs, words, ssh)
             for name, legs, words in (
                 ("model=mlp", options.legs, []),
                 ("256 MiB", options.large_legs, LARGE),
@@ -66,12 +76,36 @@ def main() -> None:
         }
     load = round(os.getloadavg()[0], 1)
     print(json.dumps({"loadAverage": load, "packages": report}, indent=1) if options.json else table(report))
-    kept = bench_figures.write(figures(report, time.time()))
-    print(f"kept for `glasshouse plan` in {kept}", file=sys.stderr)
+    if not options.ssh:
+        kept = bench_figures.write(figures(report, time.time()))
+        print(f"kept for `glasshouse plan` in {kept}", file=sys.stderr)
 
 
-def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
+class Ssh(NamedTuple):
+    """How an OpenSSH server is used: by a run, and by scp, which names what is there behind `far`."""
+
+    settings: list[str]
+    scp: list[str]
+    far: str
+
+
+def openssh(until: contextlib.ExitStack, folder: Path) -> Ssh:
+    """Start a server that lasts as long as `until`."""
+    from upload import scp_options, server  # noqa: PLC0415  beside this file, and needed here alone
+
+    endpoint, _ = until.enter_context(server(folder))
+    settings = [
+        "provider=ssh", f"provider.host={endpoint.host}", f"provider.port={endpoint.port}",
+        f"provider.user={endpoint.user}", f"provider.key={endpoint.key_path}",
+        f"provider.known_hosts={folder}/known_hosts", f"provider.python={endpoint.python}",
+        f"provider.workdir={folder}/pod",
+    ]  # fmt: skip
+    return Ssh(settings, ["scp", *scp_options(endpoint, folder)], f"{endpoint.user}@{endpoint.host}:")
+
+
+def measure(folder: Path, legs: int, words: list[str], ssh: Ssh | None) -> dict[str, Any]:
     launches, over, size = [], [], 0
+    words = [*words, *(ssh.settings if ssh else [])]
     for _ in range(legs):
         done = subprocess.run(
             [
@@ -93,7 +127,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
         )
         (record,) = json.loads(done.stdout)["runs"]
         assert record["status"] == "verified", record
-        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder))
+        launches.append(record["figures"]["fixedCostSec"] | opened(Path(record["folder"]), folder, ssh))
         bundle = Path(record["folder"]) / "bundle"
         lines = (bundle / "legs/s000-protected/events.jsonl").read_bytes().splitlines()
         unsealed = next(event["body"] for event in map(json.loads, lines) if event["type"] == "unsealed")
@@ -110,7 +144,7 @@ def measure(folder: Path, legs: int, words: list[str]) -> dict[str, Any]:
                 "lowest": round(min(found), 3),
                 "highest": round(max(found), 3),
             }
-            for step in (*STEPS, "totalSec", "openSec", "cpSec")
+            for step in (*STEPS, "totalSec", "openSec", "cpSec", "scpThereSec", "scpSec")
             if (found := [launch[step] for launch in launches if step in launch])
         },
     }
@@ -130,12 +164,16 @@ def figures(report: dict[str, Any], now: float) -> Figures:
     return Figures(format=FORMAT, measured_at=now, sizes=tuple(growing))
 
 
-def opened(run: Path, folder: Path) -> dict[str, float]:
+def opened(run: Path, folder: Path, ssh: Ssh | None) -> dict[str, float]:
     """Median seconds in which the run's sealed outputs are opened, and in which they are copied."""
-    ways = {
+    sealed = sorted((run / "outputs").iterdir())
+    ways: dict[str, list[Any]] = {
         "openSec": [sys.executable, "-m", "glasshouse", "open", run, "--to", folder / "opened", "--json"],
-        "cpSec": ["cp", *(run / "outputs").iterdir(), folder / "opened"],
+        "cpSec": ["cp", *sealed, folder / "opened"],
     }
+    if ssh is not None:
+        ways["scpThereSec"] = [*ssh.scp, *sealed, f"{ssh.far}{folder}/opened/"]
+        ways["scpSec"] = [*ssh.scp, *(f"{ssh.far}{path}" for path in sealed), folder / "opened"]
     took: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(OPENED):
         for way in ways if number % 2 else reversed(ways):

@@ -67,6 +67,13 @@ def server(folder: Path) -> Iterator[tuple[Endpoint, int]]:
         process.wait()
 
 
+def scp_options(endpoint: Endpoint, folder: Path) -> list[str]:
+    """What `scp` is given for `server`'s endpoint: its keys, and nothing of the user's own."""
+    said = {"BatchMode": "yes", "UserKnownHostsFile": f"{folder}/known_hosts", "IdentitiesOnly": "yes"}
+    options = ["-q", "-P", str(endpoint.port), "-i", str(endpoint.key_path), "-F", "none"]
+    return options + [word for name, value in said.items() for word in ("-o", f"{name}={value}")]
+
+
 def spent_here() -> float:
     """Processor seconds of this process and of the children it waited for."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -98,18 +105,7 @@ def main() -> None:
         os.sync()
 
         digest = sha256_hex(source.read_bytes())
-        options = [
-            "-q",
-            "-P",
-            str(endpoint.port),
-            "-i",
-            str(endpoint.key_path),
-            "-o",
-            "BatchMode=yes",
-            "-F",
-            "none",
-        ]
-        options += ["-o", f"UserKnownHostsFile={folder}/known_hosts", "-o", "IdentitiesOnly=yes"]
+        options = scp_options(endpoint, folder)
 
         def put() -> None:
             with Pod(endpoint) as pod:

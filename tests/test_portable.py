@@ -26,6 +26,7 @@ LINUX = {
     "runtime/": "runs on the pod",
     "lifecycle/observe.py": "a shell script that runs on the pod",
     "lifecycle/poll_script.py": "a shell script that runs on the pod",
+    "lifecycle/room.py": "a shell script that runs on the pod",
     "remote/receive_script.py": "runs on the pod",
     "remote/send_script.py": "runs on the pod",
     "remote/sweep_script.py": "runs on the pod, and for provider=local, which needs Linux",

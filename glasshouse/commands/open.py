@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,11 @@ from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
 from glasshouse.records.keys import owner_key
 from glasshouse.runtime.harness import safetensors_layout
-from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.layout import SealedObject, TensorSpec
-from glasshouse.sealing.memory import give_back
-from glasshouse.sealing.outputs import open_outputs
 from glasshouse.sealing.tree import INDEX_NAME, write_tree
 from glasshouse.sealing.tree_index import PIECE_PREFIX, Skipped
-from glasshouse.sealing.unpacking import unpack_outputs
+from glasshouse.sealing.unpacking import CheckedOutputs, checked_outputs, unpack_outputs
 
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
 
@@ -104,7 +101,9 @@ class _FolderError(Exception):
 def _opened_folder(item: Sealed, key: KemKey, target: Path) -> list[dict[str, Any]]:
     """Write a sealed folder, and what lies beside it in the same file; return what is said of them."""
     opened = []
-    with _package(item, key) as package:
+    with checked_outputs(
+        item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256
+    ) as package:
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         prefix = f"{item.leg}-{item.launch}"
         files, tensors = dict(package.files), package.tensors
@@ -121,14 +120,6 @@ def _opened_folder(item: Sealed, key: KemKey, target: Path) -> list[dict[str, An
             _write(path, [data])
             opened.append(_said(item, path))
     return opened
-
-
-def _package(item: Sealed, key: KemKey) -> OpenedPackage:
-    """Open one sealed file; another owner's is said in words."""
-    try:
-        return open_outputs(item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256)
-    except SealError as error:
-        raise _explained(item, error) from error
 
 
 def _explained(item: Sealed, error: SealError) -> SealError:
@@ -250,7 +241,7 @@ def _matches(said: bool | None) -> str:
     return "-" if said is None else "yes" if said else "NO"
 
 
-def _write_tree(item: Sealed, index: memoryview, package: OpenedPackage, place: Path) -> dict[str, Any]:
+def _write_tree(item: Sealed, index: bytes, package: CheckedOutputs, place: Path) -> dict[str, Any]:
     """Write a folder's files as they were; return what is said of them."""
     unwritten = list[Skipped]()
     try:
@@ -258,7 +249,6 @@ def _write_tree(item: Sealed, index: memoryview, package: OpenedPackage, place: 
             index,
             package.tensors,
             place,
-            release=give_back,
             keep_same=True,
             on_name=lambda path, reason: unwritten.append(Skipped(path, reason)),
         )
@@ -304,14 +294,17 @@ def _say_tree(said: Mapping[str, Any]) -> None:
         say(f"  this file system does not take the name: {item['path']}: {item['reason']}")
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, tuple[TensorSpec, memoryview]]) -> None:
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, tuple[TensorSpec, Callable[[], memoryview]]]
+) -> None:
     """Write the file whose SHA-256 is the leg's `outputSha256`."""
-    described = {name: (spec.dtype, spec.shape, data.nbytes) for name, (spec, data) in tensors.items()}
+    described = {name: (spec.dtype, spec.shape, spec.nbytes) for name, (spec, _) in tensors.items()}
     head, order = safetensors_layout(described)
-    _write(path, [head, *(tensors[name][1] for name in order)])
+    # One after the other: each lasts until the next is asked for.
+    _write(path, chain([head], (tensors[name][1]() for name in order)))
 
 
-def _write(path: Path, parts: list[bytes | memoryview]) -> None:
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a private file; what was there is replaced."""
     temporary = path.with_name(f".{path.name}.partial")
     descriptor = os.open(

@@ -20,7 +20,7 @@ from typing import Any
 
 from glasshouse import config
 from glasshouse.commands.against import difference
-from glasshouse.commands.expected import FixedCost, fixed_cost
+from glasshouse.commands.expected import FixedCost, fixed_cost, megabytes
 from glasshouse.commands.needed import needed
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
@@ -176,6 +176,8 @@ def _print(cells: Sequence[Cell]) -> None:
     for number, cell in enumerate(cells):
         for line in [] if cell.needs is None else cell.needs.lines():
             say(line if len(cells) == 1 else f"cell {number} {line}")
+    for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
+        say(words)
     say()
     total = sum(cell.max_usd for cell in cells)
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
@@ -190,6 +192,19 @@ def _length(spec: RunSpec) -> str:
     if spec.workload == "project":
         return "its command"
     return f"{spec.steps} steps" if spec.duration is None else f"{spec.duration:g} s"
+
+
+def _memory_line(cell: Cell) -> str:
+    """What of a project's memory is known before a machine is, and what only the machine tells."""
+    known = cell.fixed_cost.payload_bytes
+    least = "all of the project's files" if known is None else f"at least {megabytes(known)} MB"
+    kind = cell.spec.provider.kind
+    rented = isinstance(cell.spec.provider, CloudProvider)
+    asked = f"{kind}'s create call has no field to ask for it, so " if rented else ""
+    return (
+        f"shared memory needed: {least}, and room for what it writes; {asked}whether the machine has it is "
+        "found out there, before anything is uploaded"
+    )
 
 
 def _cap_line(total: float, cap: float | None) -> str:

@@ -25,6 +25,7 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.observe import Observed, check_gpu, observe
 from glasshouse.lifecycle.packer import Packer, Sealed, key_for_raw_legs
 from glasshouse.lifecycle.pod_python import prepare_python
+from glasshouse.lifecycle.room import check_room
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.supply import FETCH_SEC, Supply
 from glasshouse.providers.base import Allocation
@@ -32,7 +33,6 @@ from glasshouse.records import keys
 from glasshouse.remote.endpoint import HostKeySource
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime.archive import build_archive
-from glasshouse.runtime.linux import SHM
 from glasshouse.schema import fields_of
 from glasshouse.sealing.memory import overwrite
 from glasshouse.spec import ProjectModel, RunSpec
@@ -90,14 +90,15 @@ def prepared(
         archive, python, seen = _equipped(live, pod, allocation, root)
 
     with ExitStack() as until:
+        ranks = packer.payload().ranks
+        if ranks > 1:
+            with live.step(Code.RANKS_CANNOT_MEET):
+                gpus_for(live.run.spec, ranks, seen)
+                _meeting(live.run.spec, ranks, pod, [python, "-I", "-c", _NETWORK, archive])
         payload = _supplied(live, pod, python, packer, supply)
         if payload.scratch_bytes:
             with live.step(Code.SCRATCH_TOO_SMALL):
-                _room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
-        if payload.ranks > 1:
-            with live.step(Code.RANKS_CANNOT_MEET):
-                gpus_for(live.run.spec, payload.ranks, seen)
-                _meeting(live.run.spec, payload.ranks, pod, [python, "-I", "-c", _NETWORK, archive])
+                check_room(pod, payload.scratch_bytes, live.run.spec.provider.kind)
         with live.step(Code.SEAL_FAILED):
             broker, broker_port = until.enter_context(_key_broker(live))
         package, markers = f"{root}/package.sealed", f"{root}/markers.sealed"
@@ -171,26 +172,6 @@ def _supplied(live: LiveRun, pod: Pod, python: str, packer: Packer, supply: Supp
         words += ", nor of what is sent" if payload.needs else ""
         live.screen.warn(f"{words}: {lacking_words(lacking)}")
     return payload
-
-
-def _room(pod: Pod, needed: int, provider: str) -> None:
-    """See that the machine's shared memory holds a project, before any of it is sent. Raises LegError.
-
-    A machine without one, or that does not say, is asked by the leg itself, which refuses to write elsewhere.
-    """
-    said = pod.run(["df", "-Pk", str(SHM)])  # where the scratch folder will lie
-    last = said.stdout.decode("utf-8", "replace").splitlines()[-1:]
-    words = last[0].split() if last else []
-    if said.exit != 0 or len(words) < 4 or not words[3].isdigit():
-        return
-    free = int(words[3]) << 10
-    if free < needed:
-        raise LegError(
-            f"the machine's shared memory has {free / 1e6:.0f} MB free (provider={provider}), the project "
-            f"needs {needed / 1e6:.0f} MB there and room for what it writes",
-            code=Code.SCRATCH_TOO_SMALL,
-            remedy="take a machine with more shared memory, or leave files out",
-        )
 
 
 def gpus_for(spec: RunSpec, ranks: int, seen: Observed) -> None:

@@ -230,7 +230,7 @@ def _report(channel: asyncssh.SSHServerProcess[bytes], code: int) -> None:
 
 async def _reader(pipe: IO[bytes] | None) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(limit=PACKET)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     return reader, transport
 
@@ -259,6 +259,7 @@ async def _feed(source: asyncssh.SSHReader[bytes], sink: asyncio.StreamWriter) -
 async def _drain(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -> None:
     """Copy the child's output to the client until it ends or the client is gone."""
     with contextlib.suppress(OSError, asyncssh.Error):
-        while data := await source.read(1 << 16):
+        # A whole packet at once: with each goes another to be ignored, and both are made in Python.
+        while data := await source.read(PACKET):
             sink.write(data)
             await sink.drain()

@@ -249,8 +249,9 @@ LEGS: dict[Code, Reason] = {
         Place.LEG,
     ),
     Code.SCRATCH_TOO_SMALL: explained(
-        "Too little shared memory",
-        "The machine's shared memory, where a project's files are written, is smaller than they are.",
+        "Too little memory for the project",
+        "The machine's shared memory, where a project's files are written, or all the memory that it has, is "
+        "smaller than they are.",
         Place.SETUP,
         Place.LEG,
     ),

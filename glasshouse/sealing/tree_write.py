@@ -20,7 +20,8 @@ from glasshouse.codes import Code
 from glasshouse.sealing.layout import TensorSpec, refuse
 from glasshouse.sealing.tree_index import PIECE_PREFIX, Entry, Index, parse_index, shown
 
-Tensors = Mapping[str, tuple[TensorSpec, memoryview]]
+# A tensor's bytes, or what gives them; these need not last beyond the next that are asked for.
+Tensors = Mapping[str, tuple[TensorSpec, memoryview | Callable[[], memoryview]]]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us before fstat
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,7 +47,7 @@ def write_tree(
         tensors: the container's; others than the tree's may be among them.
         folder: where to; a link that leads there is followed, none below it is.
         release: called with the whole of each tensor, at most 64 MiB, once all that is in it was written: no
-            more is ever held twice. Such as `memory.give_back`.
+            more is ever held twice. Such as `memory.give_back`. Not of tensors that are asked for.
         keep_same: a file, folder or link that is there and is the same as ours stays; a different one is
             refused before anything is written. Otherwise whatever is there is refused when it is met.
         on_name: called with what this file system does not take under its name, and why (it holds names to
@@ -90,9 +91,11 @@ class _Contents:
             raise refuse("a tree's contents are not there, or not its own", Code.TREE_MALFORMED)
         for name, size in zip(names, index.pieces, strict=True):
             spec, data = tensors[name]
-            if (spec.dtype, spec.shape, data.nbytes) != ("uint8", (size,), size):
+            nbytes = data.nbytes if isinstance(data, memoryview) else spec.nbytes
+            if (spec.dtype, spec.shape, nbytes) != ("uint8", (size,), size):
                 raise refuse("a tree's contents have another size than its index says", Code.TREE_MALFORMED)
         self._pieces = [tensors[name][1] for name in names]
+        self._asked: tuple[int, memoryview] | None = None
         self._size = index.piece_bytes
         self._release = release
         self._released = 0
@@ -110,10 +113,19 @@ class _Contents:
         while at < end:
             number, offset = divmod(at, self._size)
             size = min(end - at, self._size - offset, most or self._size)
-            yield self._pieces[number][offset : offset + size]
+            yield self._piece(number)[offset : offset + size]
             at += size
             if most is None:
                 self._give_back(at)
+
+    def _piece(self, number: int) -> memoryview:
+        piece = self._pieces[number]
+        if isinstance(piece, memoryview):
+            return piece
+        if self._asked is None or self._asked[0] != number:
+            self._asked = None
+            self._asked = (number, piece())
+        return self._asked[1]
 
     def written(self, entry: Entry) -> None:
         """Give back every tensor that ends in or before this file."""
@@ -123,8 +135,9 @@ class _Contents:
     def _give_back(self, until: int) -> None:
         whole = len(self._pieces) if until == self._end else until // self._size
         while self._released < whole:
-            if self._release is not None:
-                self._release(self._pieces[self._released])
+            piece = self._pieces[self._released]
+            if self._release is not None and isinstance(piece, memoryview):
+                self._release(piece)
             self._released += 1
 
 

@@ -4,14 +4,20 @@ Each thread decrypts a chunk into a buffer of its own, hashes it there, and writ
 plaintext is held a few chunks at a time, its digest costs no second pass, and the disk works meanwhile. The
 price: bytes reach the files before the whole is known to be good, so a caller gives them their names, and
 keeps them at all, only after this has returned.
+
+`checked_outputs` is for who cannot wait with the names, as a folder's files have them: it goes through all of
+it twice, first to know that it is good, then to give it a tensor at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from glasshouse.codes import Code
@@ -27,6 +33,7 @@ from glasshouse.sealing.container_keys import check_key, cipher_for
 from glasshouse.sealing.layout import (
     HEADER_BYTES,
     TAG,
+    Manifest,
     SealedObject,
     TensorSpec,
     chunk_digest,
@@ -37,6 +44,7 @@ from glasshouse.sealing.layout import (
 from glasshouse.sealing.memory import overwrite
 from glasshouse.sealing.outputs import PREFIX_BYTES, unwrapped
 from glasshouse.sealing.packing import thread_count
+from glasshouse.sealing.tree_index import PIECE_PREFIX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,13 +76,16 @@ def unpack(
     """
     key = check_key(payload_key)
     expected = check_hash(manifest_hash)
-    mapped = map_file(path, offset + HEADER_BYTES)
-    try:
-        _unpack(memoryview(mapped)[offset:], key, expected, places, thread_count(threads))
-    finally:
-        # As in open_package: a traceback may still hold a view of the ciphertext.
-        with contextlib.suppress(BufferError):
-            mapped.close()
+    with _opened(path, key, expected, offset) as source:
+        manifest = source.manifest
+        where = places(manifest.objects, manifest.specs)
+
+        def keep(item: SealedObject, chunk: int, plain: memoryview) -> None:
+            descriptor, start = where[item.index]
+            _write(descriptor, plain, start + chunk * item.chunk_bytes)
+
+        if source.go_through(keep, thread_count(threads)):
+            raise refuse("sealed content is not what its own manifest says", Code.DIGEST_MISMATCH)
 
 
 def unpack_outputs(
@@ -95,46 +106,156 @@ def unpack_outputs(
         unpack(path, places, payload_key=key, manifest_hash=digest, threads=threads, offset=PREFIX_BYTES)
 
 
-def _unpack(sealed: memoryview, key: memoryview, expected: bytes, places: Places, threads: int) -> None:
-    table = read_table(sealed, key, expected)
-    manifest = table.manifest
-    where = places(manifest.objects, manifest.specs)
-    leaves = [[b""] * item.chunks for item in manifest.objects]
-    jobs = [(index, chunk) for index, item in enumerate(manifest.objects) for chunk in range(item.chunks)]
+@dataclass(frozen=True)
+class CheckedOutputs:
+    """Outputs of which everything is known to be good, and hardly anything is held.
 
-    def worker(turns: Iterator[tuple[int, int]]) -> None:
-        buffer = bytearray(max((item.chunk_size(0) for item in manifest.objects), default=0))
-        plain = memoryview(buffer)
-        current, cipher = -1, None
-        try:
-            for index, chunk in turns:
-                item = manifest.objects[index]
-                if cipher is None or index != current:
-                    current, cipher = index, cipher_for(key, expected, item)
-                size = item.chunk_size(chunk)
-                cipher.decrypt_into(
-                    nonce(chunk),
-                    _ciphertext(sealed, table, index, chunk),
-                    item.associated_data(table.head, chunk),
-                    plain[:size],
-                )
-                leaves[index][chunk] = chunk_digest(manifest.salt, chunk, plain[:size])
-                descriptor, start = where[index]
-                _write(descriptor, plain[:size], start + chunk * item.chunk_bytes)
-        finally:
-            overwrite(plain)
+    A tensor's bytes come when they are asked for, and last until the next are. `mismatched`: as
+    OpenedPackage.
+    """
 
-    share(jobs, worker, threads)
-    check_padding(sealed, table, key, expected, threads)
-    for item, chunks, claimed in zip(manifest.objects, leaves, manifest.digests, strict=True):
-        if not hmac.compare_digest(object_digest(item, manifest.salt, chunks), claimed):
+    files: dict[str, bytes] = field(repr=False)
+    tensors: dict[str, tuple[TensorSpec, Callable[[], memoryview]]] = field(repr=False)
+    mismatched: frozenset[str]
+
+
+@contextlib.contextmanager
+def checked_outputs(
+    path: str | Path,
+    owner_private: KemKey,
+    *,
+    context: Mapping[str, str],
+    plaintext_sha256: str | None = None,
+    threads: int | None = None,
+) -> Iterator[CheckedOutputs]:
+    """Give what `open_outputs` gives, with its arguments and errors, and hold one tensor at a time.
+
+    Every tag and digest was checked before this yields. A tensor is decrypted again when it is asked for, and
+    its tags are checked again: SealError where the file was changed meanwhile.
+    """
+    with (
+        unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest),
+        _opened(path, check_key(key), check_hash(digest), PREFIX_BYTES) as source,
+    ):
+        manifest, count = source.manifest, thread_count(threads)
+        files = {item.index: bytearray(item.nbytes) for item in manifest.objects if item.kind != "tensor"}
+
+        def keep(item: SealedObject, chunk: int, plain: memoryview) -> None:
+            if item.kind != "tensor":
+                start = chunk * item.chunk_bytes
+                files[item.index][start : start + plain.nbytes] = plain
+
+        other = source.go_through(keep, count)
+        if any(item.kind != "tensor" or not item.name.startswith(PIECE_PREFIX) for item in other):
             raise refuse("sealed content is not what its own manifest says", Code.DIGEST_MISMATCH)
+        tensors = [item for item in manifest.objects if item.kind == "tensor"]
+        room = bytearray(max((item.nbytes for item in tensors), default=0))
+        try:
+            yield CheckedOutputs(
+                {manifest.objects[index].name: bytes(data) for index, data in files.items()},
+                {
+                    spec.name: (spec, partial(source.load, item, memoryview(room), count))
+                    for spec, item in zip(manifest.specs, tensors, strict=True)
+                },
+                frozenset(item.name for item in other),
+            )
+        finally:
+            overwrite(room)
 
 
-def _ciphertext(sealed: memoryview, table: Table, index: int, chunk: int) -> memoryview:
-    item = table.manifest.objects[index]
-    start = table.offsets[index] + chunk * (item.chunk_bytes + TAG)
-    return sealed[start : start + item.chunk_size(chunk) + TAG]
+@contextlib.contextmanager
+def _opened(path: str | Path, key: memoryview, expected: bytes, offset: int) -> Iterator[_Source]:
+    """Map a container and read its table. `offset`: bytes before it."""
+    mapped = map_file(path, offset + HEADER_BYTES)
+    try:
+        yield _Source(mapped, offset, key, read_table(memoryview(mapped)[offset:], key, expected), expected)
+    finally:
+        # As in open_package: a traceback may still hold a view of the ciphertext.
+        with contextlib.suppress(BufferError):
+            mapped.close()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A mapped container with its key and its table."""
+
+    mapped: mmap.mmap = field(repr=False)
+    offset: int
+    key: memoryview = field(repr=False)
+    table: Table = field(repr=False)
+    expected: bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.table.manifest
+
+    def go_through(
+        self, keep: Callable[[SealedObject, int, memoryview], None], threads: int
+    ) -> list[SealedObject]:
+        """Decrypt and hash every chunk, and hand it on; the objects whose salted digest is another one."""
+        objects, salt = self.manifest.objects, self.manifest.salt
+        leaves = [[b""] * item.chunks for item in objects]
+
+        def hashed(item: SealedObject, chunk: int, plain: memoryview) -> None:
+            leaves[item.index][chunk] = chunk_digest(salt, chunk, plain)
+            keep(item, chunk, plain)
+
+        self._decrypted([(item, chunk) for item in objects for chunk in range(item.chunks)], hashed, threads)
+        sealed = memoryview(self.mapped)[self.offset :]
+        check_padding(sealed, self.table, self.key, self.expected, threads)
+        return [
+            item
+            for item, chunks, claimed in zip(objects, leaves, self.manifest.digests, strict=True)
+            if not hmac.compare_digest(object_digest(item, salt, chunks), claimed)
+        ]
+
+    def load(self, item: SealedObject, room: memoryview, threads: int) -> memoryview:
+        """Decrypt one object into `room`, and return the part of it that it fills."""
+
+        def keep(_item: SealedObject, chunk: int, plain: memoryview) -> None:
+            start = chunk * item.chunk_bytes
+            room[start : start + plain.nbytes] = plain
+
+        self._decrypted([(item, chunk) for chunk in range(item.chunks)], keep, threads)
+        return room[: item.nbytes]
+
+    def _decrypted(
+        self,
+        jobs: list[tuple[SealedObject, int]],
+        keep: Callable[[SealedObject, int, memoryview], None],
+        threads: int,
+    ) -> None:
+        largest = max((item.chunk_size(0) for item, _ in jobs), default=0)
+
+        def worker(turns: Iterator[tuple[SealedObject, int]]) -> None:
+            plain = memoryview(bytearray(largest))
+            current, cipher = -1, None
+            try:
+                for item, chunk in turns:
+                    if cipher is None or item.index != current:
+                        current, cipher = item.index, cipher_for(self.key, self.expected, item)
+                    part = plain[: item.chunk_size(chunk)]
+                    start = self.offset + self.table.offsets[item.index] + chunk * (item.chunk_bytes + TAG)
+                    end = start + part.nbytes + TAG
+                    cipher.decrypt_into(
+                        nonce(chunk),
+                        memoryview(self.mapped)[start:end],
+                        item.associated_data(self.table.head, chunk),
+                        part,
+                    )
+                    self._let_go(start, end)
+                    keep(item, chunk, part)
+            finally:
+                overwrite(plain)
+
+        share(jobs, worker, threads)
+
+    def _let_go(self, start: int, end: int) -> None:
+        """Give back the whole pages between two positions, which the kernel's cache still has."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (end - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if size > 0:
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 def _write(descriptor: int, data: memoryview, position: int) -> None:

@@ -21,7 +21,7 @@ from glasshouse.spec import CustomModel, LoraModel, MlpModel, ProjectModel, RunS
 from glasshouse.workloads import project
 from glasshouse.workloads.custom import check_source
 from glasshouse.workloads.made import MadeWeights, Making
-from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, withheld
+from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, scratch_bytes, withheld
 from glasshouse.workloads.weights import BaseWeights
 
 MAX_FILE_BYTES = 8 << 30
@@ -72,7 +72,7 @@ def prepare(spec: RunSpec) -> Payload:
             builder="",
             tree=tree,
             project=found,
-            scratch_bytes=found.selection.total_bytes,
+            scratch_bytes=scratch_bytes(found),
             ranks=found.command.ranks,
             notes=tuple(found.lines),
         )
@@ -92,9 +92,7 @@ def bring(payload: Payload, wheels: Sequence[Path], unpacked_bytes: int) -> Payl
     """Return a project's payload with these wheels. unpacked_bytes: what is in them takes on the pod."""
     assert payload.project is not None
     files, tree = project.packed(payload.project, wheels)
-    room = (
-        payload.project.selection.total_bytes + sum(path.stat().st_size for path in wheels) + unpacked_bytes
-    )
+    room = scratch_bytes(payload.project) + sum(path.stat().st_size for path in wheels) + unpacked_bytes
     return replace(payload, files=files, tree=tree, scratch_bytes=room)
 
 

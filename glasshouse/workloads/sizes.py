@@ -11,6 +11,7 @@ from glasshouse.spec import LoraModel, MlpModel, ProjectModel, RunSpec, Withheld
 from glasshouse.workloads import project
 
 SOURCES = Path(__file__).parent
+_PAGE = 4096  # bytes of memory, of which each file in it takes whole ones
 
 
 def payload_bytes(spec: RunSpec) -> int:
@@ -29,6 +30,11 @@ def payload_bytes(spec: RunSpec) -> int:
         base = _base_bytes(Path(str(model.weights_path)).expanduser()) if model.weights == "sealed" else 0
         return _size(SOURCES / "lora_pod.py") + sum(item.nbytes for item in lora_shapes(model)) + base
     return _size(Path(model.entry.rpartition(":")[0])) + sum(_size(Path(item)) for item in model.data)
+
+
+def scratch_bytes(found: project.Project) -> int:
+    """Bytes of memory that a project's files take on the pod."""
+    return sum(-(-file.size // _PAGE) * _PAGE for file in found.selection.files)
 
 
 def withheld(model: WithheldModel) -> UsageError:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,3 +211,31 @@ def test_open_says_what_finishes_a_run_whose_controller_died(some_run: Path, cal
     assert (code, err.count("\n")) == (2, 1)
     assert "the run is not finished (run=20260102)" in err
     assert "`glasshouse reap` fetches what was sealed for you" in err
+
+
+SMALL = """
+import re, resource, sys
+from glasshouse import cli
+from glasshouse.commands import open as _
+has = int(re.search("VmData:\\s+([0-9]+) kB", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (has + (192 << 20),) * 2)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_folder_of_any_size_is_opened_in_little_memory(some_run: Path, call: Call, tmp_path: Path) -> None:
+    """256 MiB come out of a process that may take 192 MiB, threads' stacks counted, beside its program."""
+    whole = tmp_path / "out"
+    whole.mkdir()
+    sizes = {f"{number}.bin": (64 << 20) - number for number in range(4)}
+    for name, size in sizes.items():
+        with (whole / name).open("wb") as file:
+            file.write(name.encode())
+            file.truncate(size)  # a hole: sealed, it is bytes like any other
+    seal_folder(some_run, whole)
+    command = [sys.executable, "-c", SMALL, "open", some_run.name, "--out", str(some_run.parent)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    opened = some_run / "opened" / "s001-1"
+    assert {path.name: path.stat().st_size for path in opened.iterdir()} == sizes
+    assert all((opened / name).read_bytes().rstrip(b"\0") == name.encode() for name in sizes)

@@ -271,3 +271,22 @@ def test_settings_print_as_they_resolve(call: Call) -> None:
     assert code == 0
     assert json.loads(out)["provider"]["kind"] == "runpod"
     assert "max_usd_per_hour:" in call("--cfg", "job", "gpu=h100")[1]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("provider", ["runpod", "vastai", "local"])
+def test_plan_says_what_memory_a_project_needs_and_what_only_the_machine_tells(
+    call: Call, tmp_path: Path, provider: str
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "main.py").write_text("print(1)\n")
+    (tmp_path / "project" / "large.bin").write_bytes(bytes(3_000_000))
+    where = ["provider=local"] if provider == "local" else ["gpu=a4000", f"provider={provider}"]
+    given = [f"model.folder={tmp_path / 'project'}", "model.max_hours=1", *where]
+    code, out, err = call("plan", "model=project", *given, "--", "python", "main.py")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("shared memory needed: at least 3.0 MB")]
+    assert line.endswith("found out there, before anything is uploaded")
+    assert (f"{provider}'s create call has no field" in line) == (provider != "local")
+    code, out, _ = call("plan", "provider=local")
+    assert "shared memory" not in out
