@@ -66,7 +66,7 @@ def laptop(tmp_path: Path) -> Iterator[Laptop]:
     root = tmp_path / "checkout"
     shutil.copytree(ROOT, root, ignore=LEFT_BEHIND)
     with renting("runpod", tmp_path) as rents:
-        yield Laptop(rents.home, rents.runs, root, "runpod", rents.server, Mac(tmp_path))
+        yield Laptop(rents.home, rents.runs, root=root, kind="runpod", server=rents.server, mac=Mac(tmp_path))
 
 
 @pytest.mark.timeout(600)  # beside other tests; alone it takes one minute

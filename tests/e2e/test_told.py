@@ -176,7 +176,7 @@ def told_apart(one: Ended, other: Ended) -> dict[str, set[str]]:
 def check(one: Ended, other: Ended, needles: list[str]) -> None:
     assert len(one.facts) > 200  # everything was looked into, tokens and envelopes too
     assert told_apart(one, other) == {}
-    assert set(one.sizes) == {"package.sealed", "outputs.sealed", "log.sealed"}
+    assert set(one.sizes) == {"package.sealed", "markers.sealed", "outputs.sealed", "log.sealed"}
     assert one.sizes == other.sizes
     for ended in (one, other):
         assert [word for word in needles if word.encode() in ended.public + ended.elsewhere] == []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -95,7 +94,7 @@ def test_outputs_that_do_not_come_home_are_removed_and_the_log_is_not_lost(pod: 
     for name in ("outputs.sealed", "log.sealed", "events.jsonl"):
         pod.put(name.encode(), f"{leg.pod_folder}/{name}")
     for _ in range(2):  # also where there are none
-        leave_outputs(live, cast("Ready", SimpleNamespace(pod=pod)), leg)
+        leave_outputs(live, pod, leg)
     assert {path.name: path.read_bytes() for path in live.folder.outputs.iterdir()} == {
         "s000-1-log.sealed": b"log.sealed"
     }

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
-from glasshouse.spec import CloudProvider, LocalProvider, ProjectModel, SshProvider
+from glasshouse.spec import CloudProvider, Gpu, LocalProvider, ProjectModel, SshProvider
 from glasshouse.workloads.dependencies import Dependencies
 from glasshouse.workloads.installed import Installed, ask_here, known_machine, listed, read_answer
 from glasshouse.workloads.outlook import NOT_KNOWN, outlook
@@ -28,6 +28,7 @@ ANSWER: dict[str, Any] = {
     "modules": ["torch", "yaml"],
 }  # fmt: skip
 DIGEST = "ab" * 32
+GPU = Gpu(name="cpu")
 
 
 def answer(**changes: Any) -> str:
@@ -129,13 +130,13 @@ def test_a_command_of_a_requirement_is_no_surprise(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["Not_There-yet"]\n')
     model: dict[str, Any] = {"kind": "project", "name": "p", "folder": str(tmp_path)}
     for module, warned in (("not_there_yet", False), ("nor_this", True)):
-        found = look(ProjectModel(**model, command=("python", "-m", f"{module}.cli")))
+        found = look(ProjectModel(**model, command=("python", "-m", f"{module}.cli")), GPU)
         assert any("neither in the project" in line for line in found.lines) is warned
         assert any(line.startswith("needs, by pyproject.toml: Not_There-yet (") for line in found.lines)
     (tmp_path / ".glasshouse-wheels").mkdir()
     (tmp_path / ".glasshouse-wheels" / "x").touch()
     with pytest.raises(UsageError, match="where wheels are put"):
-        look(ProjectModel(**model, command=("python", "-m", "x"), include=(".glasshouse-wheels/x",)))
+        look(ProjectModel(**model, command=("python", "-m", "x"), include=(".glasshouse-wheels/x",)), GPU)
 
 
 def test_what_is_not_known_is_said_to_be() -> None:
