@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import platform
+import re
 import signal
 import struct
 import subprocess
@@ -99,6 +100,10 @@ def test_two_ranks_by_torchrun_train_what_torchrun_trains_without_us(
     assert held[0]["network"] == [[1, "lo"]]
     assert held[0]["namespace"] != str(Path("/proc/self/ns/net").readlink())
     assert "starting 2 processes there" in err
+    # Both counted alike, or the owner would be told.
+    assert re.search(r"the command ended with 0 after \d+\.\d s; 20 optimizer steps\n", err)
+    assert "different numbers" not in err
+    assert record["figures"]["protected"]["steps"] == 20
     (log,) = (tmp_path / "back").glob("*trainer.log")
     assert {"rank 0 of 2", "rank 1 of 2"} <= set(log.read_text().splitlines())
     zeroized = _event(folder, "zeroized")
