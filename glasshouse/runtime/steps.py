@@ -22,8 +22,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -112,7 +112,7 @@ class _Sampled:
 
     optimizer: weakref.ref[Any]
     first: bytes | None
-    last: bytes | None = field(default=None)
+    last: bytes | None = None
 
 
 class Counter:
@@ -250,7 +250,7 @@ def sample(optimizer: Any) -> bytes | None:
         torch: Any = sys.modules["torch"]
         if torch._C._len_torch_dispatch_stack():  # somebody would see what we do to tensors
             return None
-        tensors = [tensor for group in optimizer.param_groups for tensor in _of(group)]
+        tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         digest = hashlib.sha256(struct.pack("<Q", len(tensors)))
         for tensor in tensors[:: -(-len(tensors) // MAX_TENSORS) or 1]:
             if not _plain(torch, tensor):
@@ -263,10 +263,6 @@ def sample(optimizer: Any) -> bytes | None:
         return digest.digest()
     except Exception:  # noqa: BLE001  whatever is odd about it, the project goes on
         return None
-
-
-def _of(group: Mapping[str, Any]) -> list[Any]:
-    return list(group["params"])
 
 
 def _few(shape: Sequence[int]) -> tuple[slice, ...]:
