@@ -124,6 +124,28 @@ def _event(folder: Path, kind: str) -> dict:
     return next(event["body"] for event in events if event["type"] == kind)
 
 
+UNEQUAL = """
+import os, torch
+parameter = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.SGD([parameter])
+for _ in range(10 + int(os.environ["RANK"])):
+    parameter.sum().backward()
+    optimizer.step()
+"""
+
+
+def test_ranks_that_took_different_numbers_of_steps_are_named(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"train.py": UNEQUAL})
+    code, record, _, err = run(
+        program, mine, "torchrun", "--nproc-per-node=2", "train.py", settings=ONE_THREAD
+    )
+    assert (code, record["figures"]["protected"]["steps"]) == (0, 10), err
+    assert (
+        "the ranks counted different numbers of optimizer steps, and rank 0's is stated: "
+        "10 on rank 0, 11 on rank 1\n"
+    ) in err
+
+
 WAITS = """
 import os, sys, pathlib
 import torch

@@ -315,6 +315,41 @@ def test_compiled_and_fused_steps_are_counted(tmp_path: Path) -> None:
     assert (seen["steps"], bool(seen["first"] and seen["last"])) == (7, True)
 
 
+WRAPPED = (
+    BEGIN
+    + """
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+go(ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.Adam, lr=0.1), 3)
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+model, optimizer = accelerator.prepare(model, adam())
+for _ in range(6):
+    with accelerator.accumulate(model):
+        accelerator.backward(model(rows).sum())
+        optimizer.step(); optimizer.zero_grad()
+"""
+)
+SHARDED = """
+model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+go(adam(), 4)
+"""
+
+
+@pytest.mark.train
+@pytest.mark.soak  # what others wrap around an optimizer; the counting itself is above
+def test_a_step_through_several_optimizers_is_one_and_shards_have_no_digest(tmp_path: Path) -> None:
+    found = driven({"wrapped": WRAPPED, "sharded": WRAPPED + SHARDED}, tmp_path)
+    assert found["wrapped"]["steps"] == 3 + 3
+    assert found["wrapped"]["first"]
+    assert found["sharded"]["steps"] == 3 + 3 + 4
+    assert (found["sharded"]["first"], found["sharded"]["last"]) == (None, None)
+
+
 def test_a_torch_without_such_hooks_is_told_from_none(tmp_path: Path) -> None:
     other = tmp_path / "other"  # a package that happens to have the name
     (other / "torch" / "optim").mkdir(parents=True)
