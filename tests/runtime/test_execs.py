@@ -54,7 +54,6 @@ LAUNCH = LaunchParams(
     leg_dir="",
     allocation="gh-test",
     public_allocation="0" * 64,
-    salt=b"",
     stretch=Stretch(0.0, 0.1, None, 0.0),
     device="cpu",
     deadline_sec=30,
