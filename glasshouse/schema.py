@@ -305,6 +305,27 @@ class JobExit(Report):
         return self.code == 0 and not self.out_of_time
 
 
+def steps_words(steps: int) -> str:
+    """How many optimizer steps, in words."""
+    return f"{steps} optimizer step{'' if steps == 1 else 's'}"
+
+
+class Weights(Report):
+    """Salted digests of a sample of what a project trained: before its first step, and at its end."""
+
+    first_digest: Hex64 | None
+    last_digest: Hex64 | None
+
+    @property
+    def words(self) -> str:
+        """What they tell, in words."""
+        if self.first_digest is None or self.last_digest is None:
+            return "whether its weights changed was not seen"
+        return "its weights, where sampled, " + (
+            "did not change" if self.first_digest == self.last_digest else "changed"
+        )
+
+
 class Result(Report):
     """A leg's result: result.json of a raw leg, the event `trained` of a protected one.
 
@@ -338,6 +359,7 @@ class Result(Report):
     cpu_sec: Seconds | None = None
     total_cpu_sec: Seconds | None = None
     exit: JobExit | None = None  # of a project, whose command ends by itself
+    weights: Weights | None = None  # of a project that counted steps
 
     @property
     def per_sec(self) -> float:

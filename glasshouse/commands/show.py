@@ -18,7 +18,7 @@ from glasshouse.judgement.conclusions import blocks_lost, overhead_stated
 from glasshouse.judgement.record import CheckLine, Figures
 from glasshouse.judgement.rules import RULES
 from glasshouse.reasons import reason
-from glasshouse.schema import Report
+from glasshouse.schema import Report, steps_words
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +99,8 @@ def _figures(figures: Figures) -> None:
     if figures.fixed_cost_sec is not None:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in figures.fixed_cost_sec.items())
         say(f"fixed cost, seconds: {parts}")
+    if figures.weights is not None and figures.protected is not None:
+        say(f"the command counted {steps_words(figures.protected.steps)}; {figures.weights.words}")
     if figures.execs is not None:
         refused = f", refused {figures.execs.refused} times" if figures.execs.refused else ""
         say(f"the command started {figures.execs.words} by itself{refused}")

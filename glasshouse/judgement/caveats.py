@@ -59,6 +59,7 @@ class Observed:
     network_open: bool = False
     reads_unconfined: bool = False
     exec_in_leg: bool = False
+    self_counted: bool = False
     registered_late: bool = False
 
 
@@ -346,8 +347,17 @@ CAVEATS: tuple[Caveat, ...] = (
         "loss-unseen",
         "No loss was seen",
         "Nobody but the owner knows what the project computed. That a command ended with exit code 0 is all "
-        "that this record says of its work.",
+        "that this record says of its work, beside the steps that the project itself may have counted.",
         lambda seen: seen.job,
+        since=OPEN,
+    ),
+    Caveat(
+        "self-counted",
+        "Steps by the project's own count",
+        "The optimizer steps, and whether a sample of the weights changed, were reported by torch's hooks in "
+        "the process that ran the owner's code, which could have made them come out as it liked. What trains "
+        "without torch.optim, or in other processes, is not counted.",
+        lambda seen: seen.self_counted,
         since=OPEN,
     ),
     Caveat(

@@ -26,7 +26,7 @@ from glasshouse.measurement.controls import expected_delay_pct, judge_aa, judge_
 from glasshouse.measurement.estimate import Block, Estimate, SlotRate, estimate_blocks, pair_overhead_pct
 from glasshouse.measurement.fixed_cost import fixed_cost
 from glasshouse.measurement.roofline import Roofline, roofline, work
-from glasshouse.schema import EXECS_COUNTED, Execs, Result
+from glasshouse.schema import EXECS_COUNTED, Execs, Result, Weights
 
 DIGITS = 6
 
@@ -74,6 +74,8 @@ def figures_of(facts: RunFacts) -> Figures:
     )
     if (execs := execs_of(facts)) is not None:
         figures = figures.model_copy(update={"execs": execs})
+    if (weights := weights_of(facts)) is not None:
+        figures = figures.model_copy(update={"weights": weights})
     if not facts.spec.paid:
         return figures
     rented = {"held_sec": rounded(held_sec(facts)), "cost_usd": rounded(cost_usd(facts))}
@@ -91,6 +93,13 @@ def execs_of(facts: RunFacts) -> Execs | None:
         refused=min(sum(one.refused for one in said), MAX_SAFE_INTEGER),
         counted=weakest,
     )
+
+
+def weights_of(facts: RunFacts) -> Weights | None:
+    """Digests of what a project trained; None where it counted no step."""
+    if not of_a_project(facts):
+        return None
+    return next((result.weights for _, result in facts.all_results if result.weights is not None), None)
 
 
 def held_sec(facts: RunFacts) -> float | None:

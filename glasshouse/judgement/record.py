@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glasshouse.schema import Execs, Report, UnitInfo
+from glasshouse.schema import Execs, Report, UnitInfo, Weights
 
 Status = Literal["verified", "excluded"]
 
@@ -108,7 +108,7 @@ class Figures(Report):
 
     fixed_cost_sec: seconds that a protected launch pays once, by step, and in total. held_sec and cost_usd
     stand in records of rented machines alone, execs, summed over the legs,
-    in those of projects.
+    and weights in those of projects.
     """
 
     order: str
@@ -132,6 +132,7 @@ class Figures(Report):
     held_sec: float | None = None
     cost_usd: float | None = None
     execs: Execs | None = None
+    weights: Weights | None = None
 
 
 class Excluded(Report):

@@ -25,7 +25,7 @@ from glasshouse.lifecycle.leg import (
     reference,
     returns_outputs,
 )
-from glasshouse.lifecycle.leg_display import LegProgress
+from glasshouse.lifecycle.leg_display import LegProgress, result_line
 from glasshouse.lifecycle.live_run import LiveRun
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
@@ -74,8 +74,7 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     if result.exit is not None:
         collect.tell_end(live, ready, leg, result.exit)
     if interrupted:
-        assert result.exit is not None
-        live.screen.say(f"the command {result.exit.words} after {result.elapsed_sec:.1f} s")
+        live.screen.say(result_line(result))
         raise KeyboardInterrupt  # what it had is home; the run is excluded all the same
     return result
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.schema import Result, Slot
+from glasshouse.schema import Result, Slot, steps_words
 
 PHASES = {"measure": "measuring", "warmup": "warming up", "setup": "setting up", "job": "running"}
 
@@ -139,7 +139,8 @@ class LegProgress:
 def result_line(result: Result) -> str:
     """One line on a leg of a pair: its work, time, rate and last loss."""
     if result.exit is not None:
-        return f"the command {result.exit.words} after {result.elapsed_sec:.1f} s"
+        counted = f"; {steps_words(result.steps)}" if result.steps else ""
+        return f"the command {result.exit.words} after {result.elapsed_sec:.1f} s{counted}"
     rate = result.units / result.elapsed_sec
     done = f"{result.units} {result.unit} in {result.elapsed_sec:.1f} s: {rate:.2f} /s"
     return done if result.final_loss is None else f"{done}, loss {result.final_loss:.4f}"

@@ -33,6 +33,7 @@ from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD, Found, read_bundle
 from glasshouse.records.bundle_facts import Collected, collect_facts
 from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.signing import BUNDLE_TYPE, Opened, open_statement
+from glasshouse.schema import steps_words
 from glasshouse.spec import RunSpec
 
 _ONLY_VERIFY = object()
@@ -238,6 +239,8 @@ def _judgement(files: Mapping[str, bytes], collected: Collected, checks: list[Ch
         said = "verified again" if not faults else f"found {', '.join(faults)}, as the record says"
         if not faults and life.execs is not None:
             said += f"; its project started {life.execs.words} by itself"
+        if not faults and launch.result is not None and launch.result.weights is not None:
+            said += f"; it says that it took {steps_words(launch.result.steps)}"
         if not faults or same:
             checks.append(Check(Code.LEG_EVIDENCE, True, f"{slot.name} launch {launch.number}: {said}"))
         else:

@@ -21,7 +21,7 @@ _COUNTS = ("straysKilled",)
 _RESULT = (
     "units", "steps", "elapsedSec", "setupSec", "warmupSec", "warmupUnits", "delayPct",
     "throughputCurve", "initialDigest", "outputDigest", "outputDiffers", "workloadDigest", "machineStart",
-    "machineEnd", "cpuSec", "totalCpuSec", "device", "telemetry", "exit",
+    "machineEnd", "cpuSec", "totalCpuSec", "device", "telemetry", "exit", "weights",
 )  # fmt: skip
 
 

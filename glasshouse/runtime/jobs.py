@@ -38,6 +38,7 @@ from glasshouse.runtime.linux import (
 from glasshouse.runtime.params import GRACE_SEC
 from glasshouse.runtime.results import JobExit
 from glasshouse.runtime.run_command import Site
+from glasshouse.runtime.steps import Board, Counter, Seen, differing
 
 HIDES = "CUDA_VISIBLE_DEVICES"  # empty: no GPU is seen
 THREADS = "OMP_NUM_THREADS"
@@ -66,13 +67,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended. Times in seconds, the processor's summed over its ranks; notes are for its owner."""
+    """How a job ended. Times in seconds, the processor's summed over its ranks; notes are for its owner.
+
+    seen: what its first rank counted.
+    """
 
     exit: JobExit
     elapsed_sec: float
     cpu_sec: float
     telemetry: list[dict[str, Any]]
     notes: tuple[str, ...]
+    seen: Seen
 
 
 def run(
@@ -104,12 +109,22 @@ def run(
         close_proc()
         watch()
 
+    board = Board(len(environments))
     began, oom_kills = time.monotonic(), _oom_kills()
     sys.stdout.flush()
     sys.stderr.flush()
     pids = [
-        _fork(_substituted(job.command, each), place, each, channel, outputs, site=site, begin=begin)
-        for each in environments
+        _fork(
+            _substituted(job.command, each),
+            place,
+            each,
+            channel,
+            outputs,
+            site=site,
+            counter=board.counter(rank),
+            begin=begin,
+        )
+        for rank, each in enumerate(environments)
     ]
     close_proc()
     running = _Running(pids, oom_kills)
@@ -129,7 +144,16 @@ def run(
                 channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0})
             running.wait([channel.fileno()] if running.ending is None else [])
     elapsed = max(time.monotonic() - began, 1e-3)
-    return Ended(running.exit, elapsed, running.cpu_sec, telemetry.samples, tuple(running.notes))
+    seen = board.read()
+    notes = (*running.notes, *_notes_on(seen))
+    return Ended(running.exit, elapsed, running.cpu_sec, telemetry.samples, notes, seen[0])
+
+
+def _notes_on(seen: list[Seen]) -> list[str]:
+    """What a job's owner is to know about the number of steps."""
+    unable = "its optimizer steps were not counted: this torch has no hooks for it"
+    notes = [unable] if seen[0].unable else []
+    return notes if (unlike := differing(seen)) is None else [*notes, unlike]
 
 
 def report_every(elapsed_sec: float) -> float:
@@ -173,6 +197,7 @@ def _fork(
     outputs: int,
     *,
     site: Site | None,
+    counter: Counter,
     begin: Callable[[], None],
 ) -> int:
     """Run the command in a child, in a session of its own, behind `begin`; return its pid."""
@@ -188,7 +213,7 @@ def _fork(
             channel.close()
             os.close(outputs)
             begin()
-            code = run_command.run(command, place, environment, site)
+            code = run_command.run(command, place, environment, site, counter)
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
             traceback.print_exc()
         finally:

@@ -78,7 +78,7 @@ def work(
     result = LegResult(
         unit="job",
         units=1,
-        steps=0,
+        steps=ended.seen.steps or 0,
         elapsed_sec=ended.elapsed_sec,
         setup_sec=setup_sec,
         warmup_sec=0.0,
@@ -101,6 +101,7 @@ def work(
         device="cuda" if on_gpu else "cpu",
         telemetry=ended.telemetry,
         exit=ended.exit,
+        weights=ended.seen.weights(salt),
     )
     channel.send("trained", {"result": result})
     for line in [*ended.notes, *_account(place, job.outputs, package, left)]:
@@ -111,15 +112,19 @@ def work(
         place / job.outputs,
         owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
         context=launch.sealed_under,
-        extra={"exit.json": canonical_json(_exit_file(ended.exit))},
+        extra={"exit.json": canonical_json(_exit_file(ended.exit, ended.seen.steps))},
         padded=launch.private,
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
 
 
-def _exit_file(how: JobExit) -> dict[str, Any]:
-    """What the owner finds beside the outputs: one that saves when asked to end may well exit 0."""
-    return {**record_json(how), **({"endedBy": "model.max_hours"} if how.out_of_time else {})}
+def _exit_file(how: JobExit, steps: int | None) -> dict[str, Any]:
+    """What the owner finds beside the outputs: one that saves when asked to end may well exit 0.
+
+    `steps`: None where it loaded no torch, or one whose steps are not counted.
+    """
+    ended = {"endedBy": "model.max_hours"} if how.out_of_time else {}
+    return {**record_json(how), **ended, **({} if steps is None else {"steps": steps})}
 
 
 def _installed(wheels: Path, scratch: Path) -> Site | None:

@@ -46,6 +46,17 @@ class JobExit:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Salted digests of a sample of what a project trained (64 hex): before its first step, and at the end.
+
+    None: there is none (steps.py says of what).
+    """
+
+    first_digest: str | None
+    last_digest: str | None
+
+
+@dataclass(frozen=True)
 class LegResult:
     """What one leg measured. Times in seconds; curves are pairs [units, loss] and [seconds, units].
 
@@ -76,7 +87,8 @@ class LegResult:
     total_cpu_sec: float
     device: str
     telemetry: Sequence[Mapping[str, Any]]  # machine.Telemetry
-    exit: JobExit | None = field(default=None, metadata=_OPTIONAL)  # of a project
+    exit: JobExit | None = field(default=None, metadata=_OPTIONAL)  # of a project, as is the next
+    weights: Weights | None = field(default=None, metadata=_OPTIONAL)  # where it counted steps
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasshouse.runtime.command import Command
+from glasshouse.runtime.steps import Counter
 
 INTERRUPTED = 130  # of an uncaught KeyboardInterrupt, as a shell would say it
 _INSTALLED = ("site-packages", "dist-packages")
@@ -36,10 +37,16 @@ class Site:
     programs: Path
 
 
-def run(command: Command, place: Path, environment: Mapping[str, str], packages: Site | None = None) -> int:
+def run(
+    command: Command,
+    place: Path,
+    environment: Mapping[str, str],
+    packages: Site | None = None,
+    counter: Counter | None = None,
+) -> int:
     """Run it in this process to its end; return the exit code. For a forked child that exits afterwards.
 
-    `environment`: what is added to this process's, what a launcher hands on included.
+    `environment`: what is added to this process's, what a launcher hands on included. `counter`: of steps.
     """
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -57,6 +64,8 @@ def run(command: Command, place: Path, environment: Mapping[str, str], packages:
     sys.path[:] = [path for path in sys.path if not path.endswith(".zip") or path.startswith(sys.base_prefix)]
     if packages is not None:
         _install(packages.modules)
+    if counter is not None:
+        counter.begin()
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main
@@ -71,7 +80,7 @@ def run(command: Command, place: Path, environment: Mapping[str, str], packages:
     except BaseException as error:  # noqa: BLE001  whatever the project raised, as an interpreter ends with it
         _show(error)
         code = 1
-    return _finish(code)
+    return _finish(code, counter)
 
 
 def _install(modules: Path) -> None:
@@ -145,8 +154,8 @@ def _show(error: BaseException) -> None:
         traceback.print_exception(type(shown), shown, trace)
 
 
-def _finish(code: int) -> int:
-    """What an interpreter does last: wait for threads, call what was registered, flush."""
+def _finish(code: int, counter: Counter | None) -> int:
+    """What an interpreter does last: wait for threads, call what was registered, flush; then count."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads that are no daemons
         atexit._run_exitfuncs()
@@ -159,4 +168,6 @@ def _finish(code: int) -> int:
             stream.flush()
         except (OSError, ValueError):
             code = code or 120  # what an interpreter exits with when its output cannot be written
+    if counter is not None:
+        counter.finish()
     return code

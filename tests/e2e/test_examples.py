@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -50,10 +51,16 @@ def sealed(name: str, command: list[str], program: Program, tmp_path: Path, *set
     record = json.loads(done.stdout)["runs"][0]
     assert (record["status"], record["figures"]["overheadPct"]) == ("verified", None)
     assert not {"payload-disclosed", "network-open"} & set(record["caveats"])
+    assert "self-counted" in record["caveats"]
     assert not (folder / "outputs").exists()
     opened = program("open", record["folder"], "--to", str(tmp_path / "opened"))
     assert opened.returncode == 0, opened.stderr
     return tmp_path / "opened/s000-1"
+
+
+def counted(tmp_path: Path) -> set[int]:
+    """How many optimizer steps were counted of what `sealed` ran."""
+    return {json.loads((tmp_path / "opened/s000-1-exit.json").read_text())["steps"]}
 
 
 def contents(outputs: Path) -> dict[str, object]:
@@ -86,11 +93,15 @@ def workers() -> list[str]:
 
 
 def test_a_loop_with_workers_leaves_the_same_with_us_and_without(program: Program, tmp_path: Path) -> None:
+    import torch
+
     command = [*LOOP, *workers()]
     plain = contents(plainly("loop", command, tmp_path))
     assert contents(sealed("loop", command, program, tmp_path)) == plain
     assert plain["checkpoints/latest"] == Path("epoch-3.pt")
     assert {"model.safetensors", "sample.txt", "checkpoints/epoch-1.pt"} <= set(plain)
+    state = torch.load(io.BytesIO(bytes(plain["checkpoints/epoch-3.pt"])))["optimizer"]["state"]
+    assert counted(tmp_path) == {int(one["step"]) for one in state.values()} != {0}
     losses = [json.loads(line)["eval_loss"] for line in bytes(plain["metrics.jsonl"]).splitlines()]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
@@ -101,6 +112,9 @@ def test_a_trainer_leaves_the_same_with_us_and_without(program: Program, tmp_pat
     assert contents(sealed("trainer", TRAINER, program, tmp_path)) == plain
     assert {"checkpoint-56/optimizer.pt", "model/tokenizer.json", "history.jsonl"} <= set(plain)
     assert "checkpoint-14/optimizer.pt" not in plain  # three are kept
+    state = plain["checkpoint-56/trainer_state.json"]
+    assert isinstance(state, Mapping)
+    assert counted(tmp_path) == {state["global_step"]} == {56}
     assert json.loads(bytes(plain["eval.json"]))["eval_accuracy"] > 0.5
 
 

@@ -132,6 +132,7 @@ def test_it_runs_unchanged_and_its_files_come_back_as_without_us(
     record = json.loads(said.stdout)["runs"][0]
     assert (record["status"], record["method"]) == ("verified", 3)
     assert {"runtime-ended", "loss-unseen"} <= set(record["caveats"])
+    assert "self-counted" not in record["caveats"]  # it has no torch
     assert not {"short", "network-open", "reads-unconfined", "payload-disclosed"} & set(record["caveats"])
     assert "exec-in-leg" not in record["caveats"]
     assert execs(Path(record["folder"])) == [{"started": 0, "refused": 0, "counted": "notified"}]
@@ -311,6 +312,48 @@ def test_what_fails_after_its_outputs_were_sealed_loses_none_of_them(
     assert files(opened(program, Path(record["folder"]), tmp_path / "back")) == {
         "saved.txt": (b"saved", False)
     }
+
+
+TRAINS = """
+import os, signal, sys
+import torch
+model = torch.nn.Linear(4, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(40):
+    optimizer.zero_grad()
+    model(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+print("trained", flush=True)
+if sys.argv[1] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "end", "weights"),
+    [
+        ("end", "ended with 0", "its weights, where sampled, changed"),
+        ("kill", "was killed by SIGKILL", "whether its weights changed was not seen"),
+    ],
+)
+def test_the_steps_it_took_are_counted_whatever_ends_it(
+    program: Program, tmp_path: Path, how: str, end: str, weights: str
+) -> None:
+    mine = project(tmp_path / "mine", {"train.py": TRAINS})
+    code, record, folder, err = run(program, mine, "python", "train.py", how)
+    assert code == (0 if how == "end" else 1), err
+    assert re.search(rf"the command {end} after \d+\.\d s; 40 optimizer steps\n", err)
+    assert {"self-counted", "loss-unseen"} <= set(record["caveats"])
+    assert record["figures"]["protected"]["steps"] == 40
+    said = json.loads((folder / "bundle" / "record.json").read_bytes())["figures"]["weights"]
+    assert (said["firstDigest"] is None, said["lastDigest"] is None) == (False, how == "kill")
+    opened(program, folder, tmp_path / "back")
+    assert json.loads((tmp_path / "back/s000-1-exit.json").read_text())["steps"] == 40
+    shown = program("show", str(folder))
+    assert f"the command counted 40 optimizer steps; {weights}\n" in shown.stdout
+    verified = program("verify", str(folder))
+    assert verified.returncode == 0
+    assert "it says that it took 40 optimizer steps" in verified.stdout
 
 
 REACHES = """

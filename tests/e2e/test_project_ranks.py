@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import platform
+import re
 import signal
 import struct
 import subprocess
@@ -99,6 +100,10 @@ def test_two_ranks_by_torchrun_train_what_torchrun_trains_without_us(
     assert held[0]["network"] == [[1, "lo"]]
     assert held[0]["namespace"] != str(Path("/proc/self/ns/net").readlink())
     assert "starting 2 processes there" in err
+    # Both counted alike, or the owner would be told.
+    assert re.search(r"the command ended with 0 after \d+\.\d s; 20 optimizer steps\n", err)
+    assert "different numbers" not in err
+    assert record["figures"]["protected"]["steps"] == 20
     (log,) = (tmp_path / "back").glob("*trainer.log")
     assert {"rank 0 of 2", "rank 1 of 2"} <= set(log.read_text().splitlines())
     zeroized = _event(folder, "zeroized")
@@ -117,6 +122,28 @@ def _event(folder: Path, kind: str) -> dict:
     (chain,) = (folder / "bundle/legs").glob("*/events.jsonl")
     events = [json.loads(line) for line in chain.read_bytes().splitlines()]
     return next(event["body"] for event in events if event["type"] == kind)
+
+
+UNEQUAL = """
+import os, torch
+parameter = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.SGD([parameter])
+for _ in range(10 + int(os.environ["RANK"])):
+    parameter.sum().backward()
+    optimizer.step()
+"""
+
+
+def test_ranks_that_took_different_numbers_of_steps_are_named(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"train.py": UNEQUAL})
+    code, record, _, err = run(
+        program, mine, "torchrun", "--nproc-per-node=2", "train.py", settings=ONE_THREAD
+    )
+    assert (code, record["figures"]["protected"]["steps"]) == (0, 10), err
+    assert (
+        "the ranks counted different numbers of optimizer steps, and rank 0's is stated: "
+        "10 on rank 0, 11 on rank 1\n"
+    ) in err
 
 
 WAITS = """

@@ -234,6 +234,37 @@ def test_two_projects_are_not_told_apart_and_their_command_stands_nowhere(
     check(one, other, words)
 
 
+TRAINS = """
+import torch
+model = torch.nn.Linear({size}, {size})
+optimizer = torch.optim.{kind}(model.parameters(), lr=0.1)
+for _ in range(12):
+    model(torch.ones(2, {size})).sum().backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.train
+@pytest.mark.soak  # twice torch's import; the two above stay
+def test_two_projects_that_train_otherwise_are_told_apart_by_nothing_but_their_steps(
+    program: Program, tmp_path: Path
+) -> None:
+    found = []
+    for size, kind in ((4, "SGD"), (50, "AdamW")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "main.py").write_text(TRAINS.format(size=size, kind=kind))
+        settings = ["measure.head_interval_sec=0.3", "model=project", f"model.folder={folder}"]
+        found.append(run(program, *settings, "--", "python", "main.py"))
+    events = "bundle/legs/s000-protected/events.jsonl"
+    # By the clock it may be reported once more that a job goes on.
+    assert set(told_apart(found[0], found[1])) <= {f"{events}.seq"}
+    assert found[0].facts[f"{events}.body.result.steps"] == {"12"}
+    digests = [ended.facts[f"{events}.body.result.weights.lastDigest"] for ended in found]
+    assert digests[0] != digests[1]
+    assert not [ended for ended in found if b"AdamW" in ended.public + ended.elsewhere]
+
+
 @pytest.mark.train
 @pytest.mark.soak  # half a minute, most of it torch's import; the two above stay
 def test_two_built_in_models_are_not_told_apart(program: Program) -> None:

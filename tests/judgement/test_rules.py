@@ -10,9 +10,9 @@ import pytest
 
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import judge
-from glasshouse.judgement.rules import RULES, check_rules
+from glasshouse.judgement.rules import OPEN, RULES, check_rules
 from glasshouse.reasons import REASONS, reason
-from glasshouse.schema import Execs, Hardened, JobExit
+from glasshouse.schema import Execs, Hardened, JobExit, Weights
 
 from .facts import (
     H100,
@@ -155,6 +155,33 @@ def test_programs_are_a_matter_of_projects_that_ended_alone() -> None:
     # One that did not come so far started nothing that is known of, and is excluded anyway.
     lost = judge(with_lifecycle(project(), 0, execs=None, zeroization=None))
     assert (lost.status, "exec-in-leg" in lost.caveats) == ("excluded", False)
+
+
+def test_steps_that_a_project_counted_are_said_to_be_its_own() -> None:
+    said = Weights(first_digest="1" * 64, last_digest="2" * 64)
+    counted = judge(with_result(project(), 0, steps=1500, weights=said))
+    assert (counted.status, counted.method) == ("verified", OPEN)
+    assert {"self-counted", "loss-unseen"} <= set(counted.caveats)
+    assert counted.figures.protected is not None
+    assert (counted.figures.protected.steps, counted.figures.weights) == (1500, said)
+    assert counted.figures.weights.words == "its weights, where sampled, changed"
+    none = judge(project())
+    assert "loss-unseen" in none.caveats
+    assert "self-counted" not in none.caveats
+    assert b"weights" not in none.record()
+    # Of a workload that is measured the harness counts, whatever its result holds.
+    other = judge(with_result(facts(), 1, weights=said))
+    assert "self-counted" not in other.caveats
+    assert b"firstDigest" not in other.record()
+
+
+def test_what_digests_of_weights_tell() -> None:
+    one, other = "1" * 64, "2" * 64
+    unseen = "whether its weights changed was not seen"
+    for first, last, words in [
+        (one, one, "its weights, where sampled, did not change"), (one, None, unseen), (None, other, unseen),
+    ]:  # fmt: skip
+        assert Weights(first_digest=first, last_digest=last).words == words
 
 
 def strict(**changes: Any) -> RunFacts:
