@@ -258,7 +258,8 @@ def test_a_delete_that_does_not_delete_is_loud_and_reap_ends_it(rents: Rents) ->
 def test_a_container_that_exits_in_the_first_leg(runpod: Rents) -> None:
     words = [*SHORT, "provider=runpod", "duration=4"]  # the leg is still at work when its machine goes
     process = runpod.start("run", "--json", "--out", str(runpod.runs), *words)
-    wait_until(lambda: bool(list(runpod.runs.glob("*/parts/legs/s000-raw/launch.json"))), 90, "the raw leg")
+    begun = "*/parts/legs/s001-protected/events.jsonl"
+    wait_until(lambda: bool(list(runpod.runs.glob(begun))), 90, "a leg that is at work")
     (pod,) = [pod for pod in runpod.server.cloud.living() if not pod.foreign]
     runpod.server.cloud.exit_pod(pod.id)
     out, err = process.communicate(timeout=90)
