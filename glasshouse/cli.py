@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except GlasshouseError as error:
         return _fail(error.line(), error.exit_code, words)
+    except _Terminated:
+        return _fail("terminated", TERMINATED, words)
     except SystemExit as stop:  # argparse, after --help; or what a library or a workload ends with
         if stop.code is None or isinstance(stop.code, int):
             return int(stop.code or 0)
@@ -107,8 +109,12 @@ def _ending_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
+    raise _Terminated(TERMINATED)
 
 
 def _reader_left() -> bool:

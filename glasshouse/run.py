@@ -318,6 +318,9 @@ def run_sweep(
                 spec, overrides=overrides, out=out, screen=screen, reservation=reservation, sweep=sweep
             )
         except KeyboardInterrupt:
+            if not outcomes:
+                raise  # before there is a run, or after its record: nothing is summed up
+            screen.warn(f"interrupted: cell {number} of {len(cells)} has no record")
             code = max(code, 1)
             break
         except CleanupNotProven as error:

@@ -9,6 +9,7 @@ from glasshouse.spec import ProjectModel, RunSpec
 from glasshouse.workloads import project
 from glasshouse.workloads.installed import known_machine
 from glasshouse.workloads.outlook import Outlook, outlook
+from glasshouse.workloads.wheels import check_machine
 
 
 def needed(spec: RunSpec, conf: Path | None = None) -> Outlook | None:
@@ -22,4 +23,6 @@ def needed(spec: RunSpec, conf: Path | None = None) -> Outlook | None:
         machine = known_machine(spec.provider, conf)
     except GlasshouseError:
         machine = None
+    if machine is not None:
+        check_machine(found.needs, machine.target, machine.packages)
     return outlook(found.needs, found.modules, machine)

@@ -36,8 +36,7 @@ from glasshouse.workloads.outlook import Outlook
 class Cell:
     """One run of a plan. hours and max_usd bound it; scheduled_hours is warm-up and measured time alone,
     None where the work is fixed instead of the time. fixed_cost is what its lifecycle is expected to take.
-    needs: what becomes of a project's requirements and imports; None of other models, and where it is no
-    project that could be run.
+    needs: what becomes of a project's requirements and imports; None of other models.
     """
 
     overrides: list[str]
@@ -107,15 +106,8 @@ def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
         scheduled_hours=sum(timed) / 3600 if len(timed) == len(slots) else None,
         max_usd=cost_ceiling(spec),
         fixed_cost=fixed_cost(spec, slots),
-        needs=_needs(spec, conf),
+        needs=needed(spec, conf),
     )
-
-
-def _needs(spec: RunSpec, conf: Path | None) -> Outlook | None:
-    try:
-        return needed(spec, conf)
-    except UsageError:
-        return None  # which is what the fixed cost's line says
 
 
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:

@@ -61,8 +61,8 @@ class Dependencies:
 
     A wheel of this machine is a requirement with a file: URL. constraints: `name==version`, from locks and
     from -c. hashes: by normalised name, the SHA-256 digests of which a file that is fetched must have one.
-    source: the file's name in the project, "" of none. places: as lines of pip's, an index or a folder of
-    wheels; they may hold a password, and are not shown.
+    source: the file's name in the project, "" of none. lines: where each requirement stands.
+    places: as lines of pip's, an index or a folder of wheels; they may hold a password, and are not shown.
     """
 
     requirements: tuple[str, ...] = ()
@@ -70,6 +70,7 @@ class Dependencies:
     hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     source: str = ""
     places: tuple[str, ...] = field(default=(), repr=False)
+    lines: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def read_dependencies(
@@ -109,6 +110,7 @@ def read_dependencies(
         {name: frozenset(found) for name, found in reading.hashes.items()},
         source,
         tuple(dict.fromkeys(reading.places)),
+        reading.where,
     )
 
 
@@ -125,6 +127,7 @@ class _Reading:
         self.requirements: list[str] = []
         self.constraints: list[str] = []
         self.hashes: dict[str, set[str]] = {}
+        self.where: dict[str, str] = {}
 
     def requirements_file(self, name: str, around: tuple[str, ...], into: list[str]) -> None:
         """Read one file of pip's format. around: the files that led to it."""
@@ -242,6 +245,7 @@ class _Reading:
                     what, remedy = _ELSEWHERE, _BRING
             else:
                 if requirement.url is None or requirement.url.startswith("file:"):
+                    self.where.setdefault(str(requirement), where)
                     if digests:
                         self.hashes.setdefault(canonicalize_name(requirement.name), set()).update(digests)
                     return str(requirement)

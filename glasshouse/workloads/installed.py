@@ -33,6 +33,7 @@ from glasshouse.workloads.pip import Target
 IMAGES: Final = "images"
 MAX_ANSWER_BYTES: Final = 8 << 20
 MAX_PACKAGES: Final = 20_000
+MAX_NEEDS: Final = 2000  # of one package's extras; those with the most have a thousand
 ASK_SEC: Final = 60.0
 # Run as `python -I -c SCRIPT` there.
 SCRIPT: Final = r"""
@@ -83,7 +84,9 @@ class _Answer(Strict):
     machine: str = Field(pattern=r"^[a-z0-9_]{1,20}$")
     libc: tuple[Word, Word]
     packages: dict[Word, Word] = Field(max_length=MAX_PACKAGES)
-    extras: dict[Word, tuple[str, ...]] = Field(max_length=MAX_PACKAGES)
+    extras: dict[Word, Annotated[tuple[str, ...], Field(max_length=MAX_NEEDS)]] = Field(
+        max_length=MAX_PACKAGES
+    )
     modules: frozenset[Word]
 
 
@@ -123,8 +126,8 @@ def _installed(value: _Answer, source: str) -> Installed:
 
 
 def _is_requirement(text: str) -> bool:
-    if "\n" in text or "\r" in text:
-        return False  # it would be a line of its own where pip reads it
+    if "$" in text or not (text.isascii() and text.isprintable()):
+        return False  # where pip reads it, it would be a line of its own, or name a variable of ours
     try:
         return Requirement(text).url is None
     except InvalidRequirement:

@@ -25,11 +25,12 @@ from glasshouse.errors import UsageError
 from glasshouse.workloads.dependencies import FIELD, Dependencies
 from glasshouse.workloads.pip import ConflictError, Package, Pip, Target, without_marker
 
-__all__ = ["Target", "fetch", "has_already"]
+__all__ = ["Target", "check_machine", "fetch", "has_already"]
 
 MAX_WHEELS: Final = 1000
 MAX_WHEELS_BYTES: Final = 2 << 30  # of all: what is larger came by accident, or belongs into the image
 MAX_ROUNDS: Final = 10
+MAX_EXTRAS: Final = 1000  # of what the machine has, looked at for one requirement; beyond, pip is asked
 _LOCAL: Final = "+image"
 _TORCH: Final = "torch"
 # What torch's wheels bring along for CUDA.
@@ -55,34 +56,19 @@ def fetch(
     say: takes a line on what is done. Raises UsageError, of `dependencies`, that names a requirement for
     which no wheel fits; GlasshouseError where pip or the index cannot be asked.
     """
-    have: dict[str, str] = {
-        canonicalize_name(name): _as_provided(version) for name, version in (provided or {}).items()
-    }
-    wanted = [item for item in dependencies.requirements if _applies(Requirement(item), target, frozenset())]
+    wanted, have = check_machine(dependencies, target, provided or {})
     if not wanted:
         return ()
-    for item in map(Requirement, wanted):
-        name = canonicalize_name(item.name)
-        version = have.get(name)
-        if version is None or _is_met(dependencies, item, version):
-            continue
-        if not _stays(name, have):
-            del have[name]
-        elif item.url is not None or not _meets(item, version):
-            raise UsageError(
-                f"the machine has {item.name} {version.removesuffix(_LOCAL)}, and no other is sent",
-                field=FIELD, value=_without_place(item),
-                remedy="ask for that version, or for a range that holds it",
-            )  # fmt: skip
-    if _TORCH not in have and _TORCH in map(_name, wanted):
-        raise _no_torch()
     limits = [item for item in dependencies.constraints if _applies(Requirement(item), target, frozenset())]
     for item in map(Requirement, limits):
         name = canonicalize_name(item.name)
         if name in have and not _stays(name, have) and not _meets(item, have[name]):
             del have[name]  # a lock is held to, but for what is never sent
+    if not _lacking(wanted, target, have, extras or {}):
+        return ()
     with tempfile.TemporaryDirectory(prefix="glasshouse-wheels-") as place:
-        pip = Pip(Path(place), target, dependencies.places, timeout_sec)
+        lines = {without_marker(item): where for item, where in dependencies.lines.items()}
+        pip = Pip(Path(place), target, dependencies.places, timeout_sec, lines)
         count = _count(len(wanted), "requirement")
         say(f"resolving {count} of {dependencies.source} for Python {target.python}")
         packages = _fitting(pip, wanted, limits, have=have, extras=extras or {})
@@ -101,6 +87,61 @@ def fetch(
     found = tuple(sorted(folder.glob("*.whl")))
     _check_size(found)
     return found
+
+
+def check_machine(
+    dependencies: Dependencies, target: Target, provided: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the requirements that apply on a machine, and what of `provided` meets those that name it, by
+    normalised name. Raises UsageError for one that asks for another version of what is never sent.
+    """
+    have: dict[str, str] = {
+        canonicalize_name(name): _as_provided(version) for name, version in provided.items()
+    }
+    wanted = [item for item in dependencies.requirements if _applies(Requirement(item), target, frozenset())]
+    for item in map(Requirement, wanted):
+        name = canonicalize_name(item.name)
+        version = have.get(name)
+        if version is None or _is_met(dependencies, item, version):
+            continue
+        if not _stays(name, have):
+            del have[name]
+        elif item.url is not None or not _meets(item, version):
+            where = dependencies.lines.get(str(item), "")
+            there = f"{item.name} {version.removesuffix(_LOCAL)}"
+            raise UsageError(
+                f"{where}{': ' if where else ''}the machine has {there}, and no other is sent",
+                field=FIELD, value=_without_place(item),
+                remedy="ask for that version, or for a range that holds it",
+            )  # fmt: skip
+    if _TORCH not in have and _TORCH in map(_name, wanted):
+        raise _no_torch()
+    return wanted, have
+
+
+def _lacking(
+    wanted: Sequence[str], target: Target, have: Mapping[str, str], extras: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Those that the machine has not, or not with what their extras need. What else the machine's packages
+    need is the machine's own.
+    """
+    return [item for item in wanted if not _is_whole(Requirement(item), target, have, extras)]
+
+
+def _is_whole(
+    item: Requirement, target: Target, have: Mapping[str, str], extras: Mapping[str, Sequence[str]]
+) -> bool:
+    left, seen = [item], set[tuple[str, str]]()
+    while left and len(seen) <= MAX_EXTRAS:
+        item = left.pop()
+        name = canonicalize_name(item.name)
+        if name not in have or not _meets(item, have[name]):
+            return False
+        new = {extra for extra in item.extras if (name, extra) not in seen}
+        seen |= {(name, extra) for extra in new}
+        needs = map(Requirement, extras.get(name, ()) if new else ())
+        left += [need for need in needs if _applies(need, target, frozenset(new))]
+    return not left
 
 
 def _no_torch() -> UsageError:
@@ -122,12 +163,14 @@ def _fitting(
     too; those that stay are.
     """
     stays = {name for name in have if _stays(name, have)}
+    direct = {_name(item) for item in wanted}
     while True:
+        roots = _lacking(wanted, pip.target, have, extras)
         limits = [f"{name}=={version}" for name, version in have.items()]
         limits += [item for item in constraints if _name(item) not in have]
         pip.show(have, extras)
         try:
-            return _resolved(pip, wanted, limits, have)
+            return _resolved(pip, roots, limits, have, direct)
         except ConflictError as conflict:
             free = (conflict.locked & have.keys()) - stays
             if not free:
@@ -137,9 +180,13 @@ def _fitting(
 
 
 def _resolved(
-    pip: Pip, wanted: Sequence[str], limits: Sequence[str], have: Mapping[str, str]
+    pip: Pip,
+    lacking: Sequence[str],
+    limits: Sequence[str],
+    have: Mapping[str, str],
+    direct: Collection[str],
 ) -> list[Package]:
-    roots, direct = list(wanted), {_name(item) for item in wanted}
+    roots = list(lacking)
     for _ in range(MAX_ROUNDS):
         found = {package.name: package for package in pip.resolve(roots, limits)}
         missing = [

@@ -142,7 +142,7 @@ def test_sigterm_leaves_no_folder_behind(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir())  # its folder is there while it fetches
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (143, "")
+    assert (process.returncode, err) == (143, "error: terminated\n")
     assert list(tmp_path.iterdir()) == []
 
 

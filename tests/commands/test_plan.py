@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,45 @@ def test_plan_says_what_a_project_needs_and_what_is_not_known(call: Call, tmp_pa
         "toSend": ["not-there-yet", "packaging"], "lacking": ["nowhere_to_be_had"],
     }  # fmt: skip
     assert json.loads(call("plan", "--json")[1])["cells"][0]["needs"] is None
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        (("python", "zz.py"), "", "the file is not in the project (command=zz.py)"),
+        (("bash", "x.sh"), "", "such a command is not possible for now (command=bash)"),
+        (("python", "main.py"), "a b", "not a requirement: a b (dependencies=requirements.txt line 1)"),
+        (
+            ("python", "main.py"),
+            f"cryptography<{metadata.version('cryptography')}",
+            f"requirements.txt line 1: the machine has cryptography {metadata.version('cryptography')}, and",
+        ),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_ahead(
+    call: Call, tmp_path: Path, command: tuple[str, ...], text: str, said: str
+) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "main.py").touch()
+    (tmp_path / "p" / "requirements.txt").write_text(f"{text}\n", encoding="utf-8")
+    given = ["model=project", f"model.folder={tmp_path / 'p'}", f"model.command=[{','.join(command)}]"]
+    code, out, err = call("plan", *given)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+    code, out, _ = call("doctor", *given)
+    assert code == 1
+    assert said in out
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_folder_that_is_not_there_has_no_plan(call: Call, tmp_path: Path) -> None:
+    code, out, err = call(
+        "plan", "model=project", f"model.folder={tmp_path / 'nope'}", "--", "python", "x.py"
+    )
+    assert (code, out) == (2, "")
+    assert err.startswith("error: no such folder (model.folder=")
 
 
 @pytest.mark.usefixtures("edited_conf")

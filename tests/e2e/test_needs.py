@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Sshd
-from tests.e2e.conftest import Program
+from tests.e2e.conftest import Program, processes_of, wait_until
 from tests.e2e.test_cloud import renting
 from tests.e2e.test_project import files, opened, project, run, words
 from tests.install import kit
@@ -116,12 +117,35 @@ def test_what_cannot_be_had_ends_before_there_is_a_run(program: Program, tmp_pat
         "run", "--out", str(program.runs), "model=project", f"model.folder={mine}", "--", "python", "main.py"
     )
     assert done.returncode == 2
-    assert "error: no wheel fits Python 3" in done.stderr
+    assert "error: requirements.txt line 1: no such version, the newest is 2.0 (depend" in done.stderr
     assert "(dependencies=ghneeded==9)" in done.stderr
     assert not program.runs.exists() or not list(program.runs.iterdir())
     ignored = project(tmp_path / "other", {"main.py": "", "requirements.txt": "ghneeded==9\n"})
     code, *_, err = run(program, ignored, "python", "main.py", settings=("model.requirements=none",))
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "error: interrupted"), (signal.SIGTERM, 143, "error: terminated")],
+)
+def test_ending_it_while_pip_works_is_a_line_and_leaves_nothing(
+    program: Program, tmp_path: Path, number: signal.Signals, code: int, line: str
+) -> None:
+    mine = needy(tmp_path / "mine")
+    with kit.silent() as url:
+        silent = replace(program, variables=(*program.variables, ("PIP_INDEX_URL", f"{url}/simple")))
+        process = silent.start(
+            *("run", "--out", str(program.runs), "model=project", f"model.folder={mine}"),
+            *("--", "python", "main.py"),
+        )
+        wait_until(lambda: any((tmp_path / "t").rglob("pip-*")), 60, "pip")
+        process.send_signal(number)  # to it alone: pip does not hear it
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (code, line)
+    assert not program.runs.exists() or not list(program.runs.iterdir())
+    assert not processes_of(str(tmp_path / "t"))
+    assert list((tmp_path / "t").iterdir()) == []
 
 
 def test_a_rented_machine_is_asked_and_then_sent_what_it_lacks(program: Program, tmp_path: Path) -> None:
@@ -139,7 +163,7 @@ def test_a_rented_machine_is_asked_and_then_sent_what_it_lacks(program: Program,
         code, record, folder, err = run(renter, lost, "python", "main.py", settings=paid)
         assert code == 2
         assert "dependencies-unmet" in record["exclusion"]["codes"]
-        assert "no wheel fits Python 3" in err
+        assert "requirements.txt line 1: no such version, the newest is 2.0" in err
         assert "uploading" not in err
         rents.settled()
 

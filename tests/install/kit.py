@@ -73,10 +73,12 @@ class Index:
         requires: Sequence[str] = (),
         under: str = "simple",
         more: Mapping[str, str] | None = None,
+        *,
+        tags: str = "py3-none-any",
     ) -> str:
         """Offer a package; returns its file's hash as a list states it."""
         page = self.folder / under / name
-        path = make_wheel(page, name, version, requires, more=more)
+        path = make_wheel(page, name, version, requires, more=more, tags=tags)
         links = "".join(f'<a href="{file.name}">{file.name}</a>\n' for file in sorted(page.glob("*.whl")))
         (page / "index.html").write_text(
             f"<!DOCTYPE html><html><body>{links}</body></html>", encoding="utf-8"

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
+import os
+import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.workloads import pip, wheels
 from glasshouse.workloads.chosen import ChosenFile
 from glasshouse.workloads.dependencies import Dependencies, read_dependencies
@@ -309,6 +315,146 @@ def test_a_requirement_without_a_wheel_is_named(index: kit.Index, tmp_path: Path
         assert (caught.value.field, caught.value.value) == ("dependencies", named)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("Alpha==9.9", "requirements.txt line 2: no such version, the newest is 2.0"),
+        ("alpha>=2.1 ; python_version > '3'", "requirements.txt line 2: no such version, the newest is"),
+        ("alphaa", "requirements.txt line 2: no such package on the index"),
+        ("beta<2", "requirements.txt line 2: no wheel fits Python 3.12 on Linux x86_64"),
+        ("beta==3", "requirements.txt line 2: no such version, the newest is 1.5"),
+        ("gamma", "requirements.txt line 2: no wheel fits Python 3.12 on Linux x86_64"),
+        ("delta", "no such package on the index"),  # what it needs stands in no line
+    ],
+)
+def test_why_there_is_no_wheel_is_said_with_the_line(
+    index: kit.Index, tmp_path: Path, wanted: str, words: str
+) -> None:
+    index.add("alpha", "1.0")
+    index.add("alpha", "2.0")
+    index.add("alpha", "3.0rc1")
+    index.add("beta", "1.5", tags="cp312-cp312-win_amd64")
+    index.add("delta", "1.0", ["nowhere"])
+    source = index.folder / "simple" / "gamma"
+    source.mkdir(parents=True)
+    (source / "index.html").write_text(
+        '<!DOCTYPE html><html><body><a href="gamma-1.tar.gz">x</a></body></html>'
+    )
+    asked = read(tmp_path, {"requirements.txt": f"# words\n{wanted}\n"})
+    with pytest.raises(UsageError) as caught:
+        fetched(tmp_path, asked)
+    assert caught.value.what.startswith(words)
+    assert caught.value.value == {"delta": "nowhere"}.get(wanted, wanted.partition(" ")[0])
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["Found link ", "Skipping link: ", "x: ", "https://", "[", "/", "a-1", ".whl", ".zip"]
+        )
+    )
+)
+def test_whatever_pip_says_of_links_is_passed_over_or_read(words: list[str]) -> None:
+    fitting, others = pip._versions("".join(words), "a")
+    assert {str(version) for version in fitting | others} <= {"1"}
+
+
+def test_an_index_that_refuses_is_not_one_without_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        with pytest.raises(RemoteError, match=r"the package index answers 403 \(dependencies=alpha\)"):
+            fetched(tmp_path, needs("alpha"))
+        server.shutdown()
+
+
+def test_what_the_machines_own_packages_need_is_its_own(index: kit.Index, tmp_path: Path) -> None:
+    """Also where an index has the very version, and a wheel for the very platform."""
+    index.add("torch", "2.9.0+cpu", ["setuptools>=77"], tags="cp312-cp312-manylinux_2_35_x86_64")
+    index.add("setuptools", "80.0")
+    index.add("alpha", "1.0", ["torch>=2"])
+    has = {"torch": "2.9.0+cpu", "setuptools": "65.5", "pyyaml": "6.0", "numpy": "2.1"}
+    assert fetched(tmp_path, needs("torch", "pyyaml", "numpy>=2"), provided=has) == []
+    assert index.asked == []
+    assert fetched(tmp_path, needs("torch", "numpy", "alpha"), provided=has) == ["alpha-1.0"]
+    assert not any("setuptools" in path or "numpy" in path for path in index.asked)
+
+
+def test_nothing_is_asked_where_extras_are_there_too(index: kit.Index, tmp_path: Path) -> None:
+    extras = {
+        "alpha": ("beta>=1; extra == 'more'", "alpha[more]; extra == 'all'", "gamma; extra == 'other'"),
+        "beta": ("alpha[all]; extra == 'x'",),
+    }
+    has = {"alpha": "1.0", "beta": "1.0"}
+    assert fetched(tmp_path / "a", needs("alpha[all]", "beta[x]"), provided=has, extras=extras) == []
+    assert index.asked == []
+    index.add("gamma", "1.0")
+    assert fetched(tmp_path / "b", needs("alpha[other]"), provided=has, extras=extras) == ["gamma-1.0"]
+
+
+def test_no_line_names_a_variable_to_pip(
+    index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip would put its value there, and say it of what it does not find."""
+    monkeypatch.setenv("HTTP_PROXY", "me:hidden@127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for wanted in (needs("beta===${HTTP_PROXY}"), needs("beta", constraints=("beta===${HTTP_PROXY}",))):
+        with pytest.raises(UsageError) as caught:
+            fetched(tmp_path, wanted)
+        assert caught.value.what == "not a requirement"
+        assert "hidden" not in caught.value.line()
+    assert index.asked == []
+
+
+FETCHING = """
+import sys
+from pathlib import Path
+from glasshouse.workloads.dependencies import Dependencies
+from glasshouse.workloads.wheels import Target, fetch
+fetch(Dependencies(("alpha",), source="requirements.txt"), Target("3.12"), Path(sys.argv[1]))
+"""
+
+
+def test_pip_ends_with_whoever_waits_for_it_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    with kit.silent() as url:
+        environment = os.environ | {
+            "PIP_INDEX_URL": f"{url}/simple", "PIP_CONFIG_FILE": "/dev/null", "TMPDIR": str(tmp_path / "t"),
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", FETCHING, str(tmp_path)], env=environment, stderr=subprocess.PIPE
+        )
+        while not any((tmp_path / "t").rglob("pip-*")):  # its own folders, before it asks the index
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert running(str(tmp_path / "t"))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in err
+    assert not running(str(tmp_path / "t"))
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def running(words: str) -> list[str]:
+    """The processes in whose command line this stands."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if words in (said := path.read_bytes().decode(errors="replace")):
+                found.append(said)
+    return found
+
+
 def test_another_version_than_the_machines_is_sent_where_its_own_does_not_do(
     index: kit.Index, tmp_path: Path
 ) -> None:
@@ -381,13 +527,13 @@ def test_an_indexs_password_is_shown_nowhere(
     index: kit.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    real = subprocess.run
+    real = subprocess.Popen
 
     def watched(words: list[str], **more: Any) -> Any:
         seen.append((words, more["env"]))
         return real(words, **more)
 
-    monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(subprocess, "Popen", watched)
     place = f"--index-url {index.url.replace('//', '//me:hidden@')}/simple"
     index.add("alpha", "1.0")
     assert fetched(tmp_path, needs("alpha", places=(place,))) == ["alpha-1.0"]
@@ -395,7 +541,7 @@ def test_an_indexs_password_is_shown_nowhere(
         with pytest.raises(UsageError) as caught:
             fetched(tmp_path / "x", needs(*names, places=(place,)))
         assert "hidden" not in caught.value.line()
-    assert len(seen) == 4
+    assert len(seen) == 5
     assert "hidden" not in repr(seen)
 
 
@@ -419,6 +565,7 @@ def test_an_index_that_is_not_there_is_no_fault_of_the_requirement(
         with pytest.raises(GlasshouseError) as caught:
             fetched(tmp_path, needs("alpha"))
         assert caught.value.what == "the package index cannot be reached"
+        assert caught.value.value == "alpha"
         assert caught.value.exit_code == 3
 
 

@@ -24,7 +24,8 @@ from glasshouse.workloads.project import look
 ANSWER: dict[str, Any] = {
     "python": [3, 12, 4], "implementation": "cpython", "threads": False, "machine": "x86_64",
     "libc": ["glibc", "2.35"], "packages": {"Torch": "2.9.0+cu128", "PyYAML": "6.0", "of.Debian": "1-ubuntu"},
-    "extras": {"PyYAML": ["more; extra == 'x'", "not one!", "a @ https://x.example/a.whl", "b\n-r /x"]},
+    "extras": {"PyYAML": ["more; extra == 'x'", "not one!", "a @ https://x.example/a.whl", "b\n-r /x",
+                          "c===${PIP_INDEX_URL}; extra == 'x'", "d; extra == '\u2028'"]},
     "modules": ["torch", "yaml"],
 }  # fmt: skip
 DIGEST = "ab" * 32
@@ -58,7 +59,8 @@ def test_an_answer_is_read_with_care() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"python": [3, 12]}, {"python": [3, 12, "x"]}, {"machine": "../x"}, {"packages": []}, {"modules": [1]},
-     {"extras": {"a": "b"}}, {"libc": []}, {"more": 1}, {"packages": {"a": "1" * 300}}],
+     {"extras": {"a": "b"}}, {"extras": {"a": ["b"] * 2001}}, {"libc": []}, {"more": 1},
+     {"packages": {"a": "1" * 300}}],
 )  # fmt: skip
 def test_what_the_script_would_not_print_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
