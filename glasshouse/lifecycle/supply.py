@@ -17,7 +17,7 @@ from packaging.utils import parse_wheel_filename
 
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.screen import Screen
-from glasshouse.runtime.wheel import read_wheel
+from glasshouse.runtime.wheel import read_wheels
 from glasshouse.spec import RunSpec
 from glasshouse.workloads.dependencies import Dependencies
 from glasshouse.workloads.folder_lines import size_words
@@ -67,7 +67,7 @@ class Supply:
                 return brought
         try:
             wheels = self._fetched(machine, say, timeout_sec)
-            contents = [read_wheel(path) for path in wheels]
+            contents = read_wheels(wheels)
         except OSError as error:
             raise UsageError(
                 f"cannot keep wheels here: {error.strerror}",

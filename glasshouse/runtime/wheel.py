@@ -17,23 +17,28 @@ import errno
 import hashlib
 import hmac
 import io
+import itertools
 import os
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from glasshouse.errors import UsageError
 
-MAX_FILES: Final = 100_000
-MAX_BYTES: Final = 32 << 30
+MAX_FILES: Final = 100_000  # in one wheel
+MAX_ALL_FILES: Final = 400_000
+MAX_BYTES: Final = 8 << 30  # unpacked, of one wheel and of all that come along
+MAX_FOLD: Final = 200  # how often its own size a wheel may unpack to; code comes to four times
+MAX_UNFOLDED: Final = 64 << 20  # up to which that does not matter
 MAX_RECORD_BYTES: Final = 64 << 20
 MAX_ENTRY_POINTS_BYTES: Final = 1 << 20
-MAX_NAME: Final = 1000
+MAX_NAME: Final = 1000  # bytes of a whole name, and of one part of it: what Linux can hold
+MAX_PART: Final = 255
 _CHUNK: Final = 1 << 20
 _DIGESTS: Final = ("sha256", "sha384", "sha512")  # what RECORD may use; weaker ones it may not
 _UNSIGNED: Final = ("RECORD", "RECORD.jws", "RECORD.p7s")  # which RECORD cannot hold the digest of
@@ -72,7 +77,24 @@ class _Member:
 def read_wheel(path: Path) -> Wheel:
     """Look at a wheel as `unpack` does, and write nothing. Raises WheelError, and OSError."""
     with _opened(path) as archive:
-        return _described(*_checked(archive, path.name))
+        return _described(*_checked(archive, path))
+
+
+def read_wheels(paths: Sequence[Path]) -> list[Wheel]:
+    """Look at all of them; but first at how much they say that they hold, before any of it is read.
+
+    Raises WheelError, and OSError.
+    """
+    files = nbytes = 0
+    for path in paths:
+        with _opened(path) as archive:
+            infos = archive.infolist()
+            _check_size(infos, path)
+            files += len(infos)
+            nbytes += sum(info.file_size for info in infos)
+        if files > MAX_ALL_FILES or nbytes > MAX_BYTES:
+            raise _fault(path.name, "with those before it, it holds too much")
+    return [read_wheel(path) for path in paths]
 
 
 def unpack(path: Path, site: Path, programs: Path, *, python: str, in_memory: bool = False) -> Wheel:
@@ -86,7 +108,7 @@ def unpack(path: Path, site: Path, programs: Path, *, python: str, in_memory: bo
     Raises WheelError before anything is written; OSError, such as ENOSPC.
     """
     with _opened(path) as archive:
-        members, scripts = _checked(archive, path.name)
+        members, scripts = _checked(archive, path)
         for member in members:
             with archive.open(member.info) as stream:
                 _write(member, stream, programs if member.program else site, python, in_memory=in_memory)
@@ -113,23 +135,28 @@ def _fault(wheel: str, what: str, where: str = "") -> WheelError:
     return WheelError(f"{what}{about}", field="wheel", value=wheel, remedy="give another build of it")
 
 
-def _checked(archive: zipfile.ZipFile, wheel: str) -> tuple[list[_Member], dict[str, tuple[str, str]]]:
+def _check_size(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """By the archive's list of its files: no more is read of a file than it says there."""
+    nbytes = sum(info.file_size for info in infos)
+    if len(infos) > MAX_FILES or nbytes > MAX_BYTES:
+        raise _fault(path.name, "it holds too much")
+    if nbytes > max(MAX_UNFOLDED, path.stat().st_size * MAX_FOLD):
+        raise _fault(path.name, f"it unpacks to more than {MAX_FOLD} times its size")
+
+
+def _checked(archive: zipfile.ZipFile, path: Path) -> tuple[list[_Member], dict[str, tuple[str, str]]]:
     """What is in it and where it goes, and its console scripts; every digest was compared."""
-    infos = archive.infolist()
-    if len(infos) > MAX_FILES or sum(info.file_size for info in infos) > MAX_BYTES:
-        raise _fault(wheel, "it holds too much")
+    infos, wheel = archive.infolist(), path.name
+    _check_size(infos, path)
     seen: set[str] = set()
     for info in infos:
         name = info.filename.removesuffix("/")
         parts = name.split("/")
         mode = info.external_attr >> 16
-        if (
-            len(name) > MAX_NAME
-            or "\\" in name
-            or "\0" in name
-            or any(part in ("", ".", "..") for part in parts)
-        ):
+        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
             raise _fault(wheel, "a file in it has a name that could lead elsewhere", ascii(info.filename))
+        if len(os.fsencode(name)) > MAX_NAME or any(len(os.fsencode(part)) > MAX_PART for part in parts):
+            raise _fault(wheel, "a file in it has a name that is too long", ascii(info.filename))
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _fault(wheel, "it holds a link, or what is no file", info.filename)
         if name in seen:
@@ -143,7 +170,20 @@ def _checked(archive: zipfile.ZipFile, wheel: str) -> tuple[list[_Member], dict[
     home = described[0]
     _compare(archive, wheel, infos, home)
     members = [_placed(info, home.removesuffix(".dist-info"), wheel) for info in infos]
-    return members, _scripts(archive, f"{home}/entry_points.txt", seen)
+    scripts = _scripts(archive, f"{home}/entry_points.txt", seen)
+    _check_places(members, scripts, wheel)
+    return members, scripts
+
+
+def _check_places(members: Sequence[_Member], scripts: Collection[str], wheel: str) -> None:
+    """No file stands where another needs a folder."""
+    places = {f"{int(member.program)}/{member.path}" for member in members} | {
+        f"1/{name}" for name in scripts
+    }
+    ordered = sorted(places, key=lambda path: path.replace("/", "\0"))  # what is in a folder follows it
+    for path, following in itertools.pairwise(ordered):
+        if following.startswith(f"{path}/"):
+            raise _fault(wheel, "it holds a file where another one needs a folder", path[2:])
 
 
 def _compare(archive: zipfile.ZipFile, wheel: str, infos: Sequence[zipfile.ZipInfo], home: str) -> None:
@@ -227,7 +267,9 @@ def _write(member: _Member, stream: IO[bytes], folder: Path, python: str, *, in_
         _, end, rest = first.partition(b"\n")
         first = f"#!{python}".encode() + end + rest
     if in_memory and first.startswith(_ELF):
-        file = os.memfd_create(target.name[-200:], 0)  # stays open, and is kept by a fork
+        file = os.memfd_create(
+            target.name.encode("ascii", "replace").decode()[-200:], 0
+        )  # stays open, and is kept by a fork
         target.symlink_to(f"/proc/self/fd/{file}")
         _fill(file, first, stream)
         return

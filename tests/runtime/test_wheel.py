@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 import glasshouse
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import project
-from glasshouse.runtime.wheel import WheelError, read_wheel, unpack
+from glasshouse.runtime import project, wheel
+from glasshouse.runtime.wheel import WheelError, read_wheel, read_wheels, unpack
 from tests.install.kit import make_wheel
 
 INFO = "alpha-1.0.dist-info"
@@ -102,6 +102,65 @@ def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
         unpack(path, site, programs, python="python")
     assert caught.value.value == path.name
     assert files(tmp_path) == {path.name}
+
+
+# What no file system could hold: bytes of a name, and a file in a folder's place.
+UNWRITABLE = {
+    "a long part": {"a/" + "x" * 300: b""},
+    "a long part in bytes": {"\u4e00" * 86: b""},
+    "a long name in bytes": {"/".join(["\u4e00" * 80] * 5): b""},
+    "file and folder": {"a": b"", "a/b": b""},
+    "file and folder, in either order": {"a/b/c": b"", "a/b-c": b"", "a/b": b""},
+    "by another way": {"alpha-1.0.data/purelib/a": b"", "a/b": b""},
+    "programs": {"alpha-1.0.data/scripts/say": b"", "alpha-1.0.data/scripts/say/it": b""},
+    "a program and its folder": {
+        "alpha-1.0.data/scripts/say/it": b"",
+        f"{INFO}/entry_points.txt": b"[console_scripts]\nsay = a:b\n",
+    },
+}
+
+
+@pytest.mark.parametrize("how", sorted(UNWRITABLE))
+def test_what_could_not_be_written_is_refused_before_anything_is(tmp_path: Path, how: str) -> None:
+    site, programs = places(tmp_path)
+    path = made(tmp_path / "alpha-1.0-py3-none-any.whl", {"0.py": b"", **UNWRITABLE[how]})
+    with pytest.raises(WheelError):
+        read_wheel(path)
+    with pytest.raises(WheelError, match=r"too long|needs a folder"):
+        unpack(path, site, programs, python="python")
+    assert files(tmp_path) == {path.name}
+
+
+def test_names_that_only_begin_alike_are_written(tmp_path: Path) -> None:
+    site, programs = places(tmp_path)
+    content = {"a-b": b"", "a/b": b"", "alpha-1.0.data/scripts/a": b"", "\u4e00" * 80 + ".so": b"\x7fELF"}
+    path = made(tmp_path / "alpha-1.0-py3-none-any.whl", content)
+    unpack(path, site, programs, python="python", in_memory=True)
+    assert files(programs) == {"a"}
+    assert {"a-b", "a/b"} < files(site)
+
+
+def test_what_unpacks_to_too_much_is_refused_by_its_list_alone(
+    tmp_path: Path,
+) -> None:
+    bomb = tmp_path / "alpha-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a", "w") as file:
+        for _ in range(70):
+            file.write(bytes(1 << 20))
+    sound = [make_wheel(tmp_path, name, "1.0") for name in ("beta", "gamma")]
+    each = read_wheel(sound[0])
+    assert [found.nbytes for found in read_wheels(sound)] == [each.nbytes, read_wheel(sound[1]).nbytes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was read"))
+        with pytest.raises(WheelError, match="more than 200 times its size") as caught:
+            read_wheels([*sound, bomb])
+        assert caught.value.value == bomb.name
+        with pytest.raises(WheelError, match="more than 200 times its size"):
+            unpack(bomb, *places(tmp_path), python="python")
+        patch.setattr(wheel, "MAX_BYTES", each.nbytes * 3 // 2)
+        with pytest.raises(WheelError, match="with those before it, it holds too much") as caught:
+            read_wheels(sound)
+        assert caught.value.value == sound[1].name
 
 
 def test_what_record_does_not_vouch_for_is_refused(tmp_path: Path) -> None:
