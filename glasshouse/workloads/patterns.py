@@ -141,39 +141,69 @@ def _literal(body: str) -> str:
 def _translate(pattern: str, *, dots: bool = True) -> str:
     """Return a regular expression for the whole of a name, to be used with DOTALL.
 
-    dots: wildcards also match the dot that a name begins with.
+    dots: wildcards also match the dot that a name begins with. What stands between two wildcards has one
+    length, in characters or in parts, and where it is found first is as good as anywhere later; so nothing
+    that was matched is tried anew (`(?>...)`), and the time grows with the lengths' product alone.
     """
-    part = "[^/]*" if dots else r"(?!\.)[^/]+"
-    pieces, place, end = list[str](), 0, len(pattern)
+    wild = "" if dots else r"(?!\.)"
+    groups: list[list[str]] = [[]]  # whole parts, between those that mean any number of folders
+    chunks = [""]  # of this part, between its asterisks
+    place, end, open_end = 0, len(pattern), False
     while place < end:
         char = pattern[place]
         begins = place == 0 or pattern[place - 1] == "/"
-        first = r"(?!\.)" if begins and not dots else ""
-        if char == "*":
+        if char == "/" or pattern.startswith("\\/", place):
+            groups[-1].append(_part(chunks))
+            chunks = [""]
+            place += 1 if char == "/" else 2
+        elif char == "*":
             after = place
             while after < end and pattern[after] == "*":
                 after += 1
             if after - place > 1 and begins and (after == end or pattern[after] == "/"):
-                pieces.append(f"{part}(?:/{part})*" if after == end else f"(?:{part}/)*")
-                after += after < end
+                groups.append([])
+                open_end = after == end
+                after += 1
             else:
-                pieces.append(f"{first}[^/]*")
+                chunks[-1] += wild if begins else ""
+                chunks.append("")
             place = after
         elif char == "?":
-            pieces.append(f"{first}[^/]")
+            chunks[-1] += f"{wild if begins else ''}[^/]"
             place += 1
         elif char == "[":
             piece, place = _bracket(pattern, place + 1)
-            pieces.append(first + piece)
+            chunks[-1] += (wild if begins else "") + piece
         elif char == "\\":
             if place + 1 == end:
                 return _NEVER
-            pieces.append(re.escape(pattern[place + 1]))
+            chunks[-1] += re.escape(pattern[place + 1])
             place += 2
         else:
-            pieces.append(re.escape(char))
+            chunks[-1] += re.escape(char)
             place += 1
-    return "".join(pieces)
+    if not open_end:
+        groups[-1].append(_part(chunks))
+    return _joined(groups, "[^/]*" if dots else r"(?!\.)[^/]+", open_end=open_end)
+
+
+def _part(chunks: list[str]) -> str:
+    """One part of a name: all of it, of which each asterisk means what lies between two chunks."""
+    first, *middle = chunks
+    if not middle:
+        return first
+    last = middle.pop()
+    found = "".join(f"(?>[^/]*?{chunk})" for chunk in middle)
+    return f"(?>{first}{found}[^/]*{last}(?![^/]))"
+
+
+def _joined(groups: list[list[str]], part: str, *, open_end: bool) -> str:
+    """The whole: between two groups lie any number of parts, and after an open end one or more."""
+    *before, last = ["".join(f"{item}/" for item in group) for group in groups[:-1]] + ["/".join(groups[-1])]
+    if open_end:
+        last = part
+    found = "".join(f"(?>(?:{part}/)*?{group})" if at else group for at, group in enumerate(before))
+    return f"{found}(?:{part}/)*{last}" if before else last
 
 
 def _bracket(pattern: str, place: int) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from glasshouse.workloads.patterns import Glob, IgnoreRules
 
 # Small, so that patterns and names meet often.
-_PART = st.text(alphabet="ab.-é", min_size=1, max_size=3).filter(lambda part: set(part) != {"."})
+_PART = st.text(alphabet="ab.-é", min_size=1, max_size=5).filter(lambda part: set(part) != {"."})
 NAMES = st.lists(_PART, min_size=1, max_size=4).map("/".join)
 # `**` as a whole part alone: what else it does in git depends on where the pattern's first wildcard stands.
 # `?` and brackets beside é are bytes to git.
@@ -25,7 +26,7 @@ _PIECES = st.sampled_from(
 )
 _PATTERN_PART = st.one_of(
     st.just("**"),
-    st.lists(_PIECES, min_size=1, max_size=3).map("".join).filter(lambda part: "**" not in part),
+    st.lists(_PIECES, min_size=1, max_size=5).map("".join).filter(lambda part: "**" not in part),
 )
 LINES = st.builds(
     "{}{}{}{}{}".format,
@@ -84,6 +85,22 @@ def test_the_rules_are_gits(repository: Path, lines: list[str], names: list[str]
     rules = IgnoreRules.read("\n".join(lines))
     ours = {name for name in names if rules.leaves_out(name)}
     assert ours == ignored_by_git(repository, names)
+
+
+# What is tried anew at every asterisk does not end within a lifetime.
+SLOW = """
+from glasshouse.workloads.patterns import Glob, IgnoreRules
+assert not IgnoreRules.read("a*" * 40 + "b").leaves_out("a" * 250)
+assert not IgnoreRules.read("**/a/" * 40 + "b").leaves_out("/".join("a" * 250))
+assert not Glob.of("**/" * 40 + "x").means("/".join("d" * 250))
+assert not Glob.of("**/a*/" * 40 + "x").means("/".join("a" * 250))
+assert IgnoreRules.read("a*" * 40).leaves_out("a" * 250)
+assert Glob.of("**/a/" * 40 + "**").means("/".join("a" * 250))
+"""
+
+
+def test_many_asterisks_are_no_work() -> None:
+    subprocess.run([sys.executable, "-c", SLOW], check=True, timeout=120)
 
 
 @given(st.text(max_size=40), NAMES)
