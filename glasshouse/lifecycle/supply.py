@@ -66,7 +66,7 @@ class Supply:
             if known == machine:
                 return brought
         try:
-            wheels = self._fetched(machine, say, timeout_sec)
+            wheels, named = self._fetched(machine, say, timeout_sec)
             contents = read_wheels(wheels)
         except OSError as error:
             raise UsageError(
@@ -76,23 +76,25 @@ class Supply:
                 remedy="make room there, or name another folder",
             ) from error
         modules = frozenset[str]().union(*(found.modules for found in contents))
-        brought = Brought(
-            wheels, modules, sum(found.nbytes for found in contents), _line(self._needs, wheels, machine)
-        )
+        line = _line(self._needs, wheels, machine, named)
+        brought = Brought(wheels, modules, sum(found.nbytes for found in contents), line)
         self._found.append((machine, brought))
         return brought
 
     def _fetched(
         self, machine: Installed, say: Callable[[str], None], timeout_sec: float
-    ) -> tuple[Path, ...]:
+    ) -> tuple[tuple[Path, ...], list[str]]:
+        """The wheels, and the names that nobody but the machine asks for."""
         if self._place is None:
             self._place = tempfile.TemporaryDirectory(prefix="glasshouse-needs-", ignore_cleanup_errors=True)
         folder = Path(self._place.name, secrets.token_hex(4))
         folder.mkdir()
-        return fetch(
-            self._needs, machine.target, folder,
-            provided=machine.packages, extras=machine.extras, say=say, timeout_sec=timeout_sec,
+        named = list[str]()
+        wheels = fetch(
+            self._needs, machine.target, folder, provided=machine.packages, extras=machine.extras,
+            say=say, say_named=named.extend, timeout_sec=timeout_sec,
         )  # fmt: skip
+        return wheels, named
 
 
 def fetched_ahead(supply: Supply, spec: RunSpec, screen: Screen) -> None:
@@ -103,7 +105,7 @@ def fetched_ahead(supply: Supply, spec: RunSpec, screen: Screen) -> None:
             supply.fetch(machine, screen.progress)
 
 
-def _line(needs: Dependencies, wheels: Sequence[Path], machine: Installed) -> str:
+def _line(needs: Dependencies, wheels: Sequence[Path], machine: Installed, named: Sequence[str]) -> str:
     sent, other = [], []
     for path in wheels:
         name, version, _, _ = parse_wheel_filename(path.name)
@@ -117,6 +119,8 @@ def _line(needs: Dependencies, wheels: Sequence[Path], machine: Installed) -> st
         size = size_words(sum(path.stat().st_size for path in wheels))
         count = f"{len(sent)} wheel{'' if len(sent) == 1 else 's'}"
         parts.append(f"sealed with the project: {few(sent)} ({count}, {size})")
+    if named:
+        parts.append(f"of these the machine's own list names {few(named)}, as needed for an extra")
     if other:
         parts.append(f"in place of the machine's {few(other)}")
     return f"needs: {'; '.join(parts) or 'nothing that applies there'}"

@@ -24,6 +24,7 @@ from glasshouse.errors import UsageError
 from glasshouse.host import read_regular
 from glasshouse.workloads.chosen import ChosenFile
 from glasshouse.workloads.folder import IGNORE_FILE
+from glasshouse.workloads.requirement import MAX_CHARS, asked_of_any, parsed
 
 FIELD: Final = "dependencies"
 CHOICE: Final = "model.requirements"
@@ -34,6 +35,7 @@ PYPROJECT: Final = "pyproject.toml"
 LOCKS: Final[Mapping[str, str]] = {"pylock.toml": "packages", "uv.lock": "package", "poetry.lock": "package"}
 MAX_FILE_BYTES: Final = 8 << 20
 MAX_REQUIREMENTS: Final = 2000
+MAX_LINES: Final = 20_000  # of all files that are read
 MAX_DEPTH: Final = 8
 _INCLUDES: Final = re.compile(r"(?:-r|--requirement)(?:\s+|=|(?<=-r))(?P<path>\S.*)\Z")
 _CONSTRAINTS: Final = re.compile(r"(?:-c|--constraint)(?:\s+|=|(?<=-c))(?P<path>\S.*)\Z")
@@ -96,10 +98,6 @@ def read_dependencies(
         reading.pyproject(source)
     elif source:
         reading.requirements_file(source, (), reading.requirements)
-    if len(reading.requirements) > MAX_REQUIREMENTS:
-        raise UsageError(
-            "too many requirements", field=FIELD, value=source, remedy=f"at most {MAX_REQUIREMENTS}"
-        )
     beside = posixpath.dirname(source)
     lock = next((at for name in LOCKS if (at := posixpath.join(beside, name)) in reading.files), "")
     if lock and source:
@@ -128,25 +126,32 @@ class _Reading:
         self.constraints: list[str] = []
         self.hashes: dict[str, set[str]] = {}
         self.where: dict[str, str] = {}
+        self._seen: set[tuple[str, bool]] = set()
+        self._count = 0
 
     def requirements_file(self, name: str, around: tuple[str, ...], into: list[str]) -> None:
-        """Read one file of pip's format. around: the files that led to it."""
+        """Read one file of pip's format, unless it was read before. around: the files that led to it."""
+        key = (name, into is self.requirements)
+        if key in self._seen:
+            return
+        self._seen.add(key)
         for number, line in _lines(self._text(name)):
             where = f"{name} line {number}"
-            include, limit = _INCLUDES.match(line), _CONSTRAINTS.match(line)
+            short = line if len(line) <= MAX_CHARS else ""  # what is longer may be a requirement with hashes
+            include, limit = _INCLUDES.match(short), _CONSTRAINTS.match(short)
             found = include or limit
             if found is None:
-                if not self._place(line, where, name):
+                if not self._place(short, where, name):
                     into.append(self._requirement(line, where, name))
+                self._counted(where)
                 continue
+            self._counted(where)
             path = posixpath.normpath(posixpath.join(posixpath.dirname(name), found["path"].strip("\"'")))
             if path not in self.files:
                 raise UsageError(
                     f"{found['path']} does not go along", field=FIELD, value=where,
                     remedy=f"name a file of the project in model.include, and not in {IGNORE_FILE}",
                 )  # fmt: skip
-            if path in (name, *around):
-                continue  # as pip does not read a file twice either
             if len(around) >= MAX_DEPTH:
                 raise UsageError(
                     "files include each other too deeply", field=FIELD, value=where, remedy="join them"
@@ -170,13 +175,16 @@ class _Reading:
             raise UsageError(
                 "[project] dependencies is no list of strings", field=FIELD, value=name, remedy="mend it"
             )
-        self.requirements += [self._requirement(item, name, name) for item in listed]
+        for item in listed:
+            self.requirements.append(self._requirement(item, name, name))
+            self._counted(name)
 
     def lock(self, name: str) -> None:
         """Take the versions that a lock gives: as limits, for it also lists what other systems need."""
         versions: dict[str, set[str]] = {}
         packages = self._toml(name).get(LOCKS[posixpath.basename(name)], [])
         for package in packages if isinstance(packages, list) else []:
+            self._counted(name)
             if not isinstance(package, dict) or not _is_from_index(package):
                 continue
             called, version = package.get("name"), package.get("version")
@@ -186,6 +194,16 @@ class _Reading:
         for called, found in versions.items():
             if len(found) == 1 and called not in own:
                 self.constraints.append(self._requirement(f"{called}=={found.pop()}", name))
+
+    def _counted(self, where: str) -> None:
+        """Take note of one more line. Raises UsageError where there are too many."""
+        self._count += 1
+        for count, most, what in (
+            (len(self.requirements), MAX_REQUIREMENTS, "requirements"),
+            (self._count, MAX_LINES, "lines of requirements and locks"),
+        ):
+            if count > most:
+                raise UsageError(f"too many {what}", field=FIELD, value=where, remedy=f"at most {most}")
 
     def _place(self, line: str, where: str, name: str) -> bool:
         """Take a line that says where wheels are; False for any other."""
@@ -229,7 +247,9 @@ class _Reading:
         digests = _HASH.findall(f" {line}")
         line = _HASH.sub("", f" {line}").strip()
         what, remedy = "not a requirement", "give name and version, such as torch>=2.9"
-        if line.startswith("-"):
+        if len(line) > MAX_CHARS:
+            what, line = "not a requirement", f"it has more than {MAX_CHARS} characters"
+        elif line.startswith("-"):
             option = line.split()[0].partition("=")[0]
             what = f"{option} is not possible"
             remedy = f"leave it out, or {CHOICE}=none"
@@ -239,7 +259,7 @@ class _Reading:
             what, remedy = _ELSEWHERE, _BRING
         else:
             try:
-                requirement = self._parsed(line, name, where)
+                requirement = asked_of_any(self._parsed(line, name, where))
             except InvalidRequirement:
                 if "://" in line or line.startswith((".", "/", "~")):
                     what, remedy = _ELSEWHERE, _BRING
@@ -258,8 +278,8 @@ class _Reading:
         path = head.strip()
         if path.lower().startswith("file:") or (path.endswith(".whl") and not re.search(r"://|\s@\s", path)):
             found = self._wheel(path, name, where)
-            return Requirement(f"{found} ;{marker}") if mark else found
-        requirement = Requirement(line)
+            return parsed(f"{found} ;{marker}") if mark else found
+        requirement = parsed(line)
         if requirement.url is not None and requirement.url.lower().startswith("file:"):
             found = self._wheel(requirement.url, name, where)
             if canonicalize_name(found.name) != canonicalize_name(requirement.name):
@@ -274,7 +294,7 @@ class _Reading:
         what = "no such wheel on this machine"
         if found is not None and found.is_file():
             try:
-                return Requirement(f"{parse_wheel_filename(found.name)[0]} @ {found.as_uri()}")
+                return parsed(f"{parse_wheel_filename(found.name)[0]} @ {found.as_uri()}")
             except InvalidWheelFilename:
                 what = "no wheel by its name"
         raise UsageError(f"{what}: {shown(said)[:80]}", field=FIELD, value=where, remedy="name a .whl file")

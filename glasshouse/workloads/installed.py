@@ -13,12 +13,11 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError
@@ -29,11 +28,12 @@ from glasshouse.paths import Workspace
 from glasshouse.schema import fields_of
 from glasshouse.spec import CloudProvider, LocalProvider, Provider, Strict
 from glasshouse.workloads.pip import Target
+from glasshouse.workloads.requirement import MAX_NEEDS, of_extras
 
 IMAGES: Final = "images"
 MAX_ANSWER_BYTES: Final = 8 << 20
 MAX_PACKAGES: Final = 20_000
-MAX_NEEDS: Final = 2000  # of one package's extras; those with the most have a thousand
+MAX_ALL_NEEDS: Final = 20_000  # for extras, of all packages; a hundred packages have about a thousand
 ASK_SEC: Final = 60.0
 # Run as `python -I -c SCRIPT` there.
 SCRIPT: Final = r"""
@@ -65,7 +65,8 @@ Small = Annotated[int, Field(ge=0, lt=1000)]
 @dataclass(frozen=True)
 class Installed:
     """A machine's Python. packages: versions by normalised name. extras: of some of them, what they need for
-    an extra. modules: the top-level names that can be imported. source: where this is known from.
+    an extra and not without one. modules: the top-level names that can be imported. source: where this is
+    known from.
     """
 
     target: Target
@@ -84,9 +85,7 @@ class _Answer(Strict):
     machine: str = Field(pattern=r"^[a-z0-9_]{1,20}$")
     libc: tuple[Word, Word]
     packages: dict[Word, Word] = Field(max_length=MAX_PACKAGES)
-    extras: dict[Word, Annotated[tuple[str, ...], Field(max_length=MAX_NEEDS)]] = Field(
-        max_length=MAX_PACKAGES
-    )
+    extras: dict[Word, tuple[str, ...]] = Field(max_length=MAX_PACKAGES)
     modules: frozenset[Word]
 
 
@@ -119,19 +118,18 @@ def _installed(value: _Answer, source: str) -> Installed:
         with contextlib.suppress(InvalidVersion):  # such as a system's own: it can satisfy no requirement
             if _NAME.match(name):
                 found[canonicalize_name(name)] = str(Version(version))
-    extras: dict[str, tuple[str, ...]] = {
-        canonicalize_name(name): tuple(filter(_is_requirement, items)) for name, items in value.extras.items()
-    }
-    return Installed(target, found, extras, value.modules, source)
+    return Installed(target, found, _extras(value.extras, target), value.modules, source)
 
 
-def _is_requirement(text: str) -> bool:
-    if "$" in text or not (text.isascii() and text.isprintable()):
-        return False  # where pip reads it, it would be a line of its own, or name a variable of ours
-    try:
-        return Requirement(text).url is None
-    except InvalidRequirement:
-        return False
+def _extras(said: Mapping[str, Sequence[str]], target: Target) -> dict[str, tuple[str, ...]]:
+    """What a machine may say about extras, as far as there is room for it."""
+    found, room = dict[str, tuple[str, ...]](), MAX_ALL_NEEDS
+    for name, items in said.items():
+        taken = items[: min(room, MAX_NEEDS)]
+        room -= len(taken)
+        if _NAME.match(name) and (needs := of_extras(taken, target.environment)):
+            found[canonicalize_name(name)] = tuple(needs)
+    return found
 
 
 def known_machine(provider: Provider, conf: Path | None = None) -> Installed | None:

@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from glasshouse.workloads.dependencies import CHOICE, NONE, Dependencies
 from glasshouse.workloads.imports import distribution
 from glasshouse.workloads.installed import Installed
+from glasshouse.workloads.requirement import holds
 from glasshouse.workloads.wheels import has_already
 
 FEW: Final = 8
@@ -68,8 +69,7 @@ def outlook(needs: Dependencies, modules: Sequence[str], machine: Installed | No
     """Look ahead. modules: top-level ones that the project imports and does not bring."""
     asked = {canonicalize_name(item.name): item for item in map(Requirement, needs.requirements)}
     if machine is not None:
-        environment = machine.target.environment | {"extra": ""}
-        asked = {n: r for n, r in asked.items() if r.marker is None or r.marker.evaluate(environment)}
+        asked = {name: item for name, item in asked.items() if holds(item, machine.target.environment)}
     there = set() if machine is None else {
         name for name, item in asked.items() if has_already(needs, item, machine.packages)
     }  # fmt: skip

@@ -24,6 +24,7 @@ from packaging.version import Version
 
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.workloads.dependencies import FIELD, shown
+from glasshouse.workloads.requirement import parsed
 
 MAX_REPORT_BYTES: Final = 256 << 20
 # pip takes each tag for itself: manylinux_2_28 does not stand for the older ones.
@@ -372,7 +373,7 @@ def _plain(line: str) -> str:
 def _is_requirement(text: str) -> bool:
     """Old metadata holds what is none; pip passes over it, too."""
     try:
-        Requirement(text)
+        parsed(text)
     except InvalidRequirement:
         return False
     return True

@@ -18,12 +18,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from glasshouse.errors import UsageError
 from glasshouse.workloads.dependencies import FIELD, Dependencies
 from glasshouse.workloads.pip import ConflictError, Package, Pip, Target, without_marker
+from glasshouse.workloads.requirement import for_extras, holds
 
 __all__ = ["Target", "check_machine", "fetch", "has_already"]
 
@@ -47,14 +48,17 @@ def fetch(
     provided: Mapping[str, str] | None = None,
     extras: Mapping[str, Sequence[str]] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    say_named: Callable[[Sequence[str]], None] = lambda _: None,
     timeout_sec: float = 1800.0,
 ) -> tuple[Path, ...]:
     """Fetch the wheels into `folder`, which is empty, and return them, sorted by name.
 
     provided: distributions that the machine has, with their versions; with torch among them, its CUDA wheels
     and triton are the machine's too. extras: of some of them, what they need for an extra (Requires-Dist).
-    say: takes a line on what is done. Raises UsageError, of `dependencies`, that names a requirement for
-    which no wheel fits; GlasshouseError where pip or the index cannot be asked.
+    They are the machine's word: they count for the extras that the project, or a wheel that is fetched, asks
+    for. say: takes a line on what is done; say_named: the names, if any, that nobody but the machine asks
+    for, before they are fetched. Raises UsageError, of `dependencies`, that names a requirement for which no
+    wheel fits; GlasshouseError where pip or the index cannot be asked.
     """
     wanted, have = check_machine(dependencies, target, provided or {})
     if not wanted:
@@ -71,7 +75,7 @@ def fetch(
         pip = Pip(Path(place), target, dependencies.places, timeout_sec, lines)
         count = _count(len(wanted), "requirement")
         say(f"resolving {count} of {dependencies.source} for Python {target.python}")
-        packages = _fitting(pip, wanted, limits, have=have, extras=extras or {})
+        packages, named = _fitting(pip, wanted, limits, have=have, extras=extras or {})
         _check_hashes(packages, dependencies.hashes)
         if len(packages) > MAX_WHEELS:
             raise UsageError(
@@ -81,6 +85,8 @@ def fetch(
         if any(package.name == _TORCH for package in packages):
             raise _no_torch()
         if packages:
+            if named:
+                say_named(named)
             say(f"fetching {_count(len(packages), 'wheel')}")
             pip.download([package for package in packages if package.path is None], folder)
             _copy([package for package in packages if package.path is not None], folder)
@@ -125,6 +131,7 @@ def _lacking(
     """Those that the machine has not, or not with what their extras need. What else the machine's packages
     need is the machine's own.
     """
+    extras = for_extras(map(Requirement, wanted), extras, target.environment)
     return [item for item in wanted if not _is_whole(Requirement(item), target, have, extras)]
 
 
@@ -158,19 +165,17 @@ def _fitting(
     *,
     have: dict[str, str],
     extras: Mapping[str, Sequence[str]],
-) -> list[Package]:
-    """What goes together. Versions of the machine's that stand in the way are no longer counted on, in `have`
-    too; those that stay are.
+) -> tuple[list[Package], list[str]]:
+    """What goes together, and the names in it that nobody but the machine asks for. Versions of the machine's
+    that stand in the way are no longer counted on, in `have` too; those that stay are.
     """
     stays = {name for name in have if _stays(name, have)}
-    direct = {_name(item) for item in wanted}
     while True:
         roots = _lacking(wanted, pip.target, have, extras)
         limits = [f"{name}=={version}" for name, version in have.items()]
         limits += [item for item in constraints if _name(item) not in have]
-        pip.show(have, extras)
         try:
-            return _resolved(pip, roots, limits, have, direct)
+            return _resolved(pip, roots, limits, have, wanted=wanted, extras=extras)
         except ConflictError as conflict:
             free = (conflict.locked & have.keys()) - stays
             if not free:
@@ -184,29 +189,50 @@ def _resolved(
     lacking: Sequence[str],
     limits: Sequence[str],
     have: Mapping[str, str],
-    direct: Collection[str],
-) -> list[Package]:
-    roots = list(lacking)
+    *,
+    wanted: Sequence[str],
+    extras: Mapping[str, Sequence[str]],
+) -> tuple[list[Package], list[str]]:
+    roots, direct, missing = list(lacking), {_name(item) for item in wanted}, list[str]()
+    asking = list(map(Requirement, wanted))
+    shown = for_extras(asking, extras, pip.target.environment)
+    pip.show(have, shown)
     for _ in range(MAX_ROUNDS):
         found = {package.name: package for package in pip.resolve(roots, limits)}
+        needs = {
+            package.name: [need for need in package.needs if _needs(package, need, pip.target)]
+            for package in found.values()
+        }
         missing = [
             need
-            for package in found.values()
-            if package.name in have or not _is_provided(package.name, have, direct)
-            for need in package.needs
-            if _applies(Requirement(need), pip.target, package.extras)
-            and not _is_provided(_name(need), have, direct)
-            and _name(need) not in found
+            for name, listed in needs.items()
+            if name in have or not _is_provided(name, have, direct)
+            for need in listed
+            if not _is_provided(_name(need), have, direct) and _name(need) not in found
         ]
-        if not missing:
-            return [item for name, item in sorted(found.items()) if not _is_provided(name, have, direct)]
+        sent = [name for name in needs if not _is_provided(name, have, direct)]
+        fetched = [need for name in sent for need in needs[name]]
+        asking = [*map(Requirement, wanted), *map(Requirement, fetched)]
+        asked = for_extras(asking, extras, pip.target.environment)
+        if not missing and asked == shown:
+            packages = [found[name] for name in sorted(sent)]
+            named = {_name(need) for listed in asked.values() for need in listed}
+            named -= {canonicalize_name(item.name) for item in asking}
+            return packages, sorted(named & set(sent))
+        if asked != shown:  # what is fetched asks for an extra of what the machine has
+            shown = asked
+            pip.show(have, shown)
         roots += [without_marker(need) for need in dict.fromkeys(missing)]
     raise UsageError(
         "the requirements were not resolved",
         field=FIELD,
-        value=missing[0],
+        value=missing[0] if missing else lacking[0],
         remedy="pin it in requirements.txt",
     )
+
+
+def _needs(package: Package, need: str, target: Target) -> bool:
+    return _applies(Requirement(need), target, package.extras)
 
 
 def _is_provided(name: str, have: Mapping[str, str], direct: Collection[str]) -> bool:
@@ -241,9 +267,10 @@ def _without_place(requirement: Requirement) -> str:
 
 
 def _applies(requirement: Requirement, target: Target, extras: frozenset[str]) -> bool:
-    if requirement.marker is None:
-        return True
-    return any(requirement.marker.evaluate(target.environment | {"extra": extra}) for extra in ("", *extras))
+    try:
+        return any(holds(requirement, target.environment, extra) for extra in ("", *extras))
+    except InvalidRequirement:  # of metadata: what a project says was asked when it was read
+        return False
 
 
 def _check_hashes(packages: Sequence[Package], hashes: Mapping[str, frozenset[str]]) -> None:

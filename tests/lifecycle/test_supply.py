@@ -49,6 +49,17 @@ def test_a_machine_is_sent_what_it_lacks_and_nothing_is_fetched_twice(
     assert not list(tmp_path.glob("glasshouse-*"))
 
 
+def test_what_the_machine_alone_names_is_said_apart(needs: Dependencies, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "gamma", "1.0")
+    machine = replace(MACHINE, extras={"beta": ("gamma; extra == 'more'",)})
+    with Supply(replace(needs, requirements=("alpha", "beta[more]"))) as supply:
+        line = supply.fetch(machine, print).line
+        assert line.endswith("; of these the machine's own list names gamma, as needed for an extra")
+        assert "gamma" not in supply.fetch(replace(machine, extras={}), print).line
+    with Supply(needs) as supply:
+        assert [path.name.partition("-")[0] for path in supply.fetch(machine, print).wheels] == ["alpha"]
+
+
 def test_what_cannot_be_kept_or_opened_is_one_line(
     needs: Dependencies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

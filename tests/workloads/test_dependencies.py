@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,12 @@ from hypothesis import strategies as st
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.workloads import pip, wheels
 from glasshouse.workloads.chosen import ChosenFile
-from glasshouse.workloads.dependencies import Dependencies, read_dependencies
+from glasshouse.workloads.dependencies import (
+    MAX_LINES,
+    MAX_REQUIREMENTS,
+    Dependencies,
+    read_dependencies,
+)
 from glasshouse.workloads.wheels import Target, fetch
 from tests.install import kit
 
@@ -66,6 +72,62 @@ def test_files_that_a_file_names_are_read(tmp_path: Path) -> None:
     assert found.requirements == ("a", "b", "c", "e")
     assert found.constraints == ("d==1",)
     assert found.source == "requirements.txt"
+
+
+def test_a_file_is_read_once_however_often_it_is_named(tmp_path: Path) -> None:
+    """Read anew each time it would be sixteen million files."""
+    files = {f"r{level}.txt": f"-r r{level + 1}.txt\n" * 8 + f"a{level}" for level in range(8)}
+    files |= {"requirements.txt": "-r r0.txt\n-c r0.txt\n-r requirements.txt", "r8.txt": "last"}
+    del files["r7.txt"]
+    files["r6.txt"] = "-r r8.txt\n-r r0.txt\nb"
+    found = read(tmp_path, files)
+    assert found.requirements == ("last", "b", "a5", "a4", "a3", "a2", "a1", "a0")
+    assert found.constraints == found.requirements
+
+
+def test_lines_are_counted_while_they_are_read(tmp_path: Path) -> None:
+    files = {"requirements.txt": "-r more.txt\nnot one!", "more.txt": "a\n" * (MAX_REQUIREMENTS + 1)}
+    with pytest.raises(UsageError, match="too many requirements") as caught:
+        read(tmp_path, files)
+    assert caught.value.value == f"more.txt line {MAX_REQUIREMENTS + 1}"
+    files = {"requirements.txt": "-c more.txt", "more.txt": "a==1\n" * MAX_LINES + "not one!"}
+    with pytest.raises(UsageError, match="too many lines") as caught:
+        read(tmp_path, files)
+    assert caught.value.value == f"more.txt line {MAX_LINES}"
+    full = {"requirements.txt": "a\n" * MAX_REQUIREMENTS + "-c more.txt", "more.txt": "b==1"}
+    assert read(tmp_path, full).constraints == ("b==1",)
+
+
+# What the parser of requirements, or a marker that is asked, would end with otherwise.
+HARD = {
+    "foo; os_name ~= 'a'": "not a requirement: foo; os_name ~= 'a'",
+    "foo; '1' ~= platform_release": "not a requirement: foo",
+    "foo; 'x' in extras": "not a requirement: foo",
+    "foo; " + "(" * 3000 + "os_name == 'a'" + ")" * 3000: "it has more than 2000 characters",
+    "foo; " + "(" * 900 + "os_name == 'a'" + ")" * 900: "not a requirement: foo; ((((",
+    "a" * 100_000: "it has more than 2000 characters",
+    "-f " + "a" * 100_000: "it has more than 2000 characters",
+    "-r " + "a" * 100_000: "it has more than 2000 characters",
+}
+
+
+@pytest.mark.parametrize("line", sorted(HARD))
+def test_a_line_that_cannot_be_asked_is_named(tmp_path: Path, line: str) -> None:
+    files = {"requirements.txt": f"torch\n{line}\n"}
+    with pytest.raises(UsageError, match=re.escape(HARD[line])) as caught:
+        read(tmp_path, files)
+    assert caught.value.value == "requirements.txt line 2"
+    assert len(caught.value.line()) < 300
+    (tmp_path / "requirements.txt").unlink()
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, {"pyproject.toml": f'[project]\ndependencies = ["{line}"]'})
+    assert caught.value.value == "pyproject.toml"
+
+
+def test_hashes_make_no_line_too_long(tmp_path: Path) -> None:
+    digests = [f"{number:064x}" for number in range(100)]
+    text = "a==1 " + " ".join(f"--hash=sha256:{digest}" for digest in digests)
+    assert read(tmp_path, {"requirements.txt": text}).hashes == {"a": frozenset(digests)}
 
 
 def test_hashes_are_kept_by_name(tmp_path: Path) -> None:
@@ -504,6 +566,36 @@ def test_an_extra_of_what_the_machine_has_is_sent(index: kit.Index, tmp_path: Pa
     extras = {"alpha": ("beta; extra == 'more'", "gamma; extra == 'other'")}
     has = {"alpha": "1.0"}
     assert fetched(tmp_path, needs("alpha[more]"), provided=has, extras=extras) == ["beta-1.0"]
+
+
+def test_a_machine_does_not_choose_what_is_fetched(index: kit.Index, tmp_path: Path) -> None:
+    """Only for an extra that the project, or what is fetched for it, asks for; and that is said apart."""
+    for name, needed in {"alpha": ["numpy[fast]"], "small": [], "internal": [], "quick": ["under"]}.items():
+        index.add(name, "1.0", needed)
+    index.add("under", "1.0")
+    has = {"numpy": "2.0"}
+    quick = "quick; extra == 'fast'"
+    hostile = tuple(
+        f"internal; {marker}"
+        for marker in (
+            *("extra == 'other'", "python_version > '3'", "extra != 'x'", "extra == ''", "os_name ~= 'a'"),
+            "extra == 'fast' or os_name == 'posix'",
+        )
+    )
+    named = list[str]()
+
+    def sent(*wanted: str) -> list[str]:
+        named.clear()
+        index.asked.clear()
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        extras = {"numpy": ("internal", *hostile, quick), "small": hostile, "nowhere": hostile}
+        return fetched(folder, needs(*wanted), provided=has, extras=extras, say_named=named.extend)
+
+    assert (sent("numpy", "small"), named) == (["small-1.0"], [])
+    assert (sent("numpy[fast]", "small"), named) == (["quick-1.0", "small-1.0", "under-1.0"], ["quick"])
+    assert (sent("alpha"), named) == (["alpha-1.0", "quick-1.0", "under-1.0"], ["quick"])
+    assert (sent("alpha", "quick"), named) == (["alpha-1.0", "quick-1.0", "under-1.0"], [])
+    assert not any("internal" in path for path in index.asked)
 
 
 def test_wheels_of_this_machine_need_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
@@ -20,6 +20,7 @@ from glasshouse.workloads.installed import Installed, ask_here, known_machine, l
 from glasshouse.workloads.outlook import NOT_KNOWN, outlook
 from glasshouse.workloads.pip import Target
 from glasshouse.workloads.project import look
+from glasshouse.workloads.requirement import MAX_NEEDS
 
 ANSWER: dict[str, Any] = {
     "python": [3, 12, 4], "implementation": "cpython", "threads": False, "machine": "x86_64",
@@ -56,10 +57,25 @@ def test_an_answer_is_read_with_care() -> None:
     assert read_answer(answer(packages={"../x": "1", "a/b": "1", "a\n": "1", "ok": "../../1"})).packages == {}
 
 
+def test_only_so_much_of_what_extras_need_is_taken() -> None:
+    """Two hundred thousand would be minutes of work, and none of them is asked for."""
+    many = [f"a{number}; extra == 'x'" for number in range(20_000)]
+    found = read_answer(answer(extras={f"p{number}": many for number in range(11)})).extras
+    assert {name: len(needs) for name, needs in found.items()} == {f"p{n}": MAX_NEEDS for n in range(10)}
+    long = "a; " + " or ".join(["extra == 'x'"] * 2000)
+    assert read_answer(answer(extras={"p": [long, "a; extra == 'x'"]})).extras == {"p": ("a; extra == 'x'",)}
+
+
+@given(st.lists(st.text(max_size=60), max_size=3))
+@example(["a;" + "(" * 5000 + "os_name=='x'" + ")" * 5000, "a; os_name ~= 'a'", "b; extra == 'x'"])
+def test_no_need_of_an_extra_ends_otherwise(items: list[str]) -> None:
+    assert set(read_answer(answer(extras={"p": items})).extras.get("p", ())) <= set(items)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"python": [3, 12]}, {"python": [3, 12, "x"]}, {"machine": "../x"}, {"packages": []}, {"modules": [1]},
-     {"extras": {"a": "b"}}, {"extras": {"a": ["b"] * 2001}}, {"libc": []}, {"more": 1},
+     {"extras": {"a": "b"}}, {"libc": []}, {"more": 1},
      {"packages": {"a": "1" * 300}}],
 )  # fmt: skip
 def test_what_the_script_would_not_print_is_refused(change: dict[str, Any]) -> None:
