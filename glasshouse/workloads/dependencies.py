@@ -24,7 +24,7 @@ from glasshouse.errors import UsageError
 from glasshouse.host import read_regular
 from glasshouse.workloads.chosen import ChosenFile
 from glasshouse.workloads.folder import IGNORE_FILE
-from glasshouse.workloads.requirement import MAX_CHARS, asked_of_any, parsed
+from glasshouse.workloads.requirement import MAX_CHARS, MarkerError, asked_of_any, parsed
 
 FIELD: Final = "dependencies"
 CHOICE: Final = "model.requirements"
@@ -260,6 +260,8 @@ class _Reading:
         else:
             try:
                 requirement = asked_of_any(self._parsed(line, name, where))
+            except MarkerError:
+                what, remedy = "its marker compares what cannot be compared", "mend what stands behind the ;"
             except InvalidRequirement:
                 if "://" in line or line.startswith((".", "/", "~")):
                     what, remedy = _ELSEWHERE, _BRING

@@ -22,6 +22,10 @@ MAX_ASKED: Final = 100  # extras of what a machine has that one project asks for
 _ANY: Final = {"platform_release": "", "platform_version": ""}
 
 
+class MarkerError(InvalidRequirement):
+    """A marker that cannot be asked."""
+
+
 def parsed(text: str) -> Requirement:
     """Read one. Raises InvalidRequirement, with no word of the text where it is too long to be shown."""
     if len(text) > MAX_CHARS:
@@ -35,7 +39,7 @@ def parsed(text: str) -> Requirement:
 
 
 def holds(requirement: Requirement, environment: Mapping[str, str], extra: str = "") -> bool:
-    """Whether its marker is true there, or it has none. Raises InvalidRequirement for what cannot be asked.
+    """Whether its marker is true there, or it has none. Raises MarkerError for one that cannot be asked.
 
     environment: by PEP 508, of the machine that is meant.
     """
@@ -44,11 +48,11 @@ def holds(requirement: Requirement, environment: Mapping[str, str], extra: str =
     try:
         return requirement.marker.evaluate({**environment, "extra": extra})
     except (ValueError, KeyError, AttributeError, TypeError, AssertionError, RecursionError) as error:
-        raise InvalidRequirement("its marker compares what cannot be compared") from error
+        raise MarkerError("it compares what cannot be compared") from error
 
 
 def asked_of_any(requirement: Requirement) -> Requirement:
-    """Return it, if its marker can be asked at all. Raises InvalidRequirement."""
+    """Return it, if its marker can be asked at all. Raises MarkerError."""
     holds(requirement, _ANY)
     return requirement
 

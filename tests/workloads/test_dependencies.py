@@ -100,9 +100,9 @@ def test_lines_are_counted_while_they_are_read(tmp_path: Path) -> None:
 
 # What the parser of requirements, or a marker that is asked, would end with otherwise.
 HARD = {
-    "foo; os_name ~= 'a'": "not a requirement: foo; os_name ~= 'a'",
-    "foo; '1' ~= platform_release": "not a requirement: foo",
-    "foo; 'x' in extras": "not a requirement: foo",
+    "foo; os_name ~= 'a'": "its marker compares what cannot be compared: foo; os_name ~= 'a'",
+    "foo; '1' ~= platform_release": "its marker compares what cannot be compared: foo",
+    "foo; 'x' in extras": "its marker compares what cannot be compared: foo",
     "foo; " + "(" * 3000 + "os_name == 'a'" + ")" * 3000: "it has more than 2000 characters",
     "foo; " + "(" * 900 + "os_name == 'a'" + ")" * 900: "not a requirement: foo; ((((",
     "a" * 100_000: "it has more than 2000 characters",

@@ -54,6 +54,8 @@ def test_an_answer_is_read_with_care() -> None:
         {"pyyaml": ("more; extra == 'x'",)}, frozenset({"torch", "yaml"}),
     )  # fmt: skip
     assert read_answer(answer(libc=["", ""])).target.glibc_minor == 0
+    needed = ["internal", "internal; python_version > '3'", "internal; extra == 'x' or os_name == 'posix'"]
+    assert read_answer(answer(extras={"p": needed})).extras == {}
     assert read_answer(answer(packages={"../x": "1", "a/b": "1", "a\n": "1", "ok": "../../1"})).packages == {}
 
 
