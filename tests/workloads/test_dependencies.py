@@ -30,6 +30,7 @@ from glasshouse.workloads.dependencies import (
 )
 from glasshouse.workloads.wheels import Target, fetch
 from tests.install import kit
+from tests.workloads.test_requirement import TEXTS
 
 DIGEST = "a" * 64
 
@@ -287,7 +288,7 @@ OPTIONS = st.sampled_from(
 )
 
 
-@given(st.builds("{}{}{}".format, OPTIONS, st.text(max_size=60), st.sampled_from(["", ".whl", "\0"])))
+@given(st.builds("{}{}{}".format, OPTIONS, st.text(max_size=60), st.sampled_from(["", ".whl", "\0"])) | TEXTS)
 def test_no_text_ends_otherwise_than_in_a_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_bytes(text.encode())
