@@ -17,7 +17,7 @@ from glasshouse.spec import Gpu, ProjectModel
 from glasshouse.workloads.command import Command, decide, is_installed
 from glasshouse.workloads.dependencies import Dependencies, read_dependencies
 from glasshouse.workloads.folder import IGNORE_FILE, Selection, select
-from glasshouse.workloads.folder_lines import lines
+from glasshouse.workloads.folder_lines import comes_back, lines
 from glasshouse.workloads.imports import wanted
 from glasshouse.workloads.outlook import asks_for, choice_line
 
@@ -41,7 +41,8 @@ class Project:
     def lines(self) -> list[str]:
         """What goes along and what does not, and what may go wrong, for the terminal."""
         ranks = [f"starting {self.command.ranks} processes there"] if self.command.ranks > 1 else []
-        return [*lines(self.selection), *choice_line(self.needs), *ranks, *self.warnings]
+        back = comes_back(self.selection.outputs)
+        return [*lines(self.selection), back, *choice_line(self.needs), *ranks, *self.warnings]
 
 
 def look(model: ProjectModel, gpu: Gpu) -> Project:
