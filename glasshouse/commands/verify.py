@@ -92,8 +92,18 @@ def _verified(path: str, ring: Keyring, out: Path) -> Verdict:
         return check_artifact(Path(path), ring)
     place = Path(path)
     if not place.exists() and place.name == path:  # a word, and no file here: a run's id, as for `show`
-        place = pick_run(path, out).path
+        place = _run_named(path, out)
     return verify(place, ring).verdict(path)
+
+
+def _run_named(name: str, out: Path) -> Path:
+    try:
+        return pick_run(name, out).path
+    except UsageError as error:
+        if error.field != "run":
+            raise
+        remedy = f"{error.remedy}; or give a run or bundle folder, a row's file, a URL"
+        raise UsageError(error.what, field="path", value=name, remedy=remedy) from error
 
 
 def _unread(path: str, error: GlasshouseError) -> Verdict:

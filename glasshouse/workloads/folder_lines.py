@@ -25,7 +25,8 @@ def lines(selection: Selection) -> list[str]:
         left.append(f"{_counted(selection.left_out_count, selection.left_out_bytes)}{_largest(selection)}")
     if selection.environments:
         left.append(f"environments, unseen: {_listed(selection.environments)}")
-    left += [f"{shown(name)}/ (model.outputs)" for name in selection.closed if name == selection.outputs]
+    if selection.outputs in selection.closed:
+        left.append(f"{shown(selection.outputs)}/ as it is here (model.outputs)")
     if ours := tuple(name for name in selection.closed if name != selection.outputs):
         left.append(f"Glasshouse's own: {_listed(ours)}")
     if left:
