@@ -50,7 +50,7 @@ COMMANDS = {
 # What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.
 NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
 COMPOSES = {"run", "plan", "doctor", "reap"}  # what reads settings
-TAKE_COMMAND = {"run", "plan"}  # what stands behind -- is the user's own command
+TAKE_COMMAND = {"run", "plan", "doctor"}  # what stands behind -- is the user's own command
 INTERRUPTED, TERMINATED = 130, 143
 
 

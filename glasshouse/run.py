@@ -27,7 +27,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.judgement.conclusions import blocks_lost, control_line, overhead_stated
 from glasshouse.judgement.record import Record
-from glasshouse.lifecycle import finish, reap
+from glasshouse.lifecycle import collect, finish, reap
 from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
@@ -354,7 +354,12 @@ def run_sweep(
         screen.say(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
     if as_json:
         runs = [
-            {"folder": item.folder, "exitCode": item.exit_code, **parse_json(item.record.to_bytes())}
+            {
+                "folder": item.folder,
+                "exitCode": item.exit_code,
+                "exit": collect.project_exit(Path(item.folder) / "bundle"),
+                **parse_json(item.record.to_bytes()),
+            }
             for item in outcomes
         ]
         done = [asdict(cell) for cell in skipped]

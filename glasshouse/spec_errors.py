@@ -71,6 +71,11 @@ def _contradiction(message: str, values: Mapping[str, Any], typed: Mapping[str, 
     named = {word: typed.get(word, _lookup(values, word)) for word in words}
     paths = [path for path, value in named.items() if value is not _ABSENT]
     paths.sort(key=lambda path: path not in typed)
+    if len(paths) == 1:  # it contradicts nothing
+        missing = f"{paths[0]} is missing: "
+        what = "missing setting" if message.startswith(missing) else "bad value"
+        remedy = message.removeprefix(missing)
+        return UsageError(what, field=paths[0], value=show(named[paths[0]]), remedy=remedy)
     others = " and ".join(f"{path}={show(named[path])}" for path in paths[1:])
     return UsageError(
         f"setting contradicts {others}", field=paths[0], value=show(named[paths[0]]), remedy=message

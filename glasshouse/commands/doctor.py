@@ -2,6 +2,7 @@
 
   glasshouse doctor
   glasshouse doctor provider=ssh provider.host=box.example provider.user=me provider.key=~/.ssh/id_ed25519
+  glasshouse doctor model=project model.folder=DIR -- python train.py
 
 Each line that is not ok ends with its remedy. A provider's key that is set is tried by reading the list of
 machines, and never shown. The exit code is 1 when a run with the given settings could not start, else 0.

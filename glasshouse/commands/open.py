@@ -10,6 +10,7 @@ held against the digests in the leg's signed events. Tensors are written as safe
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from glasshouse.sealing.tree import INDEX_NAME, write_tree
 from glasshouse.sealing.tree_index import PIECE_PREFIX, Skipped
 from glasshouse.sealing.unpacking import CheckedOutputs, checked_outputs, unpack_outputs
 
+# What an index says of a folder of outputs that was never made (sealing/tree.py: list_folder).
+NO_FOLDER = {"path": ".", "reason": f"it cannot be listed: {os.strerror(errno.ENOENT)}"}
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
 
 
@@ -283,7 +286,10 @@ def _say_tree(said: Mapping[str, Any]) -> None:
     """Say how many files a folder has, and which of those that it had are not there, or may be torn."""
     if "skipped" not in said:
         return
-    say(f"{said['path']}: {said['files']} files, {said['bytes']} bytes")
+    say(f"{said['path']}: {said['files']} file{'' if said['files'] == 1 else 's'}, {said['bytes']} bytes")
+    if said["skipped"] == [NO_FOLDER]:
+        say("  the command left no such folder")
+        return
     for item in said["skipped"]:
         say(f"  left out on the pod: {item['path']}: {item['reason']}")
     if (more := said["skippedCount"] - len(said["skipped"])) > 0:

@@ -20,7 +20,7 @@ from typing import Any
 
 from glasshouse import config
 from glasshouse.commands.against import difference
-from glasshouse.commands.expected import FixedCost, fixed_cost, megabytes
+from glasshouse.commands.expected import FixedCost, fixed_cost
 from glasshouse.commands.needed import needed
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
@@ -28,7 +28,8 @@ from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
 from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, rental_deadline_sec
 from glasshouse.schema import Slot
-from glasshouse.spec import CloudProvider, RunSpec
+from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
+from glasshouse.workloads.folder_lines import comes_back, size_words
 from glasshouse.workloads.outlook import Outlook
 
 
@@ -168,6 +169,9 @@ def _print(cells: Sequence[Cell]) -> None:
     for number, cell in enumerate(cells):
         for line in [] if cell.needs is None else cell.needs.lines():
             say(line if len(cells) == 1 else f"cell {number} {line}")
+    models = [cell.spec.model for cell in cells]
+    for words in dict.fromkeys(comes_back(m.outputs) for m in models if isinstance(m, ProjectModel)):
+        say(words)
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
     say()
@@ -189,7 +193,7 @@ def _length(spec: RunSpec) -> str:
 def _memory_line(cell: Cell) -> str:
     """What of a project's memory is known before a machine is, and what only the machine tells."""
     known = cell.fixed_cost.payload_bytes
-    least = "all of the project's files" if known is None else f"at least {megabytes(known)} MB"
+    least = "all of the project's files" if known is None else f"at least {size_words(known)}"
     kind = cell.spec.provider.kind
     rented = isinstance(cell.spec.provider, CloudProvider)
     asked = f"{kind}'s create call has no field to ask for it, so " if rented else ""

@@ -1,15 +1,15 @@
 """Recompute a run's whole record from its evidence, offline, and say how each check came out.
 
-  glasshouse verify runs/20260101-120000-abcdef
+  glasshouse verify 20260101-120000-abcdef
   glasshouse verify runs/*/ --keys ring.json
   glasshouse verify site/research/artifacts/ROW.json
   glasshouse verify https://example.org/research/artifacts/ROW.json
 
-PATH is a run folder, a bundle folder or a published row; a URL is fetched first, with its bundle and logs. A
-PATH that cannot be read is named on stderr and the others are verified; the exit code is then 2 or 3. Keys
-come from --keys or from conf/trust and this machine, never from what is verified. A signature shows that a
-row is unchanged, not that it is true. Of a reported row only schema, arithmetic and its entry in a published
-ledger can be checked, and it says so.
+RUN is a run folder, a run's id or its beginning, a bundle folder or a published row; a URL is fetched first,
+with its bundle and logs. One that cannot be read is named on stderr and the others are verified; the exit
+code is then 2 or 3. Keys come from --keys or from conf/trust and this machine, never from what is verified.
+A signature shows that a row is unchanged, not that it is true. Of a reported row only schema, arithmetic and
+its entry in a published ledger can be checked, and it says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from glasshouse.codes import Code
 from glasshouse.commands.download import fetch_row, is_url
+from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.judgement.rules import Check
@@ -35,8 +36,12 @@ UNREAD = Code.CANNOT_BE_READ
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a run or bundle folder, a published row, a URL"
+        "paths",
+        nargs="+",
+        metavar="RUN",
+        help="a run or bundle folder, a run id or its beginning, a published row, a URL",
     )
+    parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders are (runs)")
     parser.add_argument(
         "--keys", type=Path, metavar="FILE", help="the keyring to trust instead of the default"
     )
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     results, code = [], 0
     for path in args.paths:
         try:
-            item = _verified(path, ring)
+            item = _verified(path, ring, args.out)
             code = max(code, 0 if item.ok else 1)
         except GlasshouseError as error:
             item = _unread(path, error)
@@ -79,13 +84,26 @@ def _ring(args: argparse.Namespace) -> Keyring:
     return ring
 
 
-def _verified(path: str, ring: Keyring) -> Verdict:
+def _verified(path: str, ring: Keyring, out: Path) -> Verdict:
     if is_url(path):
         with tempfile.TemporaryDirectory(prefix="glasshouse-verify-") as folder:
             return replace(check_artifact(fetch_row(path, Path(folder), ring), ring), path=path)
     if path.endswith(".json"):
         return check_artifact(Path(path), ring)
-    return verify(Path(path), ring).verdict(path)
+    place = Path(path)
+    if not place.exists() and place.name == path:  # a word, and no file here: a run's id, as for `show`
+        place = _run_named(path, out)
+    return verify(place, ring).verdict(path)
+
+
+def _run_named(name: str, out: Path) -> Path:
+    try:
+        return pick_run(name, out).path
+    except UsageError as error:
+        if error.field != "run":
+            raise
+        remedy = f"{error.remedy}; or give a run or bundle folder, a row's file, a URL"
+        raise UsageError(error.what, field="path", value=name, remedy=remedy) from error
 
 
 def _unread(path: str, error: GlasshouseError) -> Verdict:

@@ -19,20 +19,42 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
-from glasshouse.runtime.params import SAID
+from glasshouse.runtime.params import LOST, NOTHING, SAID
 from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
+from glasshouse.spec import ProjectModel
 
 MAX_OUTPUT_BYTES = 64 << 30
 LAST_LINES, LINE_CHARS = 15, 200  # of a log, as a person sees them
-_HINTS = (
+SAID_CHARS = 1000  # of a line that is ours, whose end may be what to do
+_TMP = (
+    "there is no /tmp of the job's own (no namespaces, or GLASSHOUSE_HOME or its interpreter lies in /tmp): "
+    "it may write to $TMPDIR, as tempfile does"
+)
+_GIT = (
+    ".git does not go along: what git would say can be a variable, "
+    "export GIT_COMMIT=$(git rev-parse HEAD) and 'model.env=[GIT_COMMIT]'"
+)
+_HINTS = (  # what its last lines hold, what to say of it, and whether also of one that ended well
     (
-        re.compile(r"(PermissionError(?!: \[Errno 1\])|FileNotFoundError).*'/(?!dev/shm)"),
+        re.compile(r"PermissionError(?!: \[Errno 1\]).*'/(?!dev/shm|tmp/)|FileNotFoundError.*'/(?!dev/shm)"),
         "the job reads and writes its own folder alone: what it needs from elsewhere is named in model.data",
+        False,
+    ),
+    (
+        re.compile(r"PermissionError(?!: \[Errno 1\]).*'/tmp/"),
+        _TMP,
+        False,
     ),
     (
         re.compile(r"name resolution|Connection refused|Network is unreachable|gaierror|LocalEntryNotFound"),
         "unless model.network=open is given, the job reaches no network",
+        False,
+    ),
+    (
+        re.compile(r"not a git repository|InvalidGitRepositoryError"),
+        _GIT,
+        True,
     ),
 )
 _ALTERED = "it is not what was uploaded"
@@ -80,6 +102,19 @@ def trained(events: Path) -> Result:
         if event["type"] == "trained":
             return readable(event["body"].get("result"))
     raise LegError("the events hold no result", code=Code.PROTECTED_INCOMPLETE)
+
+
+def project_exit(bundle: Path) -> dict[str, object] | None:
+    """How a run's project ended, as its bundle's events say: `{"code": 7, "signal": null, ...}`.
+
+    None: it is no project's run, or no launch of it came to that.
+    """
+    found = None
+    for events in sorted(bundle.glob("legs/*/events.jsonl")):
+        with contextlib.suppress(LegError):
+            if (how := trained(events).exit) is not None:
+                found = how.model_dump(mode="json", by_alias=True)
+    return found
 
 
 def fetch_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
@@ -162,11 +197,14 @@ def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
     if not ended.well:
         for line in theirs[-LAST_LINES:]:
             live.screen.say(f"| {line}")
-        for pattern, hint in _HINTS:
-            if any(pattern.search(line) for line in theirs[-LAST_LINES:]):
-                live.screen.warn(hint)
+    for pattern, hint, always in _HINTS:
+        if (always or not ended.well) and any(pattern.search(line) for line in theirs[-LAST_LINES:]):
+            live.screen.warn(hint)
+    if ended.out_of_time:
+        live.screen.warn(_time_over(live))
     for line in ours:
-        live.screen.say(line)
+        show = live.screen.alarm if line.startswith(LOST) else live.screen.say
+        show(line)
     found = execs(live.folder.parts / leg.file("events.jsonl"))
     if found is not None and not found.shown_none:
         live.screen.say(f"the command started {found.words} by itself, and the row says so: exec-in-leg")
@@ -176,7 +214,19 @@ def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
             f"policy={live.run.spec.policy.name} lets a command start no programs of its own (git, a "
             f"compiler, spawned workers, torch.compile): {tried} by the system call filter"
         )
-    live.screen.say(f"its files and its log are sealed for you: glasshouse open {live.folder.path}")
+    back = not any(line.startswith((NOTHING, LOST)) for line in ours)
+    what = "its files and its log are" if back else "its log is"
+    live.screen.say(f"{what} sealed for you: glasshouse open {live.folder.path}")
+
+
+def _time_over(live: LiveRun) -> str:
+    """Which time was over, by the setting: of a rental, boot and upload may have left less than that."""
+    model = live.run.spec.model
+    hours = model.max_hours if isinstance(model, ProjectModel) else None
+    if hours is None:
+        return "it was asked to end: the longest time that there is was over (model.max_hours is not given)"
+    left = ", or what was left of the rental's time," if live.run.spec.paid else ""
+    return f"it was asked to end: model.max_hours={hours:g}{left} was over"
 
 
 def last_lines(live: LiveRun, ready: Ready, leg: Leg, count: int = 3 * LAST_LINES) -> list[str]:
@@ -202,7 +252,8 @@ def last_lines(live: LiveRun, ready: Ready, leg: Leg, count: int = 3 * LAST_LINE
 
 def _printable(line: str) -> str:
     shown = "".join(char if char.isprintable() else " " for char in line.rpartition("\r")[2])
-    return shown if len(shown) <= LINE_CHARS else f"{shown[:LINE_CHARS]} ..."
+    most = SAID_CHARS if shown.startswith(SAID) else LINE_CHARS
+    return shown if len(shown) <= most else f"{shown[:most]} ..."
 
 
 def fetch_sealed(

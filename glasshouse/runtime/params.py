@@ -27,6 +27,8 @@ JOB_FILE = "project.json"  # in a project's package: what to run (runtime/projec
 WHEELS_FOLDER = ".glasshouse-wheels"  # in a project's tree: what it needs and the machine lacks
 END_FILE = "end"  # in a leg's folder: its job is to end now, with a moment to save what it has
 SAID = "glasshouse: "  # begins a line of ours in a job's log
+NOTHING = "nothing comes back: "  # begins one on a job without outputs
+LOST = "what it wrote is lost with the machine: "  # the same, where it wrote something elsewhere
 GRACE_SEC = 30.0  # that moment: from SIGTERM to SIGKILL
 
 

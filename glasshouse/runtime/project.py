@@ -16,6 +16,7 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import jobs, machine, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.execs import watch
-from glasshouse.runtime.params import JOB_FILE, SAID, WHEELS_FOLDER, LaunchParams
+from glasshouse.runtime.params import JOB_FILE, LOST, NOTHING, SAID, WHEELS_FOLDER, LaunchParams
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
 from glasshouse.runtime.run_command import Site
 from glasshouse.runtime.wheel import WheelError, unpack
@@ -165,16 +166,32 @@ def _account(place: Path, outputs: str, package: OpenedPackage, left: Tree) -> l
     files = [entry for entry in left.found.entries if entry.kind == "file"]
     size = sum(entry.nbytes for entry in files)
     said = [f"what comes back of {outputs}: {len(files)} file{'s' if len(files) != 1 else ''}, {size} bytes"]
-    if not (place / outputs).is_dir():
-        said = [f"nothing comes back: there is no folder {outputs} (model.outputs)"]
     said += [f"left out of it: {item.path}: {item.reason}" for item in left.found.skipped[:FEW]]
     if (others := left.found.skipped_count - FEW) > 0:
         said.append(f"left out of it: {others} more, which `open` names")
     sent = {entry.path: entry.mtime_us for entry in parse_index(package.files[INDEX_NAME]).entries}
+    beside = sorted(_beside(place, outputs, sent), reverse=True)
+    names = ", ".join(shown(name) for _, name in beside[:FEW])
+    names += f" and {len(beside) - FEW} more" if len(beside) > FEW else ""
+    if left.found.entries or left.found.skipped_count:
+        lost = f"written outside of {outputs}, and lost with the machine: {names}"
+        return [*said, lost] if beside else said
+    why = "nothing lies in" if (place / outputs).is_dir() else "there is no folder"
+    if not beside:
+        return [f"{NOTHING}{why} {outputs} (model.outputs)"]
+    nbytes, largest = beside[0]
+    what = f"{LOST}{names}; the largest has {nbytes} bytes. {why.capitalize()} {outputs} (model.outputs)"
+    return [f"{what}: {_remedy(largest, outputs, sent)}"]
+
+
+def _beside(place: Path, outputs: str, sent: Mapping[bytes, int]) -> Iterator[tuple[int, bytes]]:
+    """Of each file that a job wrote outside of its outputs, bytes and name.
+
+    sent: of what went along, when it was last changed (microseconds).
+    """
 
     def leave(_path: str, _reason: str) -> None: ...
 
-    beside = []
     for name, path in list_folder(place, leave):
         known = name.encode("utf-8", "surrogateescape")
         if name.startswith(f"{outputs}/") or "__pycache__" in name:
@@ -182,13 +199,17 @@ def _account(place: Path, outputs: str, package: OpenedPackage, left: Tree) -> l
         with contextlib.suppress(OSError):  # whatever lies there, the outputs are still to be sealed
             status = path.lstat()
             if stat.S_ISREG(status.st_mode) and status.st_mtime_ns // 1000 != sent.get(known):
-                beside.append(shown(known))
-    if beside:
-        more = f" and {len(beside) - FEW} more" if len(beside) > FEW else ""
-        said.append(
-            f"written outside of {outputs}, and lost with the machine: {', '.join(beside[:FEW])}{more}"
-        )
-    return said
+                yield status.st_size, known
+
+
+def _remedy(largest: bytes, outputs: str, sent: Iterable[bytes]) -> str:
+    """What lets a file come back that was written elsewhere: its topmost folder that holds nothing sent."""
+    folders = largest.split(b"/")[:-1]
+    for depth in range(1, len(folders) + 1):
+        folder = b"/".join(folders[:depth])
+        if not any(name.startswith(folder + b"/") for name in sent):
+            return f"give model.outputs={shown(folder)}"
+    return f"have it written into {outputs}/"
 
 
 def wiped(package: OpenedPackage) -> WipeReport:

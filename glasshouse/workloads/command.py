@@ -25,7 +25,8 @@ from glasshouse.workloads.folder import IGNORE_FILE, Selection
 
 FIELD: Final = launchers.FIELD
 POSSIBLE: Final = (
-    "give python FILE, python -m MODULE, torchrun, accelerate launch, or an installed command's name"
+    "give python FILE, python -m MODULE, python -c CODE, torchrun, accelerate launch, or an installed "
+    "command's name"
 )
 _PYTHON: Final = ("python", "python3")
 _OTHER_PYTHON: Final = re.compile(r"(?:.*/)?(?:python|pypy)[0-9.]*t?\Z", re.DOTALL)

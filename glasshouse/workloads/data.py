@@ -64,6 +64,11 @@ def _item(real: Path, name: str, item: str | Path) -> list[ChosenFile]:
         )
     walk = Walk(real)
     chosen = [_inner(found, real, name) for found in walk if found.is_file or found.is_link]
+    if walk.kept_closed:
+        raise UsageError(
+            "a run of Glasshouse cannot go along", field=FIELD, value=real / walk.kept_closed[0],
+            remedy="name what else is there, or what `glasshouse open` made of the run: RUN/opened/s000-1",
+        )  # fmt: skip
     if walk.unreadable:
         raise UsageError(
             "cannot look into a folder", field=FIELD, value=real / walk.unreadable[0],

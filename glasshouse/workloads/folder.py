@@ -3,8 +3,9 @@
 In a git work tree: what git tracks there, submodules' files too, as the work tree has it now. Elsewhere: all
 files but hidden ones. Besides, what matches `model.include`; never what matches `.glasshouseignore`, which is
 read at the top of the folder. Wildcards of `model.include` match no hidden name, as in a shell, and enter no
-environment, no cache and not the outputs' folder: a pattern that spells such a name takes it. `build` and
-`dist` are folders like others, for they may hold code. Folders without files do not go along.
+environment, no cache and not the outputs' folder: a pattern that spells such a name takes it. None takes the
+folder of a run of ours, which changes while it is sealed. `build` and `dist` are folders like others, for
+they may hold code. Folders without files do not go along.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Selection:
     model.include named some. outputs: the relative path where the command leaves its results. files: sorted,
     with model.data under data/. left_out_count, left_out_bytes: files that stay here, without those of
     environments, caches, `.git` and the outputs' folder; largest_left_out: at most five, the largest first.
-    environments: folders that were not looked into. secrets: chosen files that may hold a secret. notes: one
+    environments: folders that were not looked into. closed: others of these, but for caches: the outputs'
+    folder, those `apart`, and the folders of runs. secrets: chosen files that may hold a secret. notes: one
     line each, for the user.
     """
 
@@ -64,6 +66,7 @@ class Selection:
     left_out_bytes: int
     largest_left_out: tuple[LeftOut, ...]
     environments: tuple[str, ...]
+    closed: tuple[str, ...]
     secrets: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -123,7 +126,7 @@ def select(
     )
     others = [item for item in walk if item.name not in picked]
     _check_unreadable(walk, globs, rules, from_git=tracked is not None)
-    _check_patterns(top, globs, [*picked.values(), *others], rules)
+    _check_patterns(top, globs, [*picked.values(), *others], rules, walk.kept_closed)
     staying = list[Found]()
     for item in others:
         wanted = any(glob.means(item.name) for glob in globs) or (tracked is None and not _hidden(item.name))
@@ -149,6 +152,7 @@ def select(
         left_out_bytes=sum(item.size for item in left),
         largest_left_out=tuple(heapq.nlargest(LARGEST_SHOWN, left, key=lambda item: item.size)),
         environments=tuple(sorted(walk.environments)),
+        closed=tuple(sorted(walk.kept_closed)),
         secrets=tuple(file.name for file in files if may_hold_secret(file)),
         notes=tuple(_notes(files, gone, walk)),
     )
@@ -274,14 +278,19 @@ def _check_unreadable(walk: Walk, globs: Sequence[Glob], rules: IgnoreRules, *, 
             )  # fmt: skip
 
 
-def _check_patterns(top: Path, globs: Sequence[Glob], there: Sequence[Found], rules: IgnoreRules) -> None:
+def _check_patterns(
+    top: Path, globs: Sequence[Glob], there: Sequence[Found], rules: IgnoreRules, closed: Sequence[str]
+) -> None:
     for glob in globs:
         matches = [item.name for item in there if glob.means(item.name)]
         if any(not rules.leaves_out(name) for name in matches):
             continue
         remedy = f"mend the pattern, or {IGNORE_FILE}, which leaves out all that it matches"
         if not matches:
+            runs = [name for name in closed if glob.names(name)]
             remedy = _unmatched(top, glob, there)
+            if runs:
+                remedy = f"a run of Glasshouse does not go along: copy what you need out of {runs[0]}/opened"
         raise UsageError("the pattern matches nothing", field="model.include", value=glob.text, remedy=remedy)
 
 

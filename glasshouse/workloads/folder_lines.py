@@ -25,6 +25,10 @@ def lines(selection: Selection) -> list[str]:
         left.append(f"{_counted(selection.left_out_count, selection.left_out_bytes)}{_largest(selection)}")
     if selection.environments:
         left.append(f"environments, unseen: {_listed(selection.environments)}")
+    if selection.outputs in selection.closed:
+        left.append(f"{shown(selection.outputs)}/ as it is here (model.outputs)")
+    if ours := tuple(name for name in selection.closed if name != selection.outputs):
+        left.append(f"Glasshouse's own: {_listed(ours)}")
     if left:
         told.append(f"left out: {'; '.join(left)}")
     if selection.secrets:
@@ -33,6 +37,11 @@ def lines(selection: Selection) -> list[str]:
             f" (to leave one out: {IGNORE_FILE})"
         )
     return told + [f"note: {shown(note, 400)}" for note in selection.notes]
+
+
+def comes_back(outputs: str) -> str:
+    """Return the line on what of a project comes back; outputs: the folder, relative."""
+    return f"comes back: {shown(outputs)}/ (model.outputs), and nothing that it writes elsewhere"
 
 
 def _largest(selection: Selection) -> str:

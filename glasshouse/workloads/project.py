@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from glasshouse import paths
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
+from glasshouse.host import read_regular
 from glasshouse.runtime.params import JOB_FILE, WHEELS_FOLDER
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, read_tree
@@ -17,11 +19,14 @@ from glasshouse.spec import Gpu, ProjectModel
 from glasshouse.workloads.command import Command, decide, is_installed
 from glasshouse.workloads.dependencies import Dependencies, read_dependencies
 from glasshouse.workloads.folder import IGNORE_FILE, Selection, select
-from glasshouse.workloads.folder_lines import lines
+from glasshouse.workloads.folder_lines import comes_back, lines, shown
 from glasshouse.workloads.imports import wanted
 from glasshouse.workloads.outlook import asks_for, choice_line
 
 RUNS = Path("runs")
+# Where a folder of results is named, but for the command; more or larger ones are not searched for it.
+_TEXTS = (".py", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini")
+_MAX_TEXTS, _MAX_TEXT_BYTES = 2000, 1 << 20
 # What a confined job needs to be told, and what the pod decides for itself.
 _NOT_OURS = frozenset({"HOME", "TMPDIR", "PATH", "LD_PRELOAD", "LD_LIBRARY_PATH"})
 
@@ -41,7 +46,8 @@ class Project:
     def lines(self) -> list[str]:
         """What goes along and what does not, and what may go wrong, for the terminal."""
         ranks = [f"starting {self.command.ranks} processes there"] if self.command.ranks > 1 else []
-        return [*lines(self.selection), *choice_line(self.needs), *ranks, *self.warnings]
+        back = comes_back(self.selection.outputs)
+        return [*lines(self.selection), back, *choice_line(self.needs), *ranks, *self.warnings]
 
 
 def look(model: ProjectModel, gpu: Gpu) -> Project:
@@ -64,7 +70,8 @@ def look(model: ProjectModel, gpu: Gpu) -> Project:
         installed=lambda name: asks_for(needs, name) or is_installed(name),
     )
     modules = wanted(selection.files, decision.command)
-    return Project(selection, decision.command, _environment(model.env), decision.warnings, modules, needs)
+    warnings = (*decision.warnings, *_unnamed(selection, model.command))
+    return Project(selection, decision.command, _environment(model.env), warnings, modules, needs)
 
 
 def packed(
@@ -79,6 +86,30 @@ def packed(
         "outputs": project.selection.outputs,
     }
     return {JOB_FILE: canonical_json(job), INDEX_NAME: tree.index}, tree.tensors
+
+
+def _unnamed(selection: Selection, command: Sequence[str]) -> Iterable[str]:
+    """A warning where neither the command nor a source or settings file names the outputs' folder."""
+    name = re.escape(os.fsencode(selection.outputs.rpartition("/")[2]))
+    word = re.compile(rb"(?<!\w)" + name + rb"(?!\w)")
+    quoted = re.compile(rb"[\"'/]" + name + rb"[\"'/]")  # in code the bare word is a variable's, as a rule
+    if any(word.search(os.fsencode(item)) for item in command):
+        return
+    texts = [file for file in selection.files if file.link is None and not file.from_data]
+    texts = [file for file in texts if file.name.endswith(_TEXTS) and file.size <= _MAX_TEXT_BYTES]
+    if len(texts) > _MAX_TEXTS:
+        return  # not looked for, so nothing is said
+    for file in texts:
+        try:
+            text = read_regular(file.path, _MAX_TEXT_BYTES)
+        except OSError:
+            return
+        if (quoted if file.name.endswith(".py") else word).search(text):
+            return
+    yield (
+        f"neither the command nor a source or settings file names {shown(selection.outputs)}: "
+        "results that are written elsewhere are lost (model.outputs)"
+    )
 
 
 def _environment(names: Iterable[str]) -> dict[str, str]:

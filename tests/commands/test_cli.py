@@ -150,3 +150,20 @@ def test_tables_align_and_curves_are_drawn_to_scale() -> None:
     assert spark([5, 10], scale=[0, 10, 20]) == "▃▅"
     assert len(spark(list(range(1000)), width=60)) <= 60
     assert spark([]) == ""
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_one_line() -> None:
+    pressed = """
+import os, runpy, signal, sys
+
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "glasshouse.errors":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Pressed())
+sys.argv = ["glasshouse", "--help"]
+runpy.run_module("glasshouse", run_name="__main__", alter_sys=True)
+"""
+    done = python("-c", pressed)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

@@ -149,3 +149,15 @@ def test_doctor_says_what_becomes_of_a_projects_requirements(
     assert found()["requirements"]["remedy"] == "python -m ensurepip"
     (project / "requirements.txt").write_text("-e .\n")
     assert found()["project"]["state"] == "missing"
+
+
+def test_doctor_takes_the_command_behind_two_dashes(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "main.py").write_text("print(1)\n")
+    words = ["doctor", "--json", "model=project", f"model.folder={tmp_path / 'mine'}"]
+    _, out, err = call(*words, "--", "python", "main.py", "--json")
+    assert err == ""
+    found = {item["what"]: item["state"] for item in json.loads(out)["findings"]}
+    assert found["requirements"] == "ok"
+    assert "project" not in found
+    assert "give it behind --" in call(*words)[2]

@@ -239,3 +239,18 @@ def test_a_folder_of_any_size_is_opened_in_little_memory(some_run: Path, call: C
     opened = some_run / "opened" / "s001-1"
     assert {path.name: path.stat().st_size for path in opened.iterdir()} == sizes
     assert all((opened / name).read_bytes().rstrip(b"\0") == name.encode() for name in sizes)
+
+
+def test_a_folder_that_was_never_made_is_said_to_be_none(some_run: Path, call: Call, tmp_path: Path) -> None:
+    seal_folder(some_run, tmp_path / "none")
+    code, out, _ = call("open", "20260102")
+    assert code == 0
+    assert "s001-1: 0 files, 0 bytes\n  the command left no such folder\n" in out
+    assert "left out" not in out
+
+
+def test_one_file_is_one(some_run: Path, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_bytes(b"a")
+    seal_folder(some_run, tmp_path / "out")
+    assert "s001-1: 1 file, 1 bytes" in call("open", "20260102")[1]

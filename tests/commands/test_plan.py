@@ -328,5 +328,11 @@ def test_plan_says_what_memory_a_project_needs_and_what_only_the_machine_tells(
     (line,) = [line for line in out.splitlines() if line.startswith("shared memory needed: at least 3.0 MB")]
     assert line.endswith("found out there, before anything is uploaded")
     assert (f"{provider}'s create call has no field" in line) == (provider != "local")
+    assert "comes back: outputs/ (model.outputs), and nothing that it writes elsewhere\n" in out
+    (tmp_path / "project" / "large.bin").unlink()
+    out = call("plan", "model=project", *given, "model.outputs=a/b", "--", "python", "main.py")[1]
+    assert "shared memory needed: at least 9 bytes, and" in out
+    assert "comes back: a/b/ (model.outputs)" in out
     code, out, _ = call("plan", "provider=local")
     assert "shared memory" not in out
+    assert "comes back" not in out

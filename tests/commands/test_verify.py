@@ -57,3 +57,17 @@ def test_what_cannot_be_read_keeps_nothing_else_from_being_verified(some_run: Pa
     code, out, err = call("verify", *paths[:2])
     assert (code, err) == (2, f"error: {said[0]}\n")
     assert out.startswith(f"{some_run}\n")
+
+
+def test_a_run_is_found_by_its_id_as_show_finds_it(some_run: Path, call: Call) -> None:
+    by_path = json.loads(call("verify", str(some_run), "--json")[1])["runs"][0]["checks"]
+    for name in (some_run.name, "20260102", "2026-01-02-local-cpu-mlp-60s-raw-first-abcdef"):
+        code, out, err = call("verify", name, "--json")
+        assert (code, err) == (1, "")
+        (found,) = json.loads(out)["runs"]
+        assert (found["path"], found["checks"]) == (name, by_path)
+    assert call("verify", some_run.name, "--out", str(some_run.parent), "--json")[0] == 1
+    assert call("verify", "2025")[2] == (
+        "error: no such run (path=2025): `glasshouse runs` lists them; "
+        "or give a run or bundle folder, a row's file, a URL\n"
+    )

@@ -170,6 +170,14 @@ def test_an_experiment_file_cannot_lay_a_workload_of_ones_own_open(tmp_path: Pat
     assert config.load([*words, "payload=public"], conf=conf).order == "abba"
 
 
+def test_a_setting_that_is_missing_is_named_once() -> None:
+    words = ["model=project", "model.folder=.", "model.command=[python,a.py]", "provider=runpod", "gpu=h100"]
+    with pytest.raises(UsageError) as caught:
+        config.load(words)
+    said = "on a machine that is paid for, say when to stop"
+    assert caught.value.line() == f"missing setting (model.max_hours=null): {said}"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -195,7 +195,92 @@ def test_whatever_ends_it_its_files_come_back_and_its_end_is_named(
     assert "not found among the packages of the machine's Python: no_such_module_of_anybody" in err
     assert f"| {line}" in re.sub(r"\| +", "| ", err)
     assert "written outside of out, and lost with the machine: beside.txt\n" in err
+    ends = {"exit": (7, None), "kill": (None, "SIGKILL")}
+    code, name = ends.get(how, (1, None))
+    assert record["exit"] == {"code": code, "signal": name, "outOfMemory": False, "outOfTime": False}
     assert files(opened(program, folder, tmp_path / "back")) == {"saved.txt": (b"saved", False)}
+
+
+ELSEWHERE = """
+import pathlib, subprocess, sys
+place = pathlib.Path(sys.argv[1])
+place.mkdir(parents=True, exist_ok=True)
+(place / "log.txt").write_text("log")
+(place / "model.pt").write_bytes(bytes(100_000))
+print(subprocess.run(["git", "rev-parse", "HEAD"]).returncode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("runs/exp", "There is no folder out (model.outputs): give model.outputs=runs"),
+        ("src/runs", "There is no folder out (model.outputs): give model.outputs=src/runs"),
+        ("src", "There is no folder out (model.outputs): have it written into out/"),
+    ],
+)
+def test_results_in_another_folder_are_loudly_lost(
+    program: Program, tmp_path: Path, place: str, remedy: str
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": ELSEWHERE, "src/a.py": ""})
+    code, record, _, err = run(program, mine, "python", "main.py", place)
+    assert (code, record["status"], record["exit"]["code"]) == (0, "verified", 0)
+    assert "  comes back: out/ (model.outputs), and nothing that it writes elsewhere\n" in err
+    lost = f"{place}/model.pt, {place}/log.txt; the largest has 100000 bytes. {remedy}"
+    assert f"\nwhat it wrote is lost with the machine: {lost}\n" in err
+    assert "  its log is sealed for you: " in err
+    assert "its files" not in err
+    assert "  .git does not go along: what git would say can be a variable, " in err
+
+
+def test_a_folder_of_results_that_stays_empty_is_no_alarm_where_nothing_was_written(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": "import os; os.mkdir('out')"})
+    code, _, folder, err = run(program, mine, "python", "main.py")
+    assert code == 0
+    assert "  nothing comes back: nothing lies in out (model.outputs)\n" in err
+    assert "its files" not in err
+    assert program("open", str(folder)).stdout.endswith("s000-1: 0 files, 0 bytes\n")
+
+
+REFUSED = "raise PermissionError(13, 'Permission denied', '/tmp/x')"
+
+
+def test_a_tmp_that_is_not_its_own_is_explained(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": REFUSED})
+    _, _, _, err = run(program, mine, "python", "main.py")
+    assert "it may write to $TMPDIR, as tempfile does" in err
+    assert "named in model.data" not in err
+
+
+RESUMES = """
+import pathlib
+last = pathlib.Path("runs/last.txt")
+step = int(last.read_text()) if last.exists() else 0
+last.parent.mkdir(exist_ok=True)
+last.write_text(str(step + 1))
+print("entries", len(list(last.parent.iterdir())))
+"""
+
+
+def test_runs_in_the_projects_own_outputs_folder_stay_here_and_it_resumes(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": RESUMES})
+    runs = mine / "runs"
+    given = ["run", "--json", "--out", str(runs), "model=project", f"model.folder={mine}"]
+    first = program(*given, "model.outputs=runs", "--", "python", "main.py")
+    assert first.returncode == 0, first.stderr
+    back = opened(program, Path(json.loads(first.stdout)["runs"][0]["folder"]), tmp_path / "back")
+    (runs / "last.txt").write_bytes((back / "last.txt").read_bytes())
+    more = ["model.outputs=runs", "model.include=[runs/**]", "--", "python", "main.py"]
+    second = program(*given, *more)
+    assert second.returncode == 0, second.stderr
+    (before,) = [path.name for path in runs.iterdir() if path.is_dir() and path.name in first.stdout]
+    assert f"left out: Glasshouse's own: runs/{before}\n" in second.stderr
+    again = opened(program, Path(json.loads(second.stdout)["runs"][0]["folder"]), tmp_path / "again")
+    assert files(again) == {"last.txt": (b"2", False)}
 
 
 def test_fifty_megabytes_of_output_hurt_nobody(program: Program, tmp_path: Path) -> None:
@@ -252,6 +337,7 @@ def test_it_is_ended_at_the_end_of_its_time(program: Program, tmp_path: Path) ->
     assert code == 1
     assert record["exclusion"]["codes"] == ["job-failed"]
     assert "was ended at the end of its time" in err
+    assert f"it was asked to end: model.max_hours={2 / 3600:g} was over\n" in err
     assert "saved.txt" in files(opened(program, folder, tmp_path / "back"))
     how = json.loads((tmp_path / "back/s000-1-exit.json").read_text())
     assert how == {

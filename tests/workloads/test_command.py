@@ -211,6 +211,7 @@ def test_what_accelerate_hands_on_to_the_script(project: Selection) -> None:
     [
         ("", '""', "python train.py"),
         ("bash run.sh", "bash", "give python FILE"),
+        ("bash run.sh", "bash", "python -m MODULE, python -c CODE, torchrun"),
         ("sh -c 'python train.py'", "sh", "give python FILE"),
         ("make train", "make", "give python FILE"),
         ("./run.sh", "./run.sh", "give python FILE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -594,3 +595,47 @@ def test_what_is_told_without_git(project: Path) -> None:
 )
 def test_bytes_in_words(count: int, words: str) -> None:
     assert size_words(count) == words
+
+
+def a_run(place: Path, run: str = "20260102-030405-abcdef") -> Path:
+    put(place, "controller.log", "bundle/record.json", "opened/s000-1/model.pt")
+    (place / "run.json").write_text(json.dumps({"run": run, "name": f"gh-{run}-0a1b2c3d", "spec": {}}))
+    return place
+
+
+@pytest.mark.parametrize("with_git", [True, False])
+@pytest.mark.parametrize("place", ["runs/20260102-030405-abcdef", "elsewhere/kept"])
+def test_a_run_of_ours_never_goes_along_and_is_named(project: Path, place: str, with_git: bool) -> None:
+    put(project, "train.py", f"{place.partition('/')[0]}/exp/last.pt")
+    if with_git:
+        init(project)
+        git(project, "add", "train.py")
+    a_run(project / place)
+    top = place.partition("/")[0]
+    for include in ([f"{top}/**"], [f"{top}/**", "**"]):
+        found = select(project, include=include, outputs="runs", apart=[project / "runs"])
+        assert sorted(names(found)) == sorted([f"{top}/exp/last.pt", "train.py"])
+        assert found.closed == (place,)
+        assert lines(found)[1] == f"left out: Glasshouse's own: {place}"
+    with pytest.raises(UsageError, match=f"out of {place}/opened"):
+        select(project, include=[f"{place}/**"], outputs="runs", apart=[project / "runs"])
+    with pytest.raises(UsageError, match="a run of Glasshouse cannot go along"):
+        select(project, data=[(project / place).parent])
+    data = select(project, data=[project / place / "opened" / "s000-1"])
+    assert "data/s000-1/model.pt" in names(data)
+
+
+@pytest.mark.parametrize(
+    "kept", ["{", "[]", "[" * 100_000, '{"run": 1, "name": "x"}', '{"run": "a", "name": "gh-a-"}']
+)
+def test_a_run_json_of_somebody_elses_is_a_file(project: Path, kept: str) -> None:
+    put(project, "exp/lock", "exp/parts/a")
+    (project / "exp" / "run.json").write_text(kept)
+    assert names(select(project)) == ["exp/lock", "exp/parts/a", "exp/run.json"]
+
+
+def test_an_outputs_folder_that_is_there_is_named_as_left_out(project: Path) -> None:
+    put(project, "train.py", "outputs/old.pt", "runs/a")
+    assert lines(select(project, apart=[project / "runs"]))[1] == (
+        "left out: outputs/ as it is here (model.outputs); Glasshouse's own: runs"
+    )
