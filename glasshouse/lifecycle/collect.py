@@ -19,7 +19,7 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
-from glasshouse.runtime.params import SAID
+from glasshouse.runtime.params import LOST, SAID
 from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
 
@@ -166,7 +166,10 @@ def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
             if any(pattern.search(line) for line in theirs[-LAST_LINES:]):
                 live.screen.warn(hint)
     for line in ours:
-        live.screen.say(line)
+        if f"{SAID}{line}".startswith(LOST):
+            live.ending.tell(line, 0)  # last of all, where nobody overlooks it
+        else:
+            live.screen.say(line)
     found = execs(live.folder.parts / leg.file("events.jsonl"))
     if found is not None and not found.shown_none:
         live.screen.say(f"the command started {found.words} by itself, and the row says so: exec-in-leg")

@@ -27,6 +27,7 @@ JOB_FILE = "project.json"  # in a project's package: what to run (runtime/projec
 WHEELS_FOLDER = ".glasshouse-wheels"  # in a project's tree: what it needs and the machine lacks
 END_FILE = "end"  # in a leg's folder: its job is to end now, with a moment to save what it has
 SAID = "glasshouse: "  # begins a line of ours in a job's log
+LOST = f"{SAID}NOT BROUGHT BACK: "  # the same, of a file of its outputs that could not be carried
 GRACE_SEC = 30.0  # that moment: from SIGTERM to SIGKILL
 
 
