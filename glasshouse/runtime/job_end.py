@@ -14,13 +14,10 @@ import threading
 import time
 from pathlib import Path
 
-from glasshouse.runtime import jobs
 from glasshouse.runtime.channel import Channel, ChannelClosedError
-from glasshouse.runtime.params import GRACE_SEC
+from glasshouse.runtime.params import GRACE_SEC, LATE_SEC
 
 LOOK_SEC = 0.5
-# Beyond the job's own moment: its last processes are ended, its outputs listed, the machine is read again.
-LATE_SEC = jobs.STRAYS_SEC + 60.0
 
 
 class JobEnd(threading.Thread):

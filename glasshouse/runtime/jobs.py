@@ -41,7 +41,7 @@ from glasshouse.runtime.linux import (
     restrict_threads,
     scope_signals,
 )
-from glasshouse.runtime.params import GRACE_SEC
+from glasshouse.runtime.params import GRACE_SEC, STRAYS_SEC
 from glasshouse.runtime.results import JobExit
 from glasshouse.runtime.run_command import Site
 from glasshouse.runtime.steps import Board, Seen, differing
@@ -52,7 +52,6 @@ THREADS = "OMP_NUM_THREADS"
 REPORT_SEC = 2.0
 REPORT_SHARE = 0.001  # of what a job took so far: a leg has room for so many events and no more
 LOOK_SEC = 0.05
-STRAYS_SEC = 30.0  # until what a job left running is gone: a GPU's memory is given back by then
 _PID = struct.Struct("=i")
 
 
