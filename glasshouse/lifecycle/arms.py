@@ -229,7 +229,7 @@ def _let_end(
 
     Raises KeyboardInterrupt where nothing comes of that: for a further one, or where the leg does not end.
     """
-    live.screen.warn(
+    said = (
         f"{leg.label}: asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and "
         "then its outputs are fetched. Once more ends that at once, and what it has is lost"
     )
@@ -241,6 +241,7 @@ def _let_end(
 
     try:
         with once_more():
+            live.screen.warn(said)
             _on_live(live, ready, leg, lambda: ready.pod.check(ask, "asking the job to end"))
             return _followed(
                 live, ready, leg, "events.jsonl", process=process, pace=pace, take=asked, begun=log.size
