@@ -124,6 +124,7 @@ class Code(StrEnum):
     DURATION_OUT_OF_TOLERANCE = "duration-out-of-tolerance"
     STEPS_NOT_AS_PLANNED = "steps-not-as-planned"
     JOB_FAILED = "job-failed"
+    OUTPUTS_LEFT_OUT = "outputs-left-out"
     RUNTIME_NOT_ENDED = "runtime-not-ended"
     POLICY_NOT_KEPT = "policy-not-kept"
 

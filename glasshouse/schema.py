@@ -360,6 +360,7 @@ class Result(Report):
     total_cpu_sec: Seconds | None = None
     exit: JobExit | None = None  # of a project, whose command ends by itself
     weights: Weights | None = None  # of a project that counted steps
+    left_out: bool | None = None  # of a project: whether files of its outputs could not be carried
 
     @property
     def per_sec(self) -> float:

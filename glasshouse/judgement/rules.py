@@ -216,6 +216,12 @@ def _job(facts: RunFacts) -> Iterator[str]:
             yield f"{slot.name}: its command {result.exit.words}"
 
 
+def _left_out(facts: RunFacts) -> Iterator[str]:
+    for slot, result in facts.all_results:
+        if result.left_out:
+            yield f"{slot.name}: files of its outputs could not be carried, and were lost with the machine"
+
+
 def _cleanup(facts: RunFacts) -> Iterator[str]:
     release = facts.release
     if release is None:
@@ -398,6 +404,7 @@ RULES: tuple[Rule, ...] = (
     Rule(Code.DURATION_OUT_OF_TOLERANCE, _duration, no_results, skip=of_a_project),
     Rule(Code.STEPS_NOT_AS_PLANNED, _steps, no_results, skip=of_a_project),
     Rule(Code.JOB_FAILED, _job, no_results, since=OPEN, skip=of_no_project),
+    Rule(Code.OUTPUTS_LEFT_OUT, _left_out, no_results, since=OPEN, skip=of_no_project),
     Rule(Code.RUNTIME_NOT_ENDED, _ended, none_released, since=OPEN, skip=of_no_project),
     Rule(Code.POLICY_NOT_KEPT, _policy, no_policy, since=OPEN, skip=of_no_project),
 )

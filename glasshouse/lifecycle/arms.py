@@ -15,7 +15,9 @@ from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
 from glasshouse.lifecycle import collect
+from glasshouse.lifecycle.end_wait import EndWait
 from glasshouse.lifecycle.follow import EventLog, Finished, Pace, follow, on_live_connection
+from glasshouse.lifecycle.interrupts import once_more
 from glasshouse.lifecycle.leg import (
     Leg,
     Notes,
@@ -221,18 +223,36 @@ def _let_end(
     *,
     process: int,
     pace: Pace,
-    take: Callable[[bytes], None],
+    take: Callable[[bytes], list[str]],
 ) -> Ended:
-    """Ask a job to end, with a moment to save what it has; wait until it did and its outputs are sealed."""
-    live.screen.warn(
+    """Ask a job to end, with a moment to save what it has; wait until it did and its outputs are sealed.
+
+    Raises KeyboardInterrupt where nothing comes of that: for a further one, or where the leg does not end.
+    """
+    said = (
         f"{leg.label}: asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and "
-        "then its outputs are fetched"
+        "then its outputs are fetched. Once more ends that at once, and what it has is lost"
     )
     ask = ["touch", f"{leg.pod_folder}/{params.END_FILE}"]
-    _on_live(live, ready, leg, lambda: ready.pod.check(ask, "asking the job to end"))
-    return _followed(
-        live, ready, leg, "events.jsonl", process=process, pace=pace, take=take, begun=log.size
-    ).ended
+    ending = EndWait(time.monotonic())
+
+    def asked(data: bytes) -> None:
+        ending.heard(take(data), time.monotonic())
+
+    try:
+        with once_more():
+            live.screen.warn(said)
+            _on_live(live, ready, leg, lambda: ready.pod.check(ask, "asking the job to end"))
+            return _followed(
+                live, ready, leg, "events.jsonl", process=process, pace=pace, take=asked, begun=log.size
+            ).ended
+    except KeyboardInterrupt:
+        live.screen.warn(f"{leg.label}: not waiting for it; what was not sealed by now is lost")
+        raise
+    except (LegError, RemoteError) as error:
+        live.fail(error.code or Code.LEG_FAILED)
+        live.screen.warn(f"{leg.label}: {error.line()}; what was not sealed by now is lost")
+        raise KeyboardInterrupt from error
 
 
 @contextlib.contextmanager
@@ -245,7 +265,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _while_going_on(live: LiveRun, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
+def _while_going_on(live: LiveRun, take: Callable[[bytes], object]) -> Callable[[bytes], None]:
     """Take what a poll brought, unless the run's sweep is to end."""
 
     def asked(data: bytes) -> None:
@@ -275,10 +295,13 @@ def event_log(live: LiveRun, leg: Leg) -> EventLog:
 
 def _events(
     live: LiveRun, ready: Ready, leg: Leg, notes: Notes, *, log: EventLog, pace: Pace, shown: LegProgress
-) -> Callable[[bytes], None]:
-    """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them."""
+) -> Callable[[bytes], list[str]]:
+    """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them.
 
-    def take(data: bytes) -> None:
+    It returns their types.
+    """
+
+    def take(data: bytes) -> list[str]:
         if not log.open and data:
             exchange = collect.exchange(live, ready, leg)
             if exchange is not None and exchange.grant:
@@ -290,6 +313,7 @@ def _events(
         for event in events:
             pace.heard(event.type)
             shown.show(event.type, event.body)
+        return [event.type for event in events]
 
     return take
 

@@ -19,7 +19,7 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
-from glasshouse.runtime.params import LOST, NOTHING, SAID
+from glasshouse.runtime.params import LOST, NOT_CARRIED, NOTHING, SAID
 from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.spec import ProjectModel
@@ -203,6 +203,9 @@ def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
     if ended.out_of_time:
         live.screen.warn(_time_over(live))
     for line in ours:
+        if f"{SAID}{line}".startswith(NOT_CARRIED):
+            live.ending.tell(line, 0)  # last of all, where nobody overlooks it
+            continue
         show = live.screen.alarm if line.startswith(LOST) else live.screen.say
         show(line)
     found = execs(live.folder.parts / leg.file("events.jsonl"))

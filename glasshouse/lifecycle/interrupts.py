@@ -19,6 +19,31 @@ from glasshouse.lifecycle.waiting import Finishing
 from glasshouse.providers.base import Waits
 
 _LOOK_SEC = 0.5
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def once_more() -> Iterator[None]:
+    """Let a further Ctrl-C or SIGTERM end what goes on inside, as KeyboardInterrupt; the next is answered."""
+    before: list[tuple[int, Any]] = []
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.pop())
+
+    def heard(_signal: int, _frame: FrameType | None) -> None:
+        restore()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        heeded = [each for each in _ENDING if signal.getsignal(each) is not signal.SIG_IGN]
+        before += [(number, signal.getsignal(number)) for number in heeded]
+        for number in heeded:
+            signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        restore()
 
 
 class Interrupts:
@@ -36,7 +61,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _ENDING:
                 # Who ignores Ctrl-C was started so: in the background, or as one of many workers.
                 if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
                     self._before.append((number, signal.signal(number, self._heard)))

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.schema import Result, Slot, steps_words
 
-PHASES = {"measure": "measuring", "warmup": "warming up", "setup": "setting up", "job": "running"}
+PHASES = {
+    "measure": "measuring", "warmup": "warming up", "setup": "setting up",
+    "job": "running", "sealing": "sealing its outputs",
+}  # fmt: skip
 
 
 class LegView:

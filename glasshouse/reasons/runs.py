@@ -383,6 +383,12 @@ RULES: dict[Code, Reason] = {
         "a project's command ended with exit code 0",
         Place.JUDGEMENT,
     ),
+    Code.OUTPUTS_LEFT_OUT: demanded(
+        "Outputs left out",
+        "every file that a project left in its outputs' folder could be sealed for its owner; all together "
+        "may be 63 GiB",
+        Place.JUDGEMENT,
+    ),
     Code.RUNTIME_NOT_ENDED: demanded(
         "End of the job not shown",
         "wherever a project was released, its processes were reaped, its scratch folder removed and its "

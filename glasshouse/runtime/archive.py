@@ -40,6 +40,7 @@ MODULES = (
     "runtime/gpus.py",
     "runtime/guard.py",
     "runtime/harness.py",
+    "runtime/job_end.py",
     "runtime/jobs.py",
     "runtime/leg.py",
     "runtime/linux.py",

@@ -22,6 +22,7 @@ _RESULT = (
     "units", "steps", "elapsedSec", "setupSec", "warmupSec", "warmupUnits", "delayPct",
     "throughputCurve", "initialDigest", "outputDigest", "outputDiffers", "workloadDigest", "machineStart",
     "machineEnd", "cpuSec", "totalCpuSec", "device", "telemetry", "exit", "weights",
+    "leftOut",
 )  # fmt: skip
 
 

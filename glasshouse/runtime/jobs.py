@@ -1,9 +1,11 @@
 """A job's processes: its command in one child of the trainer, or in as many as its launcher is to start.
 
 They are forked, not exec'd: after an exec a process is dumpable again. They hold neither the trainer's
-channel nor the pipe of the outputs. Several are ranks: each has the environment that torchrun would give it,
-and they meet over the loopback of their own network. The first that fails ends the others, and its end is the
-job's. Where several write, their lines stand in one log as they come, as torchrun's do.
+channel nor the pipe of the outputs, and can signal each other but not the trainer, where the kernel has such
+a scope. Several are ranks: each has the environment that torchrun would give it, and they meet over the
+loopback of their own network. The first that fails ends the others, and its end is the job's. Where several
+write, their lines stand in one log as they come, as torchrun's do. When the last has ended, so has all that
+they left running: nobody writes to the outputs while they are sealed.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import contextlib
 import os
 import select
 import signal
+import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NoReturn
 
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
@@ -29,22 +33,26 @@ from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.command import Command
 from glasshouse.runtime.linux import (
     OWN_THREADS,
+    PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     SHM,
     gpu_devices,
     prctl,
     restrict_threads,
+    scope_signals,
 )
-from glasshouse.runtime.params import GRACE_SEC
+from glasshouse.runtime.params import GRACE_SEC, STRAYS_SEC
 from glasshouse.runtime.results import JobExit
 from glasshouse.runtime.run_command import Site
-from glasshouse.runtime.steps import Board, Counter, Seen, differing
+from glasshouse.runtime.steps import Board, Seen, differing
+from glasshouse.runtime.strays import kill_strays
 
 HIDES = "CUDA_VISIBLE_DEVICES"  # empty: no GPU is seen
 THREADS = "OMP_NUM_THREADS"
 REPORT_SEC = 2.0
 REPORT_SHARE = 0.001  # of what a job took so far: a leg has room for so many events and no more
 LOOK_SEC = 0.05
+_PID = struct.Struct("=i")
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Job:
 class Ended:
     """How a job ended. Times in seconds, the processor's summed over its ranks; notes are for its owner.
 
-    seen: what its first rank counted.
+    seen: what its first rank counted. strays: how many processes it left running, which were ended.
     """
 
     exit: JobExit
@@ -78,6 +86,7 @@ class Ended:
     telemetry: list[dict[str, Any]]
     notes: tuple[str, ...]
     seen: Seen
+    strays: int
 
 
 def run(
@@ -94,8 +103,9 @@ def run(
     """Run the command to its end, or to the end of its time (0.0: it has none of its own).
 
     `site`: where packages lie that came along, if any did. `watch`: called in each process, before its code.
+    No other child of this process may be running: whatever is below it at the end is ended.
 
-    Raises LegError: ranks-cannot-meet.
+    Raises LegError: ranks-cannot-meet, process-stuck where what it left running does not end.
     """
     devices = gpu_devices()
     environments = environments_of(job, shm_private=place.parent == SHM, gpus=OWN_THREADS in devices)
@@ -113,19 +123,15 @@ def run(
     began, oom_kills = time.monotonic(), _oom_kills()
     sys.stdout.flush()
     sys.stderr.flush()
-    pids = [
-        _fork(
-            _substituted(job.command, each),
-            place,
-            each,
-            channel,
-            outputs,
-            site=site,
-            counter=board.counter(rank),
-            begin=begin,
-        )
-        for rank, each in enumerate(environments)
-    ]
+
+    def work(rank: int) -> int:
+        channel.close()
+        os.close(outputs)
+        begin()
+        each = environments[rank]
+        return run_command.run(_substituted(job.command, each), place, each, site, board.counter(rank))
+
+    pids = _fork_apart([partial(work, rank) for rank in range(len(environments))])
     close_proc()
     running = _Running(pids, oom_kills)
     reported = began
@@ -139,14 +145,17 @@ def run(
                     running.end()
             elif now - running.ending >= GRACE_SEC:
                 running.kill()
-            if now - reported >= report_every(now - began):
+            if now - reported >= (report_every(now - began) if running.ending is None else REPORT_SEC):
                 reported = now
                 channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0})
             running.wait([channel.fileno()] if running.ending is None else [])
     elapsed = max(time.monotonic() - began, 1e-3)
     seen = board.read()
-    notes = (*running.notes, *_notes_on(seen))
-    return Ended(running.exit, elapsed, running.cpu_sec, telemetry.samples, notes, seen[0])
+    _reap_ended()
+    strays = kill_strays(STRAYS_SEC)
+    left = [f"ended what it left running: {strays} process{'' if strays == 1 else 'es'}"] if strays else []
+    notes = (*running.notes, *left, *_notes_on(seen))
+    return Ended(running.exit, elapsed, running.cpu_sec, telemetry.samples, notes, seen[0], strays)
 
 
 def _notes_on(seen: list[Seen]) -> list[str]:
@@ -189,36 +198,58 @@ def _substituted(command: Command, environment: Mapping[str, str]) -> Command:
     return replace(command, arguments=tuple(words))
 
 
-def _fork(
-    command: Command,
-    place: Path,
-    environment: Mapping[str, str],
-    channel: Channel,
-    outputs: int,
-    *,
-    site: Site | None,
-    counter: Counter,
-    begin: Callable[[], None],
-) -> int:
-    """Run the command in a child, in a session of its own, behind `begin`; return its pid."""
+def _fork_apart(works: Sequence[Callable[[], int]]) -> list[int]:
+    """Do each of `works` in a child, in a session of its own; return their pids. Each gives its exit code.
+
+    A process between forks them and ends, so that they have a domain of Landlock in common and become this
+    one's children, as does whatever they leave behind.
+    """
     trainer = os.getpid()
-    pid = os.fork()
-    if pid == 0:
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    read_end, write_end = os.pipe()
+    between = os.fork()
+    if between == 0:
         code = 1
         try:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != trainer:
-                os._exit(1)
-            os.setsid()
-            channel.close()
-            os.close(outputs)
-            begin()
-            code = run_command.run(command, place, environment, site, counter)
+            own = os.getpid()
+            os.close(read_end)
+            scope_signals()
+            for work in works:
+                pid = os.fork()
+                if pid == 0:
+                    _begin(work, write_end, own, trainer)
+                os.write(write_end, _PID.pack(pid))
+            code = 0
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
             traceback.print_exc()
         finally:
             os._exit(code)
-    return pid
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as stream:
+        said = stream.read()  # to its end: each is in its session by then, and can be told to end
+    _, status = os.waitpid(between, 0)
+    if status != 0 or len(said) != _PID.size * len(works):
+        kill_strays(STRAYS_SEC)
+        raise LegError("the job's processes could not be started", code=Code.RUNTIME_ERROR)
+    return [pid for (pid,) in _PID.iter_unpack(said)]
+
+
+def _begin(work: Callable[[], int], started: int, between: int, trainer: int) -> NoReturn:
+    """Do `work` in this child of `between`, once it is one of `trainer`, and never return."""
+    code = 1
+    try:
+        os.setsid()
+        os.close(started)
+        while os.getppid() == between:
+            time.sleep(0.001)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == trainer:
+            code = work()
+    except BaseException:  # noqa: BLE001 -- as in the process between
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 class _Running:
@@ -250,7 +281,7 @@ class _Running:
             if rank in self._watched:
                 os.close(self._watched.pop(rank))
             self.cpu_sec += usage.ru_utime + usage.ru_stime
-            # The rest of its session's group. What left that, the supervisor ends.
+            # The rest of its session's group. What left that is ended when the last of them has.
             _signal(pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(status)
             if code:
@@ -296,6 +327,13 @@ class _Running:
             out_of_memory=self._out_of_memory,
             out_of_time=self.late,
         )
+
+
+def _reap_ended() -> None:
+    """Take note of what became ours and has ended by itself: nobody had to end that."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _words(code: int) -> str:

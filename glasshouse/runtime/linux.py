@@ -47,6 +47,7 @@ _FS_REFER = 1 << 13  # ABI 2
 _FS_TRUNCATE = 1 << 14  # ABI 3
 _FS_IOCTL_DEV = 1 << 15  # ABI 5
 _FS_RESOLVE_UNIX = 1 << 16  # ABI 9
+_SCOPES_ABI = 6  # Linux 6.12
 _SCOPE_ABSTRACT_UNIX_SOCKET = 1 << 0  # ABI 6
 _SCOPE_SIGNAL = 1 << 1  # ABI 6
 
@@ -209,6 +210,19 @@ def restrict_threads(write: Iterable[Path], devices: Iterable[Path]) -> bool:
     return abi > 0 and _restrict(abi, _write_rights(abi), write, (), devices, scoped=False)
 
 
+def scope_signals() -> bool:
+    """Let this process and its later children signal each other, and nobody else, for good.
+
+    Its ancestors, outside, may signal them as before. False where the kernel has no such scope (below ABI 6).
+    """
+    abi = landlock_abi()
+    if abi < _SCOPES_ABI:
+        return False
+    # Beneath a ruleset that does not know of them, moves from folder to folder are forbidden, all of them.
+    _restrict_to(struct.pack("=QQQ", _FS_REFER, 0, _SCOPE_SIGNAL), _FS_REFER)
+    return True
+
+
 def refuse_programs() -> bool:
     """Let this process and its later children start no program that lies in a file system, for good.
 
@@ -219,18 +233,22 @@ def refuse_programs() -> bool:
         return False
     # A ruleset that does not know of moves from folder to folder forbids them all (landlock(7), REFER).
     moving = _FS_REFER if abi >= 2 else 0
-    attribute = struct.pack("=Q", _FS_EXECUTE | moving)
+    _restrict_to(struct.pack("=Q", _FS_EXECUTE | moving), moving)
+    return True
+
+
+def _restrict_to(attribute: bytes, everywhere: int) -> None:
+    """Restrict this process by a ruleset in which `everywhere` are the only rights that anything has."""
     ruleset = _syscall(
         _SYS_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint32(0)
     )
     try:
-        if moving:
-            _allow(ruleset, Path("/"), moving)
+        if everywhere:
+            _allow(ruleset, Path("/"), everywhere)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         _syscall(_SYS_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
-    return True
 
 
 def _write_rights(abi: int) -> int:

@@ -29,7 +29,11 @@ END_FILE = "end"  # in a leg's folder: its job is to end now, with a moment to s
 SAID = "glasshouse: "  # begins a line of ours in a job's log
 NOTHING = "nothing comes back: "  # begins one on a job without outputs
 LOST = "what it wrote is lost with the machine: "  # the same, where it wrote something elsewhere
+NOT_CARRIED = f"{SAID}NOT BROUGHT BACK: "  # the same, of a file of its outputs that could not be carried
 GRACE_SEC = 30.0  # that moment: from SIGTERM to SIGKILL
+STRAYS_SEC = 30.0  # until what a job left running is gone: a GPU's memory is given back by then
+# Beyond its moment, until its trainer says what became of it: its outputs are listed, the machine read again.
+LATE_SEC = STRAYS_SEC + 60.0
 
 
 @dataclass(frozen=True)

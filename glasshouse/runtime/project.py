@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,22 @@ from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import jobs, machine, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.execs import watch
-from glasshouse.runtime.params import JOB_FILE, LOST, NOTHING, SAID, WHEELS_FOLDER, LaunchParams
+from glasshouse.runtime.params import (
+    JOB_FILE,
+    LOST,
+    NOT_CARRIED,
+    NOTHING,
+    SAID,
+    WHEELS_FOLDER,
+    LaunchParams,
+)
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
 from glasshouse.runtime.run_command import Site
 from glasshouse.runtime.wheel import WheelError, unpack
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import give_back
 from glasshouse.sealing.tree import INDEX_NAME, Tree, list_folder, parse_index, read_tree, write_tree
-from glasshouse.sealing.tree_index import shown
+from glasshouse.sealing.tree_index import Skipped, as_path, shown
 
 FOLDER = "project"  # in the scratch folder, as are the next two
 SITE, PROGRAMS = "site", "programs"  # what came along as wheels: modules, and what they let one call by name
@@ -45,8 +53,10 @@ INDEX_DOMAIN = "glasshouse/project-outputs/v1"
 
 def work(
     launch: LaunchParams, package: OpenedPackage, channel: Channel, *, scratch: Path, outputs: int, execs: int
-) -> None:
+) -> int:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
+
+    Returns how many processes it left running, which were ended before.
 
     `execs`: of the socket by which the supervisor counts the programs that it starts (execs.watch).
 
@@ -74,7 +84,7 @@ def work(
         job, place, site, channel, outputs,
         watch=partial(watch, execs, refuse=launch.refuse_execs), seconds=launch.job_sec, on_gpu=on_gpu,
     )  # fmt: skip
-    left = _left(place / job.outputs)
+    left, lost = found_in(place / job.outputs)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(
         unit="job",
@@ -103,10 +113,15 @@ def work(
         telemetry=ended.telemetry,
         exit=ended.exit,
         weights=ended.seen.weights(salt),
+        left_out=bool(lost),
     )
     channel.send("trained", {"result": result})
-    for line in [*ended.notes, *_account(place, job.outputs, package, left)]:
+    for line in [*ended.notes, *_account(place, job.outputs, package, left, lost)]:
         print(f"{SAID}{line}", flush=True)  # noqa: T201  the sealed log, whose end the owner is shown
+    for name in lost[:FEW]:
+        print(f"{NOT_CARRIED}{name.path}: {name.reason}", flush=True)  # noqa: T201
+    if len(lost) > FEW:
+        print(f"{NOT_CARRIED}{len(lost) - FEW} more files", flush=True)  # noqa: T201
     began = time.monotonic()
     sealed = sealer.seal_tree_in_child(
         outputs,
@@ -115,8 +130,14 @@ def work(
         context=launch.sealed_under,
         extra={"exit.json": canonical_json(_exit_file(ended.exit, ended.seen.steps))},
         padded=launch.private,
+        goes_on=partial(_report_sealing, channel, began),
     )
     channel.send("sealed-outputs", {**record_json(sealed), "sealSec": round(time.monotonic() - began, 6)})
+    return ended.strays
+
+
+def _report_sealing(channel: Channel, began: float) -> None:
+    channel.send("progress", {"phase": "sealing", "elapsedSec": time.monotonic() - began, "units": 0})
 
 
 def _exit_file(how: JobExit, steps: int | None) -> dict[str, Any]:
@@ -153,29 +174,44 @@ def _installed(wheels: Path, scratch: Path) -> Site | None:
     return site
 
 
-def _left(folder: Path) -> Tree:
-    """What a job left as its outputs, by name, size and time; what cannot be carried is left out."""
+def found_in(folder: Path, *, max_bytes: int = sealer.MAX_TREE_BYTES) -> tuple[Tree, list[Skipped]]:
+    """What a job left as its outputs, by name, size and time, as the sealer will find it; and what is lost.
 
-    def leave(_path: str, _reason: str) -> None: ...
+    Nobody may write there any more. What cannot be carried is left out. Lost is what has contents among that:
+    files, the largest first where all are more than `max_bytes`, and folders that cannot be listed.
+    """
+    unlisted, lost = list[Skipped](), list[Skipped]()
+    files = list(list_folder(folder, lambda *odd: unlisted.append(Skipped(*odd)))) if folder.is_dir() else []
+    places = {shown(as_path(name)): place for name, place in files}
 
-    return read_tree(list_folder(folder, leave) if folder.is_dir() else (), on_odd=leave)
+    def leave(path: str, reason: str) -> None:
+        place = places.get(path)
+        with contextlib.suppress(OSError):
+            if place is None or stat.S_ISREG(place.lstat().st_mode):
+                lost.append(Skipped(path, reason))
+
+    tree = read_tree(files, on_odd=leave, skipped=unlisted, max_bytes=max_bytes)
+    return tree, [*lost, *unlisted]
 
 
-def _account(place: Path, outputs: str, package: OpenedPackage, left: Tree) -> list[str]:
-    """What comes back and what does not, in words for the owner."""
+def _account(
+    place: Path, outputs: str, package: OpenedPackage, left: Tree, lost: Collection[Skipped]
+) -> list[str]:
+    """What comes back and what does not, in words for the owner; `lost` is said apart."""
     files = [entry for entry in left.found.entries if entry.kind == "file"]
     size = sum(entry.nbytes for entry in files)
     said = [f"what comes back of {outputs}: {len(files)} file{'s' if len(files) != 1 else ''}, {size} bytes"]
-    said += [f"left out of it: {item.path}: {item.reason}" for item in left.found.skipped[:FEW]]
-    if (others := left.found.skipped_count - FEW) > 0:
+    odd = [item for item in left.found.skipped if item not in lost]
+    said += [f"left out of it: {item.path}: {item.reason}" for item in odd[:FEW]]
+    if (others := left.found.skipped_count - len(lost) - FEW) > 0:
         said.append(f"left out of it: {others} more, which `open` names")
     sent = {entry.path: entry.mtime_us for entry in parse_index(package.files[INDEX_NAME]).entries}
     beside = sorted(_beside(place, outputs, sent), reverse=True)
     names = ", ".join(shown(name) for _, name in beside[:FEW])
     names += f" and {len(beside) - FEW} more" if len(beside) > FEW else ""
     if left.found.entries or left.found.skipped_count:
-        lost = f"written outside of {outputs}, and lost with the machine: {names}"
-        return [*said, lost] if beside else said
+        elsewhere = f"written outside of {outputs}, and lost with the machine: {names}"
+        return [*said, elsewhere] if beside else said
     why = "nothing lies in" if (place / outputs).is_dir() else "there is no folder"
     if not beside:
         return [f"{NOTHING}{why} {outputs} (model.outputs)"]

@@ -89,6 +89,8 @@ class LegResult:
     telemetry: Sequence[Mapping[str, Any]]  # machine.Telemetry
     exit: JobExit | None = field(default=None, metadata=_OPTIONAL)  # of a project, as is the next
     weights: Weights | None = field(default=None, metadata=_OPTIONAL)  # where it counted steps
+    # Of a project: whether files of its outputs could not be carried, too large ones as a rule.
+    left_out: bool | None = field(default=None, metadata=_OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from glasshouse.sealing.tree import CANNOT_READ, INDEX_NAME, PIECE_BYTES, list_f
 from glasshouse.sealing.tree_index import Skipped, as_path, shown
 
 MAX_TREE_BYTES = 63 << 30  # sealed and padded, it is less than the 64 GiB that the controller fetches
+MAX_REPORT_BYTES = 1 << 16
+BEAT_SEC = 2.0
+_BEAT = b"."  # begins no JSON
 TREE_TRIES = 3  # how often a folder is looked at anew because something changed it while it was read
 
 
@@ -49,7 +53,7 @@ def seal_in_child(
         keep.append((tensor, host))
         views.append((TensorSpec(name, harness.dtype_name(host), tuple(host.shape)), view))
 
-    def seal(out: Sink) -> SealedOutputs:
+    def seal(out: Sink, _beat: Callable[[], None]) -> SealedOutputs:
         return seal_outputs(
             out, owner_public=owner_public, context=context, files={}, tensors=iter(views), padded=padded
         )
@@ -71,14 +75,16 @@ def seal_tree_in_child(
     only: Callable[[str], bool] | None = None,
     max_bytes: int = MAX_TREE_BYTES,
     padded: bool = False,
+    goes_on: Callable[[], None] | None = None,
 ) -> SealedOutputs:
     """Seal what lies under `folder` as `seal_tree` does, in a forked child, written to `descriptor`.
 
+    `goes_on` is called here now and then while it does, and only then: at most every BEAT_SEC.
     Raises LegError(Code.SEALING_FAILED) when it does not end well. Whoever may still write there had better
     be killed before.
     """
 
-    def seal(out: Sink) -> SealedOutputs:
+    def seal(out: Sink, beat: Callable[[], None]) -> SealedOutputs:
         return seal_tree(
             out,
             folder,
@@ -88,9 +94,10 @@ def seal_tree_in_child(
             only=only,
             max_bytes=max_bytes,
             padded=padded,
+            beat=beat,
         )
 
-    return _in_child(descriptor, seal)
+    return _in_child(descriptor, seal, goes_on)
 
 
 def seal_tree(
@@ -104,6 +111,7 @@ def seal_tree(
     piece_bytes: int = PIECE_BYTES,
     max_bytes: int = MAX_TREE_BYTES,
     padded: bool = False,
+    beat: Callable[[], None] = lambda: None,
 ) -> SealedOutputs:
     """Seal what lies under `folder` to the owner's public key; one odd file spoils nothing.
 
@@ -122,6 +130,7 @@ def seal_tree(
         piece_bytes: as `read_tree`.
         max_bytes: as `read_tree`: a file that is too large is left out, and not everything with it.
         padded: as `seal_package`.
+        beat: called for each piece that was read.
 
     Raises:
         SealError: as `seal_outputs`, for what is wrong with `extra`, the key or the context.
@@ -140,6 +149,7 @@ def seal_tree(
             changed=changed,
             given_up=given_up if turn == TREE_TRIES else (),
             padded=padded,
+            beat=beat,
         )
         if not seen:
             break
@@ -157,6 +167,7 @@ def _prepared(
     changed: Mapping[str, str],
     given_up: Collection[str],
     padded: bool,
+    beat: Callable[[], None],
 ) -> tuple[PreparedPackage, dict[str, str]]:
     """Look at a folder and read it once; return also what changed meanwhile, and how."""
     skipped = list[Skipped]()
@@ -179,12 +190,46 @@ def _prepared(
         piece_bytes=piece_bytes,
         max_bytes=max_bytes,
     )
-    package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tree.tensors, extra={}, padded=padded)
+    tensors = _Beating(tree.tensors, beat)
+    package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tensors, extra={}, padded=padded)
     return package, dict(seen)
 
 
-def _in_child(descriptor: int, seal: Callable[[Sink], SealedOutputs]) -> SealedOutputs:
-    """Call `seal` in a forked child with `descriptor` to write to, which is closed here."""
+class _Beating:
+    """What is gone through, once or more; `beat` is called for each piece of it."""
+
+    def __init__(self, pieces: Iterable[tuple[TensorSpec, memoryview]], beat: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._beat = beat
+
+    def __iter__(self) -> Iterator[tuple[TensorSpec, memoryview]]:
+        for piece in self._pieces:
+            self._beat()
+            yield piece
+
+
+class _Beats:
+    """Writes one byte to a pipe, at most every BEAT_SEC."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= BEAT_SEC:
+            self._last = now
+            os.write(self._descriptor, _BEAT)
+
+
+def _in_child(
+    descriptor: int,
+    seal: Callable[[Sink, Callable[[], None]], SealedOutputs],
+    goes_on: Callable[[], None] | None = None,
+) -> SealedOutputs:
+    """Call `seal` in a forked child with `descriptor` to write to, which is closed here, and what it calls
+    while it goes on.
+    """
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -193,7 +238,7 @@ def _in_child(descriptor: int, seal: Callable[[Sink], SealedOutputs]) -> SealedO
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             os.close(read_end)
             with os.fdopen(descriptor, "wb", closefd=False) as out:
-                report = seal(out)
+                report = seal(out, _Beats(write_end))
             os.write(write_end, json.dumps(asdict(report)).encode())
             code = 0
         except BaseException:  # noqa: BLE001 -- a forked child must never unwind into its parent's frames
@@ -202,8 +247,12 @@ def _in_child(descriptor: int, seal: Callable[[Sink], SealedOutputs]) -> SealedO
             os._exit(code)
     os.close(write_end)
     os.close(descriptor)
-    with os.fdopen(read_end, "rb") as stream:
-        data = stream.read(1 << 16)
+    data = b""
+    with os.fdopen(read_end, "rb", buffering=0) as stream:
+        while len(data) < MAX_REPORT_BYTES and (part := stream.read(MAX_REPORT_BYTES)):
+            if goes_on is not None and part.startswith(_BEAT):
+                goes_on()
+            data += part.lstrip(_BEAT)
     _, status = os.waitpid(pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise LegError("the sealer did not end well", code=Code.SEALING_FAILED)

@@ -14,13 +14,13 @@ from glasshouse.errors import LegError
 STRAY_TIMEOUT_SEC = 10.0
 
 
-def kill_strays() -> int:
+def kill_strays(timeout: float = STRAY_TIMEOUT_SEC) -> int:
     """Kill and reap everything below this subreaper; return how many there were.
 
     A workload may have started processes that outlive it, with its data in their memory. Raises
-    LegError(Code.PROCESS_STUCK) where one does not end in STRAY_TIMEOUT_SEC.
+    LegError(Code.PROCESS_STUCK) where one does not end in `timeout` seconds.
     """
-    deadline = time.monotonic() + STRAY_TIMEOUT_SEC
+    deadline = time.monotonic() + timeout
     reaped = 0
     while time.monotonic() < deadline:
         try:

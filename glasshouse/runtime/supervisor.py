@@ -10,7 +10,6 @@ torch, no payload key.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -37,6 +36,7 @@ from glasshouse.runtime import custodian, machine
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.exec_watch import ExecWatch
+from glasshouse.runtime.job_end import JobEnd
 from glasshouse.runtime.leg import LegState, OutputDrain, drain_log, end
 from glasshouse.runtime.linux import (
     PR_SET_CHILD_SUBREAPER,
@@ -56,7 +56,6 @@ from glasshouse.sealing.memory import overwrite
 
 STEP_TIMEOUT_SEC = 120.0
 MAX_NEEDLES = 64
-END_LOOK_SEC = 0.5
 MAX_EVENTS = 200_000  # four days of progress; the controller reads no more than 64 MiB of them
 
 
@@ -163,12 +162,20 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     leg.children.discard(pid)
     custodian_channel.close()
 
-    wiped, sealed = _train(leg, trainer_channel, outputs)
+    ender = JobEnd(leg.folder / END_FILE, trainer_channel, trainer_pid, launch.job_sec)
+    try:
+        wiped, sealed, ended_before = _train(leg, trainer_channel, outputs, ender)
+    except ChannelClosedError as error:
+        if ender.gave_up:
+            raise LegError("the trainer did not end its job", code=Code.PROCESS_STUCK) from error
+        raise
+    finally:
+        ender.stop()
     leg.peers.forget("trainer")
     leg.exits["trainer"] = _reap(trainer_pid)
     leg.children.discard(trainer_pid)
     # Whatever the workload left running holds its data, too, and keeps the log open.
-    strays = kill_strays()
+    strays = ended_before + kill_strays()
     log_drain.join(timeout=STEP_TIMEOUT_SEC)
     trainer_channel.close()
     shutil.rmtree(leg.scratch, ignore_errors=True)
@@ -278,10 +285,14 @@ def _claims(leg: LegState, kem_public: bytes, challenge: Challenge) -> Claims:
 
 
 class _Trained(NamedTuple):
-    """What a trainer said it overwrote, and which outputs it had sealed: JSON objects, as it said them."""
+    """What a trainer said it overwrote, and which outputs it had sealed: JSON objects, as it said them.
+
+    strays: how many processes that its job left running it had ended.
+    """
 
     wiped: dict[str, Any]
     sealed: dict[str, Any]
+    strays: int
 
 
 def _unseal(leg: LegState, channel: Channel, scanned: Scannable | None, released: Released) -> int:
@@ -320,7 +331,7 @@ def _unseal(leg: LegState, channel: Channel, scanned: Scannable | None, released
     return trainer_pid
 
 
-def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
+def _train(leg: LegState, channel: Channel, outputs: OutputDrain, ender: JobEnd) -> _Trained:
     scanned = _scanned("trainer", channel, leg)
     channel.send("go")
     body = channel.expect("hardened", STEP_TIMEOUT_SEC).body
@@ -331,8 +342,6 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
     sealed: dict[str, Any] = {}
     needles = leg.live_needles
     began = 0.0
-    over = threading.Event()
-    ender = threading.Thread(target=_pass_on_end, args=(leg.folder / END_FILE, channel, over), daemon=True)
     if leg.launch.job:
         ender.start()
     while True:
@@ -341,9 +350,9 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
             if leg.events is not None and leg.events.count >= MAX_EVENTS:
                 raise LegError("the leg reports without end", code=Code.TOO_MANY_EVENTS)
             leg.event(kind, body)
-            if kind == "trained" and leg.launch.job:
-                over.set()
-                ender.join()  # nobody else speaks to the trainer from here on
+            ender.begun()
+            if kind == "trained":
+                ender.stop()  # nobody else speaks to the trainer from here on, nor runs beside it
         elif kind == "sealed-outputs":
             began = time.monotonic()
             size, digest = int(body["bytes"]), str(body["ciphertextSha256"])
@@ -354,6 +363,7 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
         elif kind == "needle" and len(needles) < MAX_NEEDLES:
             needles.append(Needle(f"{body['class']}@{body['where']}", raw))
         elif kind == "needles-done":
+            strays = body.get("strays", 0)
             break
         elif kind == "failed":
             raise LegError("the trainer failed", code=failure_code(body))
@@ -374,16 +384,7 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain) -> _Trained:
     leg.needles += [_summary(needles, klass) for klass in dict.fromkeys(needle.klass for needle in needles)]
     channel.send("exit")
     leg.timings["zeroizeSec"] = round(time.monotonic() - began, 6)
-    return _Trained(wiped, sealed)
-
-
-def _pass_on_end(path: Path, channel: Channel, over: threading.Event) -> None:
-    """Tell the trainer, once, when whoever follows the leg has asked for its end."""
-    while not over.wait(END_LOOK_SEC):
-        if path.exists():
-            with contextlib.suppress(ChannelClosedError):
-                channel.send("end")
-            return
+    return _Trained(wiped, sealed, strays if type(strays) is int and strays > 0 else 0)
 
 
 def _summary(needles: list[Needle], klass: str) -> NeedleReport:

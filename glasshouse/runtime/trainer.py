@@ -92,10 +92,10 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
             raise LegError("the supervisor is gone", code=Code.RUNTIME_ERROR)
         scratch = _confine(plumbing, launch, channel)
         if launch.job:
-            project.work(
+            strays = project.work(
                 launch, package, channel, scratch=scratch, outputs=plumbing.outputs, execs=plumbing.execs
             )
-            channel.send("needles-done")
+            channel.send("needles-done", {"strays": strays})
             _await(channel, "wipe")
             channel.send("wiped", project.wiped(package))
             _await(channel, "exit")

@@ -329,6 +329,56 @@ def test_ctrl_c_lets_it_save_and_brings_that_home(program: Program, tmp_path: Pa
     assert program.pods() == []
 
 
+DEAF = """
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path("out").mkdir()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_ctrl_c_once_more_does_not_wait_for_a_job_that_does_not_end(program: Program, tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"main.py": DEAF})
+    process = program.start(*words(mine, program), "python", "main.py")
+    assert process.stderr is not None
+    seen = ""
+    for word in ("running", "asking the command to end"):
+        while word not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    assert "not waiting for it; what was not sealed by now is lost" in err
+    record = json.loads(out)["runs"][0]
+    assert "interrupted" in record["exclusion"]["codes"]
+    assert program.pods() == []
+
+
+LARGE = """
+import pathlib
+out = pathlib.Path("out")
+out.mkdir()
+(out / "metrics.json").write_text("{}")
+with (out / "big.ckpt").open("wb") as large:
+    large.truncate(65 << 30)  # of holes
+"""
+
+
+def test_what_is_too_large_to_come_back_is_said_last_and_excludes_the_row(
+    program: Program, tmp_path: Path
+) -> None:
+    mine = project(tmp_path / "mine", {"main.py": LARGE})
+    code, record, folder, err = run(program, mine, "python", "main.py")
+    assert (code, record["exclusion"]["codes"]) == (1, ["outputs-left-out"])
+    assert "what comes back of out: 1 file, 2 bytes" in err
+    lost = "NOT BROUGHT BACK: big.ckpt: all files together would be more than 67645734912 bytes"
+    assert err.count(lost) == 1
+    assert err.index(lost) > err.index("releasing the allocation")
+    assert files(opened(program, folder, tmp_path / "back")) == {"metrics.json": (b"{}", False)}
+
+
 def test_it_is_ended_at_the_end_of_its_time(program: Program, tmp_path: Path) -> None:
     mine = project(tmp_path / "mine", {"main.py": LOOP})
     code, record, folder, err = run(

@@ -262,6 +262,7 @@ FIRES: list[tuple[str, Build]] = [
     ("job-failed", lambda: project(code=None, signal="SIGKILL", out_of_memory=True)),
     ("job-failed", lambda: project(out_of_time=True)),
     ("job-failed", lambda: with_result(project(), 0, exit=None)),
+    ("outputs-left-out", lambda: with_result(project(), 0, left_out=True)),
     ("runtime-not-ended", lambda: with_lifecycle(project(), 0, zeroization=zeroization())),
     ("runtime-not-ended", lambda: with_lifecycle(project(), 0, zeroization=None)),
     ("policy-not-kept", lambda: strict(hardened=Hardened(reads="none"))),

@@ -144,6 +144,55 @@ def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not alive(helper), 5, "the helper's end")
 
 
+LEAVES = """
+import os, pathlib, time
+pathlib.Path("out").mkdir()
+if os.fork() == 0:
+    os.setsid()  # neither its session nor its parent's end ends it
+    if os.fork():
+        os._exit(0)
+    pathlib.Path("left").write_text(str(os.getpid()))
+    for number in range(1_000_000):
+        pathlib.Path("out/model.bin").write_text(str(number))
+while not os.path.exists("out/model.bin"):
+    time.sleep(0.01)
+"""
+
+
+def test_what_left_its_session_has_ended_before_outputs_are_taken(tmp_path: Path) -> None:
+    ended = run(tmp_path, job(count=1), script=LEAVES)
+    assert not alive(int((tmp_path / "left").read_text()))
+    assert (ended["code"], ended["notes"]) == (0, ["ended what it left running: 1 process"])
+
+
+REACHES = """
+import os, pathlib, signal, time
+rank = int(os.environ["RANK"])
+pathlib.Path(f"pid{rank}").write_text(str(os.getpid()))
+while not os.path.exists(f"pid{1 - rank}") or not pathlib.Path(f"pid{1 - rank}").read_text():
+    time.sleep(0.01)
+found = []
+for pid in (int(pathlib.Path(f"pid{1 - rank}").read_text()), os.getppid()):
+    try:
+        os.kill(pid, 0)
+        found.append("reached")
+    except PermissionError:
+        found.append("refused")
+pathlib.Path(f"found{rank}").write_text(" ".join(found))
+while not os.path.exists(f"found{1 - rank}") and not os.path.exists(f"out/found{1 - rank}"):
+    time.sleep(0.01)
+os.rename(f"found{rank}", f"out/found{rank}")
+"""
+
+
+@pytest.mark.skipif(linux.landlock_abi() < 6, reason="the kernel has no scope for signals")
+def test_ranks_can_signal_each_other_and_not_who_seals_their_outputs(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    ended = run(tmp_path, job(), script=REACHES)
+    assert ended["code"] == 0  # a move from folder to folder is as free as before
+    assert {(tmp_path / "out" / f"found{rank}").read_text() for rank in range(2)} == {"reached refused"}
+
+
 @pytest.mark.train
 def test_an_argument_may_name_the_rank_as_with_torchrun(tmp_path: Path) -> None:
     from torch.distributed.elastic.utils.api import macros
