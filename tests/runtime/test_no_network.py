@@ -464,7 +464,9 @@ def test_streams_of_pairs_work_and_memory_of_its_own_is_read(mode: Mode) -> None
 
 @every_mode
 def test_no_capability_is_left(mode: Mode) -> None:
-    """Root's own change others' files without opening them, and machine and processes besides. Who makes a user namespace has all of them in it, and so would every program that it starts."""
+    """Root's own change others' files without opening them. Who makes a user namespace has all of them in it,
+    and so would every program that it starts.
+    """
 
     def work(_: Confinement) -> Any:
         lines = Path("/proc/self/status").read_text().splitlines()
