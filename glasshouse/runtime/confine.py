@@ -212,7 +212,7 @@ def changeable(
     found = []
     if rooted:
         found = [place for place, options in mounts() if "ro" not in options and not _beneath(place, left)]
-    for path in (one for one in visible if not _beneath(one, left)):
+    for path in (one for one in existing(visible) if not _beneath(one, left)):
         state = path.stat()
         tries: list[Callable[[], None]] = []
         if rooted:

@@ -96,23 +96,19 @@ def mounts() -> list[tuple[Path, frozenset[str]]]:
 def _restrict(target: Path, flags: int, *, beneath: bool = True) -> None:
     """Put flags on a mount, and on all those beneath it, besides those that they have."""
     attribute = struct.pack("=QQQQ", flags, 0, 0, 0)  # struct mount_attr
-    if (
-        _libc.syscall(
-            ctypes.c_long(_SYS_MOUNT_SETATTR),
-            ctypes.c_int(_AT_FDCWD),
-            os.fsencode(target),
-            ctypes.c_uint(_AT_RECURSIVE if beneath else 0),
-            attribute,
-            ctypes.c_size_t(len(attribute)),
-        )
-        == 0
-    ):
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(_AT_RECURSIVE if beneath else 0),
+        attribute,
+        ctypes.c_size_t(len(attribute)),
+    )
+    if result == 0:
         return
-    if ctypes.get_errno() not in (
-        errno.ENOSYS,
-        errno.EPERM,
-    ):  # EPERM: a container's filter knows no such call
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+    number = ctypes.get_errno()
+    if number not in (errno.ENOSYS, errno.EPERM):  # EPERM: of a container's filter that knows no such call
+        raise OSError(number, os.strerror(number), str(target))
     for place, options in mounts():
         if place == target or (beneath and place.is_relative_to(target)):
             kept = sum(_OPTIONS.get(option, 0) for option in options)
