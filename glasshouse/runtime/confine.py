@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from glasshouse.runtime.linux import (
     private_shm,
     restrict_access,
 )
-from glasshouse.runtime.namespaces import CLONE_NEWNET, loopback_up, own_namespaces, private_root
+from glasshouse.runtime.namespaces import CLONE_NEWNET, loopback_up, mounts, own_namespaces, private_root
 from glasshouse.runtime.readable import existing, interpreter_paths, readable_paths
 from glasshouse.runtime.seccomp import refuse_calls
 
@@ -36,7 +36,7 @@ Sockets = Literal["mounts", "landlock", "refused", "none"]
 
 _RESOLVE_UNIX_ABI = 9  # Linux 7.1
 _SCOPES_ABI = 6  # Linux 6.12
-_USER_NAMESPACE = Path("/proc/self/ns/user")
+_ATTRIBUTE = "user.glasshouse-probe"
 # What nobody needs and everybody could open before, the root folder for one: tried once reading is confined.
 _OUTSIDE = (
     "/", "/etc", "/etc/shadow", "/etc/hostname", "/etc/fstab", "/root", "/home", "/var", "/var/log",
@@ -72,11 +72,11 @@ def confine(
     `scratch` may be written and read, `folders` and what readable_paths lists be read, `devices`
     (linux.gpu_devices()) be opened. A folder in /dev/shm but not in `scratch` cannot be one of `folders`.
     `hidden` is beneath none of that: the folders of allocations, GLASSHOUSE_HOME. `keep`: the descriptors
-    that stay open. `namespaces=False` goes without them, as on a machine that refuses them.
-    `network_open`: it may reach other machines, and all else stays as it is, servers' Unix sockets too.
+    that stay open. No capability is left. `namespaces=False` goes without them, as on a machine that
+    refuses them. `network_open`: it may reach other machines, and all else stays as it is, servers' Unix
+    sockets too.
 
-    Call it from the one thread there is, before drop_capabilities(): namespaces need CAP_SYS_ADMIN. Where
-    they were made in a user namespace, no capability is left.
+    Call it from the one thread there is, before drop_capabilities(): namespaces need CAP_SYS_ADMIN.
     """
     if len(os.listdir("/proc/self/task")) != 1:  # noqa: PTH208 -- names alone
         raise LegError("a process with several threads cannot be confined", code=Code.RUNTIME_ERROR)
@@ -84,8 +84,7 @@ def confine(
     hidden = list(hidden)
     read = readable_paths(folders, interpreter_paths(), hidden)
     closed = close_inherited(keep)
-    user = _USER_NAMESPACE.readlink()
-    rooted = namespaces and private_root(scratch, [*read, *devices])
+    rooted = namespaces and private_root(scratch, read, devices)
     shm = rooted or (namespaces and private_shm(scratch))
     if shm and scratch.is_relative_to(SHM):
         scratch = SHM  # the folder itself lies there no longer
@@ -101,13 +100,14 @@ def confine(
         sockets = sockets if apart else "refused" if filtered else "none"
     else:
         network = no_network(unix_sockets=sockets != "none", namespace=namespaces)
-        if sockets == "none" and network != "none":
+        filtered = network != "none"
+        if sockets == "none" and filtered:
             sockets = "refused"
     landlocked = restrict_access([scratch], existing(read), devices)
-    if _USER_NAMESPACE.readlink() != user:
-        # All of them, whoever made it; they reach what the namespace owns, which must stay as it is.
-        drop_bounding_set()
-        drop_capabilities(ALL_CAPABILITIES)
+    # Those of a user namespace reach what it owns, which must stay as it is; root's reach other users' files,
+    # of which Landlock lets owner, mode, times and attributes be changed.
+    drop_bounding_set()
+    drop_capabilities(ALL_CAPABILITIES)
     held = Confinement(
         scratch=scratch,
         writing="landlock" if landlocked else "none",
@@ -121,6 +121,8 @@ def confine(
         seen := readable_outside([*read, scratch], hidden, files_only=not landlocked)
     ):
         raise LegError(f"{seen[0]} can still be read", code=Code.LANDLOCK_INEFFECTIVE)
+    if changed := changeable(read, devices, [scratch], rooted=rooted, filtered=filtered):
+        raise LegError(f"{changed[0]} can still be changed", code=Code.RUNTIME_ERROR)
     if network in ("namespace", "seccomp") and (ways := ways_out(network)):
         raise LegError(f"the network can still be reached: {ways[0]}", code=Code.RUNTIME_ERROR)
     return held
@@ -190,6 +192,44 @@ def readable_outside(
             finally:
                 os.close(opened)
     return found
+
+
+def changeable(
+    visible: Iterable[Path],
+    devices: Iterable[Path],
+    own: Iterable[Path],
+    *,
+    rooted: bool,
+    filtered: bool,
+) -> list[Path]:
+    """Try to change what is `visible` without opening it; return what a barrier did not hold back.
+
+    A self-check of the barriers that are there: `rooted`, mounts that are read-only, but for `own` and what
+    `devices` leave open; `filtered`, no attributes and no set-user-ID bits. What it tries changes nothing
+    that can be seen but the time of the change.
+    """
+    left = [SHM, *own, *(Path("/proc") for device in devices if device.is_relative_to("/proc"))]
+    found = []
+    if rooted:
+        found = [place for place, options in mounts() if "ro" not in options and not _beneath(place, left)]
+    for path in (one for one in existing(visible) if not _beneath(one, left)):
+        state = path.stat()
+        tries: list[Callable[[], None]] = []
+        if rooted:
+            tries.append(lambda: os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns)))  # noqa: B023
+            tries.append(lambda: path.chmod(stat.S_IMODE(state.st_mode)))  # noqa: B023
+        if filtered:
+            tries.append(lambda: os.setxattr(path, _ATTRIBUTE, b""))  # noqa: B023
+            tries.append(lambda: os.removexattr(path, _ATTRIBUTE))  # noqa: B023
+        for change in tries:
+            with contextlib.suppress(OSError):
+                change()
+                found.append(path)
+    return found
+
+
+def _beneath(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def ways_out(network: Network) -> list[str]:

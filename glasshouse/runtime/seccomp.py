@@ -23,11 +23,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _X86_64, _ARM64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
 _X32_BIT = 0x40000000  # __X32_SYSCALL_BIT: the same calls under other numbers
 
+_ABSENT = 0xFFFFFFFF  # a machine's table has no such call
+
 # Name: its number on x86-64 and on arm64.
 _NUMBERS = {
     "socket": (41, 198),
     "socketpair": (53, 199),
     "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
     "clone": (56, 220),
     "clone3": (435, 435),
     "unshare": (272, 97),
@@ -35,6 +39,17 @@ _NUMBERS = {
     "seccomp": (317, 277),
     "execve": (59, 221),
     "execveat": (322, 281),
+    "ioctl": (16, 29),
+    "prlimit64": (302, 261),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "chmod": (90, _ABSENT),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
 }
 # What no training needs, and why it is refused (EPERM).
 _REFUSED = {
@@ -75,7 +90,28 @@ _REFUSED = {
     "semctl": (66, 191),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
+    # A file's attributes can be set without opening it, so Landlock does not see it: they hold what anybody
+    # wants to write there, and a program's capabilities. Programs that copy files go without them.
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
 }
+# FS_IOC_SETFLAGS and FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION and FS_IOC32_SETVERSION,
+# FS_IOC_SET_ENCRYPTION_POLICY, FS_IOC_ENABLE_VERITY: what an owner may change of a file opened for reading.
+_FILE_IOCTLS = (0x40086602, 0x40046602, 0x401C5820, 0x40087602, 0x40047602, 0x800C6613, 0x40806685)
+_MODE_OF = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}  # which argument it is
+_SET_ID = 0o6000
+# Another process's limits and priorities are its user's to change, whatever Landlock's scope says of signals:
+# a limit on its time kills it, and each holds bytes that it can read. Which processes a call means by its
+# first two arguments: PRIO_PROCESS and 0, IOPRIO_WHO_PROCESS and 0, the caller.
+_OWN_PRIORITY = {"setpriority": 0, "ioprio_set": 1}
+_OWN_SCHEDULE = ("sched_setscheduler", "sched_setparam", "sched_setattr")
 
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; NEWTIME is one to unshare alone.
 _NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
@@ -126,12 +162,26 @@ def program(machine: str, *, own_network: bool, unix_sockets: bool, pid: int) ->
     for name in _REFUSED:
         made += [(_EQUAL, 0, 1, number(name)), refuse]
     if not own_network and not unix_sockets:
-        made += [(_EQUAL, 0, 1, number("connect")), _error(errno.EACCES)]
+        # A pair can be given a name, too, which every process of the machine then sees (/proc/net/unix).
+        for name in ("connect", "bind", "listen"):
+            made += [(_EQUAL, 0, 1, number(name)), _error(errno.EACCES)]
     # Its flags lie in memory, where a filter cannot see them; C libraries take clone() for it then.
     made += [(_EQUAL, 0, 1, number("clone3")), _error(errno.ENOSYS)]
     for name, flags in (("clone", _NAMESPACES), ("unshare", _NAMESPACES | _CLONE_NEWTIME)):
         made += _of(number(name), [_argument(0), (_ANY_BIT, 0, 1, flags), refuse, _allow()])
     made += _of(number("process_vm_readv"), [_argument(0), (_EQUAL, 0, 1, pid), _allow(), refuse])
+    made += _of(
+        number("ioctl"),
+        [_argument(1), *[one for c in _FILE_IOCTLS for one in ((_EQUAL, 0, 1, c), refuse)], _allow()],
+    )
+    for name, index in _MODE_OF.items():
+        made += _of(number(name), [_argument(index), (_ANY_BIT, 0, 1, _SET_ID), refuse, _allow()])
+    made += _of(number("prlimit64"), _own_limits())
+    for name, which in _OWN_PRIORITY.items():
+        own = [_argument(0), (_EQUAL, 0, 3, which), _argument(1), (_EQUAL, 0, 1, 0), _allow(), refuse]
+        made += _of(number(name), own)
+    for name in _OWN_SCHEDULE:
+        made += _of(number(name), [_argument(0), (_EQUAL, 0, 1, 0), _allow(), refuse])
     made += _of(number("socket"), _families(own_network, unix_sockets))
     made += _of(number("socketpair"), _pairs(unix_sockets))
     return [*made, _allow()]
@@ -169,14 +219,23 @@ def _error(code: int) -> _Instruction:
     return (_RETURN, 0, 0, _ERRNO | code)
 
 
-def _argument(index: int) -> _Instruction:
-    """Load an argument's low 32 bits: every one that is looked at is an int to the kernel."""
-    return (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * index)
+def _argument(index: int, *, high: bool = False) -> _Instruction:
+    """Load an argument's low 32 bits, all there is where it is an int to the kernel; or those above."""
+    return (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * index + 4 * high)
 
 
 def _of(number: int, block: list[_Instruction]) -> list[_Instruction]:
     """Run the block, which ends in a return on every path, for one system call."""
     return [(_EQUAL, 0, len(block), number), *block]
+
+
+def _own_limits() -> list[_Instruction]:
+    """Of prlimit64(2): the caller's limits (process 0), or no new ones (a null pointer)."""
+    return [
+        _argument(0), (_EQUAL, 0, 1, 0), _allow(),
+        _argument(2), (_EQUAL, 0, 3, 0), _argument(2, high=True), (_EQUAL, 0, 1, 0), _allow(),
+        _error(errno.EPERM),
+    ]  # fmt: skip
 
 
 def _families(own_network: bool, unix_sockets: bool) -> list[_Instruction]:
