@@ -81,12 +81,12 @@ def refusal(path: Path, data: bytes, digest: str) -> tuple[str, ...]:
     return one.value.codes
 
 
-# By the definition in section 4 of the paper, worked out by hand; 9 is where the most is added.
+# By the definition in section 4 of the paper, worked out by hand; 129 is where the most is added.
 @pytest.mark.parametrize(
     ("size", "padded"),
     [
         (0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (9, 10), (15, 16), (16, 16), (17, 18), (100, 104),
-        (1000, 1024), (1025, 1088), (65_537, 67_584), (1_000_000, 1_015_808),
+        (129, 144), (1000, 1024), (1025, 1088), (65_537, 67_584), (1_000_000, 1_015_808),
         ((1 << 30) + 1, (1 << 30) + (1 << 25)),
     ],
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_padded_size_is_the_least_number_with_a_mantissa_no_longer_than_its_ex
     found = padme(size)
     assert found >= size
     assert allowed(found)
-    assert found - size <= 0.112 * size
+    assert found - size <= 0.1163 * size  # 129 to 144; the paper says less than 12 %
     assert size < FLOOR or found - size <= 0.032 * size
     assert size < 1 << 32 or found - size <= 0.016 * size
     assert padme(found) == found
