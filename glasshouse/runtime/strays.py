@@ -15,24 +15,25 @@ STRAY_TIMEOUT_SEC = 10.0
 
 
 def kill_strays(timeout: float = STRAY_TIMEOUT_SEC) -> int:
-    """Kill and reap everything below this subreaper; return how many there were.
+    """Kill and reap everything below this subreaper; return how many were running.
 
     A workload may have started processes that outlive it, with its data in their memory. Raises
     LegError(Code.PROCESS_STUCK) where one does not end in `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
-    reaped = 0
+    killed, reaped = set[int](), 0
     while time.monotonic() < deadline:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return reaped
         if pid:
-            reaped += 1
+            reaped += pid in killed  # the others had ended by themselves, and nobody had waited for them
             continue
         for child in _children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
+                killed.add(child)
         time.sleep(0.002)
     raise LegError("a process did not end", code=Code.PROCESS_STUCK)
 

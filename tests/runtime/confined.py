@@ -22,6 +22,7 @@ from tests.runtime.test_linux import answering_child
 
 USER = 12345  # an ordinary one, of nobody else
 CAP_SYS_ADMIN = 21
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from tests.runtime.confined import (
     MODES,
     USER,
     Mode,
+    as_root,
     confined,
     every_mode,
     open_folder,
@@ -38,7 +39,7 @@ from tests.runtime.test_no_network import call
 
 pytestmark = [
     needs_landlock,
-    pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users"),
+    as_root,
 ]
 SET_VERSION = 0x40087602  # FS_IOC_SETVERSION
 ATTRIBUTE = "user.kept"

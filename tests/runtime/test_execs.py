@@ -36,14 +36,14 @@ from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.results import Execs
 from glasshouse.runtime.session import Stretch
 from glasshouse.runtime.trainer import Plumbing
-from tests.runtime.confined import MODES, USER, Mode, become, prepare, scratch_of
+from tests.runtime.confined import MODES, USER, Mode, as_root, become, prepare, scratch_of
 from tests.runtime.rig import wait_until
 from tests.runtime.test_linux import answering_child, needs_landlock, refusal
 from tests.runtime.test_no_network import interpret
 
 pytestmark = [
     needs_landlock,
-    pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users"),
+    as_root,
     pytest.mark.skipif(not seccomp.can_filter(), reason="no filter for this machine"),
 ]
 LAUNCH = LaunchParams(

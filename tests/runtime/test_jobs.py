@@ -21,7 +21,7 @@ from glasshouse.runtime.channel import channel_pair
 from glasshouse.runtime.command import Command
 from glasshouse.runtime.confine import Confinement
 from glasshouse.runtime.jobs import Job
-from tests.runtime.confined import USER, Mode, confined, scratch_of
+from tests.runtime.confined import USER, Mode, as_root, confined, scratch_of
 from tests.runtime.rig import alive, wait_until
 from tests.runtime.test_linux import in_child, needs_landlock, refusal
 
@@ -148,6 +148,8 @@ LEAVES = """
 import os, pathlib, time
 pathlib.Path("out").mkdir()
 if os.fork() == 0:
+    os._exit(0)  # nobody waits for it, and it is not left running
+if os.fork() == 0:
     os.setsid()  # neither its session nor its parent's end ends it
     if os.fork():
         os._exit(0)
@@ -252,6 +254,7 @@ def test_one_process_is_told_no_more_than_its_owner_and_launcher_say() -> None:
     assert jobs.environments_of(one, shm_private=True, gpus=False) == [{"A": "b", "RANK": "0"}]
 
 
+@as_root
 @needs_landlock
 @pytest.mark.parametrize(("namespaces", "word"), [(True, "a port"), (False, Code.RANKS_CANNOT_MEET)])
 def test_where_no_socket_can_be_made_they_cannot_meet(namespaces: bool, word: str) -> None:
@@ -288,6 +291,7 @@ attempt("scratch", f"found{os.environ['RANK']}", repr(found))
 """
 
 
+@as_root
 @needs_landlock
 @pytest.mark.parametrize("mode", [Mode(), Mode(user=USER), Mode(namespaces=False)])
 def test_each_can_name_its_threads_as_cuda_does_and_write_nothing_else_of_proc(mode: Mode) -> None:

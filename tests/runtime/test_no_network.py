@@ -23,6 +23,7 @@ from glasshouse.runtime import linux, seccomp
 from glasshouse.runtime.confine import Confinement, close_inherited, ways_out
 from tests.runtime.confined import (
     Mode,
+    as_root,
     confined,
     every_mode,
     open_folder,
@@ -33,7 +34,7 @@ from tests.runtime.test_linux import in_child, needs_landlock, refusal
 
 pytestmark = [
     needs_landlock,
-    pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users"),
+    as_root,
     pytest.mark.skipif(platform.machine() not in seccomp._MACHINES, reason="no filter for this machine"),
 ]
 libc = ctypes.CDLL(None, use_errno=True)

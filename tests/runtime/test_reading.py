@@ -22,11 +22,19 @@ from glasshouse.runtime import confine as module
 from glasshouse.runtime import linux
 from glasshouse.runtime.confine import Confinement, readable_outside
 from glasshouse.runtime.readable import interpreter_paths, readable_paths
-from tests.runtime.confined import MODES, Mode, confined, every_mode, open_folder, scratch_of, with_namespaces
+from tests.runtime.confined import (
+    MODES,
+    Mode,
+    as_root,
+    confined,
+    every_mode,
+    open_folder,
+    scratch_of,
+    with_namespaces,
+)
 from tests.runtime.test_linux import in_child, needs_landlock, refusal
 
 pytestmark = needs_landlock
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
 
 def tree(root: Path, *names: str) -> None:
