@@ -95,7 +95,24 @@ class Gpu(Strict):
     compute_capability: str | None = None
 
 
-class MlpModel(Strict):
+MAX_HOURS = 24.0 * 14
+
+
+class Job(Strict):
+    """What any model's private job may be told besides; a run that measures heeds none of it.
+
+    checkpoint_ready: a file of the outputs whose appearance or change marks a set of files as whole.
+    unattended: whether its machine goes on without a controller, to the job's end or its ceiling.
+    """
+
+    max_hours: float | None = Field(default=None, gt=0, le=MAX_HOURS)  # its ceiling: it is asked to end then
+    checkpoint_min: float = Field(default=10.0, ge=0, le=24 * 60.0)  # minutes between checkpoints; 0: none
+    checkpoint_ready: str | None = Field(default=None, min_length=1, max_length=1024)
+    unattended: Literal["finish", "stop"] = "finish"
+    max_resumes: int = Field(default=2, ge=0, le=10)  # machines in place of interruptible ones taken away
+
+
+class MlpModel(Job):
     """A multi-layer perceptron trained on seeded synthetic data.
 
     An epoch is `batches_per_epoch` optimiser steps of `batch` rows. Data are drawn once per
@@ -116,7 +133,7 @@ class MlpModel(Strict):
     data_seed: int = Field(default=20260101, ge=0, lt=2**53)
 
 
-class LoraModel(Strict):
+class LoraModel(Job):
     """A causal language model from a transformers config, trained through a LoRA adapter."""
 
     kind: Literal["lora"]
@@ -148,7 +165,7 @@ class LoraModel(Strict):
         return self
 
 
-class CustomModel(Strict):
+class CustomModel(Job):
     """A user's own workload: `entry` is `path/to/file.py:Workload`, sealed and run like the rest."""
 
     kind: Literal["custom"]
@@ -161,10 +178,7 @@ class CustomModel(Strict):
     params: dict[str, int | float | bool | str] = {}
 
 
-MAX_HOURS = 24.0 * 14
-
-
-class ProjectModel(Strict):
+class ProjectModel(Job):
     """A user's own project as it is: a folder and a command, sealed, run, and its files brought back.
 
     The command is what stands behind `--` on the command line. `data` are files and folders from elsewhere
@@ -181,7 +195,6 @@ class ProjectModel(Strict):
     env: tuple[str, ...] = ()
     requirements: str = Field(default="auto", min_length=1)  # a file in the folder, auto or none
     network: Literal["none", "open"] = "none"
-    max_hours: float | None = Field(default=None, gt=0, le=MAX_HOURS)
 
 
 Workload = Literal["mlp", "lora", "custom", "project"]

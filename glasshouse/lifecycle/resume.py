@@ -49,7 +49,9 @@ def _finished(out: Path) -> dict[bytes, str]:
         try:
             state, judged = parse_json((folder / "run.json").read_bytes()), parse_json(record.read_bytes())
             if judged["status"] == "verified":
-                found[canonical_json(state["spec"])] = str(judged["run"])
-        except (OSError, CanonicalError, KeyError, TypeError):
+                # Read anew: a setting that an earlier version did not have had the value that is its default now.
+                spec = RunSpec.model_validate_json(canonical_json(state["spec"]))
+                found[canonical_json(spec.model_dump(mode="json"))] = str(judged["run"])
+        except (OSError, CanonicalError, KeyError, TypeError, ValueError):
             continue  # not a run folder that we can read: the cell is run
     return found

@@ -39,14 +39,16 @@ _LETTERS = {
     "unsealed": "u",
     "trainer-hardened": "h",
     "progress": "p",
+    "checkpoint-sealed": "c",
+    "watched": "w",
     "trained": "t",
     "sealed-outputs": "o",
     "execs-counted": "x",
     "zeroized": "z",
     "failed": "f",
 }
-_WHOLE = re.compile(r"ruh+p*tox?z\Z")
-_FAILED = re.compile(r"r(u(h+(p*(to?)?)?x?)?)?f\Z")
+_WHOLE = re.compile(r"ruh+[pcw]*tox?z\Z")
+_FAILED = re.compile(r"r(u(h+([pcw]*(to?)?)?x?)?)?f\Z")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ _T = TypeVar("_T")
 UNITS = ("epochs", "steps", "units", "job")  # a workload of one's own may count in words of its own
 _UNSEALED = ("unsealSec", "keyAtRest", "keyResidue")
 _OUTPUTS = ("plaintextSha256", "ciphertextSha256")  # the first is of salted digests: sealing/outputs.py
+_CHECKPOINT = ("number", "bytes", "ciphertextSha256", "plaintextSha256", "state", "steps")
+_WATCHED = ("number", "bytes", "ciphertextSha256")
 _BUFFER = ("readBackZero", "cache")
 _NEEDLE = ("class", "where")
 _COUNTS = ("straysKilled",)
@@ -34,6 +36,10 @@ def shown(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"result": _result(body["result"])} if isinstance(body.get("result"), Mapping) else {}
     if kind == "sealed-outputs":
         return _only(body, _OUTPUTS)
+    if kind == "checkpoint-sealed":
+        return _only(body, _CHECKPOINT)
+    if kind == "watched":
+        return _only(body, _WATCHED)
     if kind == "zeroized":
         buffers = {place: _only(part, _BUFFER) for place, part in body["buffers"].items()}
         return {

@@ -33,6 +33,8 @@ EVENT_TYPES = (
     "unsealed",
     "trainer-hardened",
     "progress",
+    "checkpoint-sealed",
+    "watched",
     "trained",
     "sealed-outputs",
     "execs-counted",
