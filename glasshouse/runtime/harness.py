@@ -96,8 +96,11 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
+    kept: Callable[[Session], Session] = lambda session: session,
 ) -> tuple[Session, LegResult]:
     """Build the session, warm up, measure; return it with the leg's result.
+
+    kept: what is trained with, given the session: one that writes checkpoints of it (checkpointing.py).
 
     Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite.
     """
@@ -127,7 +130,7 @@ def run(
     device_type = str(next(iter(session.trainable().values())).device.type)
     with machine.Telemetry(on_gpu=device_type == "cuda") as telemetry:
         units, elapsed = _stretch(
-            session,
+            kept(session),
             stretch.measured_sec,
             target_units,
             delay_pct=stretch.delay_pct,
