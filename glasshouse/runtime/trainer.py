@@ -268,7 +268,7 @@ def _work(
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
     session, result = harness.run(
-        harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
+        harness.Workload(package.files, package.tensors, str(package.extra["builder"]), package.region),
         stretch=launch.stretch,
         device=launch.device,
         allocation=launch.public_allocation,
