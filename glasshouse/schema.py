@@ -479,6 +479,23 @@ class Execs(Report):
         return f"at least {many}" if self.counted == "table" else many
 
 
+class Keeping(Report):
+    """What became of the process that seals checkpoints of a job: its exit, and how its work ended.
+
+    checkpoints: how many it sealed. missed: how many it could not; of a private job whether there were any.
+    """
+
+    exit: int | None
+    ended: Literal["asked", "killed", "died"]
+    checkpoints: Count
+    missed: Count
+
+    @property
+    def fell_short(self) -> bool:
+        """Whether one was not sealed that was to be, or nobody was there to seal it."""
+        return self.ended != "asked" or self.missed > 0
+
+
 class Zeroized(Report):
     """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
 
@@ -493,6 +510,7 @@ class Zeroized(Report):
     custodian_exit: int | None
     tmpfs_removed: bool
     runtime_state: Literal["ended"] | None = None  # of a project: its processes ended, nothing was read back
+    keeper: Keeping | None = None  # of a job that was to have checkpoints
 
     @model_validator(mode="after")
     def _names_every_buffer(self) -> Self:

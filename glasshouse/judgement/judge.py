@@ -122,6 +122,7 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         file_barrier=_weakest([life.file_barrier for life in lives if life.file_barrier]),
         swap_kib=max((life.swap_kib for life in lives if life.swap_kib is not None), default=None),
         job=job,
+        checkpoints_missing=any(report.keeper is not None and report.keeper.fell_short for report in reports),
         network_open=any(told.network not in ("namespace", "seccomp") for told in _hardened(facts)),
         reads_unconfined=any(told.reads in (None, "none") for told in _hardened(facts)),
         exec_in_leg=_execs_in_leg(facts),

@@ -110,8 +110,11 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
+    kept: Callable[[Session], Session] = lambda session: session,
 ) -> tuple[Session, LegResult]:
     """Build the session, warm up and undo that, measure; return it with the leg's result.
+
+    kept: what is trained with, given the session: one that writes checkpoints of it (checkpointing.py).
 
     Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite, Code.WARMUP_NOT_UNDONE, and
     Code.STEPS_NOT_WHOLE_UNITS where it is to end inside a unit and its session has no run_steps().
@@ -147,7 +150,7 @@ def run(
     device_type = str(next(iter(session.trainable().values())).device.type)
     with machine.Telemetry(on_gpu=device_type == "cuda") as telemetry:
         units, elapsed = _stretch(
-            session,
+            kept(session),
             stretch.measured_sec,
             stretch.steps,
             delay_pct=stretch.delay_pct,
