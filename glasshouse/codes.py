@@ -338,6 +338,16 @@ class Code(StrEnum):
     HEAD_MISMATCH = "head-mismatch"
     HEADS_INCOMPLETE = "heads-incomplete"
 
+    # Why a job does not go on from a checkpoint (lifecycle/restore.py).
+    CHECKPOINT_OLDER = "checkpoint-older"
+    CHECKPOINT_TORN = "checkpoint-torn"
+    CHECKPOINT_FOREIGN = "checkpoint-foreign"
+    CHECKPOINT_RENAMED = "checkpoint-renamed"
+    CHECKPOINT_CHAIN_BROKEN = "checkpoint-chain-broken"
+    CHECKPOINT_HEAD_MISMATCH = "checkpoint-head-mismatch"
+    CHECKPOINT_UNWITNESSED = "checkpoint-unwitnessed"
+    CHECKPOINT_NOT_RESTORED = "checkpoint-not-restored"
+
     # Keys, checkpoints and ledgers.
     SIGNER_UNKNOWN = "signer-unknown"
     SIGNER_ROLE = "signer-role"

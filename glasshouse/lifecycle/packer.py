@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +23,13 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, RentalOver, UsageError, unexpected
 from glasshouse.lifecycle.live_run import LiveRun, Run
 from glasshouse.lifecycle.meter import Meter
+from glasshouse.lifecycle.resumed import opened
 from glasshouse.records import keys
 from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
-from glasshouse.workloads.package import Payload, bring, prepare
+from glasshouse.workloads.package import Payload, bring, go_on_from, prepare
 
 _LOOK_SEC = 0.5  # how often a wait looks whether the sweep is to end, or the rental is over
 
@@ -68,6 +70,7 @@ class Packer:
         self._stop, self._done = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._told = False
+        self._held = ExitStack()  # what it goes on from, while it is to be sealed
 
     def begin(self) -> None:
         """Make both in a thread, from now on. What is hashed, encrypted and drawn there lets go of the
@@ -115,6 +118,7 @@ class Packer:
         self.stop()
         if self._thread is not None and self._thread.ident is not None:
             self._thread.join()
+        self._held.close()
         if self._sealed is not None:
             overwrite(memoryview(self._sealed.key))
         failed = self._error
@@ -155,6 +159,9 @@ class Packer:
         with self._live.step(Code.SEAL_FAILED, "preparing the payload", meanwhile=self._thread is not None):
             payload = prepare(self._live.run.spec)
             payload.weights.make(self._go_on)  # for both arms: no part of what sealing costs
+            if self._live.run.spec.continues is not None:
+                say = self._live.screen.warn
+                payload = go_on_from(self._held.enter_context(opened(self._live.run.spec, say)), payload)
         return payload
 
     def _seal(self, payload: Payload) -> Sealed:
@@ -181,6 +188,7 @@ class Packer:
                         check=self._go_on,
                         padded=self._live.run.spec.payload == "private",
                     )
+                self._held.close()
                 seconds = time.monotonic() - began
                 return Sealed(manifest_hash, key, markers, markers_hash, seconds)
         except BaseException:
