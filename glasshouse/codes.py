@@ -345,7 +345,7 @@ class Code(StrEnum):
     CHECKPOINT_RENAMED = "checkpoint-renamed"
     CHECKPOINT_CHAIN_BROKEN = "checkpoint-chain-broken"
     CHECKPOINT_HEAD_MISMATCH = "checkpoint-head-mismatch"
-    CHECKPOINT_UNWITNESSED = "checkpoint-unwitnessed"
+    CHECKPOINT_NOT_WITNESSED = "checkpoint-not-witnessed"
     CHECKPOINT_NOT_RESTORED = "checkpoint-not-restored"
 
     # Keys, checkpoints and ledgers.

@@ -86,7 +86,7 @@ class Rule:
 
 def method_of(spec: RunSpec) -> int:
     """The number by which a run of this spec is judged today."""
-    return OPEN if spec.workload == "project" else METHOD
+    return OPEN if spec.workload == "project" or spec.continues is not None else METHOD
 
 
 def check_rules(facts: RunFacts, method: int | None = None) -> tuple[Check, ...]:

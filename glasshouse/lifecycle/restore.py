@@ -9,7 +9,7 @@ them that were countersigned. A checkpoint is good when
     the number in the last one is that of the file                                  checkpoint-renamed
     the file has the size and the digest that it names                              checkpoint-torn
     no countersigned event names a later one, unless it was asked for by number     checkpoint-older
-    and, where the policy asks for it, somebody watched when it was made            checkpoint-unwitnessed
+    and, where the policy asks for it, somebody watched when it was made            checkpoint-not-witnessed
 
 The leg's key and its grant are those of the exchange in the run's own bundle (or its parts, before there is
 one): neither is taken from what lies beside the checkpoint. Nothing is opened here, and no owner's key is
@@ -52,7 +52,7 @@ _HASHED: Final = 4 << 20
 _SEALED = "checkpoint-sealed"
 
 
-class RefusedError(UsageError):
+class RefusedError(GlasshouseError):
     """A checkpoint that nothing is resumed from; `code` says why."""
 
 
@@ -246,7 +246,7 @@ def check(
     if policy.require_witnessed_checkpoints and not witnessed:
         raise refuse(
             f"{words} was made while no controller watched",
-            Code.CHECKPOINT_UNWITNESSED,
+            Code.CHECKPOINT_NOT_WITNESSED,
             f"policy={policy.name} takes none such",
         )
     steps = body.get("steps")

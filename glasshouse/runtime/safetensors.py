@@ -7,6 +7,7 @@ one behind the other without a gap.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,7 @@ _DTYPES: Mapping[str, tuple[str, int]] = {
 
 def read_safetensors(data: ReadableBuffer) -> dict[str, Any]:
     """Return its torch tensors by name, each a copy on the host. Raises ValueError for any other form."""
-    import torch  # noqa: PLC0415  only where something trains
-
+    torch: Any = sys.modules["torch"]  # never imported here: the session has done it
     found = {}
     for name, (dtype, shape, view) in parse_safetensors(data).items():
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))
