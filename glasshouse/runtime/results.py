@@ -145,6 +145,20 @@ class NeedleReport:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """What became of the keeper: its exit code, negative for a signal, None where it was not reaped.
+
+    ended: `asked`, it ended its work when told to, and its memory was searched; `killed`, it did not; `died`,
+    by itself. checkpoints: how many were sealed. missed: how many could not be.
+    """
+
+    exit: int | None
+    ended: str
+    checkpoints: int
+    missed: int
+
+
+@dataclass(frozen=True)
 class Zeroized:
     """The last event of a leg that ended well: what was wiped, searched, reaped and removed."""
 
@@ -160,6 +174,7 @@ class Zeroized:
     tmpfs_removed: bool
     # "ended": the workload's own memory went back with its processes; None: it was overwritten and read back.
     runtime_state: str | None = field(default=None, metadata=_OPTIONAL)
+    keeper: Keeping | None = field(default=None, metadata=_OPTIONAL)  # of a job that was to have checkpoints
 
 
 @dataclass(frozen=True)
