@@ -36,7 +36,7 @@ from pydantic import ValidationError
 
 from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
-from glasshouse.extras import install_line
+from glasshouse.extras import install_line, require
 from glasshouse.paths import Workspace
 from glasshouse.spec import RunSpec
 from glasshouse.spec_errors import choose, from_pydantic, show
@@ -97,6 +97,7 @@ def load(overrides: Sequence[str], *, conf: Path | None = None, runs: Path = RUN
     if (given := _from(overrides)) is None:
         spec = validate(resolved(overrides, conf=conf), typed)
     else:
+        require("run", "from=")
         from glasshouse.lifecycle.continued import Origin, continued  # noqa: PLC0415  it loads all that verifies
 
         spec = continued(

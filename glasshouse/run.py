@@ -33,6 +33,7 @@ from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.resume import Skipped
+from glasshouse.lifecycle.resumed import going_on
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
@@ -105,7 +106,8 @@ def _run(
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
-        with Watchdog(live.folder.path, screen) as watchdog, Packer(live) as packer:
+        packing = Packer(live, going_on(run.spec, screen.warn))
+        with Watchdog(live.folder.path, screen) as watchdog, packing as packer:
             try:
                 with interrupts.allowed():
                     _attempt(

@@ -11,8 +11,8 @@ import io
 import secrets
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,12 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, RentalOver, UsageError, unexpected
 from glasshouse.lifecycle.live_run import LiveRun, Run
 from glasshouse.lifecycle.meter import Meter
-from glasshouse.lifecycle.resumed import opened
 from glasshouse.records import keys
 from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
-from glasshouse.workloads.package import Payload, bring, go_on_from, prepare
+from glasshouse.workloads.package import Payload, Resumed, bring, go_on_from, prepare
 
 _LOOK_SEC = 0.5  # how often a wait looks whether the sweep is to end, or the rental is over
 
@@ -53,16 +52,20 @@ class Sealed:
     seconds: float
 
 
+Resume = Callable[[], AbstractContextManager[Resumed]]
+
+
 class Packer:
     """Makes the payload and the package of one run. A context manager: leaving it ends its thread and waits
     for that, forgets the key, and notes a failure that nobody was told of.
 
-    `launches`: protected slots; without any, no markers are made. What it fails with is a StepFailed with
+    `launches`: protected slots; without any, no markers are made. `resume` opens what the run goes on from,
+    if anything (lifecycle/resumed.py), until it is sealed. What it fails with is a StepFailed with
     seal-failed, or a fault that is no error of ours, such as a full disk.
     """
 
-    def __init__(self, live: LiveRun) -> None:
-        self._live = live
+    def __init__(self, live: LiveRun, resume: Resume | None = None) -> None:
+        self._live, self._resume = live, resume
         self.launches = sum(1 for slot in live.run.schedule if slot.lifecycle)
         self._payload: Payload | None = None
         self._sealed: Sealed | None = None
@@ -159,9 +162,8 @@ class Packer:
         with self._live.step(Code.SEAL_FAILED, "preparing the payload", meanwhile=self._thread is not None):
             payload = prepare(self._live.run.spec)
             payload.weights.make(self._go_on)  # for both arms: no part of what sealing costs
-            if self._live.run.spec.continues is not None:
-                say = self._live.screen.warn
-                payload = go_on_from(self._held.enter_context(opened(self._live.run.spec, say)), payload)
+            if self._resume is not None:
+                payload = go_on_from(self._held.enter_context(self._resume()), payload)
         return payload
 
     def _seal(self, payload: Payload) -> Sealed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,11 @@ from glasshouse.workloads.package import MAX_FILE_BYTES, Resumed
 FEW = 5
 _NUMBERED = re.compile(rb"(?:.*/)?checkpoint-([0-9]{1,12})/\Z", re.DOTALL)
 Say = Callable[[str], object]
+
+
+def going_on(spec: RunSpec, say: Say) -> Callable[[], AbstractContextManager[Resumed]] | None:
+    """What opens the checkpoint that a run goes on from, for its packer; None where it begins anew."""
+    return None if spec.continues is None else lambda: opened(spec, say)
 
 
 @contextmanager
