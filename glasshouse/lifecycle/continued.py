@@ -24,7 +24,7 @@ from glasshouse.lifecycle import restore
 from glasshouse.lifecycle.resumed import operators
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.measurement.schedule import left_of
-from glasshouse.spec import Continues, CustomModel, Job, Policy, ProjectModel, RunSpec
+from glasshouse.spec import Continues, CustomModel, Job, MlpModel, Policy, ProjectModel, RunSpec
 
 KEY = "from"
 _NUMBER = re.compile(r"(.+)@([1-9][0-9]{0,8})\Z", re.DOTALL)
@@ -84,21 +84,46 @@ class Origin:
 
 
 def _continues(folder: Path, saved: SavedRun, before: Continues | None, good: restore.Good) -> Continues:
-    steps, seconds = good.steps, good.measured_sec
-    if before is not None:
-        steps = None if steps is None or before.steps is None else before.steps + steps
-        seconds = None if seconds is None or before.seconds is None else before.seconds + seconds
+    own, sofar = _made(saved.spec, good, before)
     return Continues(
         runs=(*(() if before is None else before.runs), saved.run),
         leg=good.stored.leg,
         launch=good.stored.launch,
         number=good.stored.number,
         sha256=good.sha256,
-        steps=steps,
-        seconds=seconds,
+        steps=sofar,
+        seconds=_seconds(saved.spec, good, before, own),
         witnessed=good.witnessed and (before is None or before.witnessed),
         folder=str(folder.resolve()),
     )
+
+
+def _made(spec: RunSpec, good: restore.Good, before: Continues | None) -> tuple[int | None, int | None]:
+    """Optimizer steps that the checkpoint's own run had made, and that all of the chain had; None: not known.
+
+    A session counts on from what it was given; a project's hooks count what their own run made.
+    """
+    earlier = 0 if before is None else before.steps
+    if good.steps is None or earlier is None:
+        return good.steps if before is None or spec.workload == "project" else None, None
+    if spec.workload == "project":
+        return good.steps, earlier + good.steps
+    return good.steps - earlier, good.steps
+
+
+def _seconds(
+    spec: RunSpec, good: restore.Good, before: Continues | None, own: int | None
+) -> float | None:
+    """Seconds that were trained by then: those of the last report of no more units than the checkpoint has, so
+    that never fewer are made in all than were asked for.
+    """
+    earlier = 0.0 if before is None else before.seconds
+    if spec.workload == "project" or earlier is None:
+        return None
+    per_unit = spec.model.batches_per_epoch if isinstance(spec.model, MlpModel) else 1
+    most = None if own is None or isinstance(spec.model, CustomModel) else own / per_unit
+    told = [seconds for seconds, units in good.progress if most is None or units <= most]
+    return earlier + (told[-1] if told else 0.0)
 
 
 def _in(runs: Path, name: str, given: str) -> Path:

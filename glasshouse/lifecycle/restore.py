@@ -117,8 +117,8 @@ class Leg:
 class Good:
     """A checkpoint that was found good. `whole`: something marked its files as one set.
 
-    steps: made by its own run until then; None: nobody counted. measured_sec: seconds that it had trained by
-    the last event before it.
+    steps: as its event says; None: nobody counted. progress: (seconds, units) of the training by then, as the
+    events before it report them.
     """
 
     stored: Stored
@@ -127,7 +127,7 @@ class Good:
     plaintext_sha256: str
     whole: bool
     steps: int | None
-    measured_sec: float | None
+    progress: tuple[tuple[float, int], ...]
     witnessed: bool
 
     @property
@@ -252,7 +252,7 @@ def check(
     steps = body.get("steps")
     return Good(
         each, leg, str(body["ciphertextSha256"]), str(body["plaintextSha256"]), body.get("state") == "whole",
-        steps if type(steps) is int and steps >= 0 else None, _measured(events), witnessed,
+        steps if type(steps) is int and steps >= 0 else None, _progress(events), witnessed,
     )  # fmt: skip
 
 
@@ -345,13 +345,14 @@ def _witnessed(seq: int, heads: Sequence[_Signed], released_at: float, interval:
     return covers is not None and covers - before <= max(GAP_FACTOR * interval, WATCH_FLOOR_SEC)
 
 
-def _measured(events: Sequence[_Event]) -> float | None:
-    """Seconds of the measured stretch, as its last progress before the checkpoint says."""
-    for event in reversed(events):
+def _progress(events: Sequence[_Event]) -> tuple[tuple[float, int], ...]:
+    found = []
+    for event in events:
+        seconds, units = event.body.get("elapsedSec"), event.body.get("units")
         if event.type == "progress" and event.body.get("phase") == "measure":
-            seconds = event.body.get("elapsedSec")
-            return float(seconds) if isinstance(seconds, int | float) and seconds >= 0 else None
-    return None
+            if isinstance(seconds, int | float) and seconds >= 0 and type(units) is int:
+                found.append((float(seconds), units))
+    return tuple(found)
 
 
 def _sha256(path: Path) -> str:
