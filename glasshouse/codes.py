@@ -42,6 +42,7 @@ class Code(StrEnum):
     CONNECT_FAILED = "connect-failed"
     LOGIN_REFUSED = "login-refused"
     RENTAL_DEADLINE = "rental-deadline"
+    MACHINE_TAKEN_AWAY = "machine-taken-away"
     POD_SETUP_FAILED = "pod-setup-failed"
     PYTHON_UNUSABLE = "python-unusable"
     TORCH_MISSING = "torch-missing"

@@ -32,6 +32,7 @@ from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
+from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
 from glasshouse.lifecycle.resumed import going_on
 from glasshouse.lifecycle.run_folder import RunLock
@@ -114,6 +115,7 @@ def _run(
                         live, provider, journal, watchdog,
                         packer=packer, supply=supply, reservation=reservation,
                     )  # fmt: skip
+                    note_taken_away(live, provider)
             except KeyboardInterrupt:
                 screen.warn("interrupted: the run is excluded; releasing what it holds")
                 live.fail(Code.INTERRUPTED)
@@ -319,6 +321,17 @@ def run_sweep(
             outcome = run_one(
                 spec, overrides=overrides, out=out, screen=screen, reservation=reservation, sweep=sweep
             )
+            replacing = Replacing(spec, overrides, screen)
+            while replacing.after(outcome):
+                outcomes.append(outcome)  # its exit code is not the sweep's: the job goes on
+                outcome = run_one(
+                    replacing.spec,
+                    overrides=replacing.overrides,
+                    out=out,
+                    screen=screen,
+                    reservation=reservation,
+                    sweep=sweep,
+                )
         except KeyboardInterrupt:
             if not outcomes:
                 raise  # before there is a run, or after its record: nothing is summed up

@@ -26,7 +26,7 @@ from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
-from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, rental_deadline_sec
+from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, machines, rental_deadline_sec
 from glasshouse.schema import Slot
 from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
 from glasshouse.workloads.folder_lines import comes_back, size_words
@@ -103,9 +103,9 @@ def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
         overrides=overrides,
         spec=spec,
         slots=slots,
-        hours=rental_deadline_sec(spec) / 3600,
+        hours=rental_deadline_sec(spec) / 3600 * machines(spec),
         scheduled_hours=sum(timed) / 3600 if len(timed) == len(slots) else None,
-        max_usd=cost_ceiling(spec),
+        max_usd=cost_ceiling(spec) * machines(spec),
         fixed_cost=fixed_cost(spec, slots),
         needs=needed(spec, conf),
     )
@@ -122,6 +122,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "spec": cell.spec.model_dump(mode="json"),
                 "slots": len(cell.slots),
                 "scheduledHours": cell.scheduled_hours,
+                "machines": machines(cell.spec),
                 "hours": cell.hours,
                 "maxUsd": cell.max_usd,
                 "besideUsd": beside_usd(cell.spec),
@@ -175,6 +176,8 @@ def _print(cells: Sequence[Cell]) -> None:
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
     say()
+    for words in dict.fromkeys(_machines_line(cell) for cell in cells if machines(cell.spec) > 1):
+        say(words)
     total = sum(cell.max_usd for cell in cells)
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
     if total > 0:
@@ -188,6 +191,17 @@ def _length(spec: RunSpec) -> str:
     if spec.workload == "project":
         return "its command"
     return f"{spec.steps} steps" if spec.duration is None else f"{spec.duration:g} s"
+
+
+def _machines_line(cell: Cell) -> str:
+    """How many machines a job may take that can be taken away, and what each may cost."""
+    count = machines(cell.spec)
+    return (
+        f"interruptible: up to {count} machines, one after the other, each for at most "
+        f"{cell.hours / count:.2f} h and {cell.max_usd / count:.2f} USD. One that is taken away is replaced "
+        f"once it is proven gone, and the job goes on from its last checkpoint (model.max_resumes={count - 1}), "
+        "while a controller lives"
+    )
 
 
 def _memory_line(cell: Cell) -> str:

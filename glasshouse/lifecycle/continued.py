@@ -99,7 +99,7 @@ def _continues(folder: Path, saved: SavedRun, before: Continues | None, good: re
 
 
 def _made(spec: RunSpec, good: restore.Good, before: Continues | None) -> tuple[int | None, int | None]:
-    """Optimizer steps that the checkpoint's own run had made, and that all of the chain had; None: not known.
+    """Optimizer steps of the checkpoint's own run by then, and of all of the chain; None: not known.
 
     A session counts on from what it was given; a project's hooks count what their own run made.
     """
@@ -111,9 +111,7 @@ def _made(spec: RunSpec, good: restore.Good, before: Continues | None) -> tuple[
     return good.steps - earlier, good.steps
 
 
-def _seconds(
-    spec: RunSpec, good: restore.Good, before: Continues | None, own: int | None
-) -> float | None:
+def _seconds(spec: RunSpec, good: restore.Good, before: Continues | None, own: int | None) -> float | None:
     """Seconds that were trained by then: those of the last report of no more units than the checkpoint has, so
     that never fewer are made in all than were asked for.
     """

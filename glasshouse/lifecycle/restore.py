@@ -349,9 +349,10 @@ def _progress(events: Sequence[_Event]) -> tuple[tuple[float, int], ...]:
     found = []
     for event in events:
         seconds, units = event.body.get("elapsedSec"), event.body.get("units")
-        if event.type == "progress" and event.body.get("phase") == "measure":
-            if isinstance(seconds, int | float) and seconds >= 0 and type(units) is int:
-                found.append((float(seconds), units))
+        if event.type != "progress" or event.body.get("phase") != "measure":
+            continue
+        if isinstance(seconds, int | float) and seconds >= 0 and type(units) is int:
+            found.append((float(seconds), units))
     return tuple(found)
 
 

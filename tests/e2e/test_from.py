@@ -1,4 +1,4 @@
-"""A job that loses its machine goes on from its last checkpoint on another one, and ends as if nothing had been."""
+"""A job that loses its machine goes on from its last checkpoint on another, and ends as if nothing had been."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Program, processes_of, wait_until
+from tests.e2e.test_cloud import renting
 from tests.e2e.test_project import opened, project
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -66,7 +69,7 @@ def kill_pod(program: Program) -> None:
 
 
 def weights(folder: Path) -> dict[str, list[float]]:
-    import torch  # noqa: PLC0415
+    import torch
 
     return {name: value.tolist() for name, value in torch.load(folder / "final.pt").items()}
 
@@ -76,37 +79,80 @@ def checkpoints(program: Program) -> list[Path]:
 
 
 def test_a_project_goes_on_where_it_was_and_ends_with_the_same_weights(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program, tmp_path: Path
 ) -> None:
     mine = project(tmp_path / "mine", {"train.py": LOOP})
-    words = ["run", "--json", "--out", str(program.runs), "model=project", f"model.folder={mine}", "model.outputs=out"]
-    monkeypatch.setenv("LOOP_STOP", "90")
-    process = Program(program.home, program.runs, variables=(("LOOP_STOP", "90"),)).start(
-        *words, *JOB, "model.env=[LOOP_STOP]", "--", "python", "train.py"
-    )
-    wait_until(lambda: bool(checkpoints(program)), 60, "a checkpoint at home")
-    wait_until(lambda: len(checkpoints(program)) > 0 and checkpoints(program)[-1].stat().st_size > 0, 20, "whole")
-    import time  # noqa: PLC0415
-
-    time.sleep(3)
+    there = replace(program, variables=(("LOOP_STOP", "90"),))
+    settings = ["model=project", f"model.folder={mine}", "model.outputs=out", "model.env=[LOOP_STOP]", *JOB]
+    out = ["run", "--json", "--out", str(program.runs)]
+    process = there.start(*out, *settings, "--", "python", "train.py")
+    wait_until(lambda: bool(checkpoints(program)), 90, "a checkpoint at home")
     kill_pod(program)
-    out, err = process.communicate(timeout=120)
-    print(err)
-    print(out[-3000:])
-    first = json.loads(out)["runs"][0]
-    assert first["status"] == "excluded"
+    said, err = process.communicate(timeout=120)
+    first = json.loads(said)["runs"][0]
+    assert first["status"] == "excluded", err
     assert program.pods() == []
-    print(program("show", first["run"], "--out", str(program.runs)).stdout)
-    print(list((Path(first["folder"]) / "checkpoints").rglob("*")))
-    second = Program(program.home, program.runs, variables=(("LOOP_STOP", "90"),))(
-        "run", "--json", "--out", str(program.runs), f"from={first['run']}"
-    )
-    print(second.stderr)
+
+    second = there(*out, f"from={first['run']}")
     record = json.loads(second.stdout)["runs"][0]
-    print(record["figures"])
-    assert second.returncode == 0
-    there = opened(program, Path(record["folder"]), tmp_path / "opened")
+    assert (second.returncode, record["status"]) == (0, "verified"), second.stderr
+    chain = record["figures"]["chain"]
+    assert (chain["runs"], chain["steps"]) == ([first["run"]], 100)
+    assert 0 < record["figures"]["protected"]["steps"] < 100
     plain = tmp_path / "plain"
     plain.mkdir()
-    subprocess.run([os.sys.executable, str(mine / "train.py")], cwd=plain, check=True, env={**os.environ, "LOOP_STOP": "0"})
-    assert weights(there) == weights(plain / "out")
+    subprocess.run(
+        [sys.executable, str(mine / "train.py")], cwd=plain, check=True, env={**os.environ, "LOOP_STOP": "0"}
+    )
+    assert weights(opened(program, Path(record["folder"]), tmp_path / "opened")) == weights(plain / "out")
+    assert program("verify", record["folder"]).returncode == 0
+
+
+COUNT = """
+import os, pathlib, time
+
+out = pathlib.Path("out")
+out.mkdir(exist_ok=True)
+file = out / "count"
+count = int(file.read_text()) if file.exists() else 0
+print("begins at", count)
+if count:
+    (out / "ends").write_text(f"went on at {count}")
+    raise SystemExit
+for number in range(1, 3000):
+    (out / "new").write_text(str(number))
+    (out / "new").rename(file)
+    time.sleep(0.2 if number < 12 else 60)
+"""
+
+
+def test_an_interruptible_machine_that_is_taken_away_is_replaced(tmp_path: Path) -> None:
+    mine = project(tmp_path / "mine", {"count.py": COUNT})
+    with renting("vastai", tmp_path) as program:
+        cloud = program.server.cloud
+        process = program.start(
+            *("run", "--json", "--out", str(program.runs), "provider=vastai", "provider.interruptible=true"),
+            *(
+                "gpu=a4000",
+                "model=project",
+                f"model.folder={mine}",
+                "model.outputs=out",
+                "model.max_hours=0.2",
+            ),
+            *("model.checkpoint_min=0.02", "measure.head_interval_sec=0.3", "provider.request_timeout_sec=1"),
+            *("--", "python", "count.py"),
+        )
+        wait_until(lambda: bool(checkpoints(program)), 90, "a checkpoint at home")
+        (machine,) = [pod for pod in cloud.living() if not pod.foreign]
+        cloud.take_away(machine.id)
+        said, err = process.communicate(timeout=150)
+        assert process.returncode == 0, err
+        lost, went_on = json.loads(said)["runs"]
+        assert (lost["status"], went_on["status"]) == ("excluded", "verified"), err
+        assert "machine-taken-away" in lost["exclusion"]["codes"]
+        assert went_on["figures"]["chain"]["runs"] == [lost["run"]]
+        assert "another machine takes its place (1 of at most 2" in err
+        there = opened(program, Path(went_on["folder"]), tmp_path / "opened")
+        assert (there / "ends").read_text().startswith("went on at ")
+        assert program.state()["created"] == 2
+        program.settled()
