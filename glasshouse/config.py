@@ -59,6 +59,7 @@ RUNS = Path("runs")
 _MEASURED: dict[str, str | float | None] = {"order": "abba", "payload": "public", "duration": 20.0}
 _PRIVATE: dict[str, str | float | None] = {"order": "protected-only", "payload": "private", "duration": None}
 _OWN = ("custom", "project")
+LENGTHS = ("duration", "steps", "epochs")  # one of them says how long it trains
 
 
 def _by_model(setting: str, kind: str) -> str | float | None:
@@ -159,7 +160,22 @@ def resolved(overrides: Sequence[str], *, conf: Path | None = None) -> dict[str,
                 "a run to go on from stands on the command line", field="from", value=show(given),
                 remedy="write from=RUN there, and null in conf/",
             )  # fmt: skip
-        return values
+        return _as_asked(values, overrides)
+
+
+def _as_asked(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Settle what conf/ alone cannot, since it does not know what was typed.
+
+    How long it trains is what the command line says, of duration, steps and epochs, in place of what conf/
+    says. A job has no warm-up: what it returns made the steps asked for, and no others.
+    """
+    typed = {_key(word) for word in overrides}
+    asked = {name for name in LENGTHS if name in typed and values.get(name) is not None}
+    yielding = set(LENGTHS) - typed if asked else set()
+    values |= dict.fromkeys(yielding & set(values))
+    if values.get("payload") == "private" and isinstance(values.get("measure"), dict):
+        values["measure"] = {**values["measure"], "warmup_sec": 0.0}
+    return values
 
 
 def validate(values: Mapping[str, Any], typed: Mapping[str, str] | None = None) -> RunSpec:
@@ -224,9 +240,10 @@ class _Job:
     job: Callable[[RunSpec, list[str]], int]
 
     def __call__(self, config: DictConfig) -> int:
+        words = [str(item) for item in HydraConfig.get().overrides.task]
         values = _plain(config)
         values.pop("from", None)  # null: commands/run.py gives cells that go on to no launcher
-        return self.job(validate(values), [str(item) for item in HydraConfig.get().overrides.task])
+        return self.job(validate(_as_asked(values, words)), words)
 
 
 # --- composing ------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ KEY = "from"
 _NUMBER = re.compile(r"(.+)@([1-9][0-9]{0,8})\Z", re.DOTALL)
 _MODEL_MAY_CHANGE = frozenset(Job.model_fields)  # of a built-in model: nothing that its state depends on
 
+LENGTHS = frozenset({"duration", "steps", "epochs"})  # of which one is given
+
 Compose = Callable[[Sequence[str]], dict[str, Any]]  # overrides -> plain values
 Validate = Callable[[Mapping[str, Any]], RunSpec]
 
@@ -64,7 +66,7 @@ class Origin:
         `typed`.
         """
         said = {_key(word) for word in typed}
-        anew = {"steps", "duration"} if said & {"steps", "duration"} else set()
+        anew = LENGTHS if said & LENGTHS else set()
         kept = [word for word in self.saved.overrides if _key(word) not in {*said, *anew, KEY}]
         return [*kept, *typed]
 
@@ -152,9 +154,8 @@ def continued(origin: Origin, typed: Sequence[str], compose: Compose, validate: 
         for word in words:
             _lay_over(values, composed, _key(word), saved)
     said = {_key(word) for word in words}
-    for one, other in (("steps", "duration"), ("duration", "steps")):
-        if one in said and other not in said:
-            values[other] = None
+    if asked := said & LENGTHS:
+        values |= dict.fromkeys(LENGTHS - asked)
     spec = validate(values)
     _check_same_job(saved, spec)
     spec = spec.model_copy(update={"continues": origin.continues(spec.policy)})

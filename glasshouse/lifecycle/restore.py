@@ -127,7 +127,7 @@ class Good:
     plaintext_sha256: str
     whole: bool
     steps: int | None
-    progress: tuple[tuple[float, int], ...]
+    progress: tuple[tuple[float, float], ...]
     witnessed: bool
 
     @property
@@ -345,14 +345,14 @@ def _witnessed(seq: int, heads: Sequence[_Signed], released_at: float, interval:
     return covers is not None and covers - before <= max(GAP_FACTOR * interval, WATCH_FLOOR_SEC)
 
 
-def _progress(events: Sequence[_Event]) -> tuple[tuple[float, int], ...]:
+def _progress(events: Sequence[_Event]) -> tuple[tuple[float, float], ...]:
     found = []
     for event in events:
         seconds, units = event.body.get("elapsedSec"), event.body.get("units")
         if event.type != "progress" or event.body.get("phase") != "measure":
             continue
-        if isinstance(seconds, int | float) and seconds >= 0 and type(units) is int:
-            found.append((float(seconds), units))
+        if isinstance(seconds, int | float) and isinstance(units, int | float) and min(seconds, units) >= 0:
+            found.append((float(seconds), float(units)))
     return tuple(found)
 
 

@@ -55,9 +55,9 @@ def left_of(spec: RunSpec) -> tuple[float | None, int | None]:
     """
     before = spec.continues
     if before is None or spec.workload == "project":
-        return spec.duration, spec.steps
+        return spec.duration, spec.total_steps
     for field, total, made in (
-        ("steps", spec.steps, before.steps),
+        ("steps" if spec.epochs is None else "epochs", spec.total_steps, before.steps),
         ("duration", spec.duration, before.seconds),
     ):
         if total is None:
@@ -74,25 +74,25 @@ def left_of(spec: RunSpec) -> tuple[float | None, int | None]:
             )  # fmt: skip
     return (
         None if spec.duration is None else spec.duration - (before.seconds or 0.0),
-        None if spec.steps is None else spec.steps - (before.steps or 0),
+        None if spec.total_steps is None else spec.total_steps - (before.steps or 0),
     )
 
 
 def _abba(spec: RunSpec) -> tuple[Slot, ...]:
-    per_arm = 2 * spec.measure.blocks
-    if spec.steps is not None and spec.steps < per_arm:
+    per_arm, total = 2 * spec.measure.blocks, spec.total_steps
+    if total is not None and total < per_arm:
         raise UsageError(
             "fewer steps than slots of an arm",
             field="steps",
-            value=spec.steps,
+            value=total,
             remedy=f"order=abba with measure.blocks={spec.measure.blocks} needs steps={per_arm} or more",
         )
     seconds = None if spec.duration is None else spec.duration / per_arm
 
     def steps_of(nth: int) -> int | None:
-        if spec.steps is None:
+        if total is None:
             return None
-        return spec.steps // per_arm + (1 if nth < spec.steps % per_arm else 0)
+        return total // per_arm + (1 if nth < total % per_arm else 0)
 
     leading: tuple[Arm, Arm] = ("raw", "protected")
     slots = [

@@ -56,7 +56,9 @@ WAIT_SHARE = 0.5  # of the cadence: for so long a folder that does not rest is w
 TRIES = 3  # of one checkpoint, which the job wrote to while it was sealed
 ANSWER_SEC = 600.0  # for the supervisor to have written to disk what it was given
 MARKER_BYTES = 24
-WATCH_SIZES = (48 << 10, 192 << 10, 768 << 10)  # bytes that a record is filled up to
+MAX_RECORD_BYTES = 56 << 10  # sealed and padded, all records up to this have one size (padding.py: FLOOR)
+WATCH_SHARE = 0.002  # of what the job took so far: the longer it runs, the rarer its records
+RECORD = "record"  # the one file in a sealed record
 NICE = 10  # the job goes first
 
 
@@ -83,7 +85,9 @@ class Duties:
     """What a keeper is to do.
 
     folder: what checkpoints are of. steps: how many optimizer steps were made by now, None where nobody
-    counts them. collect: what a record for whoever watches holds; None: there are none.
+    counts them. collect: what a record for whoever watches holds, given the seconds until the next checkpoint
+    falls due (None: none does); None: there are no records. only: which files of the folder count, by
+    relative path; None: all. marked_only: nothing is taken but what is marked as whole.
     """
 
     folder: Path
@@ -93,7 +97,9 @@ class Duties:
     ready: str
     watch_sec: float
     steps: Callable[[], int | None]
-    collect: Callable[[], bytes] | None = None
+    collect: Callable[[float | None], bytes] | None = None
+    only: Callable[[str], bool] | None = None
+    marked_only: bool = False
 
     @classmethod
     def of(
@@ -102,12 +108,14 @@ class Duties:
         folder: Path,
         owner_public: bytes,
         steps: Callable[[], int | None],
-        collect: Callable[[], bytes] | None = None,
+        *,
+        collect: Callable[[float | None], bytes] | None = None,
+        only: Callable[[str], bool] | None = None,
     ) -> Duties:
         """What a launch asks for."""
         return cls(
             folder, owner_public, launch.sealed_under, launch.checkpoint_sec, launch.checkpoint_ready,
-            launch.watch_sec, steps, collect,
+            launch.watch_sec, steps, collect, only,
         )  # fmt: skip
 
 
@@ -246,7 +254,7 @@ class _Keeper:
         self._next_look, self._next_watch = now + self._every, now + self._watch_every
         self._rest = min(REST_SEC, self._every / 4)
         self._late: float | None = None  # while a checkpoint is due: when it is taken as it is
-        self._began = now
+        self._start = self._began = now
         self._last: Look = {}
         self._tries = 0
         self._taken: Look = {}
@@ -261,7 +269,8 @@ class _Keeper:
                 raise _StoppedError
             if time.monotonic() >= self._next_watch:
                 self._watch()
-                self._next_watch = max(self._next_watch + self._watch_every, time.monotonic())
+                every = max(self._watch_every, WATCH_SHARE * (time.monotonic() - self._start))
+                self._next_watch = max(self._next_watch + every, time.monotonic())
             if time.monotonic() >= self._next_look:
                 try:
                     self._look()
@@ -271,9 +280,10 @@ class _Keeper:
                     self._due_again()
 
     def _look(self) -> None:
-        now, seen = time.monotonic(), looking.look(self._duties.folder)
+        now, seen = time.monotonic(), self._seen()
         if self._late is None:  # a checkpoint falls due
-            if looking.is_empty(seen) or seen == self._taken:
+            fresh = not self._duties.marked_only or looking.marks(seen, self._duties.ready) - self._marked
+            if looking.is_empty(seen) or seen == self._taken or not fresh:
                 self._next_look = now + self._every
                 return
             self._late, self._began, self._tries = now + WAIT_SHARE * self._every, now, 0
@@ -291,18 +301,21 @@ class _Keeper:
         duties, after = self._duties, before
         steps = duties.steps()
         marked = looking.marks(before, duties.ready)
+        if duties.marked_only and not marked - self._marked:
+            self._due_again()
+            return
 
         def seal(pipe: _Pipe, context: Mapping[str, str]) -> SealedOutputs:
             return seal_tree(
                 pipe, duties.folder, owner_public=duties.owner_public, context=context, extra={},
-                padded=True, threads=1, beat=pipe.check,
+                only=duties.only, padded=True, threads=1, beat=pipe.check,
             )  # fmt: skip
 
         def described() -> dict[str, Any] | None:
             nonlocal after
-            after = looking.look(duties.folder)
+            after = self._seen()
             whole = any(looking.same_in(mark.root, before, after) for mark in marked - self._marked)
-            if not whole and after != before and not anyhow:
+            if not whole and (duties.marked_only or (after != before and not anyhow)):
                 return None
             return {"state": "whole" if whole else "unmarked", "steps": steps}
 
@@ -315,22 +328,25 @@ class _Keeper:
             self._taken, self._marked = before, marked
         self._due_again()
 
+    def _seen(self) -> dict[str, looking.Entry]:
+        return looking.look(self._duties.folder, self._duties.only)
+
     def _due_again(self) -> None:
         self._late = None
         self._next_look = max(self._began + self._every, time.monotonic() + MIN_EVERY_SEC / 2)
 
     def _watch(self) -> None:
         assert self._duties.collect is not None
-        data = self._duties.collect()
-        size = next((size for size in WATCH_SIZES if len(data) <= size), None)
-        if size is None:
+        due = None if self._every == math.inf else max(0.0, self._next_look - time.monotonic())
+        data = self._duties.collect(due)
+        if len(data) > MAX_RECORD_BYTES:
             self._channel.send("missed", {"kind": "watch"})
             return
 
         def seal(pipe: _Pipe, context: Mapping[str, str]) -> SealedOutputs:
             return seal_outputs(
                 pipe, owner_public=self._duties.owner_public, context=context,
-                files={"watch.json": data.ljust(size)}, tensors=(), threads=1, padded=True,
+                files={RECORD: data}, tensors=(), threads=1, padded=True,
             )  # fmt: skip
 
         self._seal("watch", seal, dict)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     inode: int
 
 
-Look = Mapping[str, Entry]  # by relative path; "" is the folder itself, which need not be there
+Look = Mapping[str, Entry]  # by path relative to the folder, which is not among them
 
 
 class TooManyError(Exception):
@@ -53,16 +53,15 @@ class Mark:
     inode: int
 
 
-def look(folder: Path, most: int = MAX_ENTRIES) -> dict[str, Entry]:
-    """What lies in a folder and beneath; links are not followed. Empty: it is not there.
+def look(
+    folder: Path, only: Callable[[str], bool] | None = None, most: int = MAX_ENTRIES
+) -> dict[str, Entry]:
+    """What lies in a folder and beneath; links are not followed. Empty also where it is not there.
 
-    What goes away meanwhile, or cannot be listed, is left out. Raises TooManyError beyond `most` entries.
+    only: says of a relative path whether it counts; None: all do. What goes away meanwhile, or cannot be
+    listed, is left out. Raises TooManyError beyond `most` entries.
     """
     found: dict[str, Entry] = {}
-    try:
-        found[""] = _entry(folder.lstat())
-    except OSError:
-        return {}
     ahead = [("", os.fspath(folder))]
     while ahead:
         prefix, place = ahead.pop()
@@ -75,7 +74,8 @@ def look(folder: Path, most: int = MAX_ENTRIES) -> dict[str, Entry]:
                         seen = _entry(item.stat(follow_symlinks=False))
                     except OSError:
                         continue
-                    found[prefix + item.name] = seen
+                    if only is None or only(prefix + item.name):
+                        found[prefix + item.name] = seen
                     if stat.S_ISDIR(seen.kind):
                         ahead.append((f"{prefix}{item.name}/", item.path))
         except OSError:
@@ -109,12 +109,12 @@ def marks(seen: Look, ready: str) -> frozenset[Mark]:
     found = set()
     for path, entry in seen.items():
         if stat.S_ISDIR(entry.kind):
-            renamed = path and entry.ctime > entry.mtime
+            renamed = entry.ctime > entry.mtime
             if renamed and path in files and newest[path] <= entry.ctime:
                 found.add(Mark(path, entry.ctime, entry.inode))
         elif ready and fnmatchcase(path, ready):
             root = path.rpartition("/")[0]
-            if newest[root] <= entry.ctime:
+            if newest[root] <= entry.ctime and not stat.S_ISLNK(entry.kind):
                 found.add(Mark(root, entry.ctime, entry.inode))
     return frozenset(found)
 

@@ -22,7 +22,7 @@ from typing import Any
 from glasshouse.canonical import b64u_decode, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import freed, harness, project, residue, sealer
+from glasshouse.runtime import checkpointing, freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
 from glasshouse.runtime.keeper import Duties, Ends
@@ -56,7 +56,7 @@ from glasshouse.sealing.memory import overwrite
 NEEDLES_PER_CLASS = 3
 NEEDLE_BYTES = 24
 WINDOW_ELEMENTS = 1 << 14
-CHECKPOINTS = "checkpoints"  # in the scratch folder: what a session is gone on with from
+LOOK_SEC = 2.0  # between two looks of the keeper for what a session wrote
 _RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf")
 CACHE_VARIABLES = (
     "TMPDIR",
@@ -257,18 +257,25 @@ def _work(
     plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, channel: Channel, scratch: Path
 ) -> None:
     owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
-    folder = scratch / CHECKPOINTS
-    _fork_keeper(plumbing, package, Duties.of(launch, folder, owner_public, lambda: None))
+    folder = scratch / checkpointing.FOLDER
+    duties = Duties.of(launch, folder, owner_public, lambda: checkpointing.steps_in(folder))
+    every = duties.checkpoint_sec
+    if every:  # what is written has a cadence of its own, and is sealed once it is there
+        duties = replace(
+            duties, only=checkpointing.is_written, marked_only=True, checkpoint_sec=min(every, LOOK_SEC)
+        )
+    _fork_keeper(plumbing, package, duties)
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
     session, result = harness.run(
-        harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
+        harness.Workload(package.files, package.tensors, str(package.extra["builder"]), package.region),
         stretch=launch.stretch,
         device=launch.device,
         allocation=launch.public_allocation,
         salt=salt,
         report=channel.send,
         ranks=launch.ranks,
+        kept=lambda session: checkpointing.Checkpointed(session, folder, every) if every else session,
     )
     _end_keeper(plumbing, channel)
     channel.send("trained", {"result": result})
