@@ -34,7 +34,7 @@ from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
-from glasshouse.lifecycle.resumed import going_on
+from glasshouse.lifecycle.resumed import going_on, line
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
@@ -82,7 +82,13 @@ def run_one(
         stopped = sweep.stopped if sweep is not None else lambda: ""
         with screen.logged(live.folder.log), Interrupts(screen, stopped) as interrupts:
             return _run(
-                live, provider, journal, interrupts, supply, reservation=reservation, notes=payload.notes
+                live,
+                provider,
+                journal,
+                interrupts,
+                supply,
+                reservation=reservation,
+                notes=[*line(spec), *payload.notes],
             )
 
 

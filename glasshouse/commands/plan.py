@@ -22,6 +22,7 @@ from glasshouse import config
 from glasshouse.commands.against import difference
 from glasshouse.commands.expected import FixedCost, fixed_cost
 from glasshouse.commands.needed import needed
+from glasshouse.commands.records import RUNS
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
@@ -54,6 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="as for a run")
     parser.add_argument("-m", "--multirun", action="store_true", help="a sweep over comma-separated values")
+    parser.add_argument(
+        "--out", type=Path, default=RUNS, metavar="DIR", help="where from= looks for RUN (runs)"
+    )
     parser.add_argument("--against", metavar="REF", help="print what differs from conf/ at this git revision")
 
 
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             say(found.markdown())
         return 0
-    cells = plan(args.overrides, sweep=args.multirun, conf=args.workspace.conf)
+    cells = plan(args.overrides, sweep=args.multirun, conf=args.workspace.conf, runs=args.out)
     if args.json:
         emit(as_json(cells))
     else:
@@ -87,13 +91,13 @@ def _reviewed(args: argparse.Namespace) -> Path:
     return workspace.conf
 
 
-def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None) -> list[Cell]:
+def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None, runs: Path = RUNS) -> list[Cell]:
     """Resolve every cell and bound its time and cost. Raises UsageError."""
     if sweep or config.wants_sweep(overrides, conf=conf):
         cells = config.expand(overrides, conf=conf)
     else:
         cells = [list(overrides)]
-    return [_cell(cell, config.load(cell, conf=conf), conf) for cell in cells]
+    return [_cell(cell, config.load(cell, conf=conf, runs=runs), conf) for cell in cells]
 
 
 def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
@@ -193,8 +197,8 @@ def _machines_line(cell: Cell) -> str:
     return (
         f"interruptible: up to {count} machines, one after the other, each for at most "
         f"{cell.hours / count:.2f} h and {cell.max_usd / count:.2f} USD. One that is taken away is replaced "
-        f"once it is proven gone, and the job goes on from its last checkpoint (model.max_resumes={count - 1}), "
-        "while a controller lives"
+        "once it is proven gone, and the job goes on from its last checkpoint, while a controller lives "
+        f"(model.max_resumes={count - 1})"
     )
 
 

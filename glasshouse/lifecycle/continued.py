@@ -21,7 +21,7 @@ from glasshouse.canonical import canonical_json
 from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle import restore
-from glasshouse.lifecycle.resumed import operators
+from glasshouse.lifecycle.resumed import counts_on, operators
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.measurement.schedule import left_of
 from glasshouse.spec import Continues, CustomModel, Job, MlpModel, Policy, ProjectModel, RunSpec
@@ -103,19 +103,20 @@ def _continues(folder: Path, saved: SavedRun, before: Continues | None, good: re
 def _made(spec: RunSpec, good: restore.Good, before: Continues | None) -> tuple[int | None, int | None]:
     """Optimizer steps of the checkpoint's own run by then, and of all of the chain; None: not known.
 
-    A session counts on from what it was given; a project's hooks count what their own run made.
+    A session counts on from what it was given; a project's hooks count what their own run made, and so does
+    a class of the owner's whose state has no `steps`.
     """
-    earlier = 0 if before is None else before.steps
-    if good.steps is None or earlier is None:
-        return good.steps if before is None or spec.workload == "project" else None, None
-    if spec.workload == "project":
-        return good.steps, earlier + good.steps
-    return good.steps - earlier, good.steps
+    if before is None:
+        return good.steps, good.steps
+    if good.steps is None or before.steps is None:
+        return None, None
+    anew = spec.workload == "project" or (spec.workload == "custom" and not counts_on(good))
+    return (good.steps, before.steps + good.steps) if anew else (good.steps - before.steps, good.steps)
 
 
 def _seconds(spec: RunSpec, good: restore.Good, before: Continues | None, own: int | None) -> float | None:
-    """Seconds that were trained by then: those of the last report of no more units than the checkpoint has, so
-    that never fewer are made in all than were asked for.
+    """Seconds that were trained by then: those of the last report of no more units than the checkpoint has,
+    so that never fewer are made in all than were asked for.
     """
     earlier = 0.0 if before is None else before.seconds
     if spec.workload == "project" or earlier is None:

@@ -1,7 +1,8 @@
 """An interruptible machine that is taken away, and the run that goes on for it on another.
 
 Each replacement is a run of its own, with a plan, a machine and a row. None begins before the machine before
-is proven gone, and there are `model.max_resumes` of them at most, for which the money was set aside beforehand.
+is proven gone, and there are `model.max_resumes` of them at most, for which the money was set aside before
+the first began.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Replacing:
     number: int = 0
 
     def after(self, outcome: Recorded) -> bool:
-        """Whether another run takes the place of the one that ended so: `spec` and `overrides` are its own."""
+        """Whether another run takes the place of one that ended so; `spec` and `overrides` are then its."""
         most = machines(self.spec) - 1
         reasons = outcome.record.reasons
         if not most or Code.MACHINE_TAKEN_AWAY not in reasons or Code.INTERRUPTED in reasons:
@@ -79,6 +80,5 @@ def _further(
         return list(overrides), spec
     further = spec.model_copy(update={"continues": continues})
     left_of(further)
-    screen.say(f"going on from checkpoint {continues.number} of {outcome.run}")
     kept = [word for word in overrides if not word.startswith("from=")]
     return [*kept, f"from={outcome.run}@{continues.number}"], further

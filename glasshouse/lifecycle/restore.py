@@ -174,7 +174,7 @@ def pick(
     if not wanted:
         raise UsageError(
             "no checkpoint of this number is here", field="from", value=f"{run}@{number}",
-            remedy=", ".join(f"from={run}@{each.number}" for each in found),
+            remedy="here: " + ", ".join(f"from={run}@{each.number}" for each in found),
         )  # fmt: skip
     try:
         return check(wanted[0], folder, run, spec, policy, named=number is not None, operators=operators)

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import SealError, UsageError
 from glasshouse.lifecycle import restore
@@ -30,6 +31,16 @@ from glasshouse.workloads.package import MAX_FILE_BYTES, Resumed
 FEW = 5
 _NUMBERED = re.compile(rb"(?:.*/)?checkpoint-([0-9]{1,12})/\Z", re.DOTALL)
 Say = Callable[[str], object]
+
+
+def line(spec: RunSpec) -> list[str]:
+    """What a person is told first of a run that goes on; nothing of one that begins anew."""
+    before = spec.continues
+    if before is None:
+        return []
+    steps = "" if before.steps is None else f", after {before.steps} optimizer steps"
+    seen = "" if before.witnessed else "; no controller watched when it was made: checkpoint-unwitnessed"
+    return [f"going on from checkpoint {before.number} of {before.runs[-1]}{steps}{seen}"]
 
 
 def going_on(spec: RunSpec, say: Say) -> Callable[[], AbstractContextManager[Resumed]] | None:
@@ -64,6 +75,17 @@ def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
 
 
 _ANOTHER = "name another with from=RUN@N, or begin anew without from="
+
+
+def counts_on(good: restore.Good) -> bool:
+    """Whether a state holds the steps of the whole chain; one of a class of the owner's need not."""
+    with checked_outputs(
+        good.stored.path, keys.owner_key(), context=good.context, plaintext_sha256=good.plaintext_sha256
+    ) as package:
+        index = parse_index(package.files[INDEX_NAME])
+        with _state(index, package, f"checkpoint {good.stored.number}") as files:
+            values = parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)
+    return isinstance(values, dict) and type(values.get("steps")) is int
 
 
 def found(continues: Continues, spec: RunSpec) -> restore.Good:

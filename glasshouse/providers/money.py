@@ -125,7 +125,8 @@ def cap_usd(specs: Sequence[RunSpec], environ: Mapping[str, str] | None = None) 
 def check_budget(specs: Sequence[RunSpec], cap: float | None) -> float:
     """Return the cost ceiling of all machines of all cells together.
 
-    Raises UsageError (exit 2) where it does not fit under `cap`. Call it with the whole sweep before the first create.
+    Raises UsageError (exit 2) where it does not fit under `cap`. Call it with the whole sweep before the
+    first create.
     """
     total = sum(cost_ceiling(spec) * machines(spec) for spec in specs)
     if not any(spec.provider.kind in PAID_PROVIDERS for spec in specs):

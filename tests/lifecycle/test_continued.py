@@ -123,11 +123,28 @@ def test_how_much_is_made_has_to_be_known(home: Path) -> None:
 
 
 def test_a_chain_of_runs_is_named_and_its_steps_summed(run: Died, home: Path) -> None:
-    second = died(home, load(run), TWO, overrides=["steps=100"], steps=[25, 50])
+    second = died(home, load(run), TWO, overrides=["steps=100"], steps=[65, 90])  # a session counts on
     spec = load(second)
     assert spec.continues.runs == (run.run, second.run)
     assert spec.continues.steps == 90
     assert [slot.steps for slot in build_schedule(spec)] == [10]
+
+
+def test_a_project_counts_its_own_steps_anew(home: Path) -> None:
+    (home / "mine").mkdir()
+    (home / "mine" / "train.py").write_text("print()")
+    words = [
+        "model=project",
+        f"model.folder={home / 'mine'}",
+        "model.outputs=out",
+        "model.command=[python,train.py]",
+    ]
+    first = died(home, config.load(words), TWO, overrides=words, steps=[20, 40])
+    second = died(home, load(first), TWO, overrides=words, steps=[5, 10])
+    spec = load(second)
+    assert (spec.continues.steps, spec.model.command) == (50, ("python", "train.py"))
+    again = load(second, "model.command=[python,train.py,--more]")
+    assert again.model.command == ("python", "train.py", "--more")
 
 
 def test_its_own_words_are_kept_with_those_of_the_run(run: Died) -> None:
