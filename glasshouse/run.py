@@ -34,7 +34,7 @@ from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
-from glasshouse.lifecycle.resumed import going_on, line
+from glasshouse.lifecycle.resumed import going_on, going_on_line, line
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
@@ -373,6 +373,8 @@ def run_sweep(
         if cost := _cost_line(outcome.record):
             screen.say(cost)
         screen.say(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
+        if text := going_on_line(Path(outcome.folder), outcome.record):
+            screen.say(text)
     if as_json:
         runs = [
             {

@@ -8,6 +8,7 @@ is made of it. It is held against what its leg signed once more, since time has 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import SealError, UsageError
+from glasshouse.judgement.record import Record
 from glasshouse.lifecycle import restore
 from glasshouse.lifecycle.checkpoints import stored
 from glasshouse.lifecycle.run_folder import RunFolder
@@ -43,6 +45,13 @@ def line(spec: RunSpec) -> list[str]:
     return [f"going on from checkpoint {before.number} of {before.runs[-1]}{steps}{seen}"]
 
 
+def going_on_line(folder: Path, record: Record) -> str:
+    """What to do with the checkpoints of a run that did not come to its end; "" where there are none."""
+    if record.status == "verified" or not (at_home := stored(folder)):
+        return ""
+    return f"go on from its checkpoint {at_home[0].number}: glasshouse from={record.run}"
+
+
 def going_on(spec: RunSpec, say: Say) -> Callable[[], AbstractContextManager[Resumed]] | None:
     """What opens the checkpoint that a run goes on from, for its packer; None where it begins anew."""
     return None if spec.continues is None else lambda: opened(spec, say)
@@ -56,6 +65,7 @@ def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
     """
     assert spec.continues is not None
     good = found(spec.continues, spec)
+    restore.countersign(good, keys.operator_key(), time.time())
     words = f"checkpoint {good.stored.number} of {good.leg.run}"
     try:
         with checked_outputs(
