@@ -48,6 +48,7 @@ from glasshouse.spec import Policy, RunSpec
 
 MAX_BYTES: Final = 64 << 20  # of a leg's events, and of its heads (lifecycle/follow.py takes no more)
 WATCH_FLOOR_SEC: Final = 30.0  # a poll waits so long on a slow connection, whatever the interval is
+WATCH_SHARE: Final = 0.012  # of a leg's age: the longer it has run, the rarer its heads are countersigned
 _HASHED: Final = 4 << 20
 _SEALED = "checkpoint-sealed"
 
@@ -342,7 +343,10 @@ def _check_file(each: Stored, body: dict[str, Any], events: Sequence[_Event], wo
 def _witnessed(seq: int, heads: Sequence[_Signed], released_at: float, interval: float) -> bool:
     before = max((head.time for head in heads if head.seq < seq), default=released_at)
     covers = min((head.time for head in heads if head.seq >= seq), default=None)
-    return covers is not None and covers - before <= max(GAP_FACTOR * interval, WATCH_FLOOR_SEC)
+    if covers is None:
+        return False
+    most = max(GAP_FACTOR * interval, WATCH_FLOOR_SEC, WATCH_SHARE * (covers - released_at))
+    return covers - before <= most
 
 
 def _progress(events: Sequence[_Event]) -> tuple[tuple[float, float], ...]:

@@ -1,4 +1,4 @@
-"""An interruptible machine that is taken away: who takes its place, from where, how often, and for how much."""
+"""An interruptible machine that is taken away: who takes its place, from where, how often, for how much."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from glasshouse.spec import RunSpec
 from tests.lifecycle.checkpoint_kit import Died, died
 from tests.providers.cloud_kit import NAME, rented
 
-WORDS = ["provider=vastai", "provider.interruptible=true", "gpu=a4000", "order=protected-only", "payload=private",
-         "duration=null", "steps=100", "model.max_hours=1"]  # fmt: skip
+WORDS = [
+    *("provider=vastai", "provider.interruptible=true", "gpu=a4000"),
+    *("order=protected-only", "payload=private", "duration=null", "steps=100", "model.max_hours=1"),
+]
 
 
 @pytest.fixture
