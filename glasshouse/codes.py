@@ -42,6 +42,7 @@ class Code(StrEnum):
     CONNECT_FAILED = "connect-failed"
     LOGIN_REFUSED = "login-refused"
     RENTAL_DEADLINE = "rental-deadline"
+    MACHINE_TAKEN_AWAY = "machine-taken-away"
     POD_SETUP_FAILED = "pod-setup-failed"
     PYTHON_UNUSABLE = "python-unusable"
     TORCH_MISSING = "torch-missing"
@@ -339,6 +340,16 @@ class Code(StrEnum):
     HEAD_TIME = "head-time"
     HEAD_MISMATCH = "head-mismatch"
     HEADS_INCOMPLETE = "heads-incomplete"
+
+    # Why a job does not go on from a checkpoint (lifecycle/restore.py).
+    CHECKPOINT_OLDER = "checkpoint-older"
+    CHECKPOINT_TORN = "checkpoint-torn"
+    CHECKPOINT_FOREIGN = "checkpoint-foreign"
+    CHECKPOINT_RENAMED = "checkpoint-renamed"
+    CHECKPOINT_CHAIN_BROKEN = "checkpoint-chain-broken"
+    CHECKPOINT_HEAD_MISMATCH = "checkpoint-head-mismatch"
+    CHECKPOINT_NOT_WITNESSED = "checkpoint-not-witnessed"
+    CHECKPOINT_NOT_RESTORED = "checkpoint-not-restored"
 
     # Keys, checkpoints and ledgers.
     SIGNER_UNKNOWN = "signer-unknown"

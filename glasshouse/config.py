@@ -36,7 +36,7 @@ from pydantic import ValidationError
 
 from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
-from glasshouse.extras import install_line
+from glasshouse.extras import install_line, require
 from glasshouse.paths import Workspace
 from glasshouse.spec import RunSpec
 from glasshouse.spec_errors import choose, from_pydantic, show
@@ -54,6 +54,7 @@ COMPOSE_ERRORS = (
     UserWarning,
 )
 BASIC = "basic"
+RUNS = Path("runs")
 # What order, payload and duration are where nobody says so. What is a user's own is not laid open by default.
 _MEASURED: dict[str, str | float | None] = {"order": "abba", "payload": "public", "duration": 20.0}
 _PRIVATE: dict[str, str | float | None] = {"order": "protected-only", "payload": "private", "duration": None}
@@ -85,13 +86,27 @@ OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 NO_EFFECT = ("hydra.run", "hydra.output_subdir", "hydra.verbose", "hydra.job_logging", "hydra.hydra_logging")
 
 
-def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
+def load(overrides: Sequence[str], *, conf: Path | None = None, runs: Path = RUNS) -> RunSpec:
     """Compose conf/ with `overrides` into one validated RunSpec. conf: None takes the program's own.
+
+    With `from=RUN` it is the spec of a run that goes on from a checkpoint of that one, whose folder is looked
+    for in `runs` (lifecycle/continued.py).
 
     Raises UsageError. Files that the spec names (SSH key, known hosts, a custom workload) must exist.
     """
     typed = _typed(overrides)
-    spec = validate(resolved(overrides, conf=conf), typed)
+    if (given := _from(overrides)) is None:
+        spec = validate(resolved(overrides, conf=conf), typed)
+    else:
+        require("run", "from=")
+        from glasshouse.lifecycle.continued import Origin, continued  # noqa: PLC0415  it loads all that verifies
+
+        spec = continued(
+            Origin.of(given, runs),
+            overrides,
+            lambda words: resolved(words, conf=conf),
+            lambda values: validate(values, typed),
+        )
     _check_files(spec)
     if spec.model.kind in _OWN and spec.payload == "public" and "payload" not in typed:
         raise UsageError(
@@ -99,6 +114,25 @@ def load(overrides: Sequence[str], *, conf: Path | None = None) -> RunSpec:
             remedy="say payload=public yourself, on the command line",
         )  # fmt: skip
     return spec
+
+
+def spelled_out(overrides: Sequence[str], *, runs: Path = RUNS) -> list[str]:
+    """The overrides with those of the run that `from=` names in front: what a run is kept under."""
+    if (given := _from(overrides)) is None:
+        return list(overrides)
+    from glasshouse.lifecycle.continued import Origin  # noqa: PLC0415  as above
+
+    return Origin.of(given, runs).overrides(overrides)
+
+
+def _from(overrides: Sequence[str]) -> str | None:
+    """What `from=` says on the command line; None where it is not there, or says null."""
+    said = _typed(overrides).get("from")
+    if said is None or said in ("null", ""):
+        return None
+    if len(said) > 1 and said[0] == said[-1] and said[0] in "'\"":
+        said = said[1:-1]
+    return str(Path(said).expanduser()) if said.startswith("~/") else said
 
 
 def command_words(command: Sequence[str]) -> list[str]:
@@ -120,7 +154,13 @@ def resolved(overrides: Sequence[str], *, conf: Path | None = None) -> dict[str,
         config = _compose(hydra, overrides, RunMode.RUN)
         with open_dict(config):
             del config["hydra"]
-        return _as_asked(_plain(config), overrides)
+        values = _plain(config)
+        if (given := values.pop("from", None)) is not None and _from(overrides) is None:
+            raise UsageError(
+                "a run to go on from stands on the command line", field="from", value=show(given),
+                remedy="write from=RUN there, and null in conf/",
+            )  # fmt: skip
+        return _as_asked(values, overrides)
 
 
 def _as_asked(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -201,7 +241,9 @@ class _Job:
 
     def __call__(self, config: DictConfig) -> int:
         words = [str(item) for item in HydraConfig.get().overrides.task]
-        return self.job(validate(_as_asked(_plain(config), words)), words)
+        values = _plain(config)
+        values.pop("from", None)  # null: commands/run.py gives cells that go on to no launcher
+        return self.job(validate(_as_asked(values, words)), words)
 
 
 # --- composing ------------------------------------------------------------------------------

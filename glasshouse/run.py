@@ -32,7 +32,9 @@ from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
+from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
+from glasshouse.lifecycle.resumed import going_on, going_on_line, line
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
@@ -80,7 +82,13 @@ def run_one(
         stopped = sweep.stopped if sweep is not None else lambda: ""
         with screen.logged(live.folder.log), Interrupts(screen, stopped) as interrupts:
             return _run(
-                live, provider, journal, interrupts, supply, reservation=reservation, notes=payload.notes
+                live,
+                provider,
+                journal,
+                interrupts,
+                supply,
+                reservation=reservation,
+                notes=[*line(spec), *payload.notes],
             )
 
 
@@ -105,13 +113,15 @@ def _run(
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
-        with Watchdog(live.folder.path, screen) as watchdog, Packer(live) as packer:
+        packing = Packer(live, going_on(run.spec, screen.warn))
+        with Watchdog(live.folder.path, screen) as watchdog, packing as packer:
             try:
                 with interrupts.allowed():
                     _attempt(
                         live, provider, journal, watchdog,
                         packer=packer, supply=supply, reservation=reservation,
                     )  # fmt: skip
+                    note_taken_away(live, provider)
             except KeyboardInterrupt:
                 screen.warn("interrupted: the run is excluded; releasing what it holds")
                 live.fail(Code.INTERRUPTED)
@@ -317,6 +327,17 @@ def run_sweep(
             outcome = run_one(
                 spec, overrides=overrides, out=out, screen=screen, reservation=reservation, sweep=sweep
             )
+            replacing = Replacing(spec, overrides, screen)
+            while replacing.after(outcome):
+                outcomes.append(outcome)  # its exit code is not the sweep's: the job goes on
+                outcome = run_one(
+                    replacing.spec,
+                    overrides=replacing.overrides,
+                    out=out,
+                    screen=screen,
+                    reservation=reservation,
+                    sweep=sweep,
+                )
         except KeyboardInterrupt:
             if not outcomes:
                 raise  # before there is a run, or after its record: nothing is summed up
@@ -352,6 +373,8 @@ def run_sweep(
         if cost := _cost_line(outcome.record):
             screen.say(cost)
         screen.say(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
+        if text := going_on_line(Path(outcome.folder), outcome.record):
+            screen.say(text)
     if as_json:
         runs = [
             {

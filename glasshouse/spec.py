@@ -242,6 +242,7 @@ class Policy(Strict):
     # Of a project, and kept by the leg itself: what it could not keep the job from, it does not start.
     require_confined_reads: bool = False
     refuse_execs: bool = False
+    require_witnessed_checkpoints: bool = False  # of from=RUN: made while this side watched
     anti_debug_profile: Literal["standard", "strict"]
     launch_retries: int = Field(default=2, ge=0, le=2)
 
@@ -261,6 +262,26 @@ class Measure(Strict):
     leg_deadline_extra_sec: float = Field(default=180.0, ge=10, le=7200)
     # Where steps and not time are fixed: what a step may take on average; the leg is ended there.
     step_ceiling_sec: float = Field(default=1.0, gt=0, le=3600)
+
+
+class Continues(Strict):
+    """The checkpoint that a run begins with (`from=RUN`), as this side found it before anything was rented.
+
+    runs: ids of the runs of the chain, the first one first. leg, launch, number: of the checkpoint in the
+    last of them; sha256: of its ciphertext, as that leg signed it. steps, seconds: made from the very
+    beginning until then; None: nobody counted. witnessed: an operator's controller countersigned the events
+    that name it while they were made. folder: of the last run, on this machine.
+    """
+
+    runs: tuple[str, ...] = Field(min_length=1, max_length=1000)
+    leg: str = Field(pattern=r"^s\d{3}$", description="a leg's id")
+    launch: int = Field(ge=1, le=1000)
+    number: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits")
+    steps: int | None = Field(default=None, ge=0, lt=2**53)
+    seconds: float | None = Field(default=None, ge=0)
+    witnessed: bool
+    folder: str = Field(min_length=1)
 
 
 class Spend(Strict):
@@ -286,6 +307,7 @@ class RunSpec(Strict):
     payload: Literal["public", "private"] = "public"
     seed: int = Field(ge=0, lt=2**53)
     repeat: int = Field(default=0, ge=0, le=10_000)
+    continues: Continues | None = None  # what `from=RUN` came to
 
     @model_validator(mode="after")
     def _whole(self) -> RunSpec:
@@ -299,6 +321,10 @@ class RunSpec(Strict):
             raise ValueError("a control compares two arms: it cannot be order=protected-only")
         if self.model.kind == "withheld" and self.payload == "public":
             raise ValueError("a model is withheld of a private job only: give the settings of a model")
+        if self.continues is not None and not self.job:
+            raise ValueError(
+                "from=RUN goes on from a private job: it needs payload=private order=protected-only"
+            )
         return self
 
     def _length(self) -> None:
@@ -336,6 +362,11 @@ class RunSpec(Strict):
             )
         if self.paid and isinstance(self.model, ProjectModel) and self.model.max_hours is None:
             raise ValueError("model.max_hours is missing: on a machine that is paid for, say when to stop")
+
+    @property
+    def job(self) -> bool:
+        """Whether it is a private job: nothing is measured, and it has a ceiling."""
+        return self.payload == "private" and self.order == "protected-only"
 
     @property
     def total_steps(self) -> int | None:

@@ -22,11 +22,12 @@ from glasshouse import config
 from glasshouse.commands.against import difference
 from glasshouse.commands.expected import FixedCost, fixed_cost
 from glasshouse.commands.needed import needed
+from glasshouse.commands.records import RUNS
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
-from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, rental_deadline_sec
+from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, machines, rental_deadline_sec
 from glasshouse.schema import Slot
 from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
 from glasshouse.workloads.folder_lines import comes_back, size_words
@@ -54,6 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="as for a run")
     parser.add_argument("-m", "--multirun", action="store_true", help="a sweep over comma-separated values")
+    parser.add_argument(
+        "--out", type=Path, default=RUNS, metavar="DIR", help="where from= looks for RUN (runs)"
+    )
     parser.add_argument("--against", metavar="REF", help="print what differs from conf/ at this git revision")
 
 
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             say(found.markdown())
         return 0
-    cells = plan(args.overrides, sweep=args.multirun, conf=args.workspace.conf)
+    cells = plan(args.overrides, sweep=args.multirun, conf=args.workspace.conf, runs=args.out)
     if args.json:
         emit(as_json(cells))
     else:
@@ -87,13 +91,13 @@ def _reviewed(args: argparse.Namespace) -> Path:
     return workspace.conf
 
 
-def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None) -> list[Cell]:
+def plan(overrides: Sequence[str], *, sweep: bool, conf: Path | None = None, runs: Path = RUNS) -> list[Cell]:
     """Resolve every cell and bound its time and cost. Raises UsageError."""
     if sweep or config.wants_sweep(overrides, conf=conf):
         cells = config.expand(overrides, conf=conf)
     else:
         cells = [list(overrides)]
-    return [_cell(cell, config.load(cell, conf=conf), conf) for cell in cells]
+    return [_cell(cell, config.load(cell, conf=conf, runs=runs), conf) for cell in cells]
 
 
 def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
@@ -103,9 +107,9 @@ def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
         overrides=overrides,
         spec=spec,
         slots=slots,
-        hours=rental_deadline_sec(spec) / 3600,
+        hours=rental_deadline_sec(spec) / 3600 * machines(spec),
         scheduled_hours=sum(timed) / 3600 if len(timed) == len(slots) else None,
-        max_usd=cost_ceiling(spec),
+        max_usd=cost_ceiling(spec) * machines(spec),
         fixed_cost=fixed_cost(spec, slots),
         needs=needed(spec, conf),
     )
@@ -122,6 +126,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "spec": cell.spec.model_dump(mode="json"),
                 "slots": len(cell.slots),
                 "scheduledHours": cell.scheduled_hours,
+                "machines": machines(cell.spec),
                 "hours": cell.hours,
                 "maxUsd": cell.max_usd,
                 "besideUsd": beside_usd(cell.spec),
@@ -175,6 +180,8 @@ def _print(cells: Sequence[Cell]) -> None:
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
     say()
+    for words in dict.fromkeys(_machines_line(cell) for cell in cells if machines(cell.spec) > 1):
+        say(words)
     total = sum(cell.max_usd for cell in cells)
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
     if total > 0:
@@ -182,6 +189,17 @@ def _print(cells: Sequence[Cell]) -> None:
         for line in dict.fromkeys(map(_beside_line, (cell.spec for cell in cells))):
             if line:
                 say(line)
+
+
+def _machines_line(cell: Cell) -> str:
+    """How many machines a job may take that can be taken away, and what each may cost."""
+    count = machines(cell.spec)
+    return (
+        f"interruptible: up to {count} machines, one after the other, each for at most "
+        f"{cell.hours / count:.2f} h and {cell.max_usd / count:.2f} USD. One that is taken away is replaced "
+        "once it is proven gone, and the job goes on from its last checkpoint, while a controller lives "
+        f"(model.max_resumes={count - 1})"
+    )
 
 
 def _memory_line(cell: Cell) -> str:

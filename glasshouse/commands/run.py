@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     workspace: Workspace = args.workspace
     conf = workspace.conf
     if args.cfg:
-        return _print_settings(overrides, conf, as_json=args.json)
+        return _print_settings(overrides, conf, args.out, as_json=args.json)
     require("run", "a run")
     # Only now: to print settings, and to be told what is missing, the base install is enough.
     from glasshouse.lifecycle.resume import unfinished  # noqa: PLC0415
@@ -58,12 +58,17 @@ def run(args: argparse.Namespace) -> int:
     from glasshouse.run import run_sweep  # noqa: PLC0415
 
     if not args.multirun and not config.wants_sweep(overrides, conf=conf):
-        cells = [(overrides, config.load(overrides, conf=conf))]
+        cells = [
+            (config.spelled_out(overrides, runs=args.out), config.load(overrides, conf=conf, runs=args.out))
+        ]
         _require_training(cells[0][1])
         with reserved([cells[0][1]]) as key:
             return run_sweep(cells, out=args.out, as_json=args.json, reservation=key)
     # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
-    cells = [(cell, config.load(cell, conf=conf)) for cell in config.expand(overrides, conf=conf)]
+    cells = [
+        (config.spelled_out(cell, runs=args.out), config.load(cell, conf=conf, runs=args.out))
+        for cell in config.expand(overrides, conf=conf)
+    ]
     for _, spec in cells:
         _require_training(spec)
     if len(cells) == 1:
@@ -81,6 +86,11 @@ def run(args: argparse.Namespace) -> int:
             value=launcher,
             remedy="drop --json, or use hydra/launcher=basic",
         )
+    if any(spec.continues is not None for _, spec in cells):
+        raise UsageError(
+            "a launcher's processes begin anew", field="hydra/launcher", value=launcher,
+            remedy="go on from a checkpoint with hydra/launcher=basic",
+        )  # fmt: skip
     out = args.out.resolve()
     with reserved(specs) as key, begun(out) as sweep, _workers_apart(launcher):
         return max(config.launch(overrides, _RunCell(out, args.again, key, sweep, os.getpid()), conf=conf))
@@ -141,8 +151,8 @@ def _require_training(spec: RunSpec) -> None:
         require("train", "a run on this machine", only=("torch", *lora))
 
 
-def _print_settings(overrides: list[str], conf: Path, *, as_json: bool) -> int:
-    values = config.load(overrides, conf=conf).model_dump(mode="json")
+def _print_settings(overrides: list[str], conf: Path, runs: Path, *, as_json: bool) -> int:
+    values = config.load(overrides, conf=conf, runs=runs).model_dump(mode="json")
     if as_json:
         emit(values)
     else:

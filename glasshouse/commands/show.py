@@ -16,7 +16,7 @@ from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, spark, table
 from glasshouse.judgement.caveats import caveat
 from glasshouse.judgement.conclusions import blocks_lost, overhead_stated
-from glasshouse.judgement.record import CheckLine, Figures
+from glasshouse.judgement.record import ChainFigures, CheckLine, Figures
 from glasshouse.judgement.rules import RULES
 from glasshouse.reasons import reason
 from glasshouse.schema import Report, Result, steps_words
@@ -162,9 +162,18 @@ def _figures(figures: Figures) -> None:
         say(f"fixed cost, seconds: {parts}")
     if figures.weights is not None and figures.protected is not None:
         say(f"the command counted {steps_words(figures.protected.steps)}; {figures.weights.words}")
+    if figures.chain is not None:
+        say(_chain(figures.chain))
     if figures.execs is not None:
         refused = f", refused {figures.execs.refused} times" if figures.execs.refused else ""
         say(f"the command started {figures.execs.words} by itself{refused}")
+
+
+def _chain(chain: ChainFigures) -> str:
+    """What a job went on from, in a line."""
+    steps = "" if chain.steps is None else f"; {chain.steps} optimizer steps in all runs together"
+    before = ", ".join(chain.runs)
+    return f"went on from checkpoint {chain.number} of {chain.runs[-1]} (runs before: {before}){steps}"
 
 
 def _of_each_leg(curves: Sequence[tuple[str, _Curves]]) -> None:

@@ -61,6 +61,7 @@ class Observed:
     reads_unconfined: bool = False
     exec_in_leg: bool = False
     self_counted: bool = False
+    checkpoint_unwitnessed: bool = False
     registered_late: bool = False
 
 
@@ -394,6 +395,15 @@ CAVEATS: tuple[Caveat, ...] = (
         "machine, or root, can read it without touching that process. It was held by the same barriers and "
         "ended with the job.",
         lambda seen: seen.exec_in_leg,
+        since=OPEN,
+    ),
+    Caveat(
+        "checkpoint-unwitnessed",
+        "Went on from a checkpoint that nobody watched",
+        "The job went on from a checkpoint that an earlier run of it made while no controller watched. The "
+        "leg signed it, and what it trained on is that. But whoever had the machine could have withheld "
+        "later ones, and nobody would have seen it.",
+        lambda seen: seen.checkpoint_unwitnessed,
         since=OPEN,
     ),
 )

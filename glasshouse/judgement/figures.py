@@ -15,6 +15,7 @@ from glasshouse.judgement.facts import RunFacts, SlotFacts
 from glasshouse.judgement.nothing_to_check import of_a_project
 from glasshouse.judgement.record import (
     ArmFigures,
+    ChainFigures,
     ControlFigures,
     Figures,
     OverheadFigures,
@@ -76,6 +77,8 @@ def figures_of(facts: RunFacts) -> Figures:
         figures = figures.model_copy(update={"execs": execs})
     if (weights := weights_of(facts)) is not None:
         figures = figures.model_copy(update={"weights": weights})
+    if (chain := chain_of(facts)) is not None:
+        figures = figures.model_copy(update={"chain": chain})
     if not facts.spec.paid:
         return figures
     rented = {"held_sec": rounded(held_sec(facts)), "cost_usd": rounded(cost_usd(facts))}
@@ -100,6 +103,23 @@ def weights_of(facts: RunFacts) -> Weights | None:
     if not of_a_project(facts):
         return None
     return next((result.weights for _, result in facts.all_results if result.weights is not None), None)
+
+
+def chain_of(facts: RunFacts) -> ChainFigures | None:
+    """What a job went on from, and the steps of all its runs; None where it began anew."""
+    before = facts.spec.continues
+    if before is None:
+        return None
+    made = sum(result.steps for result in facts.results("protected"))
+    return ChainFigures(
+        runs=before.runs,
+        leg=before.leg,
+        launch=before.launch,
+        number=before.number,
+        sha256=before.sha256,
+        steps=None if before.steps is None else min(before.steps + made, MAX_SAFE_INTEGER),
+        witnessed=before.witnessed,
+    )
 
 
 def held_sec(facts: RunFacts) -> float | None:

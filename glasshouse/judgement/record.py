@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glasshouse.schema import Execs, Report, UnitInfo, Weights
+from glasshouse.schema import Execs, Hex64, Report, RunId, UnitInfo, Weights
 
 Status = Literal["verified", "excluded"]
 
@@ -103,12 +103,29 @@ class ResourceFigures(Report):
     raw: ArmResources | None = None
 
 
+class ChainFigures(Report):
+    """What a run went on from, as its plan says: the runs before it, the first one first, and a checkpoint of
+    the last of them, by its number in its leg and the SHA-256 of its ciphertext, as that leg signed it.
+
+    steps: optimizer steps of all runs of the chain, up to that checkpoint and in this one; None: not known.
+    witnessed: each checkpoint of the chain was made while a controller watched.
+    """
+
+    runs: tuple[RunId, ...]
+    leg: str
+    launch: int
+    number: int
+    sha256: Hex64
+    steps: int | None
+    witnessed: bool
+
+
 class Figures(Report):
     """Every figure of a record.
 
     fixed_cost_sec: seconds that a protected launch pays once, by step, and in total. held_sec and cost_usd
     stand in records of rented machines alone, execs, summed over the legs,
-    and weights in those of projects.
+    and weights in those of projects, chain in those of jobs that went on from a checkpoint.
     """
 
     order: str
@@ -133,6 +150,7 @@ class Figures(Report):
     cost_usd: float | None = None
     execs: Execs | None = None
     weights: Weights | None = None
+    chain: ChainFigures | None = None
 
 
 class Excluded(Report):

@@ -11,7 +11,8 @@ import io
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
-from glasshouse.workloads.package import Payload, bring, prepare
+from glasshouse.workloads.package import Payload, Resumed, bring, go_on_from, prepare
 
 _LOOK_SEC = 0.5  # how often a wait looks whether the sweep is to end, or the rental is over
 
@@ -51,16 +52,20 @@ class Sealed:
     seconds: float
 
 
+Resume = Callable[[], AbstractContextManager[Resumed]]
+
+
 class Packer:
     """Makes the payload and the package of one run. A context manager: leaving it ends its thread and waits
     for that, forgets the key, and notes a failure that nobody was told of.
 
-    `launches`: protected slots; without any, no markers are made. What it fails with is a StepFailed with
+    `launches`: protected slots; without any, no markers are made. `resume` opens what the run goes on from,
+    if anything (lifecycle/resumed.py), until it is sealed. What it fails with is a StepFailed with
     seal-failed, or a fault that is no error of ours, such as a full disk.
     """
 
-    def __init__(self, live: LiveRun) -> None:
-        self._live = live
+    def __init__(self, live: LiveRun, resume: Resume | None = None) -> None:
+        self._live, self._resume = live, resume
         self.launches = sum(1 for slot in live.run.schedule if slot.lifecycle)
         self._payload: Payload | None = None
         self._sealed: Sealed | None = None
@@ -68,6 +73,7 @@ class Packer:
         self._stop, self._done = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._told = False
+        self._held = ExitStack()  # what it goes on from, while it is to be sealed
 
     def begin(self) -> None:
         """Make both in a thread, from now on. What is hashed, encrypted and drawn there lets go of the
@@ -115,6 +121,7 @@ class Packer:
         self.stop()
         if self._thread is not None and self._thread.ident is not None:
             self._thread.join()
+        self._held.close()
         if self._sealed is not None:
             overwrite(memoryview(self._sealed.key))
         failed = self._error
@@ -155,6 +162,8 @@ class Packer:
         with self._live.step(Code.SEAL_FAILED, "preparing the payload", meanwhile=self._thread is not None):
             payload = prepare(self._live.run.spec)
             payload.weights.make(self._go_on)  # for both arms: no part of what sealing costs
+            if self._resume is not None:
+                payload = go_on_from(self._held.enter_context(self._resume()), payload)
         return payload
 
     def _seal(self, payload: Payload) -> Sealed:
@@ -181,6 +190,7 @@ class Packer:
                         check=self._go_on,
                         padded=self._live.run.spec.payload == "private",
                     )
+                self._held.close()
                 seconds = time.monotonic() - began
                 return Sealed(manifest_hash, key, markers, markers_hash, seconds)
         except BaseException:

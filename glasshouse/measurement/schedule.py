@@ -42,9 +42,39 @@ def build_schedule(spec: RunSpec) -> tuple[Slot, ...]:
 
 
 def _single(spec: RunSpec, arms: tuple[Arm, ...]) -> tuple[Slot, ...]:
+    seconds, steps = left_of(spec)
     return tuple(
-        _slot(spec, nth, block=None, position=nth, arm=arm, seconds=spec.duration, steps=spec.total_steps)
+        _slot(spec, nth, block=None, position=nth, arm=arm, seconds=seconds, steps=steps)
         for nth, arm in enumerate(arms)
+    )
+
+
+def left_of(spec: RunSpec) -> tuple[float | None, int | None]:
+    """Seconds and optimiser steps that are to be made: all that were asked for, but for those that were made
+    by the checkpoint that a job goes on from. Raises UsageError where nothing is left, or nobody knows.
+    """
+    before = spec.continues
+    if before is None or spec.workload == "project":
+        return spec.duration, spec.total_steps
+    for field, total, made in (
+        ("steps" if spec.epochs is None else "epochs", spec.total_steps, before.steps),
+        ("duration", spec.duration, before.seconds),
+    ):
+        if total is None:
+            continue
+        if made is None:
+            raise UsageError(
+                f"how much of it is made by then is not known ({field})", field="from",
+                value=f"{before.runs[-1]}@{before.number}", remedy="begin anew, without from=",
+            )  # fmt: skip
+        if total <= made:
+            raise UsageError(
+                f"nothing is left to do: {made:g} are made by then", field=field, value=f"{total:g}",
+                remedy="give more in all, or name an earlier checkpoint with from=RUN@N",
+            )  # fmt: skip
+    return (
+        None if spec.duration is None else spec.duration - (before.seconds or 0.0),
+        None if spec.total_steps is None else spec.total_steps - (before.steps or 0),
     )
 
 

@@ -21,6 +21,7 @@ from glasshouse.providers.money import (
     beside_usd,
     cap_usd,
     check_budget,
+    machines,
     parse_usd,
     rental_deadline_sec,
 )
@@ -41,7 +42,7 @@ def reserved(specs: Sequence[RunSpec]) -> Iterator[str | None]:
         yield None
         return
     text = os.environ.get(CAP_VARIABLE)
-    until = time.time() + sum(rental_deadline_sec(spec) for spec in specs if spec.paid)
+    until = time.time() + sum(rental_deadline_sec(spec) * machines(spec) for spec in specs if spec.paid)
     with Journal() as journal:
         key = journal.reserve(total, until=until, cap=parse_usd(text) if text else None)
         try:

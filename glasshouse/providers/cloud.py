@@ -140,6 +140,18 @@ class Cloud:
                 raise
             raise first_cause(replaceable[0], error) from error
 
+    def taken_away(self, name: str) -> bool:
+        """Whether the provider says that what was created for `name` is stopped, or there no longer.
+
+        False also where it says nothing that can be read.
+        """
+        ids = self.known_ids(name)
+        try:
+            found = [self.api.machine(machine_id) for machine_id in ids]
+        except ApiError:
+            return False
+        return bool(ids) and all(each is None or each.state in ("failed", "gone") for each in found)
+
     def reopen(self, name: str, endpoint: Endpoint) -> Endpoint:  # noqa: ARG002  machines keep their place
         """The machine's address of then; whatever else answers there now has another host key."""
         return endpoint

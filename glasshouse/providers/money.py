@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.schema import Slot
-from glasshouse.spec import MAX_HOURS, PAID_PROVIDERS, CloudProvider, ProjectModel, RunSpec
+from glasshouse.spec import MAX_HOURS, PAID_PROVIDERS, CloudProvider, Job, ProjectModel, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
 DEAD_MAN_MARGIN_SEC = 900.0  # the timer in the pod only acts when nobody else did
@@ -83,6 +83,14 @@ def cost_ceiling(spec: RunSpec) -> float:
     return hourly * rental_deadline_sec(spec) / 3600
 
 
+def machines(spec: RunSpec) -> int:
+    """How many machines a job may rent, one after the other: those that were taken away are replaced."""
+    provider, model = spec.provider, spec.model
+    if not (spec.job and isinstance(provider, CloudProvider) and provider.interruptible):
+        return 1
+    return 1 + (model.max_resumes if isinstance(model, Job) else 0)
+
+
 def beside_usd(spec: RunSpec) -> float:
     """US dollars that one machine can cost beside the budgeted one, made by a create that did not say so; 0.0
     on a free provider.
@@ -115,11 +123,12 @@ def cap_usd(specs: Sequence[RunSpec], environ: Mapping[str, str] | None = None) 
 
 
 def check_budget(specs: Sequence[RunSpec], cap: float | None) -> float:
-    """Return the cost ceiling of all cells together; UsageError (exit 2) when it does not fit under `cap`.
+    """Return the cost ceiling of all machines of all cells together.
 
-    Call it with the whole sweep before the first create.
+    Raises UsageError (exit 2) where it does not fit under `cap`. Call it with the whole sweep before the
+    first create.
     """
-    total = sum(cost_ceiling(spec) for spec in specs)
+    total = sum(cost_ceiling(spec) * machines(spec) for spec in specs)
     if not any(spec.provider.kind in PAID_PROVIDERS for spec in specs):
         return 0.0
     if cap is None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from glasshouse.canonical import CanonicalError, canonical_json, parse_canonical, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
-from glasshouse.schema import Day, Hex64, Id, Text, Written
+from glasshouse.schema import Day, Hex64, Id, RunId, Text, Written
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = "schema/row-artifact-v1.schema.json"
@@ -84,6 +84,18 @@ class Exclusion(Public):
 
     codes: tuple[Slug, ...] = Field(min_length=1)
     observed: Annotated[str, Field(max_length=8000)]
+
+
+class Chain(Public):
+    """What a private job went on from: a checkpoint of the last of the runs before it."""
+
+    runs: tuple[RunId, ...] = Field(min_length=1, max_length=1000, description="the first one first")
+    leg: Slug
+    launch: int = Field(ge=1)
+    number: int = Field(ge=1, description="of the checkpoint, in its leg")
+    sha256: Hex64 = Field(description="of its ciphertext, as that leg signed it")
+    steps: int | None = Field(ge=0, description="optimizer steps of all runs of the chain, this one included")
+    witnessed: bool = Field(description="each checkpoint of the chain was made while a controller watched")
 
 
 class Retraction(Public):
@@ -230,6 +242,7 @@ class Artifact(Public):
     retracted: Retraction | None
     evidence: Evidence | None
     command: Annotated[str, Field(max_length=800)] | None
+    chain: Chain | None = Field(default=None, description="of a job that went on from a checkpoint")
     curves: Curves | None = None
     reported: Reported | None = None
 

@@ -19,6 +19,7 @@ from glasshouse.judgement.rules import Check as Judged
 from glasshouse.measurement.schedule import lead_sec
 from glasshouse.publishing.artifact import (
     Artifact,
+    Chain,
     Check,
     Cleanup,
     Curve,
@@ -109,6 +110,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         if facts.simulated
         else Evidence(plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid),
         command=command(spec),
+        chain=None if figures.chain is None else Chain(**figures.chain.model_dump()),
         curves=_curves(facts),
         protected_epochs_per_sec=protected.epochs_per_sec,
         raw_epochs_per_sec=raw.epochs_per_sec,
@@ -231,6 +233,8 @@ def command(spec: RunSpec) -> str:
         words += ["provider.host=HOST", "provider.user=USER", "provider.key=KEY"]
     model = "MODEL" if isinstance(spec.model, WithheldModel) else spec.model.name
     words += [f"gpu={spec.gpu.name}", f"model={model}", f"policy={spec.policy.name}"]
+    if spec.continues is not None:
+        words += [f"from={spec.continues.runs[-1]}@{spec.continues.number}"]
     words += [f"order={spec.order}"]
     duration = "null" if spec.duration is None else f"{spec.duration:g}"
     words += [f"duration={duration}"]

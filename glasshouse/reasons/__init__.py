@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from glasshouse.codes import Code, known
-from glasshouse.reasons import attestation, publication, records, runs
+from glasshouse.reasons import attestation, publication, records, resuming, runs
 from glasshouse.reasons.entry import Place, Reason, explained
 
 __all__ = ["GROUPS", "REASONS", "Place", "Reason", "arising", "reason"]
@@ -36,6 +36,7 @@ GROUPS: tuple[tuple[str, Mapping[Code, Reason]], ...] = (
     ("What the operator signed", records.STATEMENTS),
     ("A leg's exchange, verified again", records.EVIDENCE),
     ("A leg's events", records.EVENTS),
+    ("Going on from a checkpoint", resuming.CHECKPOINTS),
     ("Keys and checkpoints", records.KEYS),
     ("Ledgers", records.LEDGERS),
     ("A published row", publication.ROWS),

@@ -22,6 +22,7 @@ class Place(Enum):
     EVENTS = "in a leg's events"
     WIPE = "at the wipe"
     RELEASE = "when the machine is given back"
+    RESUME = "where a job goes on from a checkpoint"
     RECORD = "when the run is recorded"
     JUDGEMENT = "in the judgement of a run"
     HEADLINE = "where rows are pooled"

@@ -115,6 +115,14 @@ BEFORE_LEGS: dict[Code, Reason] = {
         Place.LEG,
         exit_status=3,
     ),
+    Code.MACHINE_TAKEN_AWAY: explained(
+        "Taken away",
+        "The machine was an interruptible one, and the provider stopped it. The job goes on from its last "
+        "checkpoint, as a run of its own.",
+        Place.CONNECTION,
+        Place.LEG,
+        exit_status=3,
+    ),
     Code.POD_SETUP_FAILED: explained(
         "Setup failed",
         "The machine was reached but could not be made ready for the legs.",

@@ -44,7 +44,10 @@ def public_spec(spec: RunSpec) -> RunSpec:
         model = model.model_copy(update={"entry": f"{PurePath(path).name}:{name}", "data": data})
     elif model.kind == "lora" and model.weights_path is not None:
         model = model.model_copy(update={"weights_path": WITHHELD})
-    return spec.model_copy(update={"provider": provider, "model": model})
+    continues = spec.continues
+    if continues is not None:
+        continues = continues.model_copy(update={"folder": WITHHELD})
+    return spec.model_copy(update={"provider": provider, "model": model, "continues": continues})
 
 
 def register_plan(

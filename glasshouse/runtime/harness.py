@@ -24,7 +24,7 @@ from typing import Any
 from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import gpus, machine
+from glasshouse.runtime import gpus, machine, resume
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.ranks import build as build_ranks
 from glasshouse.runtime.results import LegResult
@@ -98,6 +98,7 @@ class Workload:
             if not hasattr(session, part):
                 code = Code(f"workload-lacks-{part.replace('_', '-')}")
                 raise LegError(f"the session has no {part}", code=code)
+        resume.restore(session, self.files)
         return session
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from glasshouse.canonical import b64u_decode, canonical_json, domain_hash, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
-from glasshouse.runtime import jobs, machine, sealer
+from glasshouse.runtime import jobs, machine, resume, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.execs import watch
 from glasshouse.runtime.keeper import Duties
@@ -83,6 +83,8 @@ def work(
     place.mkdir(mode=0o700)
     try:
         write_tree(package.files[INDEX_NAME], package.tensors, place, release=give_back)
+        back, whole = place / job.outputs, job.outputs == "."
+        resume.put_back(package.files, package.tensors, back, whole=whole, release=give_back)
     except (SealError, OSError) as error:
         print(f"the project's files could not be written: {error}", flush=True)  # noqa: T201  the sealed log
         raise LegError("the project's files could not be written", code=Code.PROJECT_NOT_WRITTEN) from error

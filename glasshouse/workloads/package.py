@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,24 @@ from glasshouse.workloads.made import MadeWeights, Making
 from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, scratch_bytes, withheld
 from glasshouse.workloads.weights import BaseWeights
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 MAX_FILE_BYTES = 8 << 30
 
 Tensor = tuple[TensorSpec, memoryview]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a job goes on from, out of a checkpoint that was opened: it lasts while that is.
+
+    files: names are those of runtime/resume.py. nbytes: of what a project finds in its outputs folder.
+    """
+
+    files: Mapping[str, ReadableBuffer] = field(repr=False)
+    tensors: Iterable[Tensor] = field(default=(), repr=False)
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class Payload:
     made for it and `base` what lies in files already; neither need be held in memory.
     """
 
-    files: Mapping[str, bytes]
+    files: Mapping[str, ReadableBuffer]
     builder: str = "build"
     weights: MadeWeights = field(default_factory=lambda: MadeWeights(lambda: iter(())), repr=False)
     base: BaseWeights | None = field(default=None, repr=False)
@@ -46,6 +61,7 @@ class Payload:
     scratch_bytes: int = 0  # of memory that a project's files take on the pod
     ranks: int = 1  # processes that a project's command starts, one a GPU where there are any
     notes: tuple[str, ...] = ()  # what a person is told of it before anything is rented
+    resumed: Resumed | None = field(default=None, repr=False)
 
     @property
     def needs(self) -> bool:
@@ -57,6 +73,7 @@ class Payload:
         yield from self.weights
         yield from self.base or ()
         yield from self.tree
+        yield from self.resumed.tensors if self.resumed is not None else ()
 
 
 def prepare(spec: RunSpec) -> Payload:
@@ -93,7 +110,16 @@ def bring(payload: Payload, wheels: Sequence[Path], unpacked_bytes: int) -> Payl
     assert payload.project is not None
     files, tree = project.packed(payload.project, wheels)
     room = scratch_bytes(payload.project) + sum(path.stat().st_size for path in wheels) + unpacked_bytes
-    return replace(payload, files=files, tree=tree, scratch_bytes=room)
+    with_wheels = replace(payload, files=files, tree=tree, scratch_bytes=room)
+    return with_wheels if payload.resumed is None else go_on_from(payload.resumed, with_wheels)
+
+
+def go_on_from(resumed: Resumed, payload: Payload) -> Payload:
+    """Return the payload with what it goes on from."""
+    files = {**payload.files, **resumed.files}
+    return replace(
+        payload, files=files, resumed=resumed, scratch_bytes=payload.scratch_bytes + resumed.nbytes
+    )
 
 
 def _built_in(

@@ -251,6 +251,13 @@ class FakeCloud:
         if pod.container is not None:
             pod.container.halt()
 
+    def take_away(self, pod_id: str) -> None:
+        """Stop a machine because somebody else pays more for it; it still exists, until it is destroyed."""
+        self.exit_pod(pod_id)
+        with self.lock:
+            pod = self._pods[pod_id]
+            pod.message, pod.facts["outbid"] = "outbid", True
+
     def snapshot(self) -> dict[str, Any]:
         """Everything a test or a person wants to know, as JSON."""
         with self.lock:

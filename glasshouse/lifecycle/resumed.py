@@ -1,0 +1,208 @@
+"""A checkpoint opened for the package of the job that goes on from it.
+
+Its plaintext lies in this process's memory only: of a project a piece at a time, decrypted again in each of
+sealing's two passes; of any other workload its state whole, overwritten when the package is sealed. No file
+is made of it. It is held against what its leg signed once more, since time has passed since the plan.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glasshouse.canonical import parse_json
+from glasshouse.codes import Code
+from glasshouse.errors import SealError, UsageError
+from glasshouse.judgement.record import Record
+from glasshouse.lifecycle import restore
+from glasshouse.lifecycle.checkpoints import stored
+from glasshouse.lifecycle.run_folder import RunFolder
+from glasshouse.records import keys
+from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES
+from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.memory import overwrite, private_region
+from glasshouse.sealing.tree_index import INDEX_NAME, PIECE_PREFIX, Entry, Index, parse_index
+from glasshouse.sealing.unpacking import CheckedOutputs, checked_outputs
+from glasshouse.spec import Continues, RunSpec
+from glasshouse.workloads.package import MAX_FILE_BYTES, Resumed
+
+FEW = 5
+_NUMBERED = re.compile(rb"(?:.*/)?checkpoint-([0-9]{1,12})/\Z", re.DOTALL)
+Say = Callable[[str], object]
+
+
+def line(spec: RunSpec) -> list[str]:
+    """What a person is told first of a run that goes on; nothing of one that begins anew."""
+    before = spec.continues
+    if before is None:
+        return []
+    steps = "" if before.steps is None else f", after {before.steps} optimizer steps"
+    seen = "" if before.witnessed else "; no controller watched when it was made: checkpoint-unwitnessed"
+    return [f"going on from checkpoint {before.number} of {before.runs[-1]}{steps}{seen}"]
+
+
+def going_on_line(folder: Path, record: Record) -> str:
+    """What to do with the checkpoints of a run that did not come to its end; "" where there are none."""
+    if record.status == "verified" or not (at_home := stored(folder)):
+        return ""
+    return f"go on from its checkpoint {at_home[0].number}: glasshouse from={record.run}"
+
+
+def going_on(spec: RunSpec, say: Say) -> Callable[[], AbstractContextManager[Resumed]] | None:
+    """What opens the checkpoint that a run goes on from, for its packer; None where it begins anew."""
+    return None if spec.continues is None else lambda: opened(spec, say)
+
+
+@contextmanager
+def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
+    """Give what the run of `spec` goes on from, while this lasts. `say` is told what may be torn of it.
+
+    Raises RefusedError (restore.py) and UsageError where the checkpoint is not what was planned any more.
+    """
+    assert spec.continues is not None
+    good = found(spec.continues, spec)
+    restore.countersign(good, keys.operator_key(), time.time())
+    words = f"checkpoint {good.stored.number} of {good.leg.run}"
+    try:
+        with checked_outputs(
+            good.stored.path, keys.owner_key(), context=good.context, plaintext_sha256=good.plaintext_sha256
+        ) as package:
+            if INDEX_NAME not in package.files:
+                raise UsageError("this checkpoint holds no files", field="from", value=words, remedy=_ANOTHER)
+            index = parse_index(package.files[INDEX_NAME])
+            _doubts(good, index, package, say)
+            if spec.workload == "project":
+                yield Resumed({INDEX: package.files[INDEX_NAME]}, _Pieces(package), index.nbytes)
+                return
+            with _state(index, package, words) as files:
+                yield Resumed(files)
+    except SealError as error:
+        raise _explained(error, words) from error
+
+
+_ANOTHER = "name another with from=RUN@N, or begin anew without from="
+
+
+def counts_on(good: restore.Good) -> bool:
+    """Whether a state holds the steps of the whole chain; one of a class of the owner's need not."""
+    with checked_outputs(
+        good.stored.path, keys.owner_key(), context=good.context, plaintext_sha256=good.plaintext_sha256
+    ) as package:
+        index = parse_index(package.files[INDEX_NAME])
+        with _state(index, package, f"checkpoint {good.stored.number}") as files:
+            values = parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)
+    return isinstance(values, dict) and type(values.get("steps")) is int
+
+
+def found(continues: Continues, spec: RunSpec) -> restore.Good:
+    """The checkpoint of a plan, held against what its leg signed. Raises UsageError."""
+    folder, run = Path(continues.folder), continues.runs[-1]
+    where = (continues.leg, continues.launch, continues.number)
+    for each in stored(folder):
+        if (each.leg, each.launch, each.number) == where:
+            before = RunFolder(folder).saved().spec
+            good = restore.check(each, folder, run, before, spec.policy, named=True, operators=operators())
+            if good.sha256 == continues.sha256:
+                return good
+    raise UsageError(
+        "the checkpoint that was planned is not here any more", field="from",
+        value=f"{run}@{continues.number}", remedy="look what is in its run folder, under checkpoints/",
+    )  # fmt: skip
+
+
+def operators() -> tuple[keys.KeyEntry, ...]:
+    """Whose countersigned heads count: this machine's own operators, retired ones too."""
+    keys.operator_key()  # made on first use
+    return tuple(entry for entry in keys.local_keyring().entries if entry.role == "operator")
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A checkpoint's contents under the names that they have in the next package; each pass decrypts anew."""
+
+    package: CheckedOutputs = field(repr=False)
+
+    def __iter__(self) -> Iterator[tuple[TensorSpec, memoryview]]:
+        tensors = self.package.tensors
+        for number in range(sum(name.startswith(PIECE_PREFIX) for name in tensors)):
+            spec, load = tensors[f"{PIECE_PREFIX}{number}"]
+            yield TensorSpec(f"{PREFIX}{spec.name}", spec.dtype, spec.shape), load()
+
+
+@contextmanager
+def _state(index: Index, package: CheckedOutputs, words: str) -> Iterator[Mapping[str, memoryview]]:
+    """A session's state out of a checkpoint's files: the newest whole folder that has both of them."""
+    by_folder: dict[bytes, dict[bytes, Entry]] = {}
+    for entry in index.files:
+        folder, slash, name = entry.path.rpartition(b"/")
+        by_folder.setdefault(folder + slash, {})[name] = entry
+    wanted = {TENSORS: b"state.safetensors", VALUES: b"state.json"}
+    whole = [folder for folder, names in by_folder.items() if set(wanted.values()) <= names.keys()]
+    if not whole:
+        raise UsageError("this checkpoint holds no state", field="from", value=words, remedy=_ANOTHER)
+    names = by_folder[max(whole, key=_number)]
+    entries = {place: names[name] for place, name in wanted.items()}
+    if entries[TENSORS].nbytes > MAX_FILE_BYTES or entries[VALUES].nbytes > MAX_VALUES_BYTES:
+        raise UsageError("the state is too large to seal", field="from", value=words, remedy="at most 8 GiB")
+    region = private_region(sum(entry.nbytes for entry in entries.values()))
+    try:
+        at, files = 0, {}
+        for place, entry in entries.items():
+            files[place] = memoryview(region)[at : at + entry.nbytes]
+            at += entry.nbytes
+        _fill(index, package, {entry.path: files[place] for place, entry in entries.items()})
+        yield files
+    finally:
+        overwrite(region)
+
+
+def _number(folder: bytes) -> int:
+    match = _NUMBERED.match(folder)
+    return -1 if match is None else int(match[1])
+
+
+def _fill(index: Index, package: CheckedOutputs, places: Mapping[bytes, memoryview]) -> None:
+    """Copy some of a tree's files out of its pieces, each piece asked for once."""
+    parts: dict[int, list[tuple[int, int, memoryview]]] = {}
+    start, size = 0, index.piece_bytes
+    for entry in index.files:
+        if (place := places.get(entry.path)) is not None:
+            done = 0
+            while done < entry.nbytes:
+                number, offset = divmod(start + done, size)
+                count = min(size - offset, entry.nbytes - done)
+                parts.setdefault(number, []).append((offset, count, place[done : done + count]))
+                done += count
+        start += entry.nbytes
+    for number, wanted in sorted(parts.items()):
+        piece = package.tensors[f"{PIECE_PREFIX}{number}"][1]()
+        for offset, count, place in wanted:
+            place[:] = piece[offset : offset + count]
+
+
+def _doubts(good: restore.Good, index: Index, package: CheckedOutputs, say: Say) -> None:
+    """Say what of a checkpoint may be torn, or is not in it."""
+    if not good.whole:
+        say(
+            "nothing marked its files as one whole set (a subfolder renamed into place, or "
+            "model.checkpoint_ready): one that was being written then may be torn"
+        )
+    doubtful = sorted({*index.changed, *index.files_in(package.mismatched)})
+    for name in doubtful[:FEW]:
+        say(f"written to while it was sealed, and may be torn: {name}")
+    if len(doubtful) > FEW:
+        say(f"written to while they were sealed: {len(doubtful) - FEW} more files")
+
+
+def _explained(error: SealError, words: str) -> SealError:
+    if Code.GRANT_UNWRAP_FAILED not in error.codes:
+        return error
+    return SealError(
+        f"{words} was sealed for another owner's key than this machine's",
+        codes=error.codes,
+        remedy="go on where the run was started, with the GLASSHOUSE_HOME of then",
+    )

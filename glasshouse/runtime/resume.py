@@ -1,0 +1,92 @@
+"""What a job goes on from, as it lies in its package: put back before anything of the owner's runs.
+
+Of a project, the files of its outputs folder at the checkpoint, as a second tree beside its own:
+
+    files     resume/tree.json: the tree's index (sealing/tree_index.py)
+    tensors   resume/tree/0, resume/tree/1, ...: its contents
+
+Of any other workload, what its session's `state` gave (session.py), with no pickle in it:
+
+    files     resume/state.safetensors: the tensors; resume/state.json: the values
+
+What the outputs folder holds is the checkpoint's alone: files of that folder that went along with the project
+are those of before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glasshouse.canonical import parse_json
+from glasshouse.codes import Code
+from glasshouse.errors import LegError
+from glasshouse.runtime.safetensors import read_safetensors
+from glasshouse.sealing.layout import TensorSpec
+from glasshouse.sealing.tree import INDEX_NAME, parse_index, write_tree
+
+PREFIX = "resume/"
+INDEX = f"{PREFIX}{INDEX_NAME}"
+TENSORS, VALUES = f"{PREFIX}state.safetensors", f"{PREFIX}state.json"
+MAX_VALUES_BYTES = 64 << 20
+
+
+def put_back(
+    files: Mapping[str, Any],
+    tensors: Mapping[str, tuple[TensorSpec, Any]],
+    folder: Path,
+    *,
+    whole: bool = False,
+    release: Callable[[memoryview], object] | None = None,
+) -> bool:
+    """Write the files that a project goes on from as its outputs folder; False where it begins anew.
+
+    whole: that folder is the project's own, where the checkpoint has what was made or changed, and the rest
+    stays. Raises SealError and OSError as `write_tree`.
+    """
+    if INDEX not in files:
+        return False
+    if whole:
+        _make_way(files[INDEX], folder)
+    elif folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    own = {
+        name.removeprefix(PREFIX): (TensorSpec(name.removeprefix(PREFIX), spec.dtype, spec.shape), view)
+        for name, (spec, view) in tensors.items()
+        if name.startswith(PREFIX)
+    }
+    write_tree(files[INDEX], own, folder, release=release)
+    return True
+
+
+def _make_way(index: Any, folder: Path) -> None:
+    """Remove the files and links of a project's own that the checkpoint has another form of."""
+    for entry in parse_index(index).entries:
+        place = folder / os.fsdecode(entry.path)
+        # Nothing of the owner's runs yet, and no link of what was written here leads out of it.
+        if place.is_symlink() or place.is_file():
+            place.unlink()
+
+
+def restore(session: Any, files: Mapping[str, Any]) -> bool:
+    """Give a session the state that it goes on from; False where it begins anew.
+
+    Raises LegError: checkpoint-not-restored.
+    """
+    if VALUES not in files:
+        return False
+    if not callable(getattr(session, "restore", None)):
+        raise LegError("the session cannot take a state", code=Code.CHECKPOINT_NOT_RESTORED)
+    try:
+        values = parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)
+        if not isinstance(values, dict):
+            raise TypeError("the state's values are no object")
+        session.restore(read_safetensors(files[TENSORS]), values)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise LegError(
+            f"the session did not take the state: {error}", code=Code.CHECKPOINT_NOT_RESTORED
+        ) from error
+    return True
