@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [
             [
                 item.run,
-                item.status,
+                item.state,
                 item.overhead_pct,
                 len(item.caveats),
                 ", ".join(item.exclusion) or item.control or item.row or "",
@@ -43,6 +43,7 @@ def _as_json(item: Found) -> dict[str, object]:
         "run": item.run,
         "id": item.row,
         "status": item.status,
+        "unattendedUntil": item.unattended_until or None,
         "overheadPct": item.overhead_pct,
         "control": None if control is None else control.model_dump(by_alias=True, exclude_unset=True),
         "exclusion": list(item.exclusion),

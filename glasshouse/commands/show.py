@@ -31,10 +31,23 @@ def run(args: argparse.Namespace) -> int:
     """Print the run; exit code 0 whatever its status: this only shows."""
     found = pick_run(args.run, args.out)
     if args.json:
-        emit({"path": str(found.path), "status": found.status, "record": found.as_json()})
+        until = found.unattended_until or None
+        emit(
+            {
+                "path": str(found.path),
+                "status": found.status,
+                "unattendedUntil": until,
+                "record": found.as_json(),
+            }
+        )
         return 0
-    say(f"run {found.run}: {found.status}" + (f", row {found.row}" if found.row else ""))
+    say(f"run {found.run}: {found.state}" + (f", row {found.row}" if found.row else ""))
     record = found.record
+    if found.status == "unattended":
+        say(
+            "its controller is gone; `glasshouse reap` asks its machine, and fetches what it sealed once it ended"
+        )
+        return 0
     if record is None:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")
         return 0

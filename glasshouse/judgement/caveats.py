@@ -60,6 +60,7 @@ class Observed:
     reads_unconfined: bool = False
     exec_in_leg: bool = False
     self_counted: bool = False
+    unattended: bool = False
     registered_late: bool = False
 
 
@@ -384,6 +385,17 @@ CAVEATS: tuple[Caveat, ...] = (
         "machine, or root, can read it without touching that process. It was held by the same barriers and "
         "ended with the job.",
         lambda seen: seen.exec_in_leg,
+        since=OPEN,
+    ),
+    Caveat(
+        "unattended",
+        "Its controller ended before it did",
+        "The process that had launched the job was killed, or its computer went down, and the job went on "
+        "without it. Another process of the operator's took it up, at the latest after its end, checked what "
+        "it had signed and countersigned that then. What the leg signed while nobody watched was "
+        "countersigned only when somebody came back; the record states the longest such stretch. Until then "
+        "whoever holds the machine could have written its events, and the end of the job, anew.",
+        lambda seen: seen.unattended,
         since=OPEN,
     ),
 )
