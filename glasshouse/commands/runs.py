@@ -38,14 +38,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_json(item: Found) -> dict[str, object]:
     control = None if item.record is None else item.record.figures.control
+    until = {"unattendedUntil": item.unattended_until} if item.status == "unattended" else {}
     return {
         "path": str(item.path),
         "run": item.run,
         "id": item.row,
         "status": item.status,
-        "unattendedUntil": item.unattended_until or None,
         "overheadPct": item.overhead_pct,
         "control": None if control is None else control.model_dump(by_alias=True, exclude_unset=True),
         "exclusion": list(item.exclusion),
         "caveats": list(item.caveats),
+        **until,
     }

@@ -31,15 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the run; exit code 0 whatever its status: this only shows."""
     found = pick_run(args.run, args.out)
     if args.json:
-        until = found.unattended_until or None
-        emit(
-            {
-                "path": str(found.path),
-                "status": found.status,
-                "unattendedUntil": until,
-                "record": found.as_json(),
-            }
-        )
+        until = {"unattendedUntil": found.unattended_until} if found.status == "unattended" else {}
+        emit({"path": str(found.path), "status": found.status, **until, "record": found.as_json()})
         return 0
     say(f"run {found.run}: {found.state}" + (f", row {found.row}" if found.row else ""))
     record = found.record

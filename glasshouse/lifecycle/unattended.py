@@ -205,7 +205,7 @@ def _job(live: LiveRun) -> _Job | None:
         if not exchange.grant:
             return None
         parse_evidence(exchange.evidence)
-        manifest_hash = str(reference["manifestHash"])
+        manifest_hash = str(reference["manifest_hash"])
     except (OSError, ValidationError, AttestationError, CanonicalError, KeyError, TypeError):
         return None
     return _Job(leg, saved.process, Notes(dict(saved.timings)), saved.started_at, exchange, manifest_hash)
@@ -337,7 +337,8 @@ class _Follower:
     def _collected(self, pod: Pod, ended: Ended, log: EventLog) -> Taken:
         live, job = self._live, self._job
         try:
-            arms.take_home(live, pod, job.leg, job.notes, log=log, ended=ended)
+            with arms.outputs_kept(live, pod, job.leg):
+                arms.take_home(live, pod, job.leg, job.notes, log=log, ended=ended)
             result = collect.trained(live.folder.parts / job.leg.file("events.jsonl"))
             if result.exit is not None:
                 collect.tell_end(live, job, job.leg, result.exit)
