@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glasshouse import host
 from glasshouse.canonical import canonical_json
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.screen import Screen
@@ -135,3 +138,33 @@ def test_show_draws_each_arm_over_the_slots_of_a_block_design(elsewhere: Path, c
     assert f"protected  {16 * '▁'}  5 to 5\nraw        {16 * '█'}  10 to 10\n" in out
     assert f"protected  {16 * '▁'}  0.25 to 0.25\nraw        {16 * '▁'}  0.25 to 0.25\n" in out
     assert "s001" not in out
+
+
+def unfinished(folder: Path, controller: str, until: float) -> Path:
+    """A run without a record, as its own file says."""
+    folder.mkdir(parents=True)
+    state = {"controller": controller, "unattendedUntil": until}
+    (folder / "run.json").write_bytes(canonical_json(state))
+    return folder
+
+
+def test_a_run_without_a_record_runs_goes_on_without_its_controller_or_was_left(
+    elsewhere: Path, call: Call
+) -> None:
+    gone, later = "boot:4194305:1", time.time() + 3 * 86400
+    runs = elsewhere / "runs"
+    unfinished(runs / "20260301-000000-aaaaaa", host.identity(os.getpid()), later)
+    unfinished(runs / "20260302-000000-bbbbbb", gone, later)
+    unfinished(runs / "20260303-000000-cccccc", gone, time.time() - 1)
+    (unfinished(runs / "20260304-000000-dddddd", gone, later) / "run.json").write_text("[")
+    code, out, _ = call("runs", "--json")
+    assert code == 0
+    found = json.loads(out)["runs"]
+    assert [each["status"] for each in found] == ["running", "unattended", "unfinished", "unfinished"]
+    assert [each.get("unattendedUntil") for each in found] == [None, pytest.approx(later), None, None]
+    day = time.strftime("%Y-%m-%d", time.gmtime(later))
+    assert f"running unattended until {day} " in call("runs")[1]
+    code, out, _ = call("show", "20260302")
+    assert code == 0
+    assert f"run 20260302-000000-bbbbbb: running unattended until {day} " in out
+    assert "`glasshouse reap` asks its machine" in out
