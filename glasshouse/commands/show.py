@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     record = found.record
     if found.status == "unattended":
         say(
-            "its controller is gone; `glasshouse reap` asks its machine, and fetches what it sealed once it ended"
+            "its controller is gone; `glasshouse reap` asks its machine, and fetches what it sealed at its end"
         )
         return 0
     if record is None:

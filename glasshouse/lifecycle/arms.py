@@ -14,7 +14,7 @@ from glasshouse.attestation.forwards import opening_line
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
-from glasshouse.lifecycle import collect
+from glasshouse.lifecycle import checkpoints, collect
 from glasshouse.lifecycle.end_wait import EndWait
 from glasshouse.lifecycle.follow import EventLog, Finished, Pace, follow, on_live_connection
 from glasshouse.lifecycle.interrupts import once_more
@@ -83,6 +83,7 @@ def take_home(live: LiveRun, pod: Pod, leg: Leg, notes: Notes, *, log: EventLog,
         began = time.monotonic()
         collect.fetch_outputs(live, pod, leg)
         notes.timings["fetchSec"] = time.monotonic() - began
+        bring_checkpoints(live, pod, leg, records_alone=True)
     else:
         collect.leave_outputs(live, pod, leg)
 
@@ -108,7 +109,8 @@ def _launched(
             given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
             process = _start(ready, leg, given, notes)
             _note(live, leg, process, notes)
-            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
+            inflow = checkpoints.Inflow(live.folder, live.screen, ready.pod, leg)
+            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown, inflow=inflow)
             try:
                 finished = _followed(
                     live,
@@ -118,6 +120,7 @@ def _launched(
                     process=process,
                     pace=pace,
                     take=_while_going_on(live, take),
+                    beside=inflow.step,
                 )
                 return finished.ended, False
             except KeyboardInterrupt:
@@ -144,7 +147,22 @@ def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
                 live.screen.warn(f"{leg.label}: its sealed outputs could not be fetched: {why}")
             else:
                 live.screen.say(f"they are sealed for you: glasshouse open {live.folder.path}")
+        else:
+            bring_checkpoints(live, pod, leg)
         raise
+
+
+def bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, records_alone: bool = False) -> None:
+    """Bring home what a leg sealed while it went on and is not here yet; say so where it cannot be."""
+    try:
+        home = checkpoints.fetch(live.folder, live.screen, pod, leg, checkpoints=not records_alone)
+    except (RemoteError, OSError) as error:
+        why = error.line() if isinstance(error, RemoteError) else str(error.strerror)
+        live.screen.warn(f"{leg.label}: what it sealed while it went on could not all be fetched: {why}")
+    else:
+        for signed in home:
+            if signed.kind == "checkpoint":
+                live.screen.say(checkpoints.checkpoint_line(signed))
 
 
 def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
@@ -221,6 +239,7 @@ def _followed(
     pace: Pace,
     take: Callable[[bytes], None],
     begun: int = 0,
+    beside: Callable[[], bool] | None = None,
 ) -> Finished:
     return follow(
         ready.pod,
@@ -231,6 +250,7 @@ def _followed(
         deadline=time.monotonic() + leg_deadline_sec(live, leg.slot) + LEFT_SEC,
         on_data=take,
         begun=begun,
+        beside=beside,
         warn=live.screen.warn,
     )
 
@@ -314,7 +334,15 @@ def event_log(live: LiveRun, leg: Leg) -> EventLog:
 
 
 def _events(
-    live: LiveRun, ready: Ready, leg: Leg, notes: Notes, *, log: EventLog, pace: Pace, shown: LegProgress
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    notes: Notes,
+    *,
+    log: EventLog,
+    pace: Pace,
+    shown: LegProgress,
+    inflow: checkpoints.Inflow,
 ) -> Callable[[bytes], list[str]]:
     """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them.
 
@@ -332,6 +360,7 @@ def _events(
             events = log.feed(data)
         for event in events:
             pace.heard(event.type)
+            inflow.heard(event)
             shown.show(event.type, event.body)
         return [event.type for event in events]
 

@@ -33,9 +33,17 @@ from glasshouse.errors import (
     RemoteError,
     RentalOver,
 )
-from glasshouse.lifecycle import arms, collect
+from glasshouse.lifecycle import arms, checkpoints, collect
 from glasshouse.lifecycle.end_wait import EndWait
-from glasshouse.lifecycle.follow import MAX_POLL_BYTES, EventLog, Pace, follow, on_live_connection, poll
+from glasshouse.lifecycle.follow import (
+    MAX_POLL_BYTES,
+    Event,
+    EventLog,
+    Pace,
+    follow,
+    on_live_connection,
+    poll,
+)
 from glasshouse.lifecycle.goes_on import clock
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
@@ -46,7 +54,7 @@ from glasshouse.providers.cloud_release import is_ours
 from glasshouse.records.keys import atomic_write
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime import params
-from glasshouse.schema import Ended, Exchange, Launch
+from glasshouse.schema import Exchange, Launch
 
 STOP_FILE: Final = "stop"  # of a run folder: somebody asked for its end, with the word in it
 ANSWER_SEC: Final = 60.0  # within which a machine has to answer whoever only looks
@@ -225,6 +233,7 @@ class _Follower:
         try:
             with contextlib.closing(self._reached(ANSWER_SEC)) as pod, _answering(pod):
                 if not self._stop_wish(pod) and self._goes_on(pod):
+                    arms.bring_checkpoints(self._live, pod, self._job.leg)
                     return Taken(goes_on=True, why="its job goes on")
             with contextlib.closing(self._reached(self._until - time.time())) as pod:
                 return self._to_the_end(pod)
@@ -300,8 +309,8 @@ class _Follower:
             self._log.resume()
         return self._log
 
-    def _take(self, data: bytes) -> list[str]:
-        return [event.type for event in self._opened().feed(data)]
+    def _take(self, data: bytes) -> list[Event]:
+        return self._opened().feed(data)
 
     def _to_the_end(self, pod: Pod) -> Taken:
         """Follow it to its end, fetch what it left, write the launch down. Raises LegError, RemoteError."""
@@ -310,44 +319,40 @@ class _Follower:
 
     def _followed(self, pod: Pod) -> Taken:
         live, leg, log = self._live, self._job.leg, self._opened()
+        arms.bring_checkpoints(live, pod, leg)  # those of which its controller, or a look, knew already
+        inflow = checkpoints.Inflow(live.folder, live.screen, pod, leg)
         ending: EndWait | None = None
 
         def take(data: bytes) -> None:
             nonlocal ending
-            kinds = self._take(data)
+            events = self._take(data)
+            for event in events:
+                inflow.heard(event)
             if self._stop_wish(pod) and ending is None:
                 ending = EndWait(time.monotonic())
             if ending is not None:
-                ending.heard(kinds, time.monotonic())
+                ending.heard([event.type for event in events], time.monotonic())
 
-        finished = follow(
-            pod,
-            leg.pod_folder,
-            process=self._job.process,
-            followed="events.jsonl",
-            pace=Pace(live.run.spec.measure.head_interval_sec, None),
-            deadline=time.monotonic() + max(self._until - time.time(), 0.0),
-            on_data=take,
-            begun=log.size,
-            warn=live.screen.warn,
-        )
-        live.screen.say("its leg has ended; fetching what it left")
-        return self._collected(pod, finished.ended, log)
-
-    def _collected(self, pod: Pod, ended: Ended, log: EventLog) -> Taken:
-        live, job = self._live, self._job
-        try:
-            with arms.outputs_kept(live, pod, job.leg):
-                arms.take_home(live, pod, job.leg, job.notes, log=log, ended=ended)
-            result = collect.trained(live.folder.parts / job.leg.file("events.jsonl"))
-            if result.exit is not None:
-                collect.tell_end(live, job, job.leg, result.exit)
-        except LegError as error:
-            if _unreachable(error):
-                raise
-            return self._failed(error)
+        with arms.outputs_kept(live, pod, leg):
+            finished = follow(
+                pod,
+                leg.pod_folder,
+                process=self._job.process,
+                followed="events.jsonl",
+                pace=Pace(live.run.spec.measure.head_interval_sec, None),
+                deadline=time.monotonic() + max(self._until - time.time(), 0.0),
+                on_data=take,
+                begun=log.size,
+                beside=inflow.step,
+                warn=live.screen.warn,
+            )
+            live.screen.say("its leg has ended; fetching what it left")
+            arms.take_home(live, pod, leg, self._job.notes, log=log, ended=finished.ended)
+        result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
+        if result.exit is not None:
+            collect.tell_end(live, self._job, leg, result.exit)
         self._write(None)
-        return Taken(over=True, why=_home(live, job.leg))
+        return Taken(over=True, why=_home(live, leg))
 
     def _failed(self, error: LegError) -> Taken:
         """It came to an end that is none of a job's: what it had sealed is looked for by whoever called."""
