@@ -37,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"run {found.run}: {found.state}" + (f", row {found.row}" if found.row else ""))
     record = found.record
     if found.status == "unattended":
-        say(
-            "its controller is gone; `glasshouse reap` asks its machine, and fetches what it sealed at its end"
-        )
+        say("its controller is gone; `glasshouse reap` asks its machine, and fetches what it left sealed")
         return 0
     if record is None:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")

@@ -256,8 +256,11 @@ def _reap(
                 return _left_alone(entry, "another process follows it")
             if not wishes.wants_end(entry):
                 return _said(entry, "live", "another process is finishing it")
-            with screen.phase("whoever follows it was asked to end it"):
-                lock.take(wait=True)
+            screen.say("whoever follows it was asked to end it")
+            while not lock.take():
+                if stopped is not None and stopped():
+                    return _said(entry, "stopping", "whoever follows it was asked to end it, and has not yet")
+                time.sleep(_LOOK_SEC)
             now = journal.find(entry.name)
             if now is None or now.proof == "zero":
                 ended = _said(entry, "reaped", "zero: it was ended by whoever followed it", "zero")

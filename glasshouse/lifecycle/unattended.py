@@ -58,7 +58,9 @@ from glasshouse.schema import Exchange, Launch
 
 STOP_FILE: Final = "stop"  # of a run folder: somebody asked for its end, with the word in it
 ANSWER_SEC: Final = 60.0  # within which a machine has to answer whoever only looks
-ABSENT_LOOKS: Final = 3  # in a row, at a provider's list, after which a machine is taken to be gone
+FETCH_SEC: Final = 600.0  # for the checkpoints of one that goes on, for whoever only looks
+ABSENT_SEC: Final = 60.0  # so long, and in as many looks, a list has to lack a machine that is gone
+ABSENT_LOOKS: Final = 3
 WAITS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds between rounds of tries to reach a machine
 _FRESH_SEC = 180.0  # what was found longer ago is no longer "in a row"
 _DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -72,24 +74,24 @@ Wish = Literal["", "end", "now"]
 class Patience:
     """Whether a machine that does not answer is tried again: until the job's time is over, or it is gone.
 
-    For Pod's `insist`. It waits before it says yes. A provider that can be asked and does not list the
-    machine ABSENT_LOOKS times in a row ends it.
+    For Pod's `insist`. It waits before it says yes.
     """
 
     def __init__(self, live: LiveRun, provider: Provider) -> None:
-        self._live, self._provider = live, provider
-        self._rounds, self._absent, self._at = 0, 0, 0.0
+        self._live = live
+        self._absence = Absence(live, provider)
+        self._rounds, self._at = 0, 0.0
 
     def __call__(self, error: RemoteError) -> bool:
         """Wait a while and say yes; no where it is over. Raises KeyboardInterrupt where a sweep is to end."""
         live, until = self._live, self._live.rental.unattended_until
         live.check_stopped()
         if time.monotonic() - self._at > _FRESH_SEC:
-            self._rounds = self._absent = 0
+            self._rounds = 0
+            self._absence.over()
         if live.ending.failures or time.time() >= until:
             return False
-        self._absent = self._absent + 1 if is_gone(live, self._provider) else 0
-        if self._absent >= ABSENT_LOOKS:
+        if self._absence.shown():
             live.screen.warn(f"{live.run.spec.provider.kind} lists its machine no more")
             return False
         said = f"its machine does not answer ({error.what}); trying again until {clock(until)}"
@@ -110,14 +112,35 @@ def patience(live: LiveRun, provider: Provider) -> Patience | None:
     return Patience(live, provider) if live.rental.unattended_until and provider.kind != "local" else None
 
 
-def is_gone(live: LiveRun, provider: Provider) -> bool:
-    """Whether a provider that could be asked lists no machine of this run; False where nobody can tell."""
-    if not isinstance(provider, Cloud):
-        return False
-    try:
-        return not any(is_ours(machine.name, live.run.allocation) for machine in provider.find_ours())
-    except GlasshouseError:
-        return False
+class Absence:
+    """Whether a machine that does not answer is gone, by the provider's list. One list can have a gap."""
+
+    def __init__(self, live: LiveRun, provider: Provider) -> None:
+        self._live, self._provider = live, provider
+        self._looks, self._since = 0, 0.0
+
+    def over(self) -> None:
+        """It answered, or nobody looked for long: what was found before counts no more."""
+        self._looks = 0
+
+    def shown(self) -> bool:
+        """Look once more. False where the provider cannot be asked, or rents nothing."""
+        if not self._gone():
+            self._looks = 0
+            return False
+        if self._looks == 0:
+            self._since = time.monotonic()
+        self._looks += 1
+        return self._looks >= ABSENT_LOOKS and time.monotonic() - self._since >= ABSENT_SEC
+
+    def _gone(self) -> bool:
+        if not isinstance(self._provider, Cloud):
+            return False
+        try:
+            found = self._provider.find_ours()
+        except GlasshouseError:
+            return False
+        return not any(is_ours(machine.name, self._live.run.allocation) for machine in found)
 
 
 # --- whoever comes back -----------------------------------------------------------------------
@@ -232,9 +255,10 @@ class _Follower:
         """Ask its machine how it stands; finish it where it has ended, or somebody asked for that."""
         try:
             with contextlib.closing(self._reached(ANSWER_SEC)) as pod, _answering(pod):
-                if not self._stop_wish(pod) and self._goes_on(pod):
-                    arms.bring_checkpoints(self._live, pod, self._job.leg)
-                    return Taken(goes_on=True, why="its job goes on")
+                goes_on = not self._stop_wish(pod) and self._goes_on(pod)
+            if goes_on:
+                self._bring_checkpoints()
+                return Taken(goes_on=True, why="its job goes on")
             with contextlib.closing(self._reached(self._until - time.time())) as pod:
                 return self._to_the_end(pod)
         except RentalOver:
@@ -243,6 +267,12 @@ class _Follower:
             return self._failed(error)
         except ProviderError as error:
             return self._unreached(error.what)
+
+    def _bring_checkpoints(self) -> None:
+        with contextlib.suppress(ProviderError):  # whoever comes next goes on with it
+            limit = min(FETCH_SEC, self._until - time.time())
+            with contextlib.closing(self._reached(limit)) as pod:
+                arms.bring_checkpoints(self._live, pod, self._job.leg)
 
     def _goes_on(self, pod: Pod) -> bool:
         """Whether the leg has not ended; what it has said so far is taken."""
@@ -255,12 +285,13 @@ class _Follower:
 
     def stay(self) -> Taken:
         """Follow it to its end, however long its machine cannot be reached meanwhile."""
-        screen, lost, absent = self._live.screen, 0, 0
+        screen, lost, absence = self._live.screen, 0, Absence(self._live, self._provider)
         screen.say(f"the controller is gone; its job is followed, until {clock(self._until)} at most")
         while time.time() < self._until:
             try:
                 with contextlib.closing(self._reached(self._until - time.time())) as pod:
-                    lost = absent = 0
+                    lost = 0
+                    absence.over()
                     return self._to_the_end(pod)
             except RentalOver:
                 break
@@ -270,8 +301,7 @@ class _Follower:
                 why = error.what
             except ProviderError as error:
                 why = error.what
-            absent = absent + 1 if is_gone(self._live, self._provider) else 0
-            if absent >= ABSENT_LOOKS:
+            if absence.shown():
                 gone = "the provider lists its machine no more"
                 return self._failed(LegError(gone, code=Code.POD_UNREACHABLE))
             if lost == 0:

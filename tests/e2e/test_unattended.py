@@ -25,20 +25,19 @@ from tests.e2e.test_project import files, opened, project, words
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-# Ends by itself after so many seconds; told to end earlier, it saves what it has.
+# Works until it is told to end, as no test can time it.
 WORKS = """
 import pathlib, signal, sys, time
 out = pathlib.Path("out")
 out.mkdir()
 def save(*_):
-    (out / "saved.txt").write_text("saved on request")
+    (out / "saved.bin").write_bytes(bytes(range(256)) * 20_000)
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
-time.sleep(float(sys.argv[1]))
-(out / "done.bin").write_bytes(bytes(range(256)) * 20_000)
+while True:
+    time.sleep(0.05)
 """
-DONE = {"done.bin": (bytes(range(256)) * 20_000, False)}
-SAVED = {"saved.txt": (b"saved on request", False)}
+SAVED = {"saved.bin": (bytes(range(256)) * 20_000, False)}
 RENTED = ("model.max_hours=1", "gpu=a4000", "provider=runpod", "provider.request_timeout_sec=1")
 
 
@@ -48,16 +47,21 @@ def runpod(tmp_path: Path) -> Iterator[Rents]:
         yield program
 
 
-def at_work(
-    program: Program, tmp_path: Path, seconds: float, *settings: str
-) -> tuple[subprocess.Popen[str], Path]:
-    """A job that works for so long, and its controller; and the run's folder."""
+def at_work(program: Program, tmp_path: Path, *settings: str) -> tuple[subprocess.Popen[str], Path]:
+    """A job that works, and its controller; and the run's folder."""
     mine = project(tmp_path / "mine", {"main.py": WORKS})
-    process = program.start(*words(mine, program, *settings), "python", "main.py", str(seconds))
+    process = program.start(*words(mine, program, *settings), "python", "main.py")
     wait_until(lambda: seen_event(program, "progress"), 90, "the job at work")
     folder = run_folder(program)
     assert folder is not None
     return process, folder
+
+
+def ends(place: Path) -> None:
+    """The job comes to its end on its machine, whose folders lie under `place`, with whoever is there."""
+    (leg,) = place.glob("**/legs/s000-1")
+    (leg / "end").touch()
+    wait_until((leg / "result.json").exists, 90, "the job's end")
 
 
 def alone(program: Program, folder: Path) -> dict:
@@ -89,25 +93,24 @@ def watchdog_of(folder: Path) -> int:
 def test_it_goes_on_when_both_are_killed_and_reap_fetches_it_once_it_has_ended(
     program: Program, tmp_path: Path
 ) -> None:
-    process, folder = at_work(program, tmp_path, 10)
+    process, folder = at_work(program, tmp_path)
     kill_with_watchdog(process, folder)
     listed = program("runs", "--out", str(program.runs))
     assert "running unattended until " in listed.stdout
     assert "its job goes on" in alone(program, folder)["detail"]
     assert not (folder / "bundle").exists()
-    (leg,) = (program.home / "state/pods").glob("*/home/*/legs/s000-1")
-    wait_until((leg / "result.json").exists, 60, "the job's end, with nobody there")
+    ends(program.home / "state/pods")
     done = program("reap")
     assert done.returncode == 0, done.stderr
     assert "its job had ended, and its row is verified; its outputs are at home" in done.stdout
     finished_alone(read_record(folder))
-    assert files(opened(program, folder, tmp_path / "back")) == DONE
+    assert files(opened(program, folder, tmp_path / "back")) == SAVED
     assert program("verify", str(folder)).returncode == 0
     check_gone(program, folder)
 
 
 def test_its_watchdog_follows_it_and_ends_it_when_it_is_told(program: Program, tmp_path: Path) -> None:
-    process, folder = at_work(program, tmp_path, 600)
+    process, folder = at_work(program, tmp_path)
     process.kill()
     process.communicate()
     log = folder / "watchdog.log"
@@ -127,22 +130,25 @@ def test_its_watchdog_follows_it_and_ends_it_when_it_is_told(program: Program, t
 
 @pytest.mark.soak
 def test_its_watchdog_brings_it_to_its_end(program: Program, tmp_path: Path) -> None:
-    process, folder = at_work(program, tmp_path, 8)
+    process, folder = at_work(program, tmp_path)
     process.kill()
     process.communicate()
-    wait_until((folder / "bundle/record.json").exists, 60, "the watchdog's record")
+    (leg,) = (program.home / "state/pods").glob("**/legs/s000-1")
+    (leg / "end").touch()
+    wait_until((folder / "bundle/record.json").exists, 90, "the watchdog's record")
     wait_until(lambda: not (folder / "parts").exists(), 10, "the watchdog's end")
     finished_alone(read_record(folder))
-    assert files(opened(program, folder, tmp_path / "back")) == DONE
+    assert files(opened(program, folder, tmp_path / "back")) == SAVED
     check_gone(program, folder)
 
 
 @pytest.mark.soak
 def test_a_computer_that_sleeps_past_its_end_goes_on_where_it_was(program: Program, tmp_path: Path) -> None:
-    process, folder = at_work(program, tmp_path, 8)
+    process, folder = at_work(program, tmp_path)
     watchdog = watchdog_of(folder)
     for pid in (watchdog, process.pid):
         os.kill(pid, signal.SIGSTOP)
+    ends(program.home / "state/pods")
     time.sleep(25)  # longer than a connection lives without a sign
     for pid in (watchdog, process.pid):
         os.kill(pid, signal.SIGCONT)
@@ -151,14 +157,14 @@ def test_a_computer_that_sleeps_past_its_end_goes_on_where_it_was(program: Progr
     record = json.loads(out)["runs"][0]
     assert record["status"] == "verified"
     assert {"event-gap", "unattended"} & set(record["caveats"]) == {"event-gap"}
-    assert files(opened(program, folder, tmp_path / "back")) == DONE
+    assert files(opened(program, folder, tmp_path / "back")) == SAVED
     check_gone(program, folder)
 
 
 @pytest.mark.soak
 def test_a_terminal_that_closes_ends_nothing(program: Program, tmp_path: Path) -> None:
     mine = project(tmp_path / "mine", {"main.py": WORKS})
-    command = [sys.executable, "-m", "glasshouse", *words(mine, program), "python", "main.py", "6"]
+    command = [sys.executable, "-m", "glasshouse", *words(mine, program), "python", "main.py"]
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(program.root)
@@ -173,13 +179,15 @@ def test_a_terminal_that_closes_ends_nothing(program: Program, tmp_path: Path) -
     os.close(terminal)  # as a window that is closed: SIGHUP, and every write fails
     folder = run_folder(program)
     assert folder is not None
-    wait_until((folder / "bundle/record.json").exists, 60, "its record")
+    (leg,) = (program.home / "state/pods").glob("**/legs/s000-1")
+    (leg / "end").touch()
+    wait_until((folder / "bundle/record.json").exists, 90, "its record")
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     record = read_record(folder)
     assert (record["status"], "unattended" in record["caveats"]) == ("verified", False)
     assert "the terminal was closed; the run goes on" in (folder / "controller.log").read_text()
-    assert files(opened(program, folder, tmp_path / "back")) == DONE
+    assert files(opened(program, folder, tmp_path / "back")) == SAVED
     check_gone(program, folder)
 
 
@@ -187,7 +195,7 @@ def test_a_terminal_that_closes_ends_nothing(program: Program, tmp_path: Path) -
 def test_one_that_is_to_stop_and_one_without_the_key_are_given_back_at_once(
     program: Program, tmp_path: Path
 ) -> None:
-    process, folder = at_work(program, tmp_path, 600, "model.unattended=stop")
+    process, folder = at_work(program, tmp_path, "model.unattended=stop")
     process.kill()
     process.communicate()
     wait_until((folder / "bundle/record.json").exists, 90, "the watchdog's record")
@@ -196,7 +204,7 @@ def test_one_that_is_to_stop_and_one_without_the_key_are_given_back_at_once(
     check_gone(program, folder)
 
     mine = tmp_path / "mine"
-    process = program.start(*words(mine, program), "python", "main.py", "600")
+    process = program.start(*words(mine, program), "python", "main.py")
 
     def begun() -> bool:
         return len(list(program.runs.glob("2*"))) == 2 and bool(program.pods())
@@ -211,7 +219,7 @@ def test_one_that_is_to_stop_and_one_without_the_key_are_given_back_at_once(
 
 @pytest.mark.soak
 def test_a_rented_one_is_left_alone_and_fetched(runpod: Rents, tmp_path: Path) -> None:
-    process, folder = at_work(runpod, tmp_path, 12, *RENTED)
+    process, folder = at_work(runpod, tmp_path, *RENTED)
     log = (folder / "controller.log").read_text()
     assert "its outputs can be fetched until " in log
     assert re.search(r"its machine waits, for up to [0-9.]+ USD an hour and [0-9.]+ USD in all", log)
@@ -222,21 +230,20 @@ def test_a_rented_one_is_left_alone_and_fetched(runpod: Rents, tmp_path: Path) -
     assert runpod.state()["active"] == 1
     (pod,) = [pod for pod in runpod.server.cloud.living() if not pod.foreign]
     assert pod.container is not None
-    (leg,) = (pod.container.root / "root/.glasshouse").glob("*/legs/s000-1")
-    wait_until((leg / "result.json").exists, 60, "the job's end, with nobody there")
+    ends(pod.container.root / "root/.glasshouse")
     done = runpod("reap")
     assert done.returncode == 1, done.stderr
     # There is no GPU behind the fake's: so it ends with a controller, too.
     record = read_record(folder)
     assert codes(record) == ["same-machine-not-proven", "gpu-not-as-asked"]
     assert "unattended" in record["caveats"]
-    assert files(opened(runpod, folder, tmp_path / "back")) == DONE
+    assert files(opened(runpod, folder, tmp_path / "back")) == SAVED
     runpod.settled()
 
 
 @pytest.mark.soak
 def test_a_rented_one_that_fails_or_is_gone_ends_as_a_row(runpod: Rents, tmp_path: Path) -> None:
-    process, folder = at_work(runpod, tmp_path, 600, *RENTED)
+    process, folder = at_work(runpod, tmp_path, *RENTED)
     kill_with_watchdog(process, folder)
     (pod,) = [pod for pod in runpod.server.cloud.living() if not pod.foreign]
     assert pod.container is not None
@@ -254,7 +261,7 @@ def test_a_rented_one_that_fails_or_is_gone_ends_as_a_row(runpod: Rents, tmp_pat
 @pytest.mark.sshd
 def test_over_openssh_too_and_it_can_be_stopped(program: Program, sshd: Sshd, tmp_path: Path) -> None:
     process, folder = at_work(
-        program, tmp_path, 600, "provider=ssh", "provider.host=127.0.0.1", f"provider.port={sshd.port}",
+        program, tmp_path, "provider=ssh", "provider.host=127.0.0.1", f"provider.port={sshd.port}",
         f"provider.user={sshd.user}", f"provider.key={sshd.key}",
         f"provider.python={sys.executable}", f"provider.workdir={tmp_path}/pod",
     )  # fmt: skip
