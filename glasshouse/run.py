@@ -27,7 +27,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import CleanupNotProven, GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.judgement.conclusions import blocks_lost, control_line, overhead_stated
 from glasshouse.judgement.record import Record
-from glasshouse.lifecycle import collect, finish, reap
+from glasshouse.lifecycle import collect, finish, goes_on, reap, unattended
 from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
 from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
@@ -80,7 +80,8 @@ def run_one(
             fetched_ahead(supply, spec, screen)
         live = create(spec, out, screen, overrides, sweep)
         stopped = sweep.stopped if sweep is not None else lambda: ""
-        with screen.logged(live.folder.log), Interrupts(screen, stopped) as interrupts:
+        stays = goes_on.allowed(spec) and sweep is None
+        with screen.logged(live.folder.log), Interrupts(screen, stopped, stays=stays) as interrupts:
             return _run(
                 live,
                 provider,
@@ -108,6 +109,10 @@ def _run(
     screen.headline(f"run {run.id}  {_describe(run.spec)}")
     for note in notes:
         screen.say(note)
+    if goes_on.allowed(run.spec) and live.sweep is None:
+        live.rental.unattended_until = goes_on.until_from(run.spec, time.time())
+        for line in goes_on.first_lines(run.spec, live.rental.unattended_until):
+            screen.say(line)
 
     # 1. Plan: signed and in the ledger before anything is rented.
     registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
@@ -178,6 +183,8 @@ def _attempt(
         with live.step(Code.JOURNAL_FAILED):
             intent = _intent(live, reservation)
             journal.intend(live.run.id, live.run.allocation, provider.kind, intent, mark(provider.kind))
+            if live.rental.unattended_until:
+                journal.unattended(live.run.allocation, live.rental.unattended_until)
         with live.step(Code.BOOT_FAILED, f"allocating on {provider.kind}"):
             if live.run.spec.paid:
                 packer.begin()  # minutes pass before there is a machine; nothing is sent to it unseen
@@ -186,7 +193,9 @@ def _attempt(
         with live.step(Code.LEG_FAILED), ExitStack() as until:
             # 3. Connect.
             with live.step(Code.CONNECT_FAILED, "connecting"):
-                pod = until.enter_context(Pod(allocation.endpoint, deadline=live.rental.deadline))
+                insist = unattended.patience(live, provider)
+                reached = Pod(allocation.endpoint, deadline=live.rental.deadline, insist=insist)
+                pod = until.enter_context(reached)
             # 4. Make the pod ready, seal if that is not done, upload.
             ready = until.enter_context(prepared(live, pod, allocation, packer, supply))
             # 5. and 6. The legs, in the order of the plan.

@@ -231,6 +231,7 @@ class Outcome(Written):
 
     simulated: a fake provider answered; such a run measures nothing, however it ended.
     rented_at: before the create call of a machine that billed and never came to an allocation.json.
+    taken_up_at: when another process took up a job whose controller had ended before it.
     """
 
     codes: tuple[Code, ...]
@@ -238,6 +239,7 @@ class Outcome(Written):
     ended_at: Time
     simulated: bool = False
     rented_at: Time | None = None
+    taken_up_at: Time | None = None
 
 
 class Launch(Written):

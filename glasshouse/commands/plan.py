@@ -25,6 +25,7 @@ from glasshouse.commands.needed import needed
 from glasshouse.commands.records import RUNS
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
+from glasshouse.lifecycle.goes_on import planned_lines
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
 from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, machines, rental_deadline_sec
@@ -178,6 +179,8 @@ def _print(cells: Sequence[Cell]) -> None:
     for words in dict.fromkeys(comes_back(m.outputs) for m in models if isinstance(m, ProjectModel)):
         say(words)
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
+        say(words)
+    for words in dict.fromkeys(line for cell in cells for line in planned_lines(cell.spec)):
         say(words)
     say()
     for words in dict.fromkeys(_machines_line(cell) for cell in cells if machines(cell.spec) > 1):

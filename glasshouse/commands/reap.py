@@ -1,7 +1,9 @@
-"""Finish what a killed controller left: release its machine, prove that nothing is left, record the run.
+"""Finish what a killed controller left: bring home what its job sealed, release its machine, prove that
+nothing is left, record the run.
 
   glasshouse reap --dry-run    say what would be done
   glasshouse reap              do it
+  glasshouse reap --stop RUN   also a run that goes on: its command is asked to end, as by Ctrl-C
   glasshouse reap --now        without fetching sealed outputs first
   glasshouse reap --elsewhere  also what controllers on other hosts left, in a journal shared with them
   glasshouse reap --other-key  with another API key than the one that rented, of the same account
@@ -11,14 +13,19 @@ Providers whose key is in the environment are also asked for machines with names
 does not hold open. One whose whole name stands in it came after it was proven gone, and is ended. Any other
 is listed and left alone until you name it: its journal was lost or is another one, or a colleague runs it.
 
-Where a leg had sealed outputs on its machine, they are fetched first, for five minutes at most and never past
-the time that was budgeted for its rental; other machines are destroyed meanwhile. Then it is destroyed,
-whatever came.
+A private job goes on without its controller (model.unattended). Its machine is asked: one whose job goes on
+is left alone, and it is said until when; of one whose job has ended all is fetched, then it is released, and
+the row says that nobody had watched. With --stop RUN --now it is destroyed at once.
+
+Of any other, where a leg had sealed outputs on its machine, they are fetched first, for five minutes at most
+and never past the time that was budgeted for its rental; other machines are destroyed meanwhile. Then it is
+destroyed, whatever came.
 
 While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
 Exit code 4 when something may still be running: of the journal's, or a machine that is not known here and
 whose name begins like one of this program; also when it is interrupted. 3 when a provider could not be asked.
+1 when a job had ended without its controller and its row is excluded.
 """
 
 from __future__ import annotations
@@ -51,6 +58,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--now", action="store_true", help="destroy at once: fetch no sealed outputs that lie on a machine"
     )
     parser.add_argument(
+        "--stop", metavar="RUN", help="end this run, also where it goes on without its controller; no other"
+    )
+    parser.add_argument(
         "--elsewhere", action="store_true", help="also runs of other hosts, of which you know that they ended"
     )
     parser.add_argument(
@@ -78,9 +88,9 @@ def _run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.stray is not None:
         return _end(args.stray, conf=args.workspace.conf, json=args.json)
-    wishes = Wishes(args.dry_run, args.elsewhere, args.other_key, args.now)
+    wishes = Wishes(args.dry_run, args.elsewhere, args.other_key, args.now, args.stop)
     found = reap_all(screen, wishes)
-    there = _there(args, screen)
+    there = [] if args.stop is not None else _there(args, screen)
     found += [_returned(stray) for stray in there if stray.ours]
     unknown = [stray for stray in there if not stray.ours]
     code = max((_code(item) for item in found), default=0)
@@ -97,13 +107,17 @@ def _run(args: argparse.Namespace) -> int:
     else:
         say(_nothing_open())
     _tell_others(unknown)
-    if not unknown and (kinds := _asked()):
+    if not unknown and args.stop is None and (kinds := _asked()):
         say(f"no other machine with a name of ours: {', '.join(kinds)}")
     return code
 
 
 def _tell_reaped(found: list[Reaped]) -> None:
-    """Say what became of each allocation; what is too long for a table stands beneath it."""
+    """Say what became of each allocation; what is too long for a table stands beneath it, and what is left
+    alone in a line.
+    """
+    alone = [item for item in found if item.state == "unattended"]
+    found = [item for item in found if item not in alone]
     long = [item for item in found if len(item.detail) > LONGEST_CELL]
     rows = [
         [
@@ -115,7 +129,10 @@ def _tell_reaped(found: list[Reaped]) -> None:
         ]
         for item in found
     ]
-    say(table(["state", "left", "provider", "allocation", "detail"], rows))
+    if rows:
+        say(table(["state", "left", "provider", "allocation", "detail"], rows))
+    for item in alone:
+        say(f"run {item.run} at {item.provider}: {item.detail}")
     for item in long:
         say(f"{item.name}: {item.detail}")
 
@@ -201,5 +218,7 @@ def _end(name: str, *, conf: Path, json: bool) -> int:
 
 
 def _code(item: Reaped) -> int:
-    settled = item.state in ("live", "elsewhere", "would-reap") or item.proof == "zero"
-    return 0 if settled else CLEAN_UP_NOT_PROVEN
+    settled = item.state in ("live", "elsewhere", "would-reap", "unattended", "stopping")
+    if not settled and item.proof != "zero":
+        return CLEAN_UP_NOT_PROVEN
+    return 1 if item.by_itself and item.status == "excluded" else 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasshouse.canonical import parse_json
+from glasshouse import host
+from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.errors import UsageError
 from glasshouse.judgement.conclusions import control_line, overhead_stated
 from glasshouse.judgement.record import Record
+from glasshouse.lifecycle.goes_on import clock
 
 RECORD = Path("bundle") / "record.json"
 RUNS = Path("runs")
@@ -16,15 +19,24 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Found:
-    """A run folder. status: verified, excluded, unfinished (no record yet) or unreadable.
+    """A run folder. status: verified, excluded, or where there is no record yet running (its controller is at
+    work), unattended (its machine may go on without one) or unfinished; else unreadable.
 
-    record: None where there is none that can be read.
+    record: None where there is none that can be read. unattended_until: Unix seconds, 0.0: not at all.
     """
 
     path: Path
     run: str
     status: str
     record: Record | None = None
+    unattended_until: float = 0.0
+
+    @property
+    def state(self) -> str:
+        """The status as a person reads it."""
+        if self.status != "unattended":
+            return self.status
+        return f"running unattended until {clock(self.unattended_until)}"
 
     @property
     def row(self) -> str | None:
@@ -76,7 +88,7 @@ def read_run(folder: Path) -> Found:
     """Read one run folder's record."""
     path = folder / RECORD
     if not path.is_file():
-        return Found(folder, folder.name, "unfinished")
+        return _unfinished(folder)
     try:
         record = Record.read(path.read_bytes())
     except OSError:
@@ -84,6 +96,20 @@ def read_run(folder: Path) -> Found:
     if record is None:
         return Found(folder, folder.name, "unreadable")
     return Found(folder, record.run, record.status, record)
+
+
+def _unfinished(folder: Path) -> Found:
+    """A run without a record, by what its own file says; whether its machine is there, nobody is asked."""
+    try:
+        saved = parse_json((folder / "run.json").read_bytes())
+        controller, until = saved.get("controller"), saved.get("unattendedUntil")
+    except (OSError, CanonicalError, AttributeError):
+        return Found(folder, folder.name, "unfinished")
+    if isinstance(controller, str) and controller and host.lives(controller):
+        return Found(folder, folder.name, "running")
+    if isinstance(until, int | float) and until > time.time():
+        return Found(folder, folder.name, "unattended", unattended_until=float(until))
+    return Found(folder, folder.name, "unfinished")
 
 
 def pick_run(name: str, out: Path) -> Found:

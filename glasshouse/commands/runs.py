@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [
             [
                 item.run,
-                item.status,
+                item.state,
                 item.overhead_pct,
                 len(item.caveats),
                 ", ".join(item.exclusion) or item.control or item.row or "",
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_json(item: Found) -> dict[str, object]:
     control = None if item.record is None else item.record.figures.control
+    until = {"unattendedUntil": item.unattended_until} if item.status == "unattended" else {}
     return {
         "path": str(item.path),
         "run": item.run,
@@ -47,4 +48,5 @@ def _as_json(item: Found) -> dict[str, object]:
         "control": None if control is None else control.model_dump(by_alias=True, exclude_unset=True),
         "exclusion": list(item.exclusion),
         "caveats": list(item.caveats),
+        **until,
     }

@@ -33,17 +33,22 @@ def run(args: argparse.Namespace) -> int:
     found = pick_run(args.run, args.out)
     if args.json:
         returned = _returned(found.path / "bundle" / "legs")
+        until = {"unattendedUntil": found.unattended_until} if found.status == "unattended" else {}
         emit(
             {
                 "path": str(found.path),
                 "status": found.status,
+                **until,
                 "record": found.as_json(),
                 "returned": None if returned is None else returned.as_json(),
             }
         )
         return 0
-    say(f"run {found.run}: {found.status}" + (f", row {found.row}" if found.row else ""))
+    say(f"run {found.run}: {found.state}" + (f", row {found.row}" if found.row else ""))
     record = found.record
+    if found.status == "unattended":
+        say("its controller is gone; `glasshouse reap` asks its machine, and fetches what it left sealed")
+        return 0
     if record is None:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")
         return 0

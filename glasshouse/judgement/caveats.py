@@ -62,6 +62,7 @@ class Observed:
     exec_in_leg: bool = False
     self_counted: bool = False
     checkpoint_unwitnessed: bool = False
+    unattended: bool = False
     registered_late: bool = False
 
 
@@ -404,6 +405,17 @@ CAVEATS: tuple[Caveat, ...] = (
         "leg signed it, and what it trained on is that. But whoever had the machine could have withheld "
         "later ones, and nobody would have seen it.",
         lambda seen: seen.checkpoint_unwitnessed,
+        since=OPEN,
+    ),
+    Caveat(
+        "unattended",
+        "Its controller ended before it did",
+        "The process that had launched the job was killed, or its computer went down, and the job went on "
+        "without it. Another process of the operator's took it up, at the latest after its end, checked what "
+        "it had signed and countersigned that then. What the leg signed while nobody watched was "
+        "countersigned only when somebody came back; the record states the longest such stretch. Until then "
+        "whoever holds the machine could have written its events, and the end of the job, anew.",
+        lambda seen: seen.unattended,
         since=OPEN,
     ),
 )

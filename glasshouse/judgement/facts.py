@@ -109,6 +109,7 @@ class RunFacts:
 
     simulated: a fake provider rented it out, so it measures nothing.
     rented_at: Unix seconds before the create call of a machine that never came to be an allocation.
+    taken_up_at: when another process took it up after its controller had ended, None where none did.
     """
 
     run: str
@@ -122,6 +123,7 @@ class RunFacts:
     witnesses: tuple[str, ...] = ()
     simulated: bool = False
     rented_at: float | None = None
+    taken_up_at: float | None = None
 
     def of(self, arm: str) -> tuple[SlotFacts, ...]:
         """Slots that count (no burn-in) of one arm."""

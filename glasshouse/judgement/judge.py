@@ -126,6 +126,7 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         network_open=any(told.network not in ("namespace", "seccomp") for told in _hardened(facts)),
         reads_unconfined=any(told.reads in (None, "none") for told in _hardened(facts)),
         exec_in_leg=_execs_in_leg(facts),
+        unattended=facts.taken_up_at is not None,
         self_counted=job and any(result.steps for _, result in facts.all_results),
         checkpoint_unwitnessed=spec.continues is not None and not spec.continues.witnessed,
         bit_identical=any(explained for _, _, explained in equal_outputs(facts, method)),

@@ -29,6 +29,7 @@ from glasshouse.lifecycle.leg import (
 )
 from glasshouse.lifecycle.leg_display import LegProgress, result_line
 from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.run_folder import SavedLaunch
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.channel import disk_full
@@ -60,19 +61,7 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         ended, interrupted = _launched(
             live, ready, leg, notes, ticket=ticket, log=log, pace=pace, shown=shown
         )
-        notes.reason_codes |= set(ended.reason_codes)
-        notes.timings.update({name: ended.timings[name] for name in POD_TIMINGS if name in ended.timings})
-        if ended.status != "complete":
-            raise collect.failed(live, ready.pod, leg, ended)
-        if (ended.events_head, ended.event_count) != (log.head, log.count):
-            raise LegError("the events fetched are not all there were", code=Code.EVENT_CHAIN_BROKEN)
-        if returns_outputs(live, leg.slot):
-            began = time.monotonic()
-            collect.fetch_outputs(live, ready.pod, leg)
-            notes.timings["fetchSec"] = time.monotonic() - began
-            _bring_checkpoints(live, ready.pod, leg, records_alone=True)
-        else:
-            collect.leave_outputs(live, ready.pod, leg)
+        take_home(live, ready.pod, leg, notes, log=log, ended=ended)
     result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
     if result.exit is not None:
         collect.tell_end(live, ready, leg, result.exit)
@@ -80,6 +69,23 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
         live.screen.say(result_line(result))
         raise KeyboardInterrupt  # what it had is home; the run is excluded all the same
     return result
+
+
+def take_home(live: LiveRun, pod: Pod, leg: Leg, notes: Notes, *, log: EventLog, ended: Ended) -> None:
+    """Bring home what a protected leg that has ended left. Raises LegError where it failed."""
+    notes.reason_codes |= set(ended.reason_codes)
+    notes.timings.update({name: ended.timings[name] for name in POD_TIMINGS if name in ended.timings})
+    if ended.status != "complete":
+        raise collect.failed(live, pod, leg, ended)
+    if (ended.events_head, ended.event_count) != (log.head, log.count):
+        raise LegError("the events fetched are not all there were", code=Code.EVENT_CHAIN_BROKEN)
+    if returns_outputs(live, leg.slot):
+        began = time.monotonic()
+        collect.fetch_outputs(live, pod, leg)
+        notes.timings["fetchSec"] = time.monotonic() - began
+        bring_checkpoints(live, pod, leg, records_alone=True)
+    else:
+        collect.leave_outputs(live, pod, leg)
 
 
 def _launched(
@@ -102,6 +108,7 @@ def _launched(
             )
             given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
             process = _start(ready, leg, given, notes)
+            _note(live, leg, process, notes)
             inflow = checkpoints.Inflow(live.folder, live.screen, ready.pod, leg)
             take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown, inflow=inflow)
             try:
@@ -119,6 +126,7 @@ def _launched(
             except KeyboardInterrupt:
                 if not (given.job and log.open):
                     raise
+                live.fail(Code.INTERRUPTED)  # at once: whoever comes after this process is to know
                 return _let_end(live, ready, leg, log, process=process, pace=pace, take=take), True
     finally:
         collect.keep_exchange(live, leg, collect.exchange(live, ready, leg), notes)
@@ -140,11 +148,11 @@ def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
             else:
                 live.screen.say(f"they are sealed for you: glasshouse open {live.folder.path}")
         else:
-            _bring_checkpoints(live, pod, leg)
+            bring_checkpoints(live, pod, leg)
         raise
 
 
-def _bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, records_alone: bool = False) -> None:
+def bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, records_alone: bool = False) -> None:
     """Bring home what a leg sealed while it went on and is not here yet; say so where it cannot be."""
     try:
         home = checkpoints.fetch(live.folder, live.screen, pod, leg, checkpoints=not records_alone)
@@ -207,6 +215,18 @@ def _start(ready: Ready, leg: Leg, given: params.LaunchParams, notes: Notes) -> 
         )
     notes.timings["startSec"] = time.monotonic() - began
     return int(told[1])
+
+
+def _note(live: LiveRun, leg: Leg, process: int, notes: Notes) -> None:
+    """Keep what another process needs to follow this launch, should this one die."""
+    live.rental.launched = SavedLaunch(
+        slot=leg.slot.index,
+        launch=leg.launch,
+        process=process,
+        started_at=round(time.time(), 3),
+        timings={name: round(value, 6) for name, value in notes.timings.items()},
+    )
+    live.save()
 
 
 def _followed(

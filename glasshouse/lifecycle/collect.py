@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -69,6 +70,14 @@ _PACKAGE: dict[str, str] = {  # why a leg opens nothing, in words
     Code.CHUNK_AUTHENTICATION_FAILED: _ALTERED,
 }
 MAX_LOG_BYTES = 1 << 30  # a raw leg's is what its workload printed; a sealed one's holds a few MiB
+
+
+class Sealed(Protocol):
+    """What was sealed for a run's legs: its manifest's SHA-256, 64 hex digits."""
+
+    @property
+    def manifest_hash(self) -> str:
+        """The digest, under which its legs' outputs and logs are sealed."""
 
 
 def exchange(live: LiveRun, ready: Ready, leg: Leg) -> Exchange | None:
@@ -189,7 +198,7 @@ def failed(live: LiveRun, pod: Pod, leg: Leg, ended: Ended) -> LegError:
     return LegError(what, code=code, remedy=remedy)
 
 
-def tell_end(live: LiveRun, ready: Ready, leg: Leg, ended: JobExit) -> None:
+def tell_end(live: LiveRun, ready: Sealed, leg: Leg, ended: JobExit) -> None:
     """Say what came back of a job; of one that ended badly the last that it printed, and a hint if any."""
     lines = last_lines(live, ready, leg)
     ours = [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
@@ -232,7 +241,7 @@ def _time_over(live: LiveRun) -> str:
     return f"it was asked to end: model.max_hours={hours:g}{left} was over"
 
 
-def last_lines(live: LiveRun, ready: Ready, leg: Leg, count: int = 3 * LAST_LINES) -> list[str]:
+def last_lines(live: LiveRun, ready: Sealed, leg: Leg, count: int = 3 * LAST_LINES) -> list[str]:
     """The end of what a leg's workload printed, out of the log that was sealed for this machine's owner.
 
     Fit for a terminal: the pod, or whoever wrote the workload, may have printed anything. Empty: no log.

@@ -53,6 +53,13 @@ def release(
     `entry`: what the journal says of another process's creates.
     """
     run, rental, ending = live.run, live.rental, live.ending
+    if rental.unattended_until:
+        # From here on nothing of it is left alone, whatever becomes of this process.
+        rental.unattended_until = 0.0
+        with contextlib.suppress(UsageError):
+            journal.unattended(run.allocation, 0.0)
+        with contextlib.suppress(OSError):
+            live.save()
     kept = journaling(waits, journal, run.allocation, rental.allocation_id)
     with live.screen.phase("releasing the allocation"):
         until, note = (None, None) if entry is None else (entry.doubt_until, entry.note)
@@ -155,12 +162,16 @@ def record(live: LiveRun) -> Recorded:
 
 
 def outcome_file(live: LiveRun, codes: Sequence[str], ended: float) -> Outcome:
-    """Return outcome.json; `ended` is in Unix seconds. It says `simulated` and `rentedAt` only if so."""
+    """Return outcome.json; `ended` is in Unix seconds. It says `simulated`, `rentedAt` and `takenUpAt` only
+    if so.
+    """
     rental = live.rental
     optional: dict[str, Any] = {"simulated": True} if rental.simulated else {}
     unused = rental.allocation_id is not None and not live.folder.has("allocation.json")
     if unused and rental.rented_at is not None:
         optional["rented_at"] = rental.rented_at
+    if live.ending.taken_up_at is not None:
+        optional["taken_up_at"] = round(live.ending.taken_up_at, 3)
     return Outcome(
         codes=tuple(codes),
         started_at=round(live.run.started, 3),

@@ -38,6 +38,7 @@ WAIT_SHARE = 0.05
 MAX_POLL_BYTES = 4 << 20
 MAX_RESULT_BYTES = 4 << 20
 MAX_EVENTS_BYTES = 64 << 20
+LATE_POLLS = 1 + MAX_EVENTS_BYTES // MAX_POLL_BYTES  # past a leg's deadline, to read what one that ended left
 
 
 @dataclass(frozen=True)
@@ -230,16 +231,18 @@ def follow(
     `begun`: bytes of `followed` that are known already. `beside`: called between polls while there is time;
     does a piece of something else, and says whether there was any. A lost connection is mended for it, too.
 
-    A lost connection is mended and polling goes on: the leg is detached and does not notice.
+    A lost connection is mended and polling goes on: the leg is detached and does not notice. Where this
+    machine slept past the deadline, what is there by then is taken all the same.
     Raises LegError (lost-leg, leg-deadline, connection-lost; as `reconnect` does), RentalOver,
     and whatever `on_data` raises.
     """
-    offset, gone = begun, False
+    offset, gone, late = begun, False, 0
     while True:
-        if time.monotonic() > deadline:
+        late += time.monotonic() > deadline
+        if late > LATE_POLLS:
             raise LegError("the leg did not end in time", code=Code.LEG_DEADLINE)
         try:
-            said, data = _poll(pod, leg_dir, offset, followed, process)
+            said, data = poll(pod, leg_dir, offset, followed, process)
         except OutcomeUnknown:
             reconnect(pod, warn)
             continue
@@ -249,6 +252,8 @@ def follow(
             if not data:
                 return _fetch_result(pod, leg_dir, warn)
             continue
+        if late:
+            raise LegError("the leg did not end in time", code=Code.LEG_DEADLINE)
         if gone and said == b"gone":  # twice: it may have left its result just after that was looked for
             raise LegError("the leg's process is gone and left no result", code=Code.LOST_LEG)
         gone = said == b"gone"
@@ -266,7 +271,8 @@ def _pass(seconds: float, beside: Callable[[], bool] | None) -> None:
     time.sleep(max(0.0, until - time.monotonic()))
 
 
-def _poll(pod: Pod, leg_dir: str, offset: int, followed: str, process: int) -> tuple[bytes, bytes]:
+def poll(pod: Pod, leg_dir: str, offset: int, followed: str, process: int) -> tuple[bytes, bytes]:
+    """How a leg is (done, gone or wait), and what is new in its file `followed` beyond `offset` bytes."""
     # The order matters: "done" is decided before the tail is read, so nothing written before the
     # result file can be missed by the read that follows.
     said = pod.run(

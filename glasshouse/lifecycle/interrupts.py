@@ -1,11 +1,13 @@
-"""What Ctrl-C and SIGTERM do to a run, and how a sweep's end reaches one of its cells.
+"""What Ctrl-C, SIGTERM and a closed terminal do to a run, and how a sweep's end reaches one of its cells.
 
 The first one ends what goes on, where that is allowed; what must be finished is finished: each further one is
 answered with a word. So a second Ctrl-C can neither cut off the release nor the note on why the run ended.
+A terminal that closes (SIGHUP) ends no run that may go on unattended.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -48,12 +50,15 @@ def once_more() -> Iterator[None]:
 
 class Interrupts:
     """In force from the plan to the record. `stopped` says why the run's sweep is to end, "" if it is not.
+    `stays`: a terminal that closes ends nothing; what would be shown goes to the run's log alone.
 
     Outside of the main thread no signal arrives; there the run asks `stopped` itself.
     """
 
-    def __init__(self, screen: Screen, stopped: Callable[[], str]) -> None:
+    def __init__(self, screen: Screen, stopped: Callable[[], str], *, stays: bool = False) -> None:
         self._stopped = stopped
+        self._screen, self._stays = screen, stays
+        self._terminals: list[int] = []
         self._raising = False
         self._heard_count = 0
         self._finishing = Finishing(screen)
@@ -65,6 +70,9 @@ class Interrupts:
                 # Who ignores Ctrl-C was started so: in the background, or as one of many workers.
                 if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
                     self._before.append((number, signal.signal(number, self._heard)))
+            if self._stays and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+                self._before.append((signal.SIGHUP, signal.signal(signal.SIGHUP, self._hung_up)))
         return self
 
     def __exit__(
@@ -100,6 +108,14 @@ class Interrupts:
             self._raising = False
             raise KeyboardInterrupt
         self._finishing.answer()
+
+    def _hung_up(self, _signal: int, _frame: FrameType | None) -> None:
+        """The terminal is gone: nothing is read from it or written to it any more."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in self._terminals:
+            os.dup2(null, number)
+        os.close(null)
+        self._screen.record("the terminal was closed; the run goes on")
 
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(_LOOK_SEC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glasshouse import host
 from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
-from glasshouse.lifecycle.run_folder import RunFolder, SavedEndpoint, SavedRun
+from glasshouse.lifecycle.run_folder import RunFolder, SavedEndpoint, SavedLaunch, SavedRun
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.measurement.schedule import build_schedule
@@ -38,7 +40,8 @@ def new_run_id(now: float | None = None) -> str:
 class Run:
     """What is fixed of a run before anything happens. `started` is in Unix seconds.
 
-    `allocation` is the name under which it rents: gh-<run>-<nonce>.
+    `allocation` is the name under which it rents: gh-<run>-<nonce>. `controller`: the process that began it,
+    as glasshouse.host names it.
     """
 
     id: str
@@ -47,6 +50,7 @@ class Run:
     schedule: tuple[Slot, ...]
     overrides: tuple[str, ...]
     started: float
+    controller: str = ""
 
 
 @dataclass
@@ -55,7 +59,8 @@ class Rental:
 
     `intended`: something may exist by now. `rented_at`: Unix seconds, before the create call of a paid
     provider. `deadline`: monotonic seconds, by when all that was budgeted has been used up. `simulated`: a
-    fake provider answered. `endpoint`: where the machine answers, once it does.
+    fake provider answered. `endpoint`: where the machine answers, once it does. `unattended_until`: Unix
+    seconds, as the journal has it. `launched`: the newest protected launch on it.
     """
 
     allocation_id: str | None = None
@@ -64,6 +69,8 @@ class Rental:
     deadline: float = math.inf
     simulated: bool = False
     endpoint: Endpoint | None = None
+    unattended_until: float = 0.0
+    launched: SavedLaunch | None = None
 
 
 @dataclass
@@ -72,6 +79,7 @@ class Ending:
 
     `messages` are for the terminal and the log, never for the bundle. `alarm` is the loud last line when
     clean-up is not proven. `in_doubt`: a create of it may yet make a machine, for which the watchdog stays.
+    `taken_up_at`: Unix seconds, when another process took it up after its controller had ended.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -79,6 +87,7 @@ class Ending:
     exit_code: int = 0
     alarm: str = ""
     in_doubt: bool = False
+    taken_up_at: float | None = None
 
     def tell(self, message: str, exit_code: int) -> None:
         """Keep what is shown at the end; the highest exit code stands."""
@@ -153,6 +162,9 @@ class LiveRun:
                 rented_at=self.rental.rented_at,
                 spec=self.run.spec,
                 endpoint=SavedEndpoint.of(self.rental.endpoint),
+                controller=self.run.controller,
+                unattended_until=self.rental.unattended_until,
+                launched=self.rental.launched,
             )
         )
 
@@ -180,7 +192,9 @@ def create(
             remedy="choose another with --out",
         ) from error
     name = f"gh-{run}-{secrets.token_hex(4)}"
-    fixed = Run(run, name, spec, build_schedule(spec), tuple(overrides), time.time())
+    fixed = Run(
+        run, name, spec, build_schedule(spec), tuple(overrides), time.time(), host.identity(os.getpid())
+    )
     live = LiveRun(fixed, folder, screen, sweep=sweep)
     live.save()
     return live
@@ -191,12 +205,16 @@ def reopen(folder: Path, screen: Screen) -> LiveRun:
     files = RunFolder(folder)
     saved = files.saved()
     schedule = build_schedule(saved.spec)
-    run = Run(saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at)
+    run = Run(
+        saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at, saved.controller
+    )
     rental = Rental(
         saved.allocation_id,
         rented_at=saved.rented_at,
         simulated=saved.simulated,
         endpoint=None if saved.endpoint is None else saved.endpoint.endpoint(),
+        unattended_until=saved.unattended_until,
+        launched=saved.launched,
     )
     return LiveRun(run, files, screen, rental, Ending(list(saved.failures)))
 

@@ -1,4 +1,6 @@
-"""Finish what a killed controller left: release its allocation, prove it, write its excluded row.
+"""Finish what a killed controller left: release its allocation, prove it, write its row.
+
+A job that may run without its controller is asked first, and left alone while it goes on (unattended.py).
 
 Where sealed outputs may lie on its machine, they are looked for first (rescue.py): each such machine has a
 thread of its own, which also destroys it, so that none waits for another's outputs, or for another's end.
@@ -6,11 +8,14 @@ thread of its own, which also destroys it, so that none waits for another's outp
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shutil
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +24,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, unexpected
-from glasshouse.lifecycle import finish, rescue
+from glasshouse.judgement.record import Record
+from glasshouse.lifecycle import finish, rescue, unattended
+from glasshouse.lifecycle.goes_on import allowed, clock
 from glasshouse.lifecycle.live_run import LiveRun, reopen
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen
@@ -51,7 +58,10 @@ NOTHING_CREATED = Release(
 @dataclass(frozen=True)
 class Reaped:
     """One allocation looked at. `state`: reaped, live (its controller runs), elsewhere (it may run on another
-    host), other-key (the key in the environment is not the one that rented it), would-reap, failed.
+    host), other-key (the key in the environment is not the one that rented it), would-reap, failed;
+    unattended: it runs without a controller, and is left alone until `until` (Unix seconds); stopping: its
+    controller was asked to end it. `status`: of the row that was written now, verified or excluded; None
+    where none was. `by_itself`: of a job that had come to its end without its controller.
     """
 
     run: str
@@ -60,6 +70,9 @@ class Reaped:
     state: str
     proof: str | None
     detail: str
+    until: float | None = None
+    status: str | None = None
+    by_itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,13 +81,19 @@ class Wishes:
 
     dry_run: say what would be done. elsewhere: in a shared journal a controller on another host counts as
     dead, too. other_key: the key in the environment, although not the one that rented, is of the same
-    account. now: destroy at once, without a look for sealed outputs.
+    account. now: destroy at once, without a look for sealed outputs; not what runs unattended. stop: the run
+    that is to end although it may go on: its id, or the beginning of it.
     """
 
     dry_run: bool = False
     elsewhere: bool = False
     other_key: bool = False
     now: bool = False
+    stop: str | None = None
+
+    def wants_end(self, entry: Entry) -> bool:
+        """Whether this one is to end although it may go on."""
+        return self.stop is not None and entry.run.startswith(self.stop)
 
 
 def reap_all(screen: Screen, wishes: Wishes = Wishes()) -> list[Reaped]:
@@ -82,15 +101,24 @@ def reap_all(screen: Screen, wishes: Wishes = Wishes()) -> list[Reaped]:
     with Journal() as journal:
         found: dict[str, Reaped] = {}
         entries = journal.open_entries()
+        if wishes.stop is not None:
+            entries = _one(entries, wishes.stop)
         for entry in entries:
-            if entry.controller_alive:
+            if wishes.wants_end(entry) and not wishes.dry_run:
+                _ask_end(entry, wishes)
+            if entry.controller_alive and wishes.wants_end(entry) and not wishes.dry_run:
+                found[entry.name] = _end_live(entry)
+            elif entry.controller_alive:
                 found[entry.name] = _said(entry, "live", "its controller is running")
             elif journal.shared and not entry.controller_here and not wishes.elsewhere:
                 host = entry.controller_host
                 words = f"reap on {host}, or here with --elsewhere if {host} is gone"
                 found[entry.name] = _said(entry, "elsewhere", words)
         dead = [entry for entry in entries if entry.name not in found]
-        looks = [] if wishes.dry_run or wishes.now else [entry for entry in dead if _may_have_sealed(entry)]
+        if wishes.dry_run or wishes.now:
+            looks = []
+        else:
+            looks = [entry for entry in dead if entry.may_go_on or _may_have_sealed(entry)]
         stop = threading.Event()
         with ThreadPoolExecutor(max(len(looks), 1), "reap") as pool:
             beside = {
@@ -151,10 +179,15 @@ def _contained(
         if not wishes.other_key and (why := other_account(entry, journal)):
             # Nothing is recorded: with the right key the row can still say what was found.
             return _said(entry, "other-key", why, "unknown")
+        if entry.may_go_on and not wishes.wants_end(entry):
+            if wishes.dry_run:
+                return _left_alone(entry, "its machine would be asked whether its job has ended")
+            if wishes.now:
+                return _left_alone(entry, "--now alone ends none that may go on")
         if wishes.dry_run:
             first = "; sealed outputs would be looked for first" if _may_have_sealed(entry) else ""
             return _said(entry, "would-reap", f"its controller is gone{first}")
-        return _reap(entry, journal, screen, look=not wishes.now, stopped=stopped)
+        return _reap(entry, journal, screen, wishes, stopped=stopped)
     except GlasshouseError as error:
         return _said(entry, "failed", error.line())
     except Exception as error:  # noqa: BLE001  a fault of ours in one must not keep the machines of others
@@ -165,30 +198,88 @@ def _said(entry: Entry, state: str, detail: str, proof: str | None = None) -> Re
     return Reaped(entry.run, entry.name, entry.provider, state, proof, detail)
 
 
+def _left_alone(entry: Entry, why: str) -> Reaped:
+    left = f"left alone until {clock(entry.unattended_until)} ({why})"
+    words = f"{left}: glasshouse reap --stop {entry.run} ends it"
+    return replace(_said(entry, "unattended", words), until=entry.unattended_until)
+
+
+def _one(entries: Sequence[Entry], run: str) -> tuple[Entry, ...]:
+    """The allocation of the run that was named. Raises UsageError."""
+    found = tuple(entry for entry in entries if entry.run == run) or tuple(
+        entry for entry in entries if run and entry.run.startswith(run)
+    )
+    if len({entry.run for entry in found}) == 1:
+        return found
+    raise UsageError(
+        "several runs begin so" if found else "no such run holds a machine",
+        field="--stop", value=run, remedy="`glasshouse reap --dry-run` lists those that do",
+    )  # fmt: skip
+
+
+def _ask_end(entry: Entry, wishes: Wishes) -> None:
+    """Leave word in the run's folder, for whoever follows it; one that is gone has nobody in it."""
+    with contextlib.suppress(OSError):
+        unattended.ask_stop(_folder(entry), "now" if wishes.now else "end")
+
+
+def _end_live(entry: Entry) -> Reaped:
+    """Ask a controller of this machine to end its run, as Ctrl-C does."""
+    try:
+        os.kill(int(entry.controller.split(":")[2]), signal.SIGTERM)
+    except (OSError, ValueError, IndexError) as error:
+        return _said(entry, "live", f"its controller cannot be asked to end it: {type(error).__name__}")
+    return _said(entry, "stopping", "its controller was asked to end it, as by Ctrl-C, and says what comes")
+
+
 def _reap(
     entry: Entry,
     journal: Journal,
     screen: Screen,
+    wishes: Wishes,
     *,
-    look: bool = True,
     stopped: Callable[[], bool] | None = None,
 ) -> Reaped:
-    folder = _folder(entry)
+    folder, left = _folder(entry), entry.may_go_on and not wishes.wants_end(entry)
     try:
-        live = reopen(folder, screen)
+        here = reopen(folder, screen).run.allocation == entry.name
     except UsageError:  # gone, or of another version of this program: the machine goes back all the same
+        here = False
+    if not here:
+        if left:
+            return _left_alone(entry, "its run folder cannot be read here")
         return _release_only(entry, journal, screen)
-    if live.run.allocation != entry.name:
-        return _release_only(entry, journal, screen)
-    live.rental.allocation_id = entry.allocation_id or live.rental.allocation_id
     lock = RunLock(folder)
     try:
         if not lock.take():
-            return _said(entry, "live", "another process is finishing it")
-        proof = finish_dead(live, journal, entry, look=look, stopped=stopped)
+            if left:
+                return _left_alone(entry, "another process follows it")
+            if not wishes.wants_end(entry):
+                return _said(entry, "live", "another process is finishing it")
+            screen.say("whoever follows it was asked to end it")
+            while not lock.take():
+                if stopped is not None and stopped():
+                    return _said(entry, "stopping", "whoever follows it was asked to end it, and has not yet")
+                time.sleep(_LOOK_SEC)
+            now = journal.find(entry.name)
+            if now is None or now.proof == "zero":
+                ended = _said(entry, "reaped", "zero: it was ended by whoever followed it", "zero")
+                return replace(ended, status=_status(folder))
+            entry = now
+        live = reopen(folder, screen)  # as whoever held it until now left it
+        live.rental.allocation_id = entry.allocation_id or live.rental.allocation_id
+        return finish_dead(live, journal, entry, look=not wishes.now, stopped=stopped)
     finally:
         lock.close()
-    return _said(entry, "reaped", proof, proof.partition(":")[0])
+
+
+def _status(folder: Path) -> str | None:
+    """What a run's record says of it; None where it has none that can be read."""
+    try:
+        record = Record.read((folder / "bundle" / "record.json").read_bytes())
+    except OSError:
+        return None
+    return None if record is None else record.status
 
 
 def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
@@ -202,6 +293,7 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
         proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept, entry.note)
     journal.closed(entry.name, proof.proof)
     if proof.proof != "zero":
+        journal.unattended(entry.name, 0.0)
         screen.alarm(f"CLEAN-UP NOT PROVEN ({proof.proof}): {entry.name}: {proof.detail}")
     return _said(
         entry, "reaped", f"{proof.proof}: {proof.detail}; its run folder cannot be read", proof.proof
@@ -222,27 +314,41 @@ def finish_dead(
     *,
     look: bool = True,
     stopped: Callable[[], bool] | None = None,
-) -> str:
-    """Release and, if that was not done yet, record as excluded; return "proof: detail".
+    stay: bool = False,
+) -> Reaped:
+    """Release and, if that was not done yet, record; a job that may go on, and does, is left alone.
 
     `entry`: what the journal says of the dead controller's creates. look: for sealed outputs, before.
-    stopped: as `_contained`.
+    stopped: as `_contained`. stay: follow a job that goes on to its end.
     """
+    taken, status = unattended.NOTHING, None
     with live.screen.logged(live.folder.log):
         with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as own:
+            if allowed(live.run.spec) and not live.folder.bundle.exists():
+                taken = unattended.take_up(live, provider, entry.unattended_until, stay=stay)
+            if taken.goes_on:
+                return _left_alone(entry, taken.why)
+            look = look and unattended.asked(live.folder.path) != "now"
             home = look and rescue.bring_home(live, provider)
             waits = own if stopped is None else replace(own, stopped=stopped)
             proof = finish.release(live, provider, journal, waits, entry)
         if not live.folder.bundle.exists():
-            live.fail(Code.CONTROLLER_KILLED, "the controller died; this run was finished by reap")
+            if not taken.over:
+                live.fail(Code.CONTROLLER_KILLED, "the controller died; this run was finished by reap")
             if home:
                 live.fail(Code.OUTPUTS_FETCHED_LATE)
-            finish.record(live)
+            status = finish.record(live).record.status
         elif live.folder.parts.exists():
             # The row is signed: what this release found has no place in it any more.
             shutil.rmtree(live.folder.parts)
-    came = f"; its sealed outputs were fetched first: glasshouse open {live.run.id}" if home else ""
-    return f"{proof.proof}: {proof.detail}{came}"
+    words = [f"{proof.proof}: {proof.detail}"]
+    if taken.over:
+        words.append(f"its job had ended, and its row is {status}")
+        words += [taken.why] if taken.why else []
+    if home:
+        words.append(f"its sealed outputs were fetched first: glasshouse open {live.run.id}")
+    done = _said(entry, "reaped", "; ".join(words), proof.proof)
+    return replace(done, status=status, by_itself=taken.over)
 
 
 def guard(folder: Path, screen: Screen) -> None:
@@ -301,7 +407,8 @@ def watch(folder: Path, screen: Screen) -> None:
             elif mine:
                 live.rental.allocation_id = mine[0].allocation_id or live.rental.allocation_id
                 # One that has recorded the run has fetched what it could: what stays is a machine in doubt.
-                finish_dead(live, journal, mine[0], look=not live.folder.bundle.exists())
+                done = finish_dead(live, journal, mine[0], look=not live.folder.bundle.exists(), stay=True)
+                screen.say(f"{done.state}: {done.detail}")
             elif not live.folder.bundle.exists():
                 live.fail(Code.CONTROLLER_KILLED, "the controller died; its watchdog finished this run")
                 if not live.folder.has("release.json"):  # else it died after its release

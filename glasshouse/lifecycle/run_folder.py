@@ -83,8 +83,26 @@ class SavedEndpoint(BaseModel):
         )
 
 
+class SavedLaunch(BaseModel):
+    """A protected launch, for whoever follows it after a dead controller. `process`: its pid on the machine;
+    started_at: Unix seconds; timings: seconds by phase, of what came before it.
+    """
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, alias_generator=to_camel, validate_by_name=True, allow_inf_nan=False
+    )
+
+    slot: int
+    launch: int
+    process: int
+    started_at: float
+    timings: dict[str, float]
+
+
 class SavedRun(BaseModel):
-    """run.json. started_at and rented_at are Unix seconds; name is the allocation's."""
+    """run.json. started_at, rented_at and unattended_until are Unix seconds; name is the allocation's;
+    controller is as glasshouse.host names a process, "" in folders of older versions.
+    """
 
     model_config = ConfigDict(
         strict=True, frozen=True, alias_generator=to_camel, validate_by_name=True, allow_inf_nan=False
@@ -100,6 +118,9 @@ class SavedRun(BaseModel):
     rented_at: float | None
     spec: RunSpec
     endpoint: SavedEndpoint | None = None
+    controller: str = ""
+    unattended_until: float = 0.0
+    launched: SavedLaunch | None = None
 
 
 class RunFolder:

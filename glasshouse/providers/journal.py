@@ -53,9 +53,15 @@ _reservations = sa.Table(
     sa.Column("usd", sa.Float, nullable=False),
     sa.Column("until", sa.Float, nullable=False),
 )
-# Beside the allocations, not columns of theirs: a journal of an older version gains both by being opened.
+# Beside the allocations, not columns of theirs: a journal of an older version gains them by being opened.
 _doubts = sa.Table(
     "doubts",
+    _metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("until", sa.Float, nullable=False),
+)
+_unattended = sa.Table(
+    "unattended",
     _metadata,
     sa.Column("name", sa.String(100), primary_key=True),
     sa.Column("until", sa.Float, nullable=False),
@@ -90,6 +96,7 @@ class Entry:
     `doubt_until`: when its creates can make no machine any more, in Unix seconds, 0.0 while none was sent;
     None where its controller never said. `note`: what the provider wants a release by another process to be
     told beside that, None where it said nothing. `closed_at`: when it was proven gone, None while it is not.
+    `unattended_until`: until when its machine may run without a controller, in Unix seconds; 0.0: not at all.
     `key`: the mark of the key that rented; None where none is needed, and in older journals.
     `detail` is what `intend` was given: what another process needs to open the same provider again.
     `controller` names the process that wrote it: host, boot, pid and start time (glasshouse.host).
@@ -107,6 +114,12 @@ class Entry:
     closed_at: float | None = None
     note: str | None = None
     key: KeyMark | None = None
+    unattended_until: float = 0.0
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether its machine may run without a controller, now."""
+        return self.closed_at is None and time.time() < self.unattended_until
 
     @property
     def controller_alive(self) -> bool:
@@ -139,7 +152,7 @@ class Journal:
             if self.shared:
                 # Two controllers that start at once on a new database would both create the tables.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7160412)")
-            for table in (_allocations, _reservations, _doubts, _keys, _notes):
+            for table in (_allocations, _reservations, _doubts, _keys, _notes, _unattended):
                 connection.execute(CreateTable(table, if_not_exists=True))
 
     @property
@@ -194,6 +207,12 @@ class Journal:
     def noted(self, name: str, note: str) -> None:
         """Record what a release of `name` by another process has to be told (Provider.note)."""
         self._put(_notes, name, note=note)
+
+    def unattended(self, name: str, until: float) -> None:
+        """Record until when the machine of `name` may run without a controller, in Unix seconds; 0.0: not any
+        more. Written before the create is sent, and taken back before a release.
+        """
+        self._put(_unattended, name, until=until)
 
     def closed(self, name: str, proof: Proof) -> None:
         """Record how a release ended. Only `zero` closes the entry; otherwise it stays open for `reap`."""
@@ -351,9 +370,15 @@ def _check_cap(connection: sa.Connection, key: str, usd: float, cap: float | Non
 def _entries() -> sa.Select[Any]:
     """Allocations, each with the end of its doubt, its note and the mark of its key."""
     joined: sa.FromClause = _allocations
-    for table in (_doubts, _notes, _keys):
+    for table in (_doubts, _notes, _keys, _unattended):
         joined = joined.outerjoin(table, _allocations.c.name == table.c.name)
-    columns = (_doubts.c.until.label("doubt_until"), _notes.c.note, _keys.c.salt, _keys.c.digest)
+    columns = (
+        _doubts.c.until.label("doubt_until"),
+        _notes.c.note,
+        _keys.c.salt,
+        _keys.c.digest,
+        _unattended.c.until.label("unattended_until"),
+    )
     return sa.select(_allocations, *columns).select_from(joined)
 
 
@@ -380,6 +405,7 @@ def _entry(row: sa.RowMapping) -> Entry:
         closed_at=row["closed_at"],
         note=row["note"],
         key=None if row["digest"] is None else KeyMark(row["salt"], row["digest"]),
+        unattended_until=row["unattended_until"] or 0.0,
     )
 
 

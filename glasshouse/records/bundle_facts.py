@@ -99,6 +99,7 @@ def collect_facts(files: Mapping[str, bytes], keyring: Keyring, signer: KeyEntry
         witnesses=witnesses,
         simulated=outcome.simulated or (allocation is not None and allocation.tier == SIMULATED),
         rented_at=outcome.rented_at,
+        taken_up_at=outcome.taken_up_at,
     )
     return Collected(facts, plan, tuple(reader.checks))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -39,15 +39,22 @@ _SECONDS_PER_BYTE = 1 / 250e3  # the slowest link that is still waited for
 class Pod:
     """One machine. Enter to connect; leave to disconnect (what runs detached there goes on).
 
-    `deadline`: monotonic seconds, after which nothing more is done there.
+    `deadline`: monotonic seconds, after which nothing more is done there. `insist`: asked when no try to
+    reconnect came through, whether to begin again; it may wait first.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, timeouts: Timeouts | None = None, deadline: float = math.inf
+        self,
+        endpoint: Endpoint,
+        *,
+        timeouts: Timeouts | None = None,
+        deadline: float = math.inf,
+        insist: Callable[[RemoteError], bool] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._timeouts = timeouts or Timeouts()
         self._deadline = deadline
+        self._insist = insist
         self._known_hosts = endpoint.host_key.lines
         self._link: Link | None = None
         self._fingerprint = ""
@@ -221,14 +228,23 @@ class Pod:
         Raises the last RemoteError; a wrong host key ends it at once, since trying again would only ask the
         same stranger, and so does the deadline.
         """
-        self.close()
-        time.sleep(delays[0])
-        retry(
-            lambda _: self._connect(),
-            RetryPolicy(tries=len(delays), waits=tuple(delays[1:])),
-            on=RemoteError,
-            unless=(HostKeyMismatch, RentalOver),
-        )
+        while True:
+            self.close()
+            time.sleep(delays[0])
+            try:
+                retry(
+                    lambda _: self._connect(),
+                    RetryPolicy(tries=len(delays), waits=tuple(delays[1:])),
+                    on=RemoteError,
+                    unless=(HostKeyMismatch, RentalOver),
+                )
+            except (HostKeyMismatch, RentalOver):
+                raise
+            except RemoteError as error:
+                if self._insist is None or not self._insist(error):
+                    raise
+            else:
+                return
 
     def drop_transport(self) -> None:
         """Cut the socket without a word, as a failing network does; what runs on the pod is not told."""

@@ -336,3 +336,16 @@ def test_plan_says_what_memory_a_project_needs_and_what_only_the_machine_tells(
     code, out, _ = call("plan", "provider=local")
     assert "shared memory" not in out
     assert "comes back" not in out
+
+
+def test_plan_says_of_a_private_job_that_it_goes_on_alone_and_what_waiting_costs(call: Call) -> None:
+    job = ["plan", "gpu=h100", "duration=60", "order=protected-only", "payload=private"]
+    code, out, err = call(*job)
+    assert code == 0, err
+    assert "it goes on to its end without a controller (model.unattended=finish)" in out
+    assert re.search(
+        r"a machine that waits costs up to [0-9.]+ USD an hour; with nobody awake here, its own timer", out
+    )
+    assert "its own timer is all that ends it, 15 min after that time" in out
+    for words in ([*job, "model.unattended=stop"], ["plan", "gpu=h100", "duration=60"]):
+        assert "without a controller" not in call(*words)[1]

@@ -13,7 +13,7 @@ import pytest
 from glasshouse import paths
 from glasshouse.lifecycle import strays
 from glasshouse.providers.journal import Journal
-from tests.commands.kit import Call
+from tests.commands.kit import Call, python
 from tests.providers.cloud_kit import KINDS, NAME, VARIABLE, Rented, rented
 
 
@@ -243,3 +243,32 @@ def test_a_reap_that_is_interrupted_has_proven_nothing(call: Call, monkeypatch: 
     monkeypatch.setattr("glasshouse.commands.reap.reap_all", interrupted)
     code, _, err = call("reap")
     assert (code, "interrupted before anything was proven" in err) == (4, True)
+
+
+ALONE = """
+import sys, time
+from glasshouse.providers.journal import Journal
+with Journal() as journal:
+    journal.intend("20260301-000000-aaaaaa", "gh-20260301-000000-aaaaaa-00000000", "local",
+                   {"folder": "/nowhere", "provider": {"kind": "local"}})
+    journal.unattended("gh-20260301-000000-aaaaaa-00000000", time.time() + 600)
+"""
+
+
+def test_what_runs_unattended_is_one_line_and_no_fault_until_it_is_named(call: Call) -> None:
+    assert python("-c", ALONE).returncode == 0
+    code, out, err = call("reap")
+    assert code == 0, err
+    (line,) = out.splitlines()
+    assert line.startswith("run 20260301-000000-aaaaaa at local: left alone until ")
+    assert line.endswith(
+        "(its run folder cannot be read here): glasshouse reap --stop 20260301-000000-aaaaaa ends it"
+    )
+    document = json.loads(call("reap", "--json")[1])
+    assert (document["ok"], document["allocations"][0]["state"]) == (True, "unattended")
+    code, _, err = call("reap", "--stop", "2025")
+    assert (code, "no such run holds a machine" in err) == (2, True)
+    code, out, err = call("reap", "--stop", "20260301")
+    assert code == 0, err
+    assert "reaped" in out
+    assert "nothing to reap" in call("reap")[1]

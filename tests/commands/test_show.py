@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glasshouse import host
 from glasshouse.canonical import canonical_json
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.screen import Screen
@@ -159,3 +162,33 @@ def test_show_says_whose_weights_came_home_and_how_many_steps_they_made(elsewher
     assert said["before"].endswith(
         f", 160 optimizer steps from the initial ones, {share}, 140 of them while it warmed up"
     )
+
+
+def unfinished(folder: Path, controller: str, until: float) -> Path:
+    """A run without a record, as its own file says."""
+    folder.mkdir(parents=True)
+    state = {"controller": controller, "unattendedUntil": until}
+    (folder / "run.json").write_bytes(canonical_json(state))
+    return folder
+
+
+def test_a_run_without_a_record_runs_goes_on_without_its_controller_or_was_left(
+    elsewhere: Path, call: Call
+) -> None:
+    gone, later = "boot:4194305:1", time.time() + 3 * 86400
+    runs = elsewhere / "runs"
+    unfinished(runs / "20260301-000000-aaaaaa", host.identity(os.getpid()), later)
+    unfinished(runs / "20260302-000000-bbbbbb", gone, later)
+    unfinished(runs / "20260303-000000-cccccc", gone, time.time() - 1)
+    (unfinished(runs / "20260304-000000-dddddd", gone, later) / "run.json").write_text("[")
+    code, out, _ = call("runs", "--json")
+    assert code == 0
+    found = json.loads(out)["runs"]
+    assert [each["status"] for each in found] == ["running", "unattended", "unfinished", "unfinished"]
+    assert [each.get("unattendedUntil") for each in found] == [None, pytest.approx(later), None, None]
+    day = time.strftime("%Y-%m-%d", time.gmtime(later))
+    assert f"running unattended until {day} " in call("runs")[1]
+    code, out, _ = call("show", "20260302")
+    assert code == 0
+    assert f"run 20260302-000000-bbbbbb: running unattended until {day} " in out
+    assert "`glasshouse reap` asks its machine" in out

@@ -1,4 +1,6 @@
-"""A project on a rented machine whose controller is killed: its sealed outputs come home before that goes."""
+"""A project that is to stop with its controller, which is killed: what it had sealed comes home before its
+machine goes. One that may go on: test_unattended.py.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ def stopped(program: Program, tmp_path: Path, *settings: str) -> tuple[subproces
     return process, folder, leg
 
 
-RENTED = ("model.max_hours=1", "gpu=a4000", "provider=runpod", "provider.request_timeout_sec=1")
+RENTED = (
+    "model.max_hours=1", "model.unattended=stop", "gpu=a4000", "provider=runpod",
+    "provider.request_timeout_sec=1",
+)  # fmt: skip
 
 
 def orphaned(program: Program, tmp_path: Path, *settings: str) -> tuple[Path, Path]:
@@ -146,7 +151,8 @@ def test_what_cannot_be_trusted_is_refused_told_and_destroyed(
 @pytest.mark.sshd
 def test_over_openssh_they_are_fetched_too(program: Program, sshd: Sshd, tmp_path: Path) -> None:
     folder, leg = orphaned(
-        program, tmp_path, "provider=ssh", "provider.host=127.0.0.1", f"provider.port={sshd.port}",
+        program, tmp_path, "model.unattended=stop", "provider=ssh",
+        "provider.host=127.0.0.1", f"provider.port={sshd.port}",
         f"provider.user={sshd.user}", f"provider.key={sshd.key}",
         f"provider.python={sys.executable}", f"provider.workdir={tmp_path}/pod",
     )  # fmt: skip

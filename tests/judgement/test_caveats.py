@@ -75,6 +75,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("network-open", {"network_open": True}, {}),
     ("reads-unconfined", {"reads_unconfined": True}, {}),
     ("exec-in-leg", {"exec_in_leg": True}, {}),
+    ("unattended", {"unattended": True}, {}),
     ("self-counted", {"self_counted": True}, {"job": True}),
 ]
 

@@ -6,13 +6,14 @@ The expected bytes were written by hand from the formats, not by the models unde
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glasshouse import schema
+from glasshouse import host, schema
 from glasshouse.codes import Code
 from glasshouse.errors import RemoteError, UsageError
 from glasshouse.lifecycle.finish import outcome_file, release_file
@@ -20,7 +21,7 @@ from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun, create, public_allocation, reopen
 from glasshouse.lifecycle.observe import Observed
 from glasshouse.lifecycle.reap import NOTHING_CREATED
-from glasshouse.lifecycle.run_folder import RunFolder
+from glasshouse.lifecycle.run_folder import RunFolder, SavedLaunch
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.setup import describe
 from glasshouse.lifecycle.slots import launch_file
@@ -135,6 +136,8 @@ def test_an_outcome_leaves_out_what_is_as_usual(live: LiveRun, tmp_path: Path) -
         "allocation.json", describe(live, allocation(tmp_path), gpu_model=None, source="created")
     )
     assert b"rentedAt" not in outcome_file(live, [], 1002.5).to_bytes()
+    live.ending.taken_up_at = 1001.00049
+    assert b'"takenUpAt":1001}' in outcome_file(live, [], 1002.5).to_bytes()
 
 
 def test_a_launch_that_failed_and_one_that_is_complete() -> None:
@@ -185,7 +188,7 @@ def test_run_json_is_what_another_process_finishes_the_run_from(live: LiveRun) -
     assert state == {
         "run": "20260101-000000-abcdef", "name": NAME, "allocationId": None, "failures": ["no-capacity"],
         "startedAt": 1000.00049, "overrides": ["gpu=cpu", "duration=1"], "simulated": False, "rentedAt": None,
-        "endpoint": None,
+        "endpoint": None, "controller": host.identity(os.getpid()), "unattendedUntil": 0, "launched": None,
     }  # fmt: skip
     again = reopen(live.folder.path, live.screen)
     assert again.run == live.run
@@ -195,6 +198,13 @@ def test_run_json_is_what_another_process_finishes_the_run_from(live: LiveRun) -
     live.save()
     assert path.stat().st_mode & 0o777 == 0o600
     assert reopen(live.folder.path, live.screen).rental.endpoint == live.rental.endpoint
+    live.rental.unattended_until = 2000.5
+    live.rental.launched = SavedLaunch(
+        slot=0, launch=2, process=77, started_at=1500.0, timings={"sealSec": 0.5}
+    )
+    live.save()
+    rental = reopen(live.folder.path, live.screen).rental
+    assert (rental.unattended_until, rental.launched) == (2000.5, live.rental.launched)
     live.rental.endpoint = replace(live.rental.endpoint, host_key=HostKey("first-use", None))
     live.save()  # nobody could tell a stranger from it
     assert reopen(live.folder.path, live.screen).rental.endpoint is None

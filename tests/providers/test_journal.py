@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,6 +43,27 @@ def test_an_entry_survives_reopening_and_closes_only_by_proof() -> None:
         assert journal.open_entries()[0].proof == "nonzero"
         journal.closed("gh-run-2-b", "zero")
         assert journal.open_entries() == ()
+
+
+def test_it_says_until_when_a_machine_may_run_alone_while_it_is_not_proven_gone() -> None:
+    now = time.time()
+    with Journal() as journal:
+        for name in ("gh-run-a", "gh-run-b"):
+            journal.intend("run", name, "local", {})
+        journal.unattended("gh-run-a", now + 60)
+    with Journal() as journal:
+        first, second = journal.open_entries()
+        assert (first.unattended_until, first.may_go_on) == (now + 60, True)
+        assert (second.unattended_until, second.may_go_on) == (0.0, False)
+        journal.unattended("gh-run-b", now - 1)
+        assert not journal.open_entries()[1].may_go_on
+        journal.unattended("gh-run-a", 0.0)
+        assert not journal.open_entries()[0].may_go_on
+        journal.unattended("gh-run-a", now + 60)
+        journal.closed("gh-run-a", "zero")
+        gone = journal.find("gh-run-a")
+        assert gone is not None
+        assert not gone.may_go_on
 
 
 def test_the_file_is_private_and_each_commit_is_synced() -> None:
