@@ -28,6 +28,7 @@ MODULES = (
     "remote/sweep_script.py",
     "runtime/__init__.py",
     "runtime/channel.py",
+    "runtime/comes_back.py",
     "runtime/command.py",
     "runtime/confine.py",
     "runtime/custodian.py",
