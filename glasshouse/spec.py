@@ -189,7 +189,8 @@ class ProjectModel(Job):
     name: str = Field(pattern=MODEL_NAME, description=MODEL_NAME_TEXT)
     folder: str = Field(min_length=1)
     command: tuple[str, ...] = ()
-    outputs: str = Field(default="outputs", min_length=1)  # a folder in it; what lies there comes back
+    # A folder in it: what lies there comes back. ".": what the command made or changed in all of it.
+    outputs: str = Field(default="outputs", min_length=1)
     include: tuple[str, ...] = ()  # patterns of files that git does not track
     data: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -284,6 +285,8 @@ class RunSpec(Strict):
             raise ValueError("give exactly one of duration and steps (duration=null steps=N)")
         if self.payload == "private" and self.order != "protected-only":
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
+        if self.job and isinstance(self.model, Job):
+            self._ceiling(self.model.max_hours)
         if self.control != "none" and self.order == "protected-only":
             raise ValueError("a control compares two arms: it cannot be order=protected-only")
         if self.model.kind == "withheld" and self.payload == "public":
@@ -300,8 +303,20 @@ class RunSpec(Strict):
             raise ValueError("payload=public would lay the project open: a model=project is a private job")
         if self.duration is not None or self.steps is not None:
             raise ValueError("duration and steps are no part of a project, which ends when its command does")
-        if self.paid and isinstance(self.model, ProjectModel) and self.model.max_hours is None:
+
+    def _ceiling(self, hours: float | None) -> None:
+        """Of a job whose length nobody gave, it has to be said where it costs money."""
+        if hours is None and self.paid and self.duration is None:
             raise ValueError("model.max_hours is missing: on a machine that is paid for, say when to stop")
+        if hours is not None and self.duration is not None and self.duration > hours * 3600:
+            raise ValueError(
+                "model.max_hours would end it before its duration is over: raise the one or lower the other"
+            )
+
+    @property
+    def job(self) -> bool:
+        """Whether it is a private job: nothing is measured, and it has a ceiling."""
+        return self.payload == "private" and self.order == "protected-only"
 
     @property
     def paid(self) -> bool:

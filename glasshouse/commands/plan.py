@@ -26,9 +26,10 @@ from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
-from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, rental_deadline_sec
+from glasshouse.providers.money import beside_usd, cap_usd, ceiling_sec, cost_ceiling, rental_deadline_sec
+from glasshouse.runtime.params import GRACE_SEC
 from glasshouse.schema import Slot
-from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
+from glasshouse.spec import CloudProvider, Job, ProjectModel, RunSpec
 from glasshouse.workloads.folder_lines import comes_back, size_words
 from glasshouse.workloads.outlook import Outlook
 
@@ -114,6 +115,7 @@ def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the plan's JSON form; hours and maxUsd are ceilings. besideUsd: of one machine that a create
     without an answer may make beside the budgeted one, where the cap holds for it. fixedCost: expected.
+    ceilingSec: after which a job is asked to end, from its start; null of a run that measures.
     """
     return {
         "cells": [
@@ -122,6 +124,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "spec": cell.spec.model_dump(mode="json"),
                 "slots": len(cell.slots),
                 "scheduledHours": cell.scheduled_hours,
+                "ceilingSec": ceiling_sec(cell.spec),
                 "hours": cell.hours,
                 "maxUsd": cell.max_usd,
                 "besideUsd": beside_usd(cell.spec),
@@ -174,6 +177,8 @@ def _print(cells: Sequence[Cell]) -> None:
         say(words)
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
+    for words in dict.fromkeys(_ceiling_line(cell.spec) for cell in cells if cell.spec.job):
+        say(words)
     say()
     total = sum(cell.max_usd for cell in cells)
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
@@ -188,6 +193,22 @@ def _length(spec: RunSpec) -> str:
     if spec.workload == "project":
         return "its command"
     return f"{spec.steps} steps" if spec.duration is None else f"{spec.duration:g} s"
+
+
+def _ceiling_line(spec: RunSpec) -> str:
+    """When a job is asked to end, and by which setting."""
+    hours = (ceiling_sec(spec) or 0.0) / 3600
+    given = isinstance(spec.model, Job) and spec.model.max_hours is not None
+    why = "model.max_hours"
+    if not given and spec.duration is not None:
+        extra = spec.measure.leg_deadline_extra_sec
+        why = f"duration, and {extra:g} s to start in: measure.leg_deadline_extra_sec"
+    elif not given:
+        why = "the longest that there is: model.max_hours sets another"
+    return (
+        f"ceiling: {hours:.4g} h from its start ({why}); it is asked to end then, has {GRACE_SEC:.0f} s to "
+        "save, and what it has comes back"
+    )
 
 
 def _memory_line(cell: Cell) -> str:

@@ -15,6 +15,7 @@ from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
 from glasshouse.lifecycle import collect
+from glasshouse.lifecycle.ceiling import Ceiling
 from glasshouse.lifecycle.end_wait import EndWait
 from glasshouse.lifecycle.follow import EventLog, Finished, Pace, follow, on_live_connection
 from glasshouse.lifecycle.interrupts import once_more
@@ -101,7 +102,8 @@ def _launched(
             )
             given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
             process = _start(ready, leg, given, notes)
-            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
+            ceiling = Ceiling(live.screen, live.run.spec, given.job_sec)
+            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown, ceiling=ceiling)
             try:
                 finished = _followed(
                     live,
@@ -114,6 +116,7 @@ def _launched(
                 )
                 return finished.ended, False
             except KeyboardInterrupt:
+                ceiling.settled()
                 if not (given.job and log.open):
                     raise
                 return _let_end(live, ready, leg, log, process=process, pace=pace, take=take), True
@@ -294,7 +297,15 @@ def event_log(live: LiveRun, leg: Leg) -> EventLog:
 
 
 def _events(
-    live: LiveRun, ready: Ready, leg: Leg, notes: Notes, *, log: EventLog, pace: Pace, shown: LegProgress
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    notes: Notes,
+    *,
+    log: EventLog,
+    pace: Pace,
+    shown: LegProgress,
+    ceiling: Ceiling,
 ) -> Callable[[bytes], list[str]]:
     """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them.
 
@@ -313,6 +324,9 @@ def _events(
         for event in events:
             pace.heard(event.type)
             shown.show(event.type, event.body)
+            if event.type == "progress":
+                ceiling.heard(event.body)
+        ceiling.answered()
         return [event.type for event in events]
 
     return take

@@ -37,6 +37,7 @@ MODULES = (
     "runtime/events.py",
     "runtime/exec_watch.py",
     "runtime/execs.py",
+    "runtime/forecast.py",
     "runtime/freed.py",
     "runtime/gpus.py",
     "runtime/guard.py",

@@ -182,8 +182,9 @@ def found_in(
 ) -> tuple[Tree, list[Skipped]]:
     """What a job left as its outputs, by name, size and time, as the sealer will find it; and what is lost.
 
-    `only`: as of sealer.seal_tree. Nobody may write there any more. What cannot be carried is left out. Lost is what has contents among that:
-    files, the largest first where all are more than `max_bytes`, and folders that cannot be listed.
+    `only`: as of sealer.seal_tree. Nobody may write there any more. What cannot be carried is left out. Lost
+    is what has contents among that: files, the largest first where all are more than `max_bytes`, and folders
+    that cannot be listed.
     """
     unlisted, lost = list[Skipped](), list[Skipped]()
     listed = list_folder(folder, lambda *odd: unlisted.append(Skipped(*odd))) if folder.is_dir() else ()
