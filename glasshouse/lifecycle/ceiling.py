@@ -21,6 +21,7 @@ from glasshouse.spec import MAX_HOURS, Job, RunSpec
 
 ROOM = 1.1  # of what a job seems to need, for a ceiling that would do
 MAX_ANSWER = 1024
+MOST_SEC = 1e12  # whoever says more says nothing
 STOP = ("stop", "s", "yes", "y")
 
 
@@ -43,15 +44,15 @@ class Late:
         if not all(_is_number(value) for value in values):
             return None
         elapsed, steps, total, needs = values
-        if not (0 <= steps < total <= MAX_SAFE_INTEGER and 0 <= elapsed < needs < math.inf):
+        if not (0 <= steps < total <= MAX_SAFE_INTEGER and 0 <= elapsed < needs - 1e-3 < MOST_SEC):
             return None
         return cls(float(elapsed), int(steps), int(total), float(needs))
 
     def lines(self, spec: RunSpec, ceiling_sec: float) -> list[str]:
         """What to say of it: what it needs, where it ends, and what would do."""
         per_step = (self.needs_sec - self.elapsed_sec) / (self.total - self.steps)
-        by_then = self.steps + (ceiling_sec - self.elapsed_sec) / per_step
-        reached = min(max(int(by_then), self.steps), self.total - 1)
+        more = min((ceiling_sec - self.elapsed_sec) / per_step, self.total - 1 - self.steps)
+        reached = self.steps + max(int(more), 0)
         hours = spec.model.max_hours if isinstance(spec.model, Job) else None
         whole = hours is not None and math.isclose(hours * 3600, ceiling_sec)
         named = f"model.max_hours={hours:g}" if whole else f"its ceiling of {_hours(ceiling_sec)}"
@@ -61,12 +62,12 @@ class Late:
             if wanted <= MAX_HOURS
             else "no ceiling that there is would do"
         )
-        return [
-            f"at {per_step:.2g} s a step {steps_words(self.total)} need about "
-            f"{_hours(self.needs_sec)}; {named} ends it at about step {reached}",
+        needs = f"at {per_step:.2g} s a step {steps_words(self.total)} need about {_hours(self.needs_sec)}"
+        choice = (
             f"{would}, which takes another run: nothing raises what was planned. Stop it now, or let it go on "
-            "to its ceiling, have what it has then, and continue with from=RUN",
-        ]
+            "to its ceiling, have what it has then, and continue with from=RUN"
+        )
+        return [f"{needs}; {named} ends it at about step {reached}", choice]
 
 
 class Ceiling:
@@ -127,7 +128,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.2g} min"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
 
 def _rounded_up(hours: float) -> float:

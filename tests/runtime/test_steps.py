@@ -33,7 +33,7 @@ def run(code):
         os._exit(run_command.run(Command("code", code), Path.cwd(), {}, None, board.counter(0)))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     seen = board.read()[0]
-    return {"code": code, "steps": seen.steps, "unable": seen.unable,
+    return {"code": code, "steps": seen.steps, "total": seen.total, "unable": seen.unable,
             "first": seen.first and seen.first.hex(), "last": seen.last and seen.last.hex()}
 
 found = {}
