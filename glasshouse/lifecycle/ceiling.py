@@ -21,38 +21,36 @@ from glasshouse.spec import MAX_HOURS, Job, RunSpec
 
 ROOM = 1.1  # of what a job seems to need, for a ceiling that would do
 MAX_ANSWER = 1024
-MOST_SEC = 1e12  # whoever says more says nothing
+LEAST_SEC, MOST_SEC = 1e-9, 1e12  # whoever says less of a step, or more in all, says nothing
 STOP = ("stop", "s", "yes", "y")
 
 
 @dataclass(frozen=True)
 class Late:
-    """What a machine says of a job that will not be done: steps, and seconds from its start."""
+    """What a machine says of a job that will not be done: its steps, a step's seconds, and those of all."""
 
-    elapsed_sec: float
-    steps: int
     total: int
+    step_sec: float
     needs_sec: float
 
     @classmethod
     def read(cls, report: object) -> Late | None:
         """Read it out of a progress report; None where it says no such thing, or one that cannot be."""
         found = report.get("forecast") if isinstance(report, Mapping) else None
-        if not isinstance(report, Mapping) or not isinstance(found, Mapping):
+        if not isinstance(found, Mapping):
             return None
-        values = report.get("elapsedSec"), found.get("steps"), found.get("total"), found.get("needsSec")
+        values = found.get("total"), found.get("stepSec"), found.get("needsSec")
         if not all(_is_number(value) for value in values):
             return None
-        elapsed, steps, total, needs = values
-        if not (0 <= steps < total <= MAX_SAFE_INTEGER and 0 <= elapsed < needs - 1e-3 < MOST_SEC):
+        total, step, needs = values
+        if not (1 <= total <= MAX_SAFE_INTEGER and LEAST_SEC <= step <= needs <= MOST_SEC):
             return None
-        return cls(float(elapsed), int(steps), int(total), float(needs))
+        return cls(int(total), float(step), float(needs))
 
     def lines(self, spec: RunSpec, ceiling_sec: float) -> list[str]:
         """What to say of it: what it needs, where it ends, and what would do."""
-        per_step = (self.needs_sec - self.elapsed_sec) / (self.total - self.steps)
-        more = min((ceiling_sec - self.elapsed_sec) / per_step, self.total - 1 - self.steps)
-        reached = self.steps + max(int(more), 0)
+        lacking = min(max((self.needs_sec - ceiling_sec) / self.step_sec, 1), self.total)
+        reached = max(int(self.total - lacking), 0)
         hours = spec.model.max_hours if isinstance(spec.model, Job) else None
         whole = hours is not None and math.isclose(hours * 3600, ceiling_sec)
         named = f"model.max_hours={hours:g}" if whole else f"its ceiling of {_hours(ceiling_sec)}"
@@ -62,7 +60,7 @@ class Late:
             if wanted <= MAX_HOURS
             else "no ceiling that there is would do"
         )
-        needs = f"at {per_step:.2g} s a step {steps_words(self.total)} need about {_hours(self.needs_sec)}"
+        needs = f"at {self.step_sec:.2g} s a step {steps_words(self.total)} need about {_hours(self.needs_sec)}"
         choice = (
             f"{would}, which takes another run: nothing raises what was planned. Stop it now, or let it go on "
             "to its ceiling, have what it has then, and continue with from=RUN"

@@ -1,19 +1,21 @@
 """Whether a job will be done by its ceiling, as far as its own steps tell: looked at as it runs, said once.
 
 It is said only where the ceiling will not do, and then in three numbers that end in a public event: how many
-steps it has made and is to make, and how long that takes in all. The first two are what the result of a job
-that came to its end says of it (`disclosure.py`).
+steps it is to make, how long one takes, and all of it. They are what the result of a job that came to its end
+says of it (`disclosure.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from glasshouse.runtime.on_import import when_imported
+from glasshouse.runtime.session import Report
 
 TRAINER = "transformers.trainer_callback"
 LEAD_STEPS = 2  # which compile, fill caches and wait for the first data, and say nothing of the others
@@ -48,7 +50,23 @@ class Forecast:
         if needs <= SLACK * self._ceiling:
             return {}
         self._said = True
-        return {"forecast": {"steps": steps, "total": total, "needsSec": round(needs, 1)}}
+        return {"forecast": {"total": total, "stepSec": _digits(took / made), "needsSec": _digits(needs)}}
+
+    def of_units(self, report: Report, per_unit: int, total: int) -> Report:
+        """A session's `report`, whose progress says so besides. It makes `total` steps, `per_unit` in a unit."""
+        began = time.monotonic()
+
+        def send(kind: str, body: object) -> None:
+            if kind == "progress" and isinstance(body, dict) and body["phase"] == "measure":
+                done = int(body["units"] * per_unit)
+                body = {**body, **self.look(time.monotonic() - began, done, total)}
+            report(kind, body)
+
+        return send
+
+
+def _digits(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
 
 
 def when_a_trainer_begins(told: Callable[[int], None]) -> None:
