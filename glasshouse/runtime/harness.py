@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,8 +181,9 @@ def _stretch(
     delay_pct: float = 0.0,
     losses: list[list[float]] | None = None,
     throughput: list[list[float]] | None = None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> tuple[int, float]:
-    """Run units until `seconds` passed or `target_units` are done; return (units, seconds).
+    """Run units until `seconds` passed, `target_units` are done or `ended()`; return (units, seconds).
 
     The clock starts and stops on an idle device, so units counted are units finished. Losses are
     read about CURVE_POINTS times, not every unit, because reading one stalls the device.
@@ -200,6 +201,8 @@ def _stretch(
             if units >= target_units:
                 break
         elif now - start >= (seconds or 0.0):
+            break
+        if ended():
             break
         session.run_unit()
         units += 1
