@@ -117,7 +117,7 @@ def _launched(
                 return finished.ended, False
             except KeyboardInterrupt:
                 ceiling.settled()
-                if not (given.job and log.open):
+                if not ((given.job or given.private) and log.open):
                     raise
                 return _let_end(live, ready, leg, log, process=process, pace=pace, take=take), True
     finally:
@@ -232,9 +232,11 @@ def _let_end(
 
     Raises KeyboardInterrupt where nothing comes of that: for a further one, or where the leg does not end.
     """
+    moment = f"asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and then"
+    if live.run.spec.workload != "project":
+        moment = "asking it to end with the unit of work that it is at; then"
     said = (
-        f"{leg.label}: asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and "
-        "then its outputs are fetched. Once more ends that at once, and what it has is lost"
+        f"{leg.label}: {moment} its outputs are fetched. Once more ends that at once, and what it has is lost"
     )
     ask = ["touch", f"{leg.pod_folder}/{params.END_FILE}"]
     ending = EndWait(time.monotonic())

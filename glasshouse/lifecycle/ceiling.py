@@ -55,15 +55,13 @@ class Late:
         whole = hours is not None and math.isclose(hours * 3600, ceiling_sec)
         named = f"model.max_hours={hours:g}" if whole else f"its ceiling of {_hours(ceiling_sec)}"
         wanted = _rounded_up(ROOM * self.needs_sec / 3600)
-        would = (
-            f"model.max_hours={wanted:g} would do"
-            if wanted <= MAX_HOURS
-            else "no ceiling that there is would do"
+        would = f"model.max_hours={wanted:g}" if wanted <= MAX_HOURS else "no ceiling that there is"
+        needs = (
+            f"at {self.step_sec:.2g} s a step {steps_words(self.total)} need about {_hours(self.needs_sec)}"
         )
-        needs = f"at {self.step_sec:.2g} s a step {steps_words(self.total)} need about {_hours(self.needs_sec)}"
         choice = (
-            f"{would}, which takes another run: nothing raises what was planned. Stop it now, or let it go on "
-            "to its ceiling, have what it has then, and continue with from=RUN"
+            f"{would} would do, which takes another run: nothing raises what was planned. Stop it now, or let "
+            "it go on to its ceiling, have what it has then, and continue with from=RUN"
         )
         return [f"{needs}; {named} ends it at about step {reached}", choice]
 

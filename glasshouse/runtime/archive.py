@@ -63,6 +63,7 @@ MODULES = (
     "runtime/seccomp.py",
     "runtime/sealer.py",
     "runtime/session.py",
+    "runtime/session_end.py",
     "runtime/state.py",
     "runtime/steps.py",
     "runtime/strays.py",

@@ -28,7 +28,7 @@ class Forecast:
     """Looks at the steps of one job. `ceiling_sec` from its start; 0.0: it has none."""
 
     def __init__(self, ceiling_sec: float) -> None:
-        self._ceiling = ceiling_sec
+        self._ceiling, self._made = ceiling_sec, time.monotonic()
         self._lead: tuple[float, int] | None = None  # seconds and steps at the end of the lead
         self._said = False
 
@@ -53,13 +53,15 @@ class Forecast:
         return {"forecast": {"total": total, "stepSec": _digits(took / made), "needsSec": _digits(needs)}}
 
     def of_units(self, report: Report, per_unit: int, total: int) -> Report:
-        """A session's `report`, whose progress says so besides. It makes `total` steps, `per_unit` in a unit."""
-        began = time.monotonic()
+        """A session's `report`, whose progress says so besides. It makes `total` steps, `per_unit` in a unit.
+
+        Its ceiling counts from the making of this forecast.
+        """
 
         def send(kind: str, body: object) -> None:
             if kind == "progress" and isinstance(body, dict) and body["phase"] == "measure":
                 done = int(body["units"] * per_unit)
-                body = {**body, **self.look(time.monotonic() - began, done, total)}
+                body = {**body, **self.look(time.monotonic() - self._made, done, total)}
             report(kind, body)
 
         return send

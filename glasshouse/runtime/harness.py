@@ -24,6 +24,7 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine
+from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.ranks import build as build_ranks
 from glasshouse.runtime.results import LegResult
 from glasshouse.runtime.session import SESSION_PARTS, Report, Session, Stretch, Tensor
@@ -96,8 +97,12 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
+    ended: Callable[[], bool] = lambda: False,
+    forecast: Forecast | None = None,
 ) -> tuple[Session, LegResult]:
     """Build the session, warm up, measure; return it with the leg's result.
+
+    `ended`: asked before each unit whether to stop there. `forecast`: of a job, told of its steps.
 
     Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite.
     """
@@ -115,6 +120,8 @@ def run(
     session.synchronize()
     setup_sec = time.monotonic() - began
     report("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
+    if forecast is not None and stretch.steps is not None:
+        report = forecast.of_units(report, session.steps_per_unit, stretch.steps)
 
     warmup_units = _stretch(session, stretch.warmup_sec, None, report=report, phase="warmup")[0]
     machine_start = machine.identity(allocation)
@@ -135,6 +142,7 @@ def run(
             phase="measure",
             losses=losses,
             throughput=throughput,
+            ended=ended,
         )
     cpu_sec = time.process_time() - cpu_start
     machine_end = machine.identity(allocation)

@@ -24,6 +24,7 @@ from glasshouse.errors import LegError
 from glasshouse.runtime import freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
+from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.linux import (
     CORE_LIMIT_PAST_EXEC,
     OWN_THREADS,
@@ -46,6 +47,7 @@ from glasshouse.runtime.readable import existing
 from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.seccomp import can_filter
 from glasshouse.runtime.session import Session, Tensor
+from glasshouse.runtime.session_end import SessionEnd
 from glasshouse.runtime.wipe import place_of, wipe_tensors
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import overwrite
@@ -224,6 +226,7 @@ def _can_write_outside(scratch: Path) -> bool:
 def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, channel: Channel) -> None:
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
+    end = SessionEnd(channel, launch.job_sec) if launch.private else None
     session, result = harness.run(
         harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
         stretch=launch.stretch,
@@ -232,8 +235,10 @@ def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, chan
         salt=salt,
         report=channel.send,
         ranks=launch.ranks,
+        ended=end or (lambda: False),
+        forecast=Forecast(launch.job_sec) if launch.private else None,
     )
-    channel.send("trained", {"result": result})
+    channel.send("trained", {"result": result if end is None else end.stated(result)})
 
     outputs = session.trainable()
     began = time.monotonic()
