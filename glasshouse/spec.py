@@ -248,7 +248,7 @@ class Measure(Strict):
     head_interval_sec: float = Field(gt=0, le=60)  # how often event heads are countersigned
     leg_deadline_factor: float = Field(default=3.0, ge=1, le=20)
     leg_deadline_extra_sec: float = Field(default=180.0, ge=10, le=7200)
-    # Where steps and not time are fixed: what a step may take on average; the leg is ended there.
+    # Measuring fixed steps: what a step may take on average; the leg is ended there. A job's is Job.max_hours.
     step_ceiling_sec: float = Field(default=1.0, gt=0, le=3600)
 
 

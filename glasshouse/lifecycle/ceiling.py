@@ -39,7 +39,7 @@ class Late:
         found = report.get("forecast") if isinstance(report, Mapping) else None
         if not isinstance(found, Mapping):
             return None
-        values = found.get("total"), found.get("stepSec"), found.get("needsSec")
+        values: list[Any] = [found.get(name) for name in ("total", "stepSec", "needsSec")]
         if not all(_is_number(value) for value in values):
             return None
         total, step, needs = values
@@ -60,8 +60,8 @@ class Late:
             f"at {self.step_sec:.2g} s a step {steps_words(self.total)} need about {_hours(self.needs_sec)}"
         )
         choice = (
-            f"{would} would do, which takes another run: nothing raises what was planned. Stop it now, or let "
-            "it go on to its ceiling, have what it has then, and continue with from=RUN"
+            f"{would} would do, which takes another run: nothing raises what was planned. Stop it now, or "
+            "let it go on to its ceiling, have what it has then, and continue with from=RUN"
         )
         return [f"{needs}; {named} ends it at about step {reached}", choice]
 

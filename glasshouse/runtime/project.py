@@ -207,7 +207,7 @@ def _account(
     """What comes back and what does not, in words for the owner; `lost` is said apart."""
     files = [entry for entry in left.found.entries if entry.kind == "file"]
     whole = outputs == comes_back.WHOLE
-    where = "that it made or changed in its folder" if whole else f"of {outputs}"
+    where = "of its folder, made or changed there" if whole else f"of {outputs}"
     size = sum(entry.nbytes for entry in files)
     said = [f"what comes back {where}: {len(files)} file{'s' if len(files) != 1 else ''}, {size} bytes"]
     odd = [item for item in left.found.skipped if item not in lost]

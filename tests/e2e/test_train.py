@@ -53,7 +53,7 @@ def test_a_folder_goes_out_and_what_its_command_made_or_changed_comes_back(
     done = program("train", str(mine), "--out", str(program.runs), "--", "python", "main.py", "--lr=3", "a b")
     assert done.returncode == 0, done.stderr
     assert "  comes back: every file that it makes or changes in its folder (" in done.stderr
-    assert "  what comes back that it made or changed in its folder: 2 files, " in done.stderr
+    assert "  what comes back of its folder, made or changed there: 2 files, " in done.stderr
     (folder,) = [path for path in program.runs.iterdir() if path.name.startswith("2")]
     last = done.stderr.rstrip().splitlines()[-1]
     assert last == f"  open it: glasshouse open {folder}   its files are put into {folder / 'opened'}"
