@@ -397,7 +397,7 @@ def _files_line(outcome: finish.Recorded) -> str:
     job = outcome.record.figures.order == "protected-only"
     if not job or not any((folder / "outputs").glob("*-outputs.sealed")):
         return ""
-    return f"open it: glasshouse open {folder}   its files are put into {folder / 'opened'}"
+    return f"open it: glasshouse open {folder}   what came back is put into {folder / 'opened'}"
 
 
 def _cost_line(record: Record) -> str:

@@ -92,7 +92,7 @@ def _read(memory: mmap.mmap, at: int) -> Seen:
         unable=bool(there & _UNABLE),
         first=first if there & _FIRST else None,
         last=last if there & _LAST else None,
-        total=min(total, MAX_SAFE_INTEGER) or None,
+        total=min(total, MAX_SAFE_INTEGER) or None if there & _HOOKED else None,
     )
 
 

@@ -56,7 +56,7 @@ def test_a_folder_goes_out_and_what_its_command_made_or_changed_comes_back(
     assert "  what comes back of its folder, made or changed there: 2 files, " in done.stderr
     (folder,) = [path for path in program.runs.iterdir() if path.name.startswith("2")]
     last = done.stderr.rstrip().splitlines()[-1]
-    assert last == f"  open it: glasshouse open {folder}   its files are put into {folder / 'opened'}"
+    assert last == f"  open it: glasshouse open {folder}   what came back is put into {folder / 'opened'}"
     opened = program("open", str(folder))
     assert opened.returncode == 0, opened.stderr
     assert files(folder / "opened/s000-1") == {
