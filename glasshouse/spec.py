@@ -6,6 +6,7 @@ Units are in the names: Sec seconds, Usd US dollars, Pct percent.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -96,6 +97,7 @@ class Gpu(Strict):
 
 
 MAX_HOURS = 24.0 * 14
+MAX_STEPS = 10_000_000
 
 
 class Job(Strict):
@@ -132,6 +134,11 @@ class MlpModel(Job):
     dtype: Literal["float32", "bfloat16"] = "float32"
     data_seed: int = Field(default=20260101, ge=0, lt=2**53)
 
+    @property
+    def epoch_of(self) -> tuple[int, int]:
+        """Rows in an epoch, and in a step."""
+        return self.batches_per_epoch * self.batch, self.batch
+
 
 class LoraModel(Job):
     """A causal language model from a transformers config, trained through a LoRA adapter."""
@@ -155,6 +162,11 @@ class LoraModel(Job):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     data_seed: int = Field(default=20260103, ge=0, lt=2**53)
     examples: int = Field(default=256, ge=1, le=10_000_000)
+
+    @property
+    def epoch_of(self) -> tuple[int, int]:
+        """Examples in an epoch, one pass over all of them, and in a step."""
+        return self.examples, self.batch
 
     @model_validator(mode="after")
     def _whole(self) -> LoraModel:
@@ -248,7 +260,7 @@ class Measure(Strict):
     head_interval_sec: float = Field(gt=0, le=60)  # how often event heads are countersigned
     leg_deadline_factor: float = Field(default=3.0, ge=1, le=20)
     leg_deadline_extra_sec: float = Field(default=180.0, ge=10, le=7200)
-    # Measuring fixed steps: what a step may take on average; the leg is ended there. A job's is Job.max_hours.
+    # Measuring fixed steps: what a step may take on average; the leg is ended there. A job's: Job.max_hours.
     step_ceiling_sec: float = Field(default=1.0, gt=0, le=3600)
 
 
@@ -269,7 +281,8 @@ class RunSpec(Strict):
     spend: Spend = Spend()
     order: Order
     duration: float | None = Field(gt=0, le=86_400)  # measured seconds per arm
-    steps: int | None = Field(default=None, ge=1, le=10_000_000)  # fixes the work instead
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)  # fixes the work instead
+    epochs: int | None = Field(default=None, ge=1, le=MAX_STEPS)  # as many steps as these have
     control: Control = "none"
     payload: Literal["public", "private"] = "public"
     seed: int = Field(ge=0, lt=2**53)
@@ -279,10 +292,8 @@ class RunSpec(Strict):
     def _whole(self) -> RunSpec:
         if self.workload == "project":
             self._job()
-        elif (self.duration is None) == (self.steps is None):
-            if self.duration is None:
-                raise ValueError("give duration=SECONDS or steps=N: how long it is to train")
-            raise ValueError("give exactly one of duration and steps (duration=null steps=N)")
+        else:
+            self._length()
         if self.payload == "private" and self.order != "protected-only":
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
         if self.job and isinstance(self.model, Job):
@@ -293,6 +304,27 @@ class RunSpec(Strict):
             raise ValueError("a model is withheld of a private job only: give the settings of a model")
         return self
 
+    def _length(self) -> None:
+        """Exactly one of seconds, steps and epochs, and epochs that are whole steps."""
+        given = [name for name in ("duration", "steps", "epochs") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("give duration=SECONDS, steps=N or epochs=N: how long it is to train")
+        if len(given) > 1:
+            raise ValueError(f"give exactly one of {' and '.join(given)}")
+        if self.epochs is None:
+            return
+        if self._epoch is None:
+            raise ValueError(f"epochs are not known of model={self.workload}: give steps=N")
+        rows, step = self._epoch
+        if self.epochs * rows % step:
+            whole = math.lcm(rows, step) // rows
+            raise ValueError(
+                f"epochs of {rows} examples in batches of {step} end inside a step: "
+                f"give a multiple of {whole}, or another model.batch"
+            )
+        if self.epochs * rows // step > MAX_STEPS:
+            raise ValueError(f"epochs would be more than {MAX_STEPS} steps")
+
     def _job(self) -> None:
         """A project ends when its command does, and discloses nothing."""
         if self.order != "protected-only":
@@ -301,8 +333,10 @@ class RunSpec(Strict):
             )
         if self.payload != "private":
             raise ValueError("payload=public would lay the project open: a model=project is a private job")
-        if self.duration is not None or self.steps is not None:
-            raise ValueError("duration and steps are no part of a project, which ends when its command does")
+        if any(each is not None for each in (self.duration, self.steps, self.epochs)):
+            raise ValueError(
+                "duration, steps and epochs are no part of a project, which ends when its command does"
+            )
 
     def _ceiling(self, hours: float | None) -> None:
         """Of a job whose length nobody gave, it has to be said where it costs money."""
@@ -317,6 +351,28 @@ class RunSpec(Strict):
     def job(self) -> bool:
         """Whether it is a private job: nothing is measured, and it has a ceiling."""
         return self.payload == "private" and self.order == "protected-only"
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps that an arm is to make, None where its seconds are fixed."""
+        if self.epochs is None or self._epoch is None:
+            return self.steps
+        rows, step = self._epoch
+        return self.epochs * rows // step
+
+    @property
+    def _epoch(self) -> tuple[int, int] | None:
+        return self.model.epoch_of if isinstance(self.model, MlpModel | LoraModel) else None
+
+    @property
+    def amount(self) -> str:
+        """What an arm is asked to make, in words: `100 steps`, `3 epochs, 12 steps`, `20 s`."""
+        if self.workload == "project":
+            return "its command"
+        if self.duration is not None:
+            return f"{self.duration:g} s"
+        epochs = "" if self.epochs is None else f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}, "
+        return f"{epochs}{self.total_steps} step{'' if self.total_steps == 1 else 's'}"
 
     @property
     def paid(self) -> bool:

@@ -69,6 +69,7 @@ MODULES = (
     "runtime/strays.py",
     "runtime/supervisor.py",
     "runtime/trainer.py",
+    "runtime/warmup.py",
     "runtime/wheel.py",
     "runtime/wipe.py",
     "sealing/__init__.py",

@@ -60,11 +60,14 @@ class Weights:
 class LegResult:
     """What one leg measured. Times in seconds; curves are pairs [units, loss] and [seconds, units].
 
+    units is no whole number where the steps asked for were none of units. warmup_units: of the warm-up, those
+    that what is returned has made as well; undone_units: those that were undone, None without a warm-up.
+
     Digests are salted, but for output_sha256: that of the outputs as a safetensors file of output_bytes.
     """
 
     unit: str
-    units: int
+    units: int | float
     steps: int
     elapsed_sec: float
     setup_sec: float
@@ -91,6 +94,7 @@ class LegResult:
     weights: Weights | None = field(default=None, metadata=_OPTIONAL)  # where it counted steps
     # Of a project: whether files of its outputs could not be carried, too large ones as a rule.
     left_out: bool | None = field(default=None, metadata=_OPTIONAL)
+    undone_units: int | None = field(default=None, metadata=_OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, chan
     salt = b64u_decode(str(package.extra["matchSalt"]))
     end = SessionEnd(channel, launch.job_sec) if launch.private else None
     session, result = harness.run(
-        harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
+        harness.Workload(package.files, package.tensors, str(package.extra["builder"]), package.region),
         stretch=launch.stretch,
         device=launch.device,
         allocation=launch.public_allocation,
