@@ -30,6 +30,7 @@ from glasshouse.errors import GlasshouseError, UsageError, one_line, unexpected
 from glasshouse.paths import Workspace
 
 COMMANDS = {
+    "train": "your own training project: sealed, run in memory, its files brought back",
     "run": "one run, as without a command; `run --json` prints its record",
     "plan": "what a run or sweep would do, take and cost at most; rents nothing, needs no key",
     "runs": "the runs in runs/, with status and overhead",
@@ -49,17 +50,19 @@ COMMANDS = {
 }
 # What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.
 NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
-COMPOSES = {"run", "plan", "doctor", "reap"}  # what reads settings
-TAKE_COMMAND = {"run", "plan", "doctor"}  # what stands behind -- is the user's own command
+COMPOSES = {"train", "run", "plan", "doctor", "reap"}  # what reads settings
+TAKE_COMMAND = {"train", "run", "plan", "doctor"}  # what stands behind -- is the user's own command
 INTERRUPTED, TERMINATED = 130, 143
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is a UsageError, so that it takes one line like every other."""
 
+    remedy = "see --help"
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with argparse's sentence."""
-        raise UsageError(message, field="command", value=self.prog, remedy="see --help")
+        raise UsageError(message, field="command", value=self.prog, remedy=self.remedy)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,9 +209,9 @@ def _help() -> str:
     return f"""\
 Train on rented GPUs under an attested lifecycle, and measure what the protection costs.
 
-  glasshouse [-m] [NAME=VALUE ...]    one run; with -m a sweep over comma-separated values
-  glasshouse model=project model.folder=DIR model.outputs=out -- python train.py --lr=3e-4
+  glasshouse train FOLDER [NAME=VALUE ...] -- python train.py --lr=3e-4
                                       your own project, sealed and run as it is; its files come back
+  glasshouse [-m] [NAME=VALUE ...]    one measuring run; with -m a sweep over comma-separated values
   glasshouse COMMAND [--help]         `python -m glasshouse` is the same program
 
 commands (each with --json):

@@ -139,8 +139,16 @@ def command_words(command: Sequence[str]) -> list[str]:
     """The override that says which command a project runs, word for word; none for no command."""
     if not command:
         return []
-    quoted = (QuotedString(_literal(word), Quote.single).with_quotes() for word in command)
-    return [f"model.command=[{','.join(quoted)}]"]
+    return [f"model.command=[{','.join(map(_verbatim, command))}]"]
+
+
+def folder_words(folder: str) -> list[str]:
+    """The override that says which folder a project is, whatever characters its path has."""
+    return [f"model.folder={_verbatim(folder)}"]
+
+
+def _verbatim(word: str) -> str:
+    return str(QuotedString(_literal(word), Quote.single).with_quotes())
 
 
 def _literal(word: str) -> str:
@@ -473,7 +481,7 @@ def _unknown_option(error: MissingConfigException) -> UsageError:
 
 
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> UsageError:
-    if key in ("model.folder", "model.outputs", "model.include", "model.env", "model.max_hours"):
+    if key in ("model.folder", "model.outputs", "model.include", "model.env"):
         return UsageError(
             "a setting of a project", field=key, value=_given(key, overrides), remedy="add model=project"
         )

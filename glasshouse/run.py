@@ -309,6 +309,7 @@ def run_sweep(
     out: Path,
     as_json: bool = False,
     quiet: bool = False,
+    asks: bool = False,
     skipped: Sequence[Skipped] = (),
     reservation: str | None = None,
     sweep: Sweep | None = None,
@@ -317,9 +318,10 @@ def run_sweep(
 
     All cells are validated before the first starts; a sweep goes on past an excluded cell. `skipped`
     are cells that a finished run covers: they are only named. `reservation` is what the cells' money was set
-    aside under. `sweep`: of which a launcher runs these cells in this process, others elsewhere.
+    aside under. `sweep`: of which a launcher runs these cells in this process, others elsewhere. `asks`: a
+    person may be asked whether a job that its ceiling will not do for is to go on.
     """
-    screen = Screen(quiet=quiet)
+    screen = Screen(quiet=quiet, asks=asks)
     for cell in skipped:
         screen.say(cell.line())
     for _, spec in cells:
@@ -384,6 +386,8 @@ def run_sweep(
         screen.say(f"evidence: {outcome.folder}/bundle   check it: glasshouse verify {outcome.folder}")
         if text := going_on_line(Path(outcome.folder), outcome.record):
             screen.say(text)
+        if line := _files_line(outcome):
+            screen.say(line)
     if as_json:
         runs = [
             {
@@ -417,6 +421,15 @@ def summary_row(record: Record) -> SummaryRow:
         excluded=record.reasons,
         caveats=record.caveats,
     )
+
+
+def _files_line(outcome: finish.Recorded) -> str:
+    """What to do with what came home of a job, "" where nothing did."""
+    folder = Path(outcome.folder)
+    job = outcome.record.figures.order == "protected-only"
+    if not job or not any((folder / "outputs").glob("*-outputs.sealed")):
+        return ""
+    return f"open it: glasshouse open {folder}   what came back is put into {folder / 'opened'}"
 
 
 def _cost_line(record: Record) -> str:

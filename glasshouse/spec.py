@@ -201,7 +201,8 @@ class ProjectModel(Job):
     name: str = Field(pattern=MODEL_NAME, description=MODEL_NAME_TEXT)
     folder: str = Field(min_length=1)
     command: tuple[str, ...] = ()
-    outputs: str = Field(default="outputs", min_length=1)  # a folder in it; what lies there comes back
+    # A folder in it: what lies there comes back. ".": what the command made or changed in all of it.
+    outputs: str = Field(default="outputs", min_length=1)
     include: tuple[str, ...] = ()  # patterns of files that git does not track
     data: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -260,7 +261,7 @@ class Measure(Strict):
     head_interval_sec: float = Field(gt=0, le=60)  # how often event heads are countersigned
     leg_deadline_factor: float = Field(default=3.0, ge=1, le=20)
     leg_deadline_extra_sec: float = Field(default=180.0, ge=10, le=7200)
-    # Where steps and not time are fixed: what a step may take on average; the leg is ended there.
+    # Measuring fixed steps: what a step may take on average; the leg is ended there. A job's: Job.max_hours.
     step_ceiling_sec: float = Field(default=1.0, gt=0, le=3600)
 
 
@@ -317,6 +318,8 @@ class RunSpec(Strict):
             self._length()
         if self.payload == "private" and self.order != "protected-only":
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
+        if self.job and isinstance(self.model, Job):
+            self._ceiling(self.model.max_hours)
         if self.control != "none" and self.order == "protected-only":
             raise ValueError("a control compares two arms: it cannot be order=protected-only")
         if self.model.kind == "withheld" and self.payload == "public":
@@ -360,8 +363,15 @@ class RunSpec(Strict):
             raise ValueError(
                 "duration, steps and epochs are no part of a project, which ends when its command does"
             )
-        if self.paid and isinstance(self.model, ProjectModel) and self.model.max_hours is None:
+
+    def _ceiling(self, hours: float | None) -> None:
+        """Of a job whose length nobody gave, it has to be said where it costs money."""
+        if hours is None and self.paid and self.duration is None:
             raise ValueError("model.max_hours is missing: on a machine that is paid for, say when to stop")
+        if hours is not None and self.duration is not None and self.duration > hours * 3600:
+            raise ValueError(
+                "model.max_hours would end it before its duration is over: raise the one or lower the other"
+            )
 
     @property
     def job(self) -> bool:

@@ -28,9 +28,17 @@ from glasshouse.errors import UsageError
 from glasshouse.lifecycle.goes_on import planned_lines
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
-from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, machines, rental_deadline_sec
+from glasshouse.providers.money import (
+    beside_usd,
+    cap_usd,
+    ceiling_sec,
+    cost_ceiling,
+    machines,
+    rental_deadline_sec,
+)
+from glasshouse.runtime.params import GRACE_SEC
 from glasshouse.schema import Slot
-from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
+from glasshouse.spec import CloudProvider, Job, ProjectModel, RunSpec
 from glasshouse.workloads.folder_lines import comes_back, size_words
 from glasshouse.workloads.outlook import Outlook
 
@@ -119,6 +127,7 @@ def _cell(overrides: list[str], spec: RunSpec, conf: Path | None) -> Cell:
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the plan's JSON form; hours and maxUsd are ceilings. besideUsd: of one machine that a create
     without an answer may make beside the budgeted one, where the cap holds for it. fixedCost: expected.
+    ceilingSec: after which a job is asked to end, from its start; null of a run that measures.
     """
     return {
         "cells": [
@@ -128,6 +137,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "slots": len(cell.slots),
                 "scheduledHours": cell.scheduled_hours,
                 "machines": machines(cell.spec),
+                "ceilingSec": ceiling_sec(cell.spec),
                 "hours": cell.hours,
                 "maxUsd": cell.max_usd,
                 "besideUsd": beside_usd(cell.spec),
@@ -180,6 +190,8 @@ def _print(cells: Sequence[Cell]) -> None:
         say(words)
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
+    for words in dict.fromkeys(_ceiling_line(cell.spec) for cell in cells if cell.spec.job):
+        say(words)
     for words in dict.fromkeys(line for cell in cells for line in planned_lines(cell.spec)):
         say(words)
     say()
@@ -202,6 +214,22 @@ def _machines_line(cell: Cell) -> str:
         f"{cell.hours / count:.2f} h and {cell.max_usd / count:.2f} USD. One that is taken away is replaced "
         "once it is proven gone, and the job goes on from its last checkpoint, while a controller lives "
         f"(model.max_resumes={count - 1})"
+    )
+
+
+def _ceiling_line(spec: RunSpec) -> str:
+    """When a job is asked to end, and by which setting."""
+    hours = (ceiling_sec(spec) or 0.0) / 3600
+    given = isinstance(spec.model, Job) and spec.model.max_hours is not None
+    why = "model.max_hours"
+    if not given and spec.duration is not None:
+        extra = spec.measure.leg_deadline_extra_sec
+        why = f"duration, and {extra:g} s to start in: measure.leg_deadline_extra_sec"
+    elif not given:
+        why = "the longest that there is: model.max_hours sets another"
+    return (
+        f"ceiling: {hours:.4g} h from its start ({why}); it is asked to end then, has {GRACE_SEC:.0f} s to "
+        "save, and what it has comes back"
     )
 
 

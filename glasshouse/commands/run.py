@@ -39,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again", action="store_true", help="with -m: also repeat cells that a verified run covers"
     )
+    parser.add_argument("--yes", action="store_true", help="ask nothing: a job goes on to its ceiling")
     parser.add_argument("--cfg", choices=["job"], help="print the settings as they resolve, and run nothing")
     parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders go (runs)")
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         _require_training(cells[0][1])
         with reserved([cells[0][1]]) as key:
-            return run_sweep(cells, out=args.out, as_json=args.json, reservation=key)
+            return run_sweep(cells, out=args.out, as_json=args.json, asks=not args.yes, reservation=key)
     # Every cell is resolved, validated and budgeted before the first one starts, whoever launches them.
     cells = [
         (config.spelled_out(cell, runs=args.out), config.load(cell, conf=conf, runs=args.out))
@@ -78,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     specs = [spec for _, spec in left]
     if launcher == config.BASIC:
         with reserved(specs) as key:
-            return run_sweep(left, out=args.out, as_json=args.json, skipped=skipped, reservation=key)
+            return run_sweep(
+                left, out=args.out, as_json=args.json, asks=not args.yes, skipped=skipped, reservation=key
+            )
     if args.json:
         raise UsageError(
             "--json cannot join the output of several processes",

@@ -65,6 +65,11 @@ def no_policy(facts: RunFacts) -> str:
     return "the policy asks nothing of a project: nothing to check"
 
 
+def nothing_of_an_end(facts: RunFacts) -> bool:
+    """Whether it is no project's run, and no other job's that its ceiling ended."""
+    return of_no_project(facts) and all(result.exit is None for _, result in facts.all_results)
+
+
 def of_a_project(facts: RunFacts) -> bool:
     """Whether a user's own command was run, which has no losses, steps or buffers of ours."""
     return facts.spec.workload == "project"

@@ -25,6 +25,7 @@ from glasshouse.judgement.nothing_to_check import (
     none_chained,
     none_protected,
     none_released,
+    nothing_of_an_end,
     of_a_project,
     of_no_project,
 )
@@ -214,11 +215,13 @@ def _policy(facts: RunFacts) -> Iterator[str]:
 
 
 def _job(facts: RunFacts) -> Iterator[str]:
+    project = of_a_project(facts)
     for slot, result in facts.all_results:
         if result.exit is None:
-            yield f"{slot.name}: how its command ended is not said"
+            if project:
+                yield f"{slot.name}: how its command ended is not said"
         elif not result.exit.well:
-            yield f"{slot.name}: its command {result.exit.words}"
+            yield f"{slot.name}: {'its command' if project else 'it'} {result.exit.words}"
 
 
 def _left_out(facts: RunFacts) -> Iterator[str]:
@@ -418,7 +421,7 @@ RULES: tuple[Rule, ...] = (
         skip=of_a_project,
         earlier={METHOD: partial(_steps, method=METHOD)},
     ),
-    Rule(Code.JOB_FAILED, _job, no_results, since=OPEN, skip=of_no_project),
+    Rule(Code.JOB_FAILED, _job, no_results, since=OPEN, skip=nothing_of_an_end),
     Rule(Code.OUTPUTS_LEFT_OUT, _left_out, no_results, since=OPEN, skip=of_no_project),
     Rule(Code.RUNTIME_NOT_ENDED, _ended, none_released, since=OPEN, skip=of_no_project),
     Rule(Code.POLICY_NOT_KEPT, _policy, no_policy, since=OPEN, skip=of_no_project),

@@ -15,6 +15,7 @@ from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
 from glasshouse.lifecycle import checkpoints, collect
+from glasshouse.lifecycle.ceiling import Ceiling
 from glasshouse.lifecycle.end_wait import EndWait
 from glasshouse.lifecycle.follow import EventLog, Finished, Pace, follow, on_live_connection
 from glasshouse.lifecycle.interrupts import once_more
@@ -110,7 +111,10 @@ def _launched(
             process = _start(ready, leg, given, notes)
             _note(live, leg, process, notes)
             inflow = checkpoints.Inflow(live.folder, live.screen, ready.pod, leg)
-            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown, inflow=inflow)
+            ceiling = Ceiling(live.screen, live.run.spec, given.job_sec)
+            take = _events(
+                live, ready, leg, notes, log=log, pace=pace, shown=shown, inflow=inflow, ceiling=ceiling
+            )
             try:
                 finished = _followed(
                     live,
@@ -124,7 +128,8 @@ def _launched(
                 )
                 return finished.ended, False
             except KeyboardInterrupt:
-                if not (given.job and log.open):
+                ceiling.settled()
+                if not ((given.job or given.private) and log.open):
                     raise
                 live.fail(Code.INTERRUPTED)  # at once: whoever comes after this process is to know
                 return _let_end(live, ready, leg, log, process=process, pace=pace, take=take), True
@@ -269,9 +274,11 @@ def _let_end(
 
     Raises KeyboardInterrupt where nothing comes of that: for a further one, or where the leg does not end.
     """
+    moment = f"asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and then"
+    if live.run.spec.workload != "project":
+        moment = "asking it to end with the unit of work that it is at; then"
     said = (
-        f"{leg.label}: asking the command to end; it has {params.GRACE_SEC:.0f} s to save what it has, and "
-        "then its outputs are fetched. Once more ends that at once, and what it has is lost"
+        f"{leg.label}: {moment} its outputs are fetched. Once more ends that at once, and what it has is lost"
     )
     ask = ["touch", f"{leg.pod_folder}/{params.END_FILE}"]
     ending = EndWait(time.monotonic())
@@ -343,6 +350,7 @@ def _events(
     pace: Pace,
     shown: LegProgress,
     inflow: checkpoints.Inflow,
+    ceiling: Ceiling,
 ) -> Callable[[bytes], list[str]]:
     """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them.
 
@@ -362,6 +370,9 @@ def _events(
             pace.heard(event.type)
             inflow.heard(event)
             shown.show(event.type, event.body)
+            if event.type == "progress":
+                ceiling.heard(event.body)
+        ceiling.answered()
         return [event.type for event in events]
 
     return take

@@ -23,7 +23,7 @@ from glasshouse.remote.pod import Pod
 from glasshouse.runtime.params import LOST, NOT_CARRIED, NOTHING, SAID
 from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
-from glasshouse.spec import ProjectModel
+from glasshouse.spec import Job
 
 MAX_OUTPUT_BYTES = 64 << 30
 LAST_LINES, LINE_CHARS = 15, 200  # of a log, as a person sees them
@@ -233,12 +233,15 @@ def tell_end(live: LiveRun, ready: Sealed, leg: Leg, ended: JobExit) -> None:
 
 def _time_over(live: LiveRun) -> str:
     """Which time was over, by the setting: of a rental, boot and upload may have left less than that."""
-    model = live.run.spec.model
-    hours = model.max_hours if isinstance(model, ProjectModel) else None
-    if hours is None:
-        return "it was asked to end: the longest time that there is was over (model.max_hours is not given)"
-    left = ", or what was left of the rental's time," if live.run.spec.paid else ""
-    return f"it was asked to end: model.max_hours={hours:g}{left} was over"
+    spec = live.run.spec
+    hours = spec.model.max_hours if isinstance(spec.model, Job) else None
+    left = ", or what was left of the rental's time," if spec.paid else ""
+    if hours is not None:
+        return f"it was asked to end: model.max_hours={hours:g}{left} was over"
+    if spec.duration is not None:
+        margin = f"duration={spec.duration:g} and {spec.measure.leg_deadline_extra_sec:g} s to start in"
+        return f"it was asked to end: its ceiling, {margin}{left} was over"
+    return "it was asked to end: the longest time that there is was over (model.max_hours is not given)"
 
 
 def last_lines(live: LiveRun, ready: Sealed, leg: Leg, count: int = 3 * LAST_LINES) -> list[str]:

@@ -73,16 +73,16 @@ def leg_deadline_sec(live: LiveRun, slot: Slot) -> float:
 
 
 def job_sec(spec: RunSpec, deadline_sec: float) -> float:
-    """Seconds after which a project is asked to end; 0.0 for any other workload.
+    """Seconds after which a job is asked to end; 0.0 for a run that measures.
 
     It is asked so early that it can save, and its outputs can be sealed, before the leg's own deadline: that
     one throws everything away, and what boot and upload took of a rental brings it nearer.
     """
-    if not isinstance(spec.model, ProjectModel):
+    ceiling = money.ceiling_sec(spec)
+    if ceiling is None:
         return 0.0
     after = money.JOB_GRACE_SEC + spec.measure.leg_deadline_extra_sec
-    left = max(deadline_sec - after, MIN_JOB_SHARE * deadline_sec)
-    return left if spec.model.max_hours is None else min(spec.model.max_hours * 3600.0, left)
+    return min(ceiling, max(deadline_sec - after, MIN_JOB_SHARE * deadline_sec))
 
 
 def checkpointing(spec: RunSpec) -> dict[str, Any]:

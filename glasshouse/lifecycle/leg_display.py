@@ -141,9 +141,11 @@ class LegProgress:
 
 def result_line(result: Result) -> str:
     """One line on a leg of a pair: its work, time, rate and last loss."""
-    if result.exit is not None:
+    if result.exit is not None and result.unit == "job":
         counted = f"; {steps_words(result.steps)}" if result.steps else ""
         return f"the command {result.exit.words} after {result.elapsed_sec:.1f} s{counted}"
     rate = result.units / result.elapsed_sec
     done = f"{result.units} {result.unit} in {result.elapsed_sec:.1f} s: {rate:.2f} /s"
+    if result.exit is not None:
+        done = f"it {result.exit.words}, with {steps_words(result.steps)}: {done}"
     return done if result.final_loss is None else f"{done}, loss {result.final_loss:.4f}"

@@ -104,10 +104,11 @@ class _Step:
 
 class Screen:
     """Progress output of one run. `quiet` shows nothing at all. One thread has the phases; beside it another
-    may show what goes on meanwhile.
+    may show what goes on meanwhile. `asks`: a person at a terminal may be asked something.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, asks: bool = False) -> None:
+        self.asks = asks and not quiet
         # Off a terminal rich would fold at 80 columns; a log has no edge.
         width = None if sys.stderr.isatty() else 160
         self._console = Console(file=cast(IO[str], _Stderr()), quiet=quiet, highlight=False, width=width)

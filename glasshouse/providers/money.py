@@ -13,7 +13,7 @@ from glasshouse.spec import MAX_HOURS, PAID_PROVIDERS, CloudProvider, Job, Proje
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
 DEAD_MAN_MARGIN_SEC = 900.0  # the timer in the pod only acts when nobody else did
-JOB_GRACE_SEC = 60.0  # from asking a project to end to its end (runtime/project.py waits for half of that)
+JOB_GRACE_SEC = 60.0  # from asking a job to end to its end (runtime/jobs.py waits for half of that)
 RELEASE_SEC = 300.0  # for the end of one machine: a release insists for three minutes, and looks twice
 CAP_VARIABLE = "GLASSHOUSE_MAX_USD"
 
@@ -26,16 +26,30 @@ def price(spec: RunSpec) -> float | None:
     return None if per_gpu is None else per_gpu * spec.gpu.count
 
 
+def ceiling_sec(spec: RunSpec) -> float | None:
+    """Seconds after which a private job is asked to end, from its start; None of a run that measures.
+
+    That is model.max_hours. Not given, it is what `duration` says and leg_deadline_extra_sec to start in, or
+    the longest that there is.
+    """
+    if not spec.job:
+        return None
+    hours = spec.model.max_hours if isinstance(spec.model, Job) else None
+    if hours is None and spec.duration is not None:
+        return spec.duration + spec.measure.leg_deadline_extra_sec
+    return (MAX_HOURS if hours is None else hours) * 3600.0
+
+
 def leg_deadline_sec(spec: RunSpec, slot: Slot) -> float:
-    """Seconds that one launch of `slot` may take, after which the leg is ended: what it is planned to take x
-    factor + extra. Where the work is fixed, a step may take `step_ceiling_sec`, which is a ceiling already.
+    """Seconds that one launch of `slot` may take, after which the leg is ended.
+
+    Of a job: its ceiling, a moment to save, and extra. Of a run that measures: what it is planned to take x
+    factor + extra; where the work is fixed, a step may take `step_ceiling_sec`, which is a ceiling already.
     """
     measure = spec.measure
-    if spec.workload == "project":
-        hours = spec.model.max_hours if isinstance(spec.model, ProjectModel) else None
-        return (
-            (MAX_HOURS if hours is None else hours) * 3600.0 + JOB_GRACE_SEC + measure.leg_deadline_extra_sec
-        )
+    ceiling = ceiling_sec(spec)
+    if ceiling is not None:
+        return ceiling + JOB_GRACE_SEC + measure.leg_deadline_extra_sec
     timed = slot.warmup_sec + (slot.measured_sec or 0.0)
     fixed = 0.0 if slot.measured_sec is not None else (slot.steps or 0) * measure.step_ceiling_sec
     return measure.leg_deadline_factor * timed + fixed + measure.leg_deadline_extra_sec

@@ -399,8 +399,8 @@ RULES: dict[Code, Reason] = {
         "Different beginnings", "all legs began with the same weights", Place.JUDGEMENT
     ),
     Code.JOB_FAILED: demanded(
-        "The command failed",
-        "a project's command ended with exit code 0",
+        "The job failed",
+        "a job came to its own end: a project's command with exit code 0, any other before its ceiling",
         Place.JUDGEMENT,
     ),
     Code.OUTPUTS_LEFT_OUT: demanded(

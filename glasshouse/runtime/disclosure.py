@@ -15,6 +15,8 @@ _T = TypeVar("_T")
 UNITS = ("epochs", "steps", "units", "job")  # a workload of one's own may count in words of its own
 _UNSEALED = ("unsealSec", "keyAtRest", "keyResidue")
 _OUTPUTS = ("plaintextSha256", "ciphertextSha256")  # the first is of salted digests: sealing/outputs.py
+_PROGRESS = ("phase", "elapsedSec", "units")
+_FORECAST = ("total", "stepSec", "needsSec")  # there only where a job's ceiling will not do (forecast.py)
 _CHECKPOINT = ("number", "bytes", "ciphertextSha256", "plaintextSha256", "state", "steps")
 _WATCHED = ("number", "bytes", "ciphertextSha256")
 _BUFFER = ("readBackZero", "cache")
@@ -33,6 +35,10 @@ def shown(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of a private job's event as it may be published."""
     if kind == "unsealed":
         return _only(body, _UNSEALED)
+    if kind == "progress":
+        found = body.get("forecast")
+        forecast = {"forecast": _only(found, _FORECAST)} if isinstance(found, Mapping) else {}
+        return {**_only(body, _PROGRESS), **forecast}
     if kind == "trained":
         return {"result": _result(body["result"])} if isinstance(body.get("result"), Mapping) else {}
     if kind == "sealed-outputs":

@@ -25,6 +25,7 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine, resume
+from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.ranks import build as build_ranks
 from glasshouse.runtime.results import LegResult
@@ -112,10 +113,13 @@ def run(
     report: Report,
     ranks: int = 1,
     kept: Callable[[Session], Session] = lambda session: session,
+    ended: Callable[[], bool] = lambda: False,
+    forecast: Forecast | None = None,
 ) -> tuple[Session, LegResult]:
     """Build the session, warm up and undo that, measure; return it with the leg's result.
 
     kept: what is trained with, given the session: one that writes checkpoints of it (checkpointing.py).
+    ended: asked before each unit whether to stop there. forecast: of a job, told of its steps.
 
     Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite, Code.WARMUP_NOT_UNDONE, and
     Code.STEPS_NOT_WHOLE_UNITS where it is to end inside a unit and its session has no run_steps().
@@ -138,6 +142,8 @@ def run(
     session.synchronize()
     setup_sec = time.monotonic() - began
     report("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
+    if forecast is not None and stretch.steps is not None:
+        report = forecast.of_units(report, session.steps_per_unit, stretch.steps)
 
     undone: int | None = None
     if stretch.warmup_sec > 0:
@@ -159,6 +165,7 @@ def run(
             phase="measure",
             losses=losses,
             throughput=throughput,
+            ended=ended,
         )
     cpu_sec = time.process_time() - cpu_start
     machine_end = machine.identity(allocation)
@@ -246,13 +253,13 @@ def _stretch(
     chunk_start = start
     while True:
         now = time.monotonic()
-        if ended():
+        over = now - start >= (seconds or 0.0) if whole is None else units >= whole
+        if over and not rest:
+            break
+        if ended():  # of what is done, nobody asks
             rest = 0
             break
-        if whole is not None:
-            if units >= whole:
-                break
-        elif now - start >= (seconds or 0.0):
+        if over:
             break
         session.run_unit()
         units += 1

@@ -25,15 +25,18 @@ class JobEnd(threading.Thread):
 
     From that moment on, or from the end of the job's own time (`seconds` from `begun`; 0.0: it has none), the
     trainer has GRACE_SEC + LATE_SEC to say what became of the job, or is killed. The thread alone speaks to
-    the trainer until `stop`; and until then the trainer must not be reaped.
+    the trainer until `stop`; and until then the trainer must not be reaped. Without `kills`, none is killed.
     """
 
-    def __init__(self, path: Path, channel: Channel, trainer: int, seconds: float) -> None:
+    def __init__(
+        self, path: Path, channel: Channel, trainer: int, seconds: float, *, kills: bool = True
+    ) -> None:
         super().__init__(name="job-end", daemon=True)
         self._path = path
         self._channel = channel
         self._trainer = trainer
         self._seconds = seconds
+        self._kills = kills
         self._over = threading.Event()
         self._at = math.inf  # when it is to end
         self._asked = False
@@ -60,7 +63,7 @@ class JobEnd(threading.Thread):
                 self._at = min(self._at, time.monotonic())
                 with contextlib.suppress(ChannelClosedError):
                     self._channel.send("end")
-            if time.monotonic() >= self._at + GRACE_SEC + LATE_SEC:
+            if self._kills and time.monotonic() >= self._at + GRACE_SEC + LATE_SEC:
                 self.gave_up = True
                 _signal(self._trainer, signal.SIGKILL)
                 return

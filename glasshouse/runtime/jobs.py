@@ -31,6 +31,7 @@ from glasshouse.errors import LegError
 from glasshouse.runtime import machine, ranks, run_command
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.command import Command
+from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.linux import (
     OWN_THREADS,
     PR_SET_CHILD_SUBREAPER,
@@ -134,7 +135,7 @@ def run(
 
     pids = _fork_apart([partial(work, rank) for rank in range(len(environments))])
     close_proc()
-    running = _Running(pids, oom_kills)
+    running, forecast = _Running(pids, oom_kills), Forecast(seconds)
     reported = began
     with machine.Telemetry(on_gpu=on_gpu) as telemetry:  # its thread begins behind the forks
         while running.reap():
@@ -148,7 +149,9 @@ def run(
                 running.kill()
             if now - reported >= (report_every(now - began) if running.ending is None else REPORT_SEC):
                 reported = now
-                channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0})
+                first = board.read()[0]
+                more = forecast.look(now - began, first.steps, first.total)
+                channel.send("progress", {"phase": "job", "elapsedSec": now - began, "units": 0, **more})
             running.wait([channel.fileno()] if running.ending is None else [])
     elapsed = max(time.monotonic() - began, 1e-3)
     seen = board.read()

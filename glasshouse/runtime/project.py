@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 from glasshouse.canonical import b64u_decode, canonical_json, domain_hash, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
-from glasshouse.runtime import jobs, machine, resume, sealer
+from glasshouse.runtime import comes_back, jobs, machine, resume, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.execs import watch
 from glasshouse.runtime.keeper import Duties
@@ -44,7 +44,7 @@ from glasshouse.runtime.steps import Board
 from glasshouse.runtime.wheel import WheelError, unpack
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import give_back
-from glasshouse.sealing.tree import INDEX_NAME, Tree, list_folder, parse_index, read_tree, write_tree
+from glasshouse.sealing.tree import INDEX_NAME, Tree, list_folder, read_tree, write_tree
 from glasshouse.sealing.tree_index import Skipped, as_path, shown
 
 FOLDER = "project"  # in the scratch folder, as are the next two
@@ -95,13 +95,15 @@ def work(
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
     board = Board(job.command.ranks)
     owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
-    keep(Duties.of(launch, place / job.outputs, owner_public, lambda: board.read()[0].steps))
+    came = comes_back.sent(package.files[INDEX_NAME])
+    only = comes_back.taken(place, job.outputs, came)
+    keep(Duties.of(launch, place / job.outputs, owner_public, lambda: board.read()[0].steps, only=only))
     ended = jobs.run(
         job, place, site, channel, outputs, board=board,
         watch=partial(watch, execs, refuse=launch.refuse_execs), seconds=launch.job_sec, on_gpu=on_gpu,
     )  # fmt: skip
     over()
-    left, lost = found_in(place / job.outputs)
+    left, lost = found_in(place / job.outputs, only)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(
         unit="job",
@@ -133,7 +135,7 @@ def work(
         left_out=bool(lost),
     )
     channel.send("trained", {"result": result})
-    for line in [*ended.notes, *_account(place, job.outputs, package, left, lost)]:
+    for line in [*ended.notes, *_account(place, job.outputs, came, left, lost)]:
         print(f"{SAID}{line}", flush=True)  # noqa: T201  the sealed log, whose end the owner is shown
     for name in lost[:FEW]:
         print(f"{NOT_CARRIED}{name.path}: {name.reason}", flush=True)  # noqa: T201
@@ -146,6 +148,7 @@ def work(
         owner_public=owner_public,
         context=launch.sealed_under,
         extra={"exit.json": canonical_json(_exit_file(ended.exit, ended.seen.steps))},
+        only=only,
         padded=launch.private,
         goes_on=partial(_report_sealing, channel, began),
     )
@@ -191,14 +194,18 @@ def _installed(wheels: Path, scratch: Path) -> Site | None:
     return site
 
 
-def found_in(folder: Path, *, max_bytes: int = sealer.MAX_TREE_BYTES) -> tuple[Tree, list[Skipped]]:
+def found_in(
+    folder: Path, only: Callable[[str], bool] | None = None, *, max_bytes: int = sealer.MAX_TREE_BYTES
+) -> tuple[Tree, list[Skipped]]:
     """What a job left as its outputs, by name, size and time, as the sealer will find it; and what is lost.
 
-    Nobody may write there any more. What cannot be carried is left out. Lost is what has contents among that:
-    files, the largest first where all are more than `max_bytes`, and folders that cannot be listed.
+    `only`: as of sealer.seal_tree. Nobody may write there any more. What cannot be carried is left out. Lost
+    is what has contents among that: files, the largest first where all are more than `max_bytes`, and folders
+    that cannot be listed.
     """
     unlisted, lost = list[Skipped](), list[Skipped]()
-    files = list(list_folder(folder, lambda *odd: unlisted.append(Skipped(*odd)))) if folder.is_dir() else []
+    listed = list_folder(folder, lambda *odd: unlisted.append(Skipped(*odd))) if folder.is_dir() else ()
+    files = [(name, place) for name, place in listed if only is None or only(name)]
     places = {shown(as_path(name)): place for name, place in files}
 
     def leave(path: str, reason: str) -> None:
@@ -212,18 +219,21 @@ def found_in(folder: Path, *, max_bytes: int = sealer.MAX_TREE_BYTES) -> tuple[T
 
 
 def _account(
-    place: Path, outputs: str, package: OpenedPackage, left: Tree, lost: Collection[Skipped]
+    place: Path, outputs: str, came: comes_back.Sent, left: Tree, lost: Collection[Skipped]
 ) -> list[str]:
     """What comes back and what does not, in words for the owner; `lost` is said apart."""
     files = [entry for entry in left.found.entries if entry.kind == "file"]
+    whole = outputs == comes_back.WHOLE
+    where = "of its folder, made or changed there" if whole else f"of {outputs}"
     size = sum(entry.nbytes for entry in files)
-    said = [f"what comes back of {outputs}: {len(files)} file{'s' if len(files) != 1 else ''}, {size} bytes"]
+    said = [f"what comes back {where}: {len(files)} file{'s' if len(files) != 1 else ''}, {size} bytes"]
     odd = [item for item in left.found.skipped if item not in lost]
     said += [f"left out of it: {item.path}: {item.reason}" for item in odd[:FEW]]
     if (others := left.found.skipped_count - len(lost) - FEW) > 0:
         said.append(f"left out of it: {others} more, which `open` names")
-    sent = {entry.path: entry.mtime_us for entry in parse_index(package.files[INDEX_NAME]).entries}
-    beside = sorted(_beside(place, outputs, sent), reverse=True)
+    if whole:
+        return said if left.found.entries else [f"{NOTHING}it made or changed no file in its folder"]
+    beside = sorted(_beside(place, outputs, came), reverse=True)
     names = ", ".join(shown(name) for _, name in beside[:FEW])
     names += f" and {len(beside) - FEW} more" if len(beside) > FEW else ""
     if left.found.entries or left.found.skipped_count:
@@ -234,25 +244,19 @@ def _account(
         return [f"{NOTHING}{why} {outputs} (model.outputs)"]
     nbytes, largest = beside[0]
     what = f"{LOST}{names}; the largest has {nbytes} bytes. {why.capitalize()} {outputs} (model.outputs)"
-    return [f"{what}: {_remedy(largest, outputs, sent)}"]
+    return [f"{what}: {_remedy(largest, outputs, came)}"]
 
 
-def _beside(place: Path, outputs: str, sent: Mapping[bytes, int]) -> Iterator[tuple[int, bytes]]:
-    """Of each file that a job wrote outside of its outputs, bytes and name.
-
-    sent: of what went along, when it was last changed (microseconds).
-    """
-
-    def leave(_path: str, _reason: str) -> None: ...
-
-    for name, path in list_folder(place, leave):
-        known = name.encode("utf-8", "surrogateescape")
-        if name.startswith(f"{outputs}/") or "__pycache__" in name:
+def _beside(place: Path, outputs: str, came: comes_back.Sent) -> Iterator[tuple[int, bytes]]:
+    """Of each file that a job wrote outside of its outputs, bytes and name."""
+    made = comes_back.taken(place, comes_back.WHOLE, came)
+    for name, path in list_folder(place, lambda _path, _reason: None):
+        if name.startswith(f"{outputs}/") or not (made is None or made(name)):
             continue
         with contextlib.suppress(OSError):  # whatever lies there, the outputs are still to be sealed
             status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_mtime_ns // 1000 != sent.get(known):
-                yield status.st_size, known
+            if stat.S_ISREG(status.st_mode):
+                yield status.st_size, os.fsencode(name)
 
 
 def _remedy(largest: bytes, outputs: str, sent: Iterable[bytes]) -> str:

@@ -28,6 +28,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from glasshouse.canonical import MAX_SAFE_INTEGER, domain_hash
+from glasshouse.runtime.forecast import when_a_trainer_begins
 from glasshouse.runtime.on_import import when_imported
 from glasshouse.runtime.results import Weights
 
@@ -37,8 +38,9 @@ MAX_OPTIMIZERS, MAX_TENSORS, MAX_ELEMENTS = 8, 64, 256  # of the sample; the las
 PATIENCE_SEC = 5.0  # for a GPU to come to the end of what it was given; one that hangs never does
 FRAMES = 16  # above a step that are looked at for another that it is a part of
 
-# One rank's row: steps, what is there (bits), the digests of the first and the last sample.
-_ROW = struct.Struct("<QQ32s32s")
+# One rank's row: steps, what is there (bits), the digests of the first and the last sample, steps to be made.
+_ROW = struct.Struct("<QQ32s32sQ")
+_TOTAL = 10  # the last, among its 8-byte words
 _HOOKED, _UNABLE, _FIRST, _LAST = 1, 2, 4, 8
 _ROW_BYTES = 128
 
@@ -47,13 +49,14 @@ _ROW_BYTES = 128
 class Seen:
     """What one rank counted; steps None: it put no hooks in place. Digests are not salted yet.
 
-    unable: torch was there, and had no such hooks.
+    unable: torch was there, and had no such hooks. total: the steps that it is to make in all, if it said so.
     """
 
     steps: int | None
     unable: bool = False
     first: bytes | None = None
     last: bytes | None = None
+    total: int | None = None
 
     def weights(self, salt: bytes) -> Weights | None:
         """Salted digests of the samples; None where no step was counted."""
@@ -83,12 +86,13 @@ class Board:
 
 
 def _read(memory: mmap.mmap, at: int) -> Seen:
-    steps, there, first, last = _ROW.unpack_from(memory, at)
+    steps, there, first, last, total = _ROW.unpack_from(memory, at)
     return Seen(
         min(steps, MAX_SAFE_INTEGER) if there & _HOOKED else None,
         unable=bool(there & _UNABLE),
         first=first if there & _FIRST else None,
         last=last if there & _LAST else None,
+        total=min(total, MAX_SAFE_INTEGER) or None if there & _HOOKED else None,
     )
 
 
@@ -131,6 +135,7 @@ class Counter:
         """Put hooks on the optimizers of torch, now or as soon as it is imported."""
         os.register_at_fork(after_in_child=self._leave)
         when_imported(OPTIMIZERS, self._hook)
+        when_a_trainer_begins(self._goes_on_for)
 
     def finish(self) -> None:
         """Take the last samples. For the process's end, where it comes to one."""
@@ -143,6 +148,11 @@ class Counter:
 
     def _leave(self) -> None:
         self._here = False
+
+    def _goes_on_for(self, steps: int) -> None:
+        """So many more are to be made."""
+        if self._here:
+            self._numbers[_TOTAL] = self._steps + max(steps, 0)
 
     def _write(self, what: int, digests: list[bytes | None]) -> None:
         """Write the digest over all optimizers'; none where one of them has none."""

@@ -170,7 +170,8 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     leg.children.discard(pid)
     custodian_channel.close()
 
-    ender = JobEnd(leg.folder / END_FILE, trainer_channel, trainer_pid, launch.job_sec)
+    # A session ends itself between two units, which may be long; the leg's deadline is its bound.
+    ender = JobEnd(leg.folder / END_FILE, trainer_channel, trainer_pid, launch.job_sec, kills=launch.job)
     try:
         wiped, sealed, ended_before = _train(leg, trainer_channel, outputs, ender)
     except ChannelClosedError as error:
@@ -373,7 +374,7 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain, ender: JobEnd)
     sealed: dict[str, Any] = {}
     needles = leg.live_needles
     began = 0.0
-    if leg.launch.job:
+    if leg.launch.job or leg.launch.private:
         ender.start()
     if leg.kept is not None:
         leg.kept.start()

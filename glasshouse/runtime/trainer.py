@@ -25,6 +25,7 @@ from glasshouse.errors import LegError
 from glasshouse.runtime import checkpointing, freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
+from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.keeper import Duties, Ends
 from glasshouse.runtime.keeper import fork as fork_keeper
 from glasshouse.runtime.linux import (
@@ -49,6 +50,7 @@ from glasshouse.runtime.readable import existing
 from glasshouse.runtime.results import Wiped
 from glasshouse.runtime.seccomp import can_filter
 from glasshouse.runtime.session import Session, Tensor
+from glasshouse.runtime.session_end import SessionEnd
 from glasshouse.runtime.wipe import place_of, wipe_tensors
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import overwrite
@@ -261,6 +263,7 @@ def _work(
     _fork_keeper(plumbing, package, duties)
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
+    end = SessionEnd(channel, launch.job_sec) if launch.private else None
     session, result = harness.run(
         harness.Workload(package.files, package.tensors, str(package.extra["builder"]), package.region),
         stretch=launch.stretch,
@@ -270,9 +273,11 @@ def _work(
         report=channel.send,
         ranks=launch.ranks,
         kept=lambda session: checkpointing.Checkpointed(session, folder, every) if every else session,
+        ended=end or (lambda: False),
+        forecast=Forecast(launch.job_sec) if launch.private else None,
     )
     _end_keeper(plumbing, channel)
-    channel.send("trained", {"result": result})
+    channel.send("trained", {"result": result if end is None else end.stated(result)})
 
     outputs = session.trainable()
     began = time.monotonic()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from glasshouse.errors import UsageError
 from glasshouse.host import read_regular
+from glasshouse.runtime.comes_back import WHOLE
 from glasshouse.workloads import data as extra_data
 from glasshouse.workloads import git_files
 from glasshouse.workloads.chosen import IGNORE_FILE, ChosenFile, choose
@@ -49,9 +50,10 @@ class Selection:
     """What goes along, and what does not.
 
     folder: the folder, resolved. from_git: git said which of its files are the project's. included:
-    model.include named some. outputs: the relative path where the command leaves its results. files: sorted,
-    with model.data under data/. left_out_count, left_out_bytes: files that stay here, without those of
-    environments, caches, `.git` and the outputs' folder; largest_left_out: at most five, the largest first.
+    model.include named some. outputs: the relative path where the command leaves its results, or WHOLE.
+    files: sorted, with model.data under data/. left_out_count, left_out_bytes: files that stay here, without
+    those of environments, caches, `.git` and the outputs' folder; largest_left_out: at most five, the
+    largest first.
     environments: folders that were not looked into. closed: others of these, but for caches: the outputs'
     folder, those `apart`, and the folders of runs. secrets: chosen files that may hold a secret. notes: one
     line each, for the user.
@@ -121,7 +123,7 @@ def select(
         picked = {item.name: item for item in found}
     walk = Walk(
         top,
-        closed=frozenset({place, *_inside(top, apart)}),
+        closed=frozenset({place, *_inside(top, apart)} - {WHOLE}),
         spelled=lambda name: any(glob.names(name) for glob in globs),
     )
     others = [item for item in walk if item.name not in picked]
@@ -188,11 +190,13 @@ def _top(folder: str | Path) -> Path:
 
 def _outputs(outputs: str, top: Path) -> str:
     place = posixpath.normpath(outputs) if outputs else "."
-    if posixpath.isabs(outputs) or place == "." or place.startswith(("..", "~")) or "\0" in outputs:
+    if posixpath.isabs(outputs) or place.startswith(("..", "~")) or "\0" in outputs or not outputs:
         raise UsageError(
             "not a folder inside the project", field="model.outputs", value=outputs or '""',
-            remedy="give a relative path, such as outputs",
+            remedy="give a relative path, such as outputs; . is all that it makes or changes in its folder",
         )  # fmt: skip
+    if place == WHOLE:
+        return place
     lies = top / place
     if lies.exists() and not lies.is_dir():
         raise UsageError(

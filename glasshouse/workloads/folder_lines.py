@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glasshouse.errors import harmless
+from glasshouse.runtime.comes_back import WHOLE
 from glasshouse.workloads.data import DATA_FOLDER
 from glasshouse.workloads.folder import IGNORE_FILE, Selection
 
@@ -40,7 +41,9 @@ def lines(selection: Selection) -> list[str]:
 
 
 def comes_back(outputs: str) -> str:
-    """Return the line on what of a project comes back; outputs: the folder, relative."""
+    """Return the line on what of a project comes back; outputs: the folder, relative, or WHOLE."""
+    if outputs == WHOLE:
+        return "comes back: every file that it makes or changes in its folder (model.outputs=DIR narrows it)"
     return f"comes back: {shown(outputs)}/ (model.outputs), and nothing that it writes elsewhere"
 
 

@@ -12,6 +12,7 @@ from glasshouse import paths
 from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
 from glasshouse.host import read_regular
+from glasshouse.runtime.comes_back import WHOLE
 from glasshouse.runtime.params import JOB_FILE, WHEELS_FOLDER
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, read_tree
@@ -90,6 +91,8 @@ def packed(
 
 def _unnamed(selection: Selection, command: Sequence[str]) -> Iterable[str]:
     """A warning where neither the command nor a source or settings file names the outputs' folder."""
+    if selection.outputs == WHOLE:
+        return
     name = re.escape(os.fsencode(selection.outputs.rpartition("/")[2]))
     word = re.compile(rb"(?<!\w)" + name + rb"(?!\w)")
     quoted = re.compile(rb"[\"'/]" + name + rb"[\"'/]")  # in code the bare word is a variable's, as a rule

@@ -15,11 +15,13 @@ from tests.commands.kit import ROOT, Call
 @pytest.mark.train
 def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
+    asked: list[bool] = []
 
     def record(
-        cells: Any, *, out: Path, as_json: bool = False, skipped: Any = (), reservation: str | None
+        cells: Any, *, out: Path, as_json: bool, asks: bool, skipped: Any = (), reservation: str | None
     ) -> int:
         assert not skipped
+        asked.append(asks)
         assert reservation is None  # nothing is paid for
         seen.append((cells, out, as_json))
         return 1
@@ -35,6 +37,8 @@ def test_sweeps_reach_the_story_whole_and_budgeted(call: Call, monkeypatch: pyte
     assert call("run", "--json", "duration=3")[0] == 1
     assert [(overrides, spec.duration) for overrides, spec in seen[1][0]] == [(["duration=3"], 3)]
     assert seen[1][2] is True
+    assert call("run", "--yes", "duration=3")[0] == 1
+    assert asked == [True, True, False]
 
 
 @pytest.mark.train

@@ -188,4 +188,4 @@ def test_an_example_knows_nothing_of_us(name: str) -> None:
     assert len(files) >= 5
     assert [path for path in files if "glasshouse" in path.read_text().lower()] == []
     readme = (EXAMPLES / name / "README.md").read_text()
-    assert f"glasshouse model=project model.folder=examples/projects/{name} -- python" in readme
+    assert f"glasshouse train examples/projects/{name} -- python" in readme

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from glasshouse.errors import UsageError
 from glasshouse.providers import money
-from glasshouse.spec import LocalProvider
+from glasshouse.spec import MAX_HOURS, LocalProvider
+from tests.specs import make_spec
 
 from .cloud_kit import rented_spec
 
@@ -45,6 +48,33 @@ def test_ceiling_of_fixed_steps_budgets_each_step() -> None:
     steady = spec.model_copy(update={"measure": measure, "steps": 30_000, "order": "raw-first"})
     # 75 min an arm at twice the published 0.072 s a step, and two boots: not the 100 h of a blind factor.
     assert money.leg_deadlines_sec(steady) == pytest.approx(2 * (3 * 5 + 4500 + 180))
+
+
+MLP = {
+    "kind": "mlp", "name": "mlp", "inputs": 8, "hidden": 8, "layers": 1, "classes": 2, "batch": 8,
+    "batches_per_epoch": 1, "learning_rate": 0.1,
+}  # fmt: skip
+PROJECT = {"kind": "project", "name": "project", "folder": "x", "command": ["python", "a.py"]}
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("model", [MLP, PROJECT])
+def test_a_jobs_ceiling_is_the_hours_that_were_given_whatever_it_trains(model: dict[str, Any]) -> None:
+    spec = make_spec(
+        model=model | {"max_hours": 10.0}, order="protected-only", payload="private", duration=None,
+        steps=None if model is PROJECT else 20_000, measure={"step_ceiling_sec": 0.001},
+    )  # fmt: skip
+    assert money.ceiling_sec(spec) == 10 * HOUR
+    assert money.leg_deadlines_sec(spec) == 10 * HOUR + money.JOB_GRACE_SEC + 180
+
+
+def test_a_jobs_duration_is_its_ceiling_beside_a_start() -> None:
+    spec = make_spec(order="protected-only", payload="private", duration=10 * HOUR)
+    assert money.ceiling_sec(spec) == 10 * HOUR + 180
+    assert money.leg_deadlines_sec(spec) == 10 * HOUR + 180 + money.JOB_GRACE_SEC + 180
+    steps = make_spec(order="protected-only", payload="private", duration=None, steps=3)
+    assert money.ceiling_sec(steps) == MAX_HOURS * HOUR
+    assert money.ceiling_sec(make_spec(order="protected-only")) is None  # public: it measures
 
 
 def test_price_counts_gpus_and_is_none_when_free_or_unknown() -> None:

@@ -33,7 +33,7 @@ def run(code):
         os._exit(run_command.run(Command("code", code), Path.cwd(), {}, None, board.counter(0)))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     seen = board.read()[0]
-    return {"code": code, "steps": seen.steps, "unable": seen.unable,
+    return {"code": code, "steps": seen.steps, "total": seen.total, "unable": seen.unable,
             "first": seen.first and seen.first.hex(), "last": seen.last and seen.last.hex()}
 
 found = {}
@@ -64,7 +64,8 @@ CODES = {
 import sys
 finders = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("glasshouse")]
 import torch
-assert sys.meta_path == finders, sys.meta_path
+waiting = [finder for finder in sys.meta_path if finder not in finders]
+assert [finder._name for finder in waiting] == ["transformers.trainer_callback"], sys.meta_path
 assert "exec_module" not in vars(sys.modules["torch.optim.optimizer"].__loader__)
 """,
     "loaded already": BEGIN + "optimizer = adam()\ngo(optimizer, 7)",
@@ -257,7 +258,8 @@ def test_steps_are_counted_and_weights_sampled(
 def test_a_project_without_torch_loads_none_and_no_trace_is_left_of_how_it_is_noticed(
     found: dict[str, dict[str, Any]],
 ) -> None:
-    assert found["cold: no torch"] == {"code": 3, "steps": None, "unable": False, "first": None, "last": None}
+    unseen = dict.fromkeys(("steps", "total", "first", "last"))
+    assert found["cold: no torch"] == {"code": 3, "unable": False, **unseen}
     assert found["cold: its traces"]["steps"] == 0
 
 
@@ -369,7 +371,7 @@ def test_what_stands_in_the_memory_is_bounded_whatever_was_written() -> None:
         row = board.counter(rank)._row
         row[:] = b"\xff" * len(row)
     every = board.read()
-    assert [one.steps for one in every] == [MAX_SAFE_INTEGER] * 3
+    assert [(one.steps, one.total) for one in every] == [(MAX_SAFE_INTEGER,) * 2] * 3
     assert every[0].first == b"\xff" * 32
     struct.pack_into("<Q", board._memory, 8, 0)  # rank 0 put nothing in place
     assert board.read()[0] == Seen(None)

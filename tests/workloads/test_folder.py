@@ -417,7 +417,7 @@ def test_more_files_than_can_be_meant_are_refused(project: Path, monkeypatch: py
     assert "3 files would be sealed" in refused(project).what
 
 
-@pytest.mark.parametrize("outputs", ["", ".", "..", "../x", "/abs", "a/../..", "~/x", "train.py"])
+@pytest.mark.parametrize("outputs", ["", "..", "../x", "/abs", "a/../..", "~/x", "train.py"])
 def test_outputs_lie_inside(project: Path, outputs: str) -> None:
     put(project, "train.py")
     error = refused(project, outputs=outputs)
