@@ -4,8 +4,8 @@ Followed are files that people's tools write anyway (FOLLOWED), what the job pri
 notes, the optimizer steps that its processes counted, and the GPUs. Nothing is parsed here: the bytes are
 what the job wrote, and are read at home (glasshouse/watching).
 
-A record is never larger than MAX_BYTES, whose sealed and padded container is of the smallest size: all
-records have one size, whatever is in them. It is compressed, and what finds no room comes with the next, or,
+A record is never larger than MAX_BYTES, and is filled up to that: all have one size, whatever is in them. It
+is compressed, and what finds no room comes with the next, or,
 of what runs away, is left out: a record says from where to where each part is.
 
     b"GHWATCH1" then zlib of: one line of JSON (the head, see `_head`), and behind it the parts' bytes
@@ -28,15 +28,16 @@ from glasshouse.runtime import gpus
 from glasshouse.runtime.ring import Ring
 
 MAGIC = b"GHWATCH1"
-MAX_BYTES = 56 << 10  # of a record: with the container around it no more than sealing/padding.py: FLOOR
+MAX_BYTES = 48 << 10  # of a record; its container is of the smallest padded size
 MAX_PLAIN_BYTES = 512 << 10  # of what one decompresses to
 MAX_PARTS = 64
 WATCH_SEC = 30.0
 WATCH_SHARE = 0.002  # of what the job took so far
 LOG_RING_BYTES, NOTES_RING_BYTES = 256 << 10, 64 << 10
 
-_RAW = (256 << 10, 128 << 10, 64 << 10, 40 << 10)  # of the parts, tried in turn; the last fits incompressible
+_RAW = (256 << 10, 128 << 10, 64 << 10, 32 << 10)  # of the parts, tried in turn; the last fits incompressible
 _LOG_SHARE = 0.4
+_NOTES = 8 << 10
 _BAR = 2 << 10  # of a line that is not ended yet
 _TAIL = 24 << 10  # of a file that is written anew each time
 _FILES, _ENTRIES, _DEPTH, _LOOK_SEC = 24, 20_000, 12, 2.0
@@ -193,7 +194,7 @@ def _notes_part(state: Watch) -> list[_Part]:
     if not whole:
         return []
     end = begin + len(whole)
-    return [_Part("", "notes", begin, end, end, whole[-(16 << 10) :])]
+    return [_Part("", "notes", begin, end, end, whole[-_NOTES:])]
 
 
 def _log_parts(state: Watch) -> _Part | None:
