@@ -80,6 +80,8 @@ class Code(StrEnum):
     SCRATCH_TOO_SMALL = "scratch-too-small"
     PROJECT_NOT_WRITTEN = "project-not-written"
     DEPENDENCIES_UNMET = "dependencies-unmet"
+    STEPS_NOT_WHOLE_UNITS = "steps-not-whole-units"
+    WARMUP_NOT_UNDONE = "warmup-not-undone"
     WORKLOAD_NOT_CALLABLE = "workload-not-callable"
     WORKLOAD_ERROR = "workload-error"
     WORKLOAD_LACKS_UNIT = "workload-lacks-unit"

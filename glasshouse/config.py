@@ -58,6 +58,7 @@ BASIC = "basic"
 _MEASURED: dict[str, str | float | None] = {"order": "abba", "payload": "public", "duration": 20.0}
 _PRIVATE: dict[str, str | float | None] = {"order": "protected-only", "payload": "private", "duration": None}
 _OWN = ("custom", "project")
+LENGTHS = ("duration", "steps", "epochs")  # one of them says how long it trains
 
 
 def _by_model(setting: str, kind: str) -> str | float | None:
@@ -119,7 +120,22 @@ def resolved(overrides: Sequence[str], *, conf: Path | None = None) -> dict[str,
         config = _compose(hydra, overrides, RunMode.RUN)
         with open_dict(config):
             del config["hydra"]
-        return _plain(config)
+        return _as_asked(_plain(config), overrides)
+
+
+def _as_asked(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Settle what conf/ alone cannot, since it does not know what was typed.
+
+    How long it trains is what the command line says, of duration, steps and epochs, in place of what conf/
+    says. A job has no warm-up: what it returns made the steps asked for, and no others.
+    """
+    typed = {_key(word) for word in overrides}
+    asked = {name for name in LENGTHS if name in typed and values.get(name) is not None}
+    yielding = set(LENGTHS) - typed if asked else set()
+    values |= dict.fromkeys(yielding & set(values))
+    if values.get("payload") == "private" and isinstance(values.get("measure"), dict):
+        values["measure"] = {**values["measure"], "warmup_sec": 0.0}
+    return values
 
 
 def validate(values: Mapping[str, Any], typed: Mapping[str, str] | None = None) -> RunSpec:
@@ -184,7 +200,8 @@ class _Job:
     job: Callable[[RunSpec, list[str]], int]
 
     def __call__(self, config: DictConfig) -> int:
-        return self.job(validate(_plain(config)), [str(item) for item in HydraConfig.get().overrides.task])
+        words = [str(item) for item in HydraConfig.get().overrides.task]
+        return self.job(validate(_as_asked(_plain(config), words)), words)
 
 
 # --- composing ------------------------------------------------------------------------------

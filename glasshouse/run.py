@@ -398,7 +398,7 @@ def _cost_line(record: Record) -> str:
 
 
 def _describe(spec: RunSpec) -> str:
-    amount = f"{spec.steps} steps" if spec.steps is not None else f"{spec.duration or 0:g} s per arm"
+    amount = spec.amount if spec.duration is None else f"{spec.amount} per arm"
     if spec.workload == "project":
         amount = "until its command ends"
     what = {

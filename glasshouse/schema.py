@@ -29,7 +29,10 @@ Names = Annotated[tuple[Words, ...], Field(max_length=64)]
 # Digits, or what nvidia-smi prints for a GPU that does not count: [N/A], [Not Supported].
 Counter = Annotated[str, Field(pattern=r"^([0-9]{0,20}|\[[A-Za-z/ ]{1,40}\])$")]
 Counters = Annotated[tuple[Counter, ...], Field(max_length=64)]
-Work = Annotated[int, Field(ge=0, le=10**15)]  # whole units: a leg ends on one
+Work = Annotated[int, Field(ge=0, le=10**15)]
+Units = (
+    Work | Annotated[float, Field(ge=0, le=1e15)]
+)  # whole ones, but where steps that are none were asked for
 Loss = Annotated[float, Field(ge=-1e15, le=1e15)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Count = Annotated[int, Field(ge=0)]
@@ -337,7 +340,7 @@ class Result(Report):
     """
 
     unit: Words
-    units: Work
+    units: Units
     steps: Count
     elapsed_sec: Annotated[float, Field(gt=1e-6, le=10_000_000)]
     setup_sec: Seconds
@@ -361,6 +364,7 @@ class Result(Report):
     exit: JobExit | None = None  # of a project, whose command ends by itself
     weights: Weights | None = None  # of a project that counted steps
     left_out: bool | None = None  # of a project: whether files of its outputs could not be carried
+    undone_units: Work | None = None
 
     @property
     def per_sec(self) -> float:
@@ -369,7 +373,10 @@ class Result(Report):
 
     @property
     def trained_steps(self) -> float:
-        """Optimiser steps taken from the start, those of the warm-up included."""
+        """Optimiser steps that what is returned has made from the initial weights.
+
+        Those of a warm-up that was not undone included: of legs of before, whose outputs had made them.
+        """
         return (
             self.steps / self.units * (self.units + self.warmup_units)
             if self.units > 0
@@ -472,6 +479,23 @@ class Execs(Report):
         return f"at least {many}" if self.counted == "table" else many
 
 
+class Keeping(Report):
+    """What became of the process that seals checkpoints of a job: its exit, and how its work ended.
+
+    checkpoints: how many it sealed. missed: how many it could not; of a private job whether there were any.
+    """
+
+    exit: int | None
+    ended: Literal["asked", "killed", "died"]
+    checkpoints: Count
+    missed: Count
+
+    @property
+    def fell_short(self) -> bool:
+        """Whether one was not sealed that was to be, or nobody was there to seal it."""
+        return self.ended != "asked" or self.missed > 0
+
+
 class Zeroized(Report):
     """What the runtime reported when it wiped: body of the last event of a whole chain, signed by its key.
 
@@ -486,6 +510,7 @@ class Zeroized(Report):
     custodian_exit: int | None
     tmpfs_removed: bool
     runtime_state: Literal["ended"] | None = None  # of a project: its processes ended, nothing was read back
+    keeper: Keeping | None = None  # of a job that was to have checkpoints
 
     @model_validator(mode="after")
     def _names_every_buffer(self) -> Self:

@@ -6,6 +6,7 @@ Units are in the names: Sec seconds, Usd US dollars, Pct percent.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -96,6 +97,7 @@ class Gpu(Strict):
 
 
 MAX_HOURS = 24.0 * 14
+MAX_STEPS = 10_000_000
 
 
 class Job(Strict):
@@ -132,6 +134,11 @@ class MlpModel(Job):
     dtype: Literal["float32", "bfloat16"] = "float32"
     data_seed: int = Field(default=20260101, ge=0, lt=2**53)
 
+    @property
+    def epoch_of(self) -> tuple[int, int]:
+        """Rows in an epoch, and in a step."""
+        return self.batches_per_epoch * self.batch, self.batch
+
 
 class LoraModel(Job):
     """A causal language model from a transformers config, trained through a LoRA adapter."""
@@ -155,6 +162,11 @@ class LoraModel(Job):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     data_seed: int = Field(default=20260103, ge=0, lt=2**53)
     examples: int = Field(default=256, ge=1, le=10_000_000)
+
+    @property
+    def epoch_of(self) -> tuple[int, int]:
+        """Examples in an epoch, one pass over all of them, and in a step."""
+        return self.examples, self.batch
 
     @model_validator(mode="after")
     def _whole(self) -> LoraModel:
@@ -268,7 +280,8 @@ class RunSpec(Strict):
     spend: Spend = Spend()
     order: Order
     duration: float | None = Field(gt=0, le=86_400)  # measured seconds per arm
-    steps: int | None = Field(default=None, ge=1, le=10_000_000)  # fixes the work instead
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)  # fixes the work instead
+    epochs: int | None = Field(default=None, ge=1, le=MAX_STEPS)  # as many steps as these have
     control: Control = "none"
     payload: Literal["public", "private"] = "public"
     seed: int = Field(ge=0, lt=2**53)
@@ -278,10 +291,8 @@ class RunSpec(Strict):
     def _whole(self) -> RunSpec:
         if self.workload == "project":
             self._job()
-        elif (self.duration is None) == (self.steps is None):
-            if self.duration is None:
-                raise ValueError("give duration=SECONDS or steps=N: how long it is to train")
-            raise ValueError("give exactly one of duration and steps (duration=null steps=N)")
+        else:
+            self._length()
         if self.payload == "private" and self.order != "protected-only":
             raise ValueError("payload=private discloses nothing: it needs order=protected-only")
         if self.control != "none" and self.order == "protected-only":
@@ -289,6 +300,27 @@ class RunSpec(Strict):
         if self.model.kind == "withheld" and self.payload == "public":
             raise ValueError("a model is withheld of a private job only: give the settings of a model")
         return self
+
+    def _length(self) -> None:
+        """Exactly one of seconds, steps and epochs, and epochs that are whole steps."""
+        given = [name for name in ("duration", "steps", "epochs") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("give duration=SECONDS, steps=N or epochs=N: how long it is to train")
+        if len(given) > 1:
+            raise ValueError(f"give exactly one of {' and '.join(given)}")
+        if self.epochs is None:
+            return
+        if self._epoch is None:
+            raise ValueError(f"epochs are not known of model={self.workload}: give steps=N")
+        rows, step = self._epoch
+        if self.epochs * rows % step:
+            whole = math.lcm(rows, step) // rows
+            raise ValueError(
+                f"epochs of {rows} examples in batches of {step} end inside a step: "
+                f"give a multiple of {whole}, or another model.batch"
+            )
+        if self.epochs * rows // step > MAX_STEPS:
+            raise ValueError(f"epochs would be more than {MAX_STEPS} steps")
 
     def _job(self) -> None:
         """A project ends when its command does, and discloses nothing."""
@@ -298,10 +330,34 @@ class RunSpec(Strict):
             )
         if self.payload != "private":
             raise ValueError("payload=public would lay the project open: a model=project is a private job")
-        if self.duration is not None or self.steps is not None:
-            raise ValueError("duration and steps are no part of a project, which ends when its command does")
+        if any(each is not None for each in (self.duration, self.steps, self.epochs)):
+            raise ValueError(
+                "duration, steps and epochs are no part of a project, which ends when its command does"
+            )
         if self.paid and isinstance(self.model, ProjectModel) and self.model.max_hours is None:
             raise ValueError("model.max_hours is missing: on a machine that is paid for, say when to stop")
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps that an arm is to make, None where its seconds are fixed."""
+        if self.epochs is None or self._epoch is None:
+            return self.steps
+        rows, step = self._epoch
+        return self.epochs * rows // step
+
+    @property
+    def _epoch(self) -> tuple[int, int] | None:
+        return self.model.epoch_of if isinstance(self.model, MlpModel | LoraModel) else None
+
+    @property
+    def amount(self) -> str:
+        """What an arm is asked to make, in words: `100 steps`, `3 epochs, 12 steps`, `20 s`."""
+        if self.workload == "project":
+            return "its command"
+        if self.duration is not None:
+            return f"{self.duration:g} s"
+        epochs = "" if self.epochs is None else f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}, "
+        return f"{epochs}{self.total_steps} step{'' if self.total_steps == 1 else 's'}"
 
     @property
     def paid(self) -> bool:

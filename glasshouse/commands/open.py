@@ -2,6 +2,9 @@
 
   glasshouse open 20260101-120000-abcdef                  into RUN/opened/
   glasshouse open 20260101-120000-abcdef --to adapters
+  glasshouse open 20260101-120000-abcdef --checkpoint 3
+
+Where a run has no outputs, its newest checkpoint is opened, also while the run goes on.
 
 Needs the owner's key, which is made at the first run and never leaves its folder. What is opened is
 held against the digests in the leg's signed events. Tensors are written as safetensors files.
@@ -25,6 +28,7 @@ from glasshouse.codes import Code
 from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
+from glasshouse.lifecycle.checkpoints import Stored, event_of, stored
 from glasshouse.records.keys import owner_key
 from glasshouse.runtime.harness import safetensors_layout
 from glasshouse.sealing.grant import KemKey
@@ -35,23 +39,34 @@ from glasshouse.sealing.unpacking import CheckedOutputs, checked_outputs, unpack
 
 # What an index says of a folder of outputs that was never made (sealing/tree.py: list_folder).
 NO_FOLDER = {"path": ".", "reason": f"it cannot be listed: {os.strerror(errno.ENOENT)}"}
+_SHOWN = ("number", "state", "steps")  # of a checkpoint's event
 SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log)\.sealed\Z")
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """One sealed file of a run, with what it was sealed under."""
+    """One sealed file of a run, with what it was sealed under. `point`: of a checkpoint, its event."""
 
     path: Path
     leg: str
     launch: int
     context: Mapping[str, str]
     plaintext_sha256: str | None
+    point: Mapping[str, Any] | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its files begin with, where it is opened."""
+        what = "" if self.point is None else f"-checkpoint-{self.point['number']}"
+        return f"{self.leg}-{self.launch}{what}"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a run id or its beginning")
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="N", help="this checkpoint (the newest, where there are no outputs)"
+    )
     parser.add_argument("--to", type=Path, metavar="DIR", help="where to write (RUN/opened)")
     parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders are")
 
@@ -60,21 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Open every sealed file of the run."""
     folder = pick_run(args.run, args.out).path
     target = args.to or folder / "opened"
-    if not (folder / "bundle").is_dir():
-        raise UsageError(
-            "the run is not finished",
-            field="run",
-            value=args.run,
-            remedy="if its controller died, `glasshouse reap` fetches what was sealed for you and ends it",
-        )
-    sealed = list(find_sealed(folder))
-    if not sealed:
-        raise UsageError(
-            "the run has no sealed outputs",
-            field="run",
-            value=args.run,
-            remedy="only protected legs seal any",
-        )
+    sealed = _chosen(folder, args.run, args.checkpoint)
     key = owner_key()
     opened: list[dict[str, Any]] = []
     for item in sealed:
@@ -94,7 +95,64 @@ def run(args: argparse.Namespace) -> int:
         say(table(["leg", "launch", "bytes", "matches events", "file"], rows))
         for said in opened:
             _say_tree(said)
+        for item in sealed:
+            if item.point is not None:
+                say(_point_line(item.point))
     return 0 if complete else 1
+
+
+def _chosen(folder: Path, run: str, number: int | None) -> list[Sealed]:
+    """What of a run is to be opened: what it left; where that has no outputs, its newest checkpoint, too; or
+    the checkpoint with this number alone. Raises UsageError where there is none of it.
+    """
+    points = stored(folder)
+    if number is not None:
+        named = [point for point in points if point.number == number]
+        if not named:
+            here = ", ".join(str(point.number) for point in points)
+            raise UsageError(
+                "the run has no such checkpoint here",
+                field="checkpoint",
+                value=number,
+                remedy=f"it has {here}" if here else "it has none",
+            )
+        return [_checkpoint(folder, named[0])]
+    finished = (folder / "bundle").is_dir()
+    if not finished and not points:
+        raise UsageError(
+            "the run is not finished",
+            field="run",
+            value=run,
+            remedy="if its controller died, `glasshouse reap` fetches what was sealed for you and ends it",
+        )
+    sealed = list(find_sealed(folder)) if finished else []
+    if points and not any(item.path.name.endswith("-outputs.sealed") for item in sealed):
+        sealed.append(_checkpoint(folder, points[0]))
+    if not sealed:
+        raise UsageError(
+            "the run has no sealed outputs",
+            field="run",
+            value=run,
+            remedy="only protected legs seal any",
+        )
+    return sealed
+
+
+def _checkpoint(folder: Path, point: Stored) -> Sealed:
+    """A checkpoint with what it was sealed under. Its event says which of all bytes it is."""
+    files = folder / ("bundle" if (folder / "bundle").is_dir() else "parts")
+    context = _context(_launch_folder(files, point.leg, point.launch), point.leg, point.launch)
+    try:
+        body = event_of(point.events.read_bytes())["body"]
+        event = {**body, "number": point.number, "state": str(body["state"])}
+        digest = str(body["plaintextSha256"])
+    except (OSError, CanonicalError, KeyError, TypeError) as error:
+        raise UsageError(
+            "a checkpoint lacks its event, which lies beside it",
+            field="file", value=point.events, remedy="open another one with --checkpoint",
+        ) from error  # fmt: skip
+    context["checkpoint"] = str(point.number)
+    return Sealed(point.path, point.leg, point.launch, context, digest, event)
 
 
 class _FolderError(Exception):
@@ -108,7 +166,7 @@ def _opened_folder(item: Sealed, key: KemKey, target: Path) -> list[dict[str, An
         item.path, key, context=item.context, plaintext_sha256=item.plaintext_sha256
     ) as package:
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        prefix = f"{item.leg}-{item.launch}"
+        prefix = item.prefix
         files, tensors = dict(package.files), package.tensors
         index = files.pop(INDEX_NAME)
         opened.append(_write_tree(item, index, package, target / prefix))
@@ -141,7 +199,7 @@ def _unpacked(item: Sealed, key: KemKey, target: Path) -> list[Path]:
 
     They are private, and have their names only once all of them are known to be right.
     """
-    prefix = f"{item.leg}-{item.launch}"
+    prefix = item.prefix
     made: list[tuple[Path, Path]] = []
     with ExitStack() as until:
 
@@ -195,16 +253,25 @@ def find_sealed(folder: Path) -> Iterator[Sealed]:
         if match is None:
             continue
         leg, launch = match["leg"], int(match["launch"])
-        base = folder / "bundle" / "legs" / f"{leg}-protected{'' if launch == 1 else f'-l{launch}'}"
-        reference = _json(base / "reference.json")
-        context = {
-            "run": str(reference["run"]),
-            "leg": leg,
-            "launch": str(launch),
-            "manifestHash": str(reference["manifest_hash"]),
-        }
+        base = _launch_folder(folder / "bundle", leg, launch)
+        context = _context(base, leg, launch)
         digest = _digest(base / "events.jsonl") if match["what"] == "outputs" else None
         yield Sealed(path, leg, launch, context, digest)
+
+
+def _launch_folder(files: Path, leg: str, launch: int) -> Path:
+    return files / "legs" / f"{leg}-protected{'' if launch == 1 else f'-l{launch}'}"
+
+
+def _context(base: Path, leg: str, launch: int) -> dict[str, str]:
+    """Under which a launch sealed what it left, as its files say."""
+    reference = _json(base / "reference.json")
+    return {
+        "run": str(reference["run"]),
+        "leg": leg,
+        "launch": str(launch),
+        "manifestHash": str(reference["manifest_hash"]),
+    }
 
 
 def _json(path: Path) -> Any:
@@ -234,10 +301,24 @@ def _said(item: Sealed, path: Path, nbytes: int | None = None) -> dict[str, Any]
         "path": str(path),
         "leg": item.leg,
         "launch": item.launch,
+        **({} if item.point is None else {"checkpoint": {name: item.point.get(name) for name in _SHOWN}}),
         "bytes": path.stat().st_size if nbytes is None else nbytes,
         # A log is named by no event: nothing to match.
         "matchesEvents": True if item.plaintext_sha256 is not None else None,
     }
+
+
+def _point_line(point: Mapping[str, Any]) -> str:
+    """What a checkpoint is, and whether it may be torn."""
+    steps = point.get("steps")
+    counted = f", after {steps} optimizer steps" if type(steps) is int else ""
+    what = f"checkpoint {point['number']}"
+    if point["state"] == "whole":
+        return f"{what}{counted}: marked as whole, and nothing wrote to what is marked while it was sealed"
+    return (
+        f"{what}{counted}: nothing marks it as whole, so it may have been taken in the middle of a save; "
+        "the one before is kept, and model.checkpoint_ready can name a file that marks one"
+    )
 
 
 def _matches(said: bool | None) -> str:

@@ -145,7 +145,7 @@ def _print(cells: Sequence[Cell]) -> None:
             cell.spec.gpu.name,
             cell.spec.model.name,
             cell.spec.order,
-            _length(cell.spec),
+            cell.spec.amount,
             len(cell.slots),
             None if cell.scheduled_hours is None else cell.scheduled_hours * 60,
             cell.hours * 60,
@@ -182,12 +182,6 @@ def _print(cells: Sequence[Cell]) -> None:
         for line in dict.fromkeys(map(_beside_line, (cell.spec for cell in cells))):
             if line:
                 say(line)
-
-
-def _length(spec: RunSpec) -> str:
-    if spec.workload == "project":
-        return "its command"
-    return f"{spec.steps} steps" if spec.duration is None else f"{spec.duration:g} s"
 
 
 def _memory_line(cell: Cell) -> str:

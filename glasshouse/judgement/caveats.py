@@ -56,6 +56,7 @@ class Observed:
     swap_kib: int | None = None
     bit_identical: bool = False
     job: bool = False
+    checkpoints_missing: bool = False
     network_open: bool = False
     reads_unconfined: bool = False
     exec_in_leg: bool = False
@@ -358,6 +359,15 @@ CAVEATS: tuple[Caveat, ...] = (
         "the process that ran the owner's code, which could have made them come out as it liked. What trains "
         "without torch.optim, or in other processes, is not counted.",
         lambda seen: seen.self_counted,
+        since=OPEN,
+    ),
+    Caveat(
+        "checkpoints-missing",
+        "Checkpoints are missing",
+        "The job was to be sealed now and then while it went on. At least once that failed, or the process "
+        "that does it was gone or hung, and was ended, and the job went on without. What came back at its "
+        "end is not touched by that.",
+        lambda seen: seen.checkpoints_missing,
         since=OPEN,
     ),
     Caveat(

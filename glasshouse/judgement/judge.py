@@ -10,7 +10,7 @@ from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.figures import figures_of, relaunched, roofline_of
 from glasshouse.judgement.nothing_to_check import of_a_project
 from glasshouse.judgement.record import CheckLine, Excluded, Figures, Record, Status
-from glasshouse.judgement.rules import METHOD, Check, check_rules, equal_outputs, method_of
+from glasshouse.judgement.rules import METHOD, OPEN, Check, check_rules, equal_outputs, method_of
 from glasshouse.measurement.roofline import host_bound
 from glasshouse.schema import Hardened
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
@@ -90,7 +90,8 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
     arms = [facts.results(arm) for arm in ("protected", "raw")]
     job = of_a_project(facts)  # of which nothing was measured
     measured = [sum(result.elapsed_sec for result in results) for results in arms if results and not job]
-    warmups = [result.warmup_sec for results in arms for result in results if not job]
+    cold = job or (spec.payload == "private" and method >= OPEN)  # a job warms up nothing
+    warmups = [result.warmup_sec for results in arms for result in results if not cold]
     reports = [life.zeroization for life in lives if life.zeroization is not None]
     needles = [needle for report in reports for needle in report.needles]
     gaps = [life.max_gap_sec for life in lives if life.max_gap_sec is not None]
@@ -121,6 +122,7 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         file_barrier=_weakest([life.file_barrier for life in lives if life.file_barrier]),
         swap_kib=max((life.swap_kib for life in lives if life.swap_kib is not None), default=None),
         job=job,
+        checkpoints_missing=any(report.keeper is not None and report.keeper.fell_short for report in reports),
         network_open=any(told.network not in ("namespace", "seccomp") for told in _hardened(facts)),
         reads_unconfined=any(told.reads in (None, "none") for told in _hardened(facts)),
         exec_in_leg=_execs_in_leg(facts),
@@ -198,7 +200,7 @@ def row_id(run: str, spec: RunSpec) -> str:
         whole = seconds > 60 and seconds % 60 == 0
         length = f"{int(seconds // 60)}m" if whole else f"{seconds:g}s"
     else:
-        length = f"{spec.steps}steps"
+        length = f"{spec.steps}steps" if spec.epochs is None else f"{spec.epochs}epochs"
     control = "" if spec.control == "none" else f"-{spec.control}"
     tail = rest.rpartition("-")[2].lower()
     return (

@@ -36,8 +36,8 @@ from glasshouse.spec import RunSpec
 # rule or caveat, or a change to what one finds or how a figure is rounded, takes the next number and leaves
 # records of older ones as they are.
 METHOD = 2
-# The next number is open: what it judges so far are projects, which method 2 knows nothing of, and what is
-# judged by it is not published before it is closed.
+# The next number is open: what it judges so far are private jobs. Method 2 knows nothing of projects, and of
+# other jobs it wants a warm-up. What is judged by it is not published before it is closed.
 OPEN = 3
 SHOWN = 4  # findings spelt out per check
 SLOW_UNIT = 3.0  # how much longer than the mean the last unit of a stretch may take
@@ -85,8 +85,13 @@ class Rule:
 
 
 def method_of(spec: RunSpec) -> int:
-    """The number by which a run of this spec is judged today."""
-    return OPEN if spec.workload == "project" else METHOD
+    """The number by which a run of this spec is judged today: jobs by the open one."""
+    return OPEN if spec.payload == "private" else METHOD
+
+
+def known_methods(spec: RunSpec) -> range:
+    """The numbers by which a run of this spec may have been judged. Projects are new with the open one."""
+    return range(OPEN if spec.workload == "project" else 1, method_of(spec) + 1)
 
 
 def check_rules(facts: RunFacts, method: int | None = None) -> tuple[Check, ...]:
@@ -327,8 +332,9 @@ def _unchanged(facts: RunFacts) -> Iterator[str]:
 def equal_outputs(facts: RunFacts, method: int = METHOD) -> list[tuple[SlotFacts, SlotFacts, bool]]:
     """Return (protected, raw, explained) slots with equal final digests.
 
-    Explained: both took equally many steps from the start, warm-up included, and the run is of fixed
-    steps or the workload declares itself deterministic there; then equal bits are what should come out.
+    Explained: what both returned has made equally many steps from the initial weights, and the run is of
+    fixed steps or the workload declares itself deterministic there; then equal bits are what should come out.
+    A warm-up counts where it was not undone, as in legs of before.
     Method 1 wanted warm-up and measured stretch to be equal each by itself, which blocks of a fixed
     time fail by chance.
     """
@@ -341,7 +347,7 @@ def equal_outputs(facts: RunFacts, method: int = METHOD) -> list[tuple[SlotFacts
             same_work = left.trained_steps == right.trained_steps
             if method == 1:
                 same_work = (left.steps, left.warmup_units) == (right.steps, right.warmup_units)
-            fixed = facts.spec.steps is not None or (left.deterministic and right.deterministic)
+            fixed = facts.spec.total_steps is not None or (left.deterministic and right.deterministic)
             pairs.append((one, other, same_work and fixed))
     return pairs
 
@@ -369,14 +375,17 @@ def _duration(facts: RunFacts) -> Iterator[str]:
             yield f"{slot.name} measured no work"
 
 
-def _steps(facts: RunFacts) -> Iterator[str]:
+def _steps(facts: RunFacts, method: int = OPEN) -> Iterator[str]:
     for slot, result in facts.all_results:
-        if slot.plan.steps is None:
+        planned = slot.plan.steps
+        if planned is None:
             continue
-        # Whole units only: the last one may take the count past the target, by less than itself.
-        per_unit = result.steps / result.units if result.units > 0 else 1
-        if not slot.plan.steps <= result.steps < slot.plan.steps + max(per_unit, 1):
-            yield f"{slot.name} took {result.steps} steps of {slot.plan.steps} planned"
+        # Legs of before did whole units only: the last one took the count past it, by less than itself.
+        per_unit = result.steps / result.units if result.units > 0 and method < OPEN else 1
+        if not planned <= result.steps < planned + max(per_unit, 1):
+            yield f"{slot.name} took {result.steps} steps of {planned} planned"
+        elif method >= OPEN and result.warmup_units:
+            yield f"{slot.name} returned {result.trained_steps:g} steps: its warm-up was not undone"
 
 
 RULES: tuple[Rule, ...] = (
@@ -402,7 +411,13 @@ RULES: tuple[Rule, ...] = (
         earlier={1: partial(_equal_adapters, method=1)},
     ),
     Rule(Code.DURATION_OUT_OF_TOLERANCE, _duration, no_results, skip=of_a_project),
-    Rule(Code.STEPS_NOT_AS_PLANNED, _steps, no_results, skip=of_a_project),
+    Rule(
+        Code.STEPS_NOT_AS_PLANNED,
+        _steps,
+        no_results,
+        skip=of_a_project,
+        earlier={METHOD: partial(_steps, method=METHOD)},
+    ),
     Rule(Code.JOB_FAILED, _job, no_results, since=OPEN, skip=of_no_project),
     Rule(Code.OUTPUTS_LEFT_OUT, _left_out, no_results, since=OPEN, skip=of_no_project),
     Rule(Code.RUNTIME_NOT_ENDED, _ended, none_released, since=OPEN, skip=of_no_project),

@@ -14,7 +14,7 @@ from glasshouse.attestation.forwards import opening_line
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
-from glasshouse.lifecycle import collect
+from glasshouse.lifecycle import checkpoints, collect
 from glasshouse.lifecycle.end_wait import EndWait
 from glasshouse.lifecycle.follow import EventLog, Finished, Pace, follow, on_live_connection
 from glasshouse.lifecycle.interrupts import once_more
@@ -70,6 +70,7 @@ def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
             began = time.monotonic()
             collect.fetch_outputs(live, ready.pod, leg)
             notes.timings["fetchSec"] = time.monotonic() - began
+            _bring_checkpoints(live, ready.pod, leg, records_alone=True)
         else:
             collect.leave_outputs(live, ready.pod, leg)
     result = collect.trained(live.folder.parts / leg.file("events.jsonl"))
@@ -101,7 +102,8 @@ def _launched(
             )
             given = protected_params(live, ready, leg, ticket=ticket, broker_port=port)
             process = _start(ready, leg, given, notes)
-            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown)
+            inflow = checkpoints.Inflow(live.folder, live.screen, ready.pod, leg)
+            take = _events(live, ready, leg, notes, log=log, pace=pace, shown=shown, inflow=inflow)
             try:
                 finished = _followed(
                     live,
@@ -111,6 +113,7 @@ def _launched(
                     process=process,
                     pace=pace,
                     take=_while_going_on(live, take),
+                    beside=inflow.step,
                 )
                 return finished.ended, False
             except KeyboardInterrupt:
@@ -136,7 +139,22 @@ def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
                 live.screen.warn(f"{leg.label}: its sealed outputs could not be fetched: {why}")
             else:
                 live.screen.say(f"they are sealed for you: glasshouse open {live.folder.path}")
+        else:
+            _bring_checkpoints(live, pod, leg)
         raise
+
+
+def _bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, records_alone: bool = False) -> None:
+    """Bring home what a leg sealed while it went on and is not here yet; say so where it cannot be."""
+    try:
+        home = checkpoints.fetch(live.folder, live.screen, pod, leg, checkpoints=not records_alone)
+    except (RemoteError, OSError) as error:
+        why = error.line() if isinstance(error, RemoteError) else str(error.strerror)
+        live.screen.warn(f"{leg.label}: what it sealed while it went on could not all be fetched: {why}")
+    else:
+        for signed in home:
+            if signed.kind == "checkpoint":
+                live.screen.say(checkpoints.checkpoint_line(signed))
 
 
 def raw(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
@@ -201,6 +219,7 @@ def _followed(
     pace: Pace,
     take: Callable[[bytes], None],
     begun: int = 0,
+    beside: Callable[[], bool] | None = None,
 ) -> Finished:
     return follow(
         ready.pod,
@@ -211,6 +230,7 @@ def _followed(
         deadline=time.monotonic() + leg_deadline_sec(live, leg.slot) + LEFT_SEC,
         on_data=take,
         begun=begun,
+        beside=beside,
         warn=live.screen.warn,
     )
 
@@ -294,7 +314,15 @@ def event_log(live: LiveRun, leg: Leg) -> EventLog:
 
 
 def _events(
-    live: LiveRun, ready: Ready, leg: Leg, notes: Notes, *, log: EventLog, pace: Pace, shown: LegProgress
+    live: LiveRun,
+    ready: Ready,
+    leg: Leg,
+    notes: Notes,
+    *,
+    log: EventLog,
+    pace: Pace,
+    shown: LegProgress,
+    inflow: checkpoints.Inflow,
 ) -> Callable[[bytes], list[str]]:
     """What takes a protected leg's events: checks and keeps them once the grant is known, and shows them.
 
@@ -312,6 +340,7 @@ def _events(
             events = log.feed(data)
         for event in events:
             pace.heard(event.type)
+            inflow.heard(event)
             shown.show(event.type, event.body)
         return [event.type for event in events]
 

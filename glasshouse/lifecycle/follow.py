@@ -153,18 +153,22 @@ class EventLog(EventReader):
         Called at every poll: a head that stands is countersigned again now and then, so that a
         quiet stretch of training is not a stretch in which events could be rewritten.
         """
+        before = self.count
         lines, events = self._checked(data)
         if lines:
             with (self._folder / "events.jsonl").open("ab") as stream:
                 stream.write(b"".join(line + b"\n" for line in lines))
+        for seq, (line, event) in enumerate(zip(lines, events, strict=True), start=before):
+            if event.type == "checkpoint-sealed" and seq < self.count - 1:
+                self._sign_head(seq, event_hash(line))  # it is stored with the chain up to here
         if lines or (self.count and time.monotonic() - self._signed >= self._interval):
-            self._sign_head()
+            assert self._prev is not None
+            self._sign_head(self.count - 1, self._prev)
         return events
 
-    def _sign_head(self) -> None:
-        assert self._prev is not None
+    def _sign_head(self, seq: int, head: str) -> None:
         self._signed = time.monotonic()
-        line = sign_head(self._operator, **self._names, seq=self.count - 1, head=self._prev, time=time.time())
+        line = sign_head(self._operator, **self._names, seq=seq, head=head, time=time.time())
         with (self._folder / "heads.jsonl").open("ab") as stream:
             stream.write(line + b"\n")
 
@@ -220,9 +224,11 @@ def follow(
     on_data: Callable[[bytes], None],
     warn: Callable[[str], None],
     begun: int = 0,
+    beside: Callable[[], bool] | None = None,
 ) -> Finished:
     """Poll until result.json is there; return it. `process` is the leg's pid, `deadline` monotonic seconds.
-    `begun`: bytes of `followed` that are known already.
+    `begun`: bytes of `followed` that are known already. `beside`: called between polls while there is time;
+    does a piece of something else, and says whether there was any. A lost connection is mended for it, too.
 
     A lost connection is mended and polling goes on: the leg is detached and does not notice.
     Raises LegError (lost-leg, leg-deadline, connection-lost; as `reconnect` does), RentalOver,
@@ -246,7 +252,18 @@ def follow(
         if gone and said == b"gone":  # twice: it may have left its result just after that was looked for
             raise LegError("the leg's process is gone and left no result", code=Code.LOST_LEG)
         gone = said == b"gone"
-        time.sleep(QUICK_SEC if gone else pace.pause())
+        try:
+            _pass(QUICK_SEC if gone else pace.pause(), beside)
+        except OutcomeUnknown:
+            reconnect(pod, warn)
+
+
+def _pass(seconds: float, beside: Callable[[], bool] | None) -> None:
+    """Let so many seconds pass, with something to do as long as there is any."""
+    until = time.monotonic() + seconds
+    while beside is not None and time.monotonic() < until and beside():
+        pass
+    time.sleep(max(0.0, until - time.monotonic()))
 
 
 def _poll(pod: Pod, leg_dir: str, offset: int, followed: str, process: int) -> tuple[bytes, bytes]:

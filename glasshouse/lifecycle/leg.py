@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from glasshouse.attestation.appraise import Reference
 from glasshouse.lifecycle.live_run import LiveRun
@@ -12,7 +13,7 @@ from glasshouse.providers import money
 from glasshouse.runtime import params
 from glasshouse.runtime.session import Stretch
 from glasshouse.schema import Slot
-from glasshouse.spec import ProjectModel, RunSpec
+from glasshouse.spec import Job, ProjectModel, RunSpec
 
 MIN_JOB_SHARE = 0.5  # of what is left for a leg, where that is less than what saving and sealing may take
 
@@ -84,6 +85,16 @@ def job_sec(spec: RunSpec, deadline_sec: float) -> float:
     return left if spec.model.max_hours is None else min(spec.model.max_hours * 3600.0, left)
 
 
+def checkpointing(spec: RunSpec) -> dict[str, Any]:
+    """What a private job's launch is told of its checkpoints; of any other run nothing, and none are made."""
+    if spec.payload != "private" or not isinstance(spec.model, Job):
+        return {}
+    return {
+        "checkpoint_sec": spec.model.checkpoint_min * 60.0,
+        "checkpoint_ready": spec.model.checkpoint_ready or "",
+    }
+
+
 def returns_outputs(live: LiveRun, slot: Slot) -> bool:
     """Whether a protected slot's outputs come home: the last one's, of the others their digests."""
     return slot.index == max(each.index for each in live.run.schedule if each.lifecycle)
@@ -111,6 +122,7 @@ def _params(live: LiveRun, ready: Ready, leg: Leg, arm: str) -> params.LaunchPar
         job=spec.workload == "project",
         job_sec=job_sec(spec, deadline_sec),
         network_open=isinstance(spec.model, ProjectModel) and spec.model.network == "open",
+        **checkpointing(spec),
     )
 
 

@@ -36,7 +36,7 @@ from glasshouse.errors import (
     RentalOver,
     unexpected,
 )
-from glasshouse.lifecycle import collect
+from glasshouse.lifecycle import checkpoints, collect
 from glasshouse.lifecycle.arms import event_log
 from glasshouse.lifecycle.follow import MAX_POLL_BYTES, EventReader, on_live_connection
 from glasshouse.lifecycle.leg import Leg
@@ -61,7 +61,8 @@ class Left:
     """A launch to which the key was released, and whose outputs are not at home; and what is learnt of it.
 
     fresh: bytes of its events beyond those at home, checked. signed: SHA-256 and size of its outputs, once
-    its events say that they are sealed. ended: no more events follow.
+    its events say that they are sealed. points: whether they say so of a checkpoint. ended: no more events
+    follow.
     """
 
     leg: Leg
@@ -71,6 +72,7 @@ class Left:
     fresh: bytes = b""
     signed: tuple[str | None, int] | None = None
     exit: JobExit | None = None
+    points: bool = False
     ended: bool = False
 
     def take(self, data: bytes) -> None:
@@ -78,6 +80,8 @@ class Left:
         for event in self.reader.feed(data):
             if event.type == "sealed-outputs":
                 self.signed = collect.signed_outputs(event.body)
+            elif event.type == "checkpoint-sealed":
+                self.points = True
             elif event.type == "trained":
                 with contextlib.suppress(LegError):  # it is for a line on the screen
                     self.exit = collect.readable(event.body.get("result")).exit
@@ -199,14 +203,19 @@ class _Fetch(threading.Thread):
             for each in self._left:
                 self._read(pod, each)
         sealed = [each for each in self._left if each.signed]
+        points = [each for each in self._left if each.points and not each.signed]
         if not sealed:
             self._screen.say("no outputs were sealed on its machine yet")
-            return
+            if not points:
+                return
         limit = _in_words(max(self._deadline + _CLOSE_SEC - time.monotonic(), 0.0))
-        self._screen.say(f"its sealed outputs are fetched first, {limit} at most")
+        what = "outputs" if sealed else "checkpoints"
+        self._screen.say(f"its sealed {what} are fetched first, {limit} at most")
         with _reached(self._endpoint, self._deadline) as pod:
             for each in sealed:
                 self._take(pod, each)
+            for each in points:
+                self._take_points(pod, each)
 
     def _read(self, pod: Pod, each: Left) -> None:
         """Read the rest of a launch's events, as far as it is written."""
@@ -244,6 +253,14 @@ class _Fetch(threading.Thread):
             collect.fetch_sealed(live, pod, leg, "log.sealed")
         except (RemoteError, LegError) as error:
             self._screen.warn(f"its sealed log could not be fetched: {error.line()}")
+
+    def _take_points(self, pod: Pod, each: Left) -> None:
+        """Fetch the newest checkpoints of a launch that has sealed no outputs, with the chain up to each."""
+        _keep_events(self._live, [each])
+        each.fresh = b""  # they stand where they belong by now
+        for signed in checkpoints.fetch(self._live.folder, self._screen, pod, each.leg):
+            if signed.kind == "checkpoint":
+                self._screen.say(checkpoints.checkpoint_line(signed))
 
     def _see_end(self, pod: Pod, each: Left) -> None:
         """Wait until the leg has ended: its log is sealed last."""

@@ -43,26 +43,26 @@ def build_schedule(spec: RunSpec) -> tuple[Slot, ...]:
 
 def _single(spec: RunSpec, arms: tuple[Arm, ...]) -> tuple[Slot, ...]:
     return tuple(
-        _slot(spec, nth, block=None, position=nth, arm=arm, seconds=spec.duration, steps=spec.steps)
+        _slot(spec, nth, block=None, position=nth, arm=arm, seconds=spec.duration, steps=spec.total_steps)
         for nth, arm in enumerate(arms)
     )
 
 
 def _abba(spec: RunSpec) -> tuple[Slot, ...]:
-    per_arm = 2 * spec.measure.blocks
-    if spec.steps is not None and spec.steps < per_arm:
+    per_arm, total = 2 * spec.measure.blocks, spec.total_steps
+    if total is not None and total < per_arm:
         raise UsageError(
             "fewer steps than slots of an arm",
             field="steps",
-            value=spec.steps,
+            value=total,
             remedy=f"order=abba with measure.blocks={spec.measure.blocks} needs steps={per_arm} or more",
         )
     seconds = None if spec.duration is None else spec.duration / per_arm
 
     def steps_of(nth: int) -> int | None:
-        if spec.steps is None:
+        if total is None:
             return None
-        return spec.steps // per_arm + (1 if nth < spec.steps % per_arm else 0)
+        return total // per_arm + (1 if nth < total % per_arm else 0)
 
     leading: tuple[Arm, Arm] = ("raw", "protected")
     slots = [

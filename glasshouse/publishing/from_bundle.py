@@ -83,7 +83,7 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         control_outcome=None if figures.control is None else figures.control.outcome,
         duration_sec=spec.duration,
         warmup_sec=lead_sec(spec),
-        target_steps=spec.steps,
+        target_steps=spec.total_steps,
         settings=_settings(spec),
         overhead_pct=overhead,
         overhead=_overhead(figures.overhead, facts) if overhead is not None else None,
@@ -233,7 +233,8 @@ def command(spec: RunSpec) -> str:
     words += [f"gpu={spec.gpu.name}", f"model={model}", f"policy={spec.policy.name}"]
     words += [f"order={spec.order}"]
     duration = "null" if spec.duration is None else f"{spec.duration:g}"
-    words += [f"duration={duration}"] + ([f"steps={spec.steps}"] if spec.steps is not None else [])
+    words += [f"duration={duration}"]
+    words += [f"{name}={value}" for name in ("steps", "epochs") if (value := getattr(spec, name)) is not None]
     words += [
         f"control={spec.control}",
         f"payload={spec.payload}",

@@ -276,6 +276,18 @@ LEGS: dict[Code, Reason] = {
     Code.CUDA_UNAVAILABLE: explained(
         "No CUDA", "The machine has an NVIDIA GPU, and its driver did not open CUDA for the leg.", Place.LEG
     ),
+    Code.STEPS_NOT_WHOLE_UNITS: explained(
+        "Steps that end inside a unit",
+        "The workload does several optimizer steps in one go and has no way to do fewer, and the steps asked "
+        "for are no whole number of those.",
+        Place.LEG,
+    ),
+    Code.WARMUP_NOT_UNDONE: explained(
+        "Warm-up not undone",
+        "What was to be measured did not begin where the leg had begun, before it warmed up: the workload "
+        "puts back less than it trains with, or begins differently each time it is made.",
+        Place.LEG,
+    ),
     Code.WORKLOAD_NOT_CALLABLE: explained(
         "Nothing to call", "The workload's entry names nothing that can be called.", Place.LEG
     ),

@@ -36,6 +36,8 @@ def public_spec(spec: RunSpec) -> RunSpec:
     if spec.payload == "private":
         weights = model.weights if isinstance(model, LoraModel | WithheldModel) else None
         model = WithheldModel(kind="withheld", workload=spec.workload, weights=weights)
+        # How many steps an epoch has is the model's, so what is published are the steps.
+        spec = spec.model_copy(update={"steps": spec.total_steps, "epochs": None})
     elif model.kind == "custom":
         path, _, name = model.entry.rpartition(":")
         data = tuple(PurePath(item).name for item in model.data)

@@ -28,7 +28,7 @@ from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.conclusions import blocks_lost, control_line
 from glasshouse.judgement.facts import RunFacts
 from glasshouse.judgement.judge import Judgement, judge
-from glasshouse.judgement.rules import METHOD, Check, method_of
+from glasshouse.judgement.rules import Check, known_methods
 from glasshouse.records.bundle import ENVELOPE, PLAN, RECORD, Found, read_bundle
 from glasshouse.records.bundle_facts import Collected, collect_facts
 from glasshouse.records.keys import KeyEntry, Keyring
@@ -259,9 +259,7 @@ def _method(record: bytes, spec: RunSpec) -> int | None:
         method = parse_json(record).get("method")
     except (CanonicalError, AttributeError):
         return None
-    newest = method_of(spec)
-    known = range(1, METHOD + 1) if newest == METHOD else (newest,)
-    return method if type(method) is int and method in known else None
+    return method if type(method) is int and method in known_methods(spec) else None
 
 
 def _statement(

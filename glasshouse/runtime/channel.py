@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import struct
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.peers: Peers | None = None
+        self._sending = threading.Lock()  # two threads of a supervisor speak to the trainer
 
     def fileno(self) -> int:
         """Return the descriptor, for select."""
@@ -61,10 +63,11 @@ class Channel:
         if len(data) > MAX_FRAME:
             raise LegError("a message is too large", code=Code.MESSAGE_TOO_LARGE)
         try:
-            self.sock.settimeout(None)  # a receive may have left the rest of its deadline behind
-            self.sock.sendall(struct.pack(">I", len(data)) + data)
-            if raw:
-                self.sock.sendall(raw)
+            with self._sending:
+                self.sock.settimeout(None)  # a receive may have left the rest of its deadline behind
+                self.sock.sendall(struct.pack(">I", len(data)) + data)
+                if raw:
+                    self.sock.sendall(raw)
         except OSError as error:
             raise ChannelClosedError(kind) from error
 

@@ -114,6 +114,8 @@ def _serve(channel: Channel, launch: LaunchParams, plumbing: trainer.Plumbing) -
         channel.close()
         trainer.main(plumbing, launch, package)
     plumbing.trainer.close()
+    if plumbing.keeper is not None:
+        plumbing.keeper.close()
     channel.send("forked", {"pid": pid})
 
 

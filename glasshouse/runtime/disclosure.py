@@ -19,6 +19,7 @@ _CHECKPOINT = ("number", "bytes", "ciphertextSha256", "plaintextSha256", "state"
 _WATCHED = ("number", "bytes", "ciphertextSha256")
 _BUFFER = ("readBackZero", "cache")
 _NEEDLE = ("class", "where")
+_KEEPING = ("exit", "ended", "checkpoints")
 _COUNTS = ("straysKilled",)
 _RESULT = (
     "units", "steps", "elapsedSec", "setupSec", "warmupSec", "warmupUnits", "delayPct",
@@ -48,6 +49,7 @@ def shown(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
             "outputs": _only(body["outputs"], _OUTPUTS),
             "needles": [_needle(needle) for needle in body["needles"]],
             **{name: _whether(body[name]) for name in _COUNTS if name in body},
+            **({"keeper": _keeping(body["keeper"])} if "keeper" in body else {}),
         }
     return dict(body)
 
@@ -72,6 +74,11 @@ def _needle(body: Mapping[str, Any]) -> dict[str, Any]:
         "positiveControl": _whether(body["positiveControl"]),
         "after": _whether(body["after"]),
     }
+
+
+def _keeping(body: Mapping[str, Any]) -> dict[str, Any]:
+    """How its keeper ended, without how often it failed."""
+    return {**_only(body, _KEEPING), "missed": _whether(body["missed"])}
 
 
 def _whether(count: int) -> int:

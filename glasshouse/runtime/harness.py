@@ -1,7 +1,7 @@
 """The measured part of a leg, identical in both arms.
 
-Imports the workload from memory, builds a session, warms up, times one stretch between device
-synchronisations, and reports. Nothing here knows whether it runs protected or raw.
+Imports the workload from memory, builds a session, warms up and undoes that (warmup.py), times one stretch
+between device synchronisations, and reports. Nothing here knows whether it runs protected or raw.
 
 What a workload is, session.py says.
 """
@@ -12,11 +12,12 @@ import ctypes
 import hashlib
 import json
 import math
+import mmap
 import struct
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,13 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine
+from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.ranks import build as build_ranks
 from glasshouse.runtime.results import LegResult
 from glasshouse.runtime.session import SESSION_PARTS, Report, Session, Stretch, Tensor
+from glasshouse.runtime.warmup import Beginning
+from glasshouse.runtime.wipe import Places
+from glasshouse.sealing.memory import address_of
 
 CURVE_POINTS = 100
 PROGRESS_SEC = 2.0
@@ -50,11 +55,20 @@ def import_workload(source: bytes | memoryview) -> types.ModuleType:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, as it lies in memory: files by name, tensors by name as (spec, bytes)."""
+    """What is trained, as it lies in memory: files by name, tensors by name as (spec, bytes).
+
+    region: the memory in which they lie, if it is one; no session's to overwrite.
+    """
 
     files: Mapping[str, bytes | memoryview]
     tensors: Mapping[str, Any]
     builder: str
+    region: mmap.mmap | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where it lies, as (address, bytes)."""
+        return () if self.region is None else ((address_of(self.region), len(self.region)),)
 
     def build(self, device: str) -> Session:
         """Import the source and make a session.
@@ -96,40 +110,49 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
+    kept: Callable[[Session], Session] = lambda session: session,
 ) -> tuple[Session, LegResult]:
-    """Build the session, warm up, measure; return it with the leg's result.
+    """Build the session, warm up and undo that, measure; return it with the leg's result.
 
-    Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite.
+    kept: what is trained with, given the session: one that writes checkpoints of it (checkpointing.py).
+
+    Raises LegError(Code.NON_FINITE_LOSS) when a loss is not finite, Code.WARMUP_NOT_UNDONE, and
+    Code.STEPS_NOT_WHOLE_UNITS where it is to end inside a unit and its session has no run_steps().
     """
     began = time.monotonic()
     cpu_began = time.process_time()
-    session: Session
-    if ranks > 1:
-        session = build_ranks(lambda: workload.build(device), ranks, report)
-    else:
-        session = workload.build(device)
+
+    def make() -> Session:
+        return workload.build(device)
+
+    def begin(session: Session) -> Beginning:
+        return Beginning(session, make, lambda tensors: tensor_digest(tensors, salt), workload.places)
+
+    session: Session = build_ranks(make, ranks, report, begin) if ranks > 1 else make()
+    parts = callable(getattr(session, "run_steps", None))
+    if stretch.steps is not None and stretch.steps % session.steps_per_unit and not parts:
+        raise LegError("the steps are no whole number of units", code=Code.STEPS_NOT_WHOLE_UNITS)
     initial = tensor_digest(session.trainable(), salt)
-    given = session.given() if hasattr(session, "given") else {}
-    begins = {**{f"given.{name}": tensor for name, tensor in given.items()}, **session.trainable()}
-    begins_digest = tensor_digest(begins, salt) if given else initial
+    begins_digest = _begins(session, initial, salt)
     session.synchronize()
     setup_sec = time.monotonic() - began
     report("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
 
-    warmup_units = _stretch(session, stretch.warmup_sec, None, report=report, phase="warmup")[0]
+    undone: int | None = None
+    if stretch.warmup_sec > 0:
+        held = [session]
+        del session  # what warms up is held in one place: a second session may need its memory
+        session, undone = _warmed(held, begin, stretch.warmup_sec, report)
     machine_start = machine.identity(allocation)
     losses: list[list[float]] = []
     throughput: list[list[float]] = []
-    target_units = None
-    if stretch.steps is not None:
-        target_units = math.ceil(stretch.steps / session.steps_per_unit)
     cpu_start = time.process_time()
     device_type = str(next(iter(session.trainable().values())).device.type)
     with machine.Telemetry(on_gpu=device_type == "cuda") as telemetry:
         units, elapsed = _stretch(
-            session,
+            kept(session),
             stretch.measured_sec,
-            target_units,
+            stretch.steps,
             delay_pct=stretch.delay_pct,
             report=report,
             phase="measure",
@@ -145,11 +168,11 @@ def run(
     result = LegResult(
         unit=session.unit,
         units=units,
-        steps=units * session.steps_per_unit,
+        steps=round(units * session.steps_per_unit),
         elapsed_sec=elapsed,
         setup_sec=setup_sec,
         warmup_sec=stretch.warmup_sec,
-        warmup_units=warmup_units,
+        warmup_units=0,  # of what is returned: the warm-up was undone
         delay_pct=stretch.delay_pct,
         final_loss=final_loss,
         loss_curve=_thin(losses),
@@ -167,37 +190,66 @@ def run(
         device=device_type,
         telemetry=telemetry.samples,
         workload_digest=workload_digest(workload.files, salt),
+        undone_units=undone,
     )
     return session, result
 
 
+def _begins(session: Session, initial: str, salt: bytes) -> str:
+    """Digest of what both arms must begin with: the weights, and the data where the session gives them."""
+    given = session.given() if hasattr(session, "given") else {}
+    begins = {**{f"given.{name}": tensor for name, tensor in given.items()}, **session.trainable()}
+    return tensor_digest(begins, salt) if given else initial
+
+
+def _warmed(
+    held: list[Session], begin: Callable[[Session], Beginning], seconds: float, report: Report
+) -> tuple[Session, int]:
+    """Warm up; return a session that stands where this one stood before, and how many units were undone."""
+    session = held.pop()
+    if isinstance(session, RankedSession):
+        with session.warming():
+            units, _ = _stretch(session, seconds, None, report=report, phase="warmup")
+        return session, round(units)
+    with begin(session) as begun:
+        units, _ = _stretch(session, seconds, None, report=report, phase="warmup")
+        del session
+        return begun.undone(), round(units)
+
+
 def _stretch(
-    session: Session,
+    session: Any,
     seconds: float | None,
-    target_units: int | None,
+    steps: int | None,
     *,
     report: Report,
     phase: str,
     delay_pct: float = 0.0,
     losses: list[list[float]] | None = None,
     throughput: list[list[float]] | None = None,
-) -> tuple[int, float]:
-    """Run units until `seconds` passed or `target_units` are done; return (units, seconds).
+    ended: Callable[[], bool] = lambda: False,
+) -> tuple[int | float, float]:
+    """Run units until `seconds` passed, exactly `steps` are done or `ended()`; return (units, seconds).
 
-    The clock starts and stops on an idle device, so units counted are units finished. Losses are
-    read about CURVE_POINTS times, not every unit, because reading one stalls the device.
+    The clock starts and stops on an idle device, so units counted are units finished. The last one may be a
+    part, where steps are counted. Losses are read about CURVE_POINTS times, not every unit, because reading
+    one stalls the device.
     """
     session.synchronize()
     start = time.monotonic()
     units = 0
+    whole, rest = (None, 0) if steps is None else divmod(steps, session.steps_per_unit)
     every = (seconds or 60.0) / CURVE_POINTS
     next_point = start + every
     next_report = start + PROGRESS_SEC
     chunk_start = start
     while True:
         now = time.monotonic()
-        if target_units is not None:
-            if units >= target_units:
+        if ended():
+            rest = 0
+            break
+        if whole is not None:
+            if units >= whole:
                 break
         elif now - start >= (seconds or 0.0):
             break
@@ -215,10 +267,13 @@ def _stretch(
             body = {"phase": phase, "elapsedSec": round(now - start, 3), "units": units}
             report("progress", body)
             next_report = now + PROGRESS_SEC
+    if rest:
+        session.run_steps(rest)
     if delay_pct:
         _delay(session, chunk_start, delay_pct)
     session.synchronize()
-    return units, time.monotonic() - start
+    done = units + rest / session.steps_per_unit if rest else units
+    return done, time.monotonic() - start
 
 
 def _delay(session: Session, since: float, delay_pct: float) -> float:

@@ -96,13 +96,15 @@ def run(
     channel: Channel,
     outputs: int,
     *,
+    board: Board,
     watch: Callable[[], None],
     seconds: float,
     on_gpu: bool,
 ) -> Ended:
     """Run the command to its end, or to the end of its time (0.0: it has none of its own).
 
-    `site`: where packages lie that came along, if any did. `watch`: called in each process, before its code.
+    `site`: where packages lie that came along, if any did. `board`: of its ranks, on which steps are counted.
+    `watch`: called in each process, before its code.
     No other child of this process may be running: whatever is below it at the end is ended.
 
     Raises LegError: ranks-cannot-meet, process-stuck where what it left running does not end.
@@ -119,7 +121,6 @@ def run(
         close_proc()
         watch()
 
-    board = Board(len(environments))
     began, oom_kills = time.monotonic(), _oom_kills()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -27,11 +27,12 @@ from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.exec_watch import ExecWatch
 from glasshouse.runtime.guard import scratch_prefix
+from glasshouse.runtime.kept import Kept
 from glasshouse.runtime.linux import SHM, is_tmpfs
 from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.peers import Peers
 from glasshouse.runtime.residue import Needle
-from glasshouse.runtime.results import NeedleReport, ProtectedEnd, RawEnd
+from glasshouse.runtime.results import Keeping, NeedleReport, ProtectedEnd, RawEnd
 from glasshouse.runtime.strays import kill_strays
 from glasshouse.sealing.outputs import seal_outputs
 from glasshouse.sealing.packing import write_all
@@ -105,6 +106,9 @@ class LegState:
         self.withheld: dict[str, Any] = {}
         self.drains: list[threading.Thread] = []  # read the trainer's pipes to their ends
         self.execs: ExecWatch | None = None  # until it said what it counted
+        self.kept: Kept | None = None  # until its keeper has ended
+        self.keeping: Keeping | None = None
+        self._signing = threading.Lock()  # the keeper's thread appends events, too
 
     def remaining(self) -> float:
         """Seconds to the leg's deadline; LegError once it passed."""
@@ -116,13 +120,14 @@ class LegState:
     def event(self, kind: str, body: object) -> None:
         """Append an event, where there is a chain yet; `body` is a record or an object of JSON data."""
         said = record_json(body)
-        if self.launch.private:
-            cut = disclosure.shown(kind, said)
-            if cut != said:
-                self.withheld[kind] = said
-            said = cut
-        if self.events is not None:
-            self.events.append(kind, said)
+        with self._signing:
+            if self.launch.private:
+                cut = disclosure.shown(kind, said)
+                if cut != said:
+                    self.withheld[kind] = said
+                said = cut
+            if self.events is not None:
+                self.events.append(kind, said)
 
     def count_execs(self) -> None:
         """Append how many programs a project started, once, where one began: its processes are gone."""
@@ -150,6 +155,8 @@ def scratch_folder(launch: LaunchParams) -> Path:
 
 def end(leg: LegState) -> None:
     """Kill what is left, remove the scratch folder, seal the log, write the result file."""
+    if leg.kept is not None:
+        leg.kept.kill()
     for pid in leg.children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -70,6 +70,10 @@ class LaunchParams:
     anti_debug_profile: str = "standard"
     require_landlock: bool = True
     private: bool = False  # the events leave out what would confirm a guess at the payload
+    # Of a private launch: seconds between checkpoints, and between records for whoever watches; 0.0: none.
+    checkpoint_sec: float = 0.0
+    checkpoint_ready: str = ""  # a file of the outputs, or a pattern: it marks a set of files as whole
+    watch_sec: float = 0.0
     # raw arm
     raw_dir: str = ""  # the folder that the workload may write to
 
@@ -82,6 +86,11 @@ class LaunchParams:
             "launch": str(self.launch),
             "manifestHash": self.manifest_hash,
         }
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a process beside the workload seals anything of it before its end (keeper.py)."""
+        return bool(self.checkpoint_sec or self.watch_sec)
 
     @property
     def where(self) -> tuple[str, str, int]:
@@ -130,7 +139,8 @@ def parse_launch(data: bytes, secret: bytearray) -> LaunchParams:
         raise TypeError("parameters are no object")
     value = {**value, "stretch": Stretch.from_json(value.get("stretch"))}
     check_number(value.get("deadline_sec"), "deadline_sec")
-    check_number(value.get("job_sec"), "job_sec", needed=False)
+    for name in ("job_sec", "checkpoint_sec", "watch_sec"):
+        check_number(value.get(name), name, needed=False)
     if "secret" in value:
         raise TypeError("the secret stands behind the parameters")
     for name in _ENCODED:
@@ -152,6 +162,8 @@ def parse_launch(data: bytes, secret: bytearray) -> LaunchParams:
         raise ValueError("launch number or port out of range")
     if launch.arm == "raw" and launch.private:
         raise ValueError("no raw launch opens a private payload")
+    if launch.keeps and not launch.private:
+        raise ValueError("checkpoints are of a private launch")
     # These become parts of paths.
     if not all(_NAME.match(name) for name in (launch.allocation, launch.leg)):
         raise ValueError("not a plain name")

@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import jobs, machine, sealer
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.execs import watch
+from glasshouse.runtime.keeper import Duties
 from glasshouse.runtime.params import (
     JOB_FILE,
     LOST,
@@ -39,6 +40,7 @@ from glasshouse.runtime.params import (
 )
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
 from glasshouse.runtime.run_command import Site
+from glasshouse.runtime.steps import Board
 from glasshouse.runtime.wheel import WheelError, unpack
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import give_back
@@ -52,13 +54,22 @@ INDEX_DOMAIN = "glasshouse/project-outputs/v1"
 
 
 def work(
-    launch: LaunchParams, package: OpenedPackage, channel: Channel, *, scratch: Path, outputs: int, execs: int
+    launch: LaunchParams,
+    package: OpenedPackage,
+    channel: Channel,
+    *,
+    scratch: Path,
+    outputs: int,
+    execs: int,
+    keep: Callable[[Duties], None],
+    over: Callable[[], None],
 ) -> int:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
 
     Returns how many processes it left running, which were ended before.
 
     `execs`: of the socket by which the supervisor counts the programs that it starts (execs.watch).
+    `keep`: starts what seals checkpoints, once the project's files are there; `over` ends that.
 
     Raises LegError: project-not-written where its files find no room, dependencies-unmet for a bad wheel,
     ranks-cannot-meet.
@@ -80,10 +91,14 @@ def work(
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
     start = machine.identity(launch.public_allocation)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
+    board = Board(job.command.ranks)
+    owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
+    keep(Duties.of(launch, place / job.outputs, owner_public, lambda: board.read()[0].steps))
     ended = jobs.run(
-        job, place, site, channel, outputs,
+        job, place, site, channel, outputs, board=board,
         watch=partial(watch, execs, refuse=launch.refuse_execs), seconds=launch.job_sec, on_gpu=on_gpu,
     )  # fmt: skip
+    over()
     left, lost = found_in(place / job.outputs)
     digest = domain_hash("glasshouse/project/v1", [salt, bytes(package.files[INDEX_NAME])]).hex()
     result = LegResult(
@@ -126,7 +141,7 @@ def work(
     sealed = sealer.seal_tree_in_child(
         outputs,
         place / job.outputs,
-        owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
+        owner_public=owner_public,
         context=launch.sealed_under,
         extra={"exit.json": canonical_json(_exit_file(ended.exit, ended.seen.steps))},
         padded=launch.private,

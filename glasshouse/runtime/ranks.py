@@ -13,19 +13,21 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
+from glasshouse.runtime.channel import Channel, ChannelClosedError, Message, channel_pair
 from glasshouse.runtime.linux import PR_SET_PDEATHSIG, prctl
 from glasshouse.runtime.peers import PeerDiedError, Peers
 from glasshouse.runtime.results import Wiped
-from glasshouse.runtime.session import Report, Session
+from glasshouse.runtime.session import Report, Session, Tensor, restorable
+from glasshouse.runtime.warmup import Beginning
 from glasshouse.runtime.wipe import wipe_tensors
 
 MAX_RANKS = 16
@@ -34,24 +36,56 @@ END_TIMEOUT_SEC = 60.0
 CACHE = ("none", "released", "kept")  # wipe.release_device_cache
 
 Build = Callable[[], Session]
+Begin = Callable[[Session], Beginning]
 
 
 class RankedSession:
     """Rank 0's session, which takes the other ranks along at every unit."""
 
-    def __init__(self, session: Session, others: list[tuple[Channel, int]], watch: _Watch) -> None:
-        self._session = session
+    def __init__(
+        self, session: Session, others: list[tuple[Channel, int]], watch: _Watch, begin: Begin
+    ) -> None:
+        self._session: Any = session
         self._others = others
         self._watch = watch
+        self._begin = begin
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        found = getattr(self._session, name)
+        return self._steps if name == "run_steps" else found
 
     def run_unit(self) -> None:
         """Do one unit on every rank."""
-        for channel, _ in self._others:
-            channel.send("unit")
+        self._tell("unit")
         self._session.run_unit()
+
+    def _steps(self, count: int) -> None:
+        self._tell("steps", {"count": count})
+        self._session.run_steps(count)
+
+    def restore(self, _tensors: dict[str, Tensor], _values: dict[str, Any]) -> None:
+        """Refuse: put back into rank 0 alone it would part it from the others, who each have their own."""
+        raise LegError("each rank puts back its own state", code=Code.RUNTIME_ERROR)
+
+    @contextlib.contextmanager
+    def warming(self) -> Iterator[None]:
+        """Have every rank keep what it began with, and stand there again at the end.
+
+        Raises LegError(Code.WARMUP_NOT_UNDONE); of another rank it is said through `report`, as all of its.
+        """
+        self._tell("keep")
+        with self._begin(self._session) as begun:
+            yield
+            port = free_port()
+            self._tell("undo", {"port": port})
+            self._session = None  # `begun` holds the only reference: a second one may need its memory
+            self._session = _undone(begun, port)
+        for channel, _ in self._others:
+            channel.expect("undone", BUILD_TIMEOUT_SEC)
+
+    def _tell(self, kind: str, body: object = None) -> None:
+        for channel, _ in self._others:
+            channel.send(kind, body)
 
     def end_ranks(self) -> Wiped:
         """Have the other ranks overwrite what they hold and exit, and reap them; say what they reported.
@@ -105,8 +139,10 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def build(make: Build, count: int, report: Report) -> RankedSession:
+def build(make: Build, count: int, report: Report, begin: Begin) -> RankedSession:
     """Fork `count` - 1 ranks, have each build its session with `make`, return rank 0's with them behind it.
+
+    begin: keeps what a session began with while it warms up.
 
     A rank that fails says so through `report`, past rank 0, which may be waiting for it in a collective.
     Raises LegError(Code.RANK_FAILED) when one does not build.
@@ -120,7 +156,7 @@ def build(make: Build, count: int, report: Report) -> RankedSession:
             for channel, _ in others:
                 channel.close()
             ours.close()
-            _rank(rank, theirs, make, report)
+            _rank(rank, theirs, report, make=make, begin=begin)
         theirs.close()
         others.append((ours, pid))
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0"
@@ -128,7 +164,7 @@ def build(make: Build, count: int, report: Report) -> RankedSession:
     session = make()
     for channel, _ in others:
         channel.expect("built", BUILD_TIMEOUT_SEC)
-    return RankedSession(session, others, watch)
+    return RankedSession(session, others, watch, begin)
 
 
 def _environment(count: int) -> None:
@@ -165,7 +201,7 @@ def of_rank(rank: int, port: int) -> dict[str, str]:
     return {**dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank)), "MASTER_PORT": str(port)}
 
 
-def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
+def _rank(rank: int, channel: Channel, report: Report, *, make: Build, begin: Begin) -> None:
     """Run one forked rank to its exit; never returns."""
     code = 1
     try:
@@ -173,8 +209,16 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
         os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
         session = make()
         channel.send("built")
-        while channel.receive().kind == "unit":
-            session.run_unit()
+        while (asked := channel.receive()).kind != "end":
+            if asked.kind == "keep":
+                with begin(session) as begun:
+                    while (asked := channel.receive()).kind != "undo":
+                        _work(begun.session, asked)
+                    del session
+                    session = _undone(begun, asked.body["port"])
+                channel.send("undone")
+            else:
+                _work(session, asked)
         channel.send("wiped", _wipe(session))
         code = 0
     except ChannelClosedError:
@@ -185,6 +229,25 @@ def _rank(rank: int, channel: Channel, make: Build, report: Report) -> None:
             report("failed", {"code": error.code if isinstance(error, LegError) else Code.WORKLOAD_ERROR})
     finally:
         os._exit(code)
+
+
+def _undone(begun: Beginning, port: int) -> Session:
+    """Undo this rank's warm-up. Where that needs a second session, the ranks meet anew, at another port."""
+    torch = sys.modules.get("torch")  # never imported here: a workload may do without
+    if begun.session is not None and not restorable(begun.session) and torch is not None:
+        os.environ["MASTER_PORT"] = str(port)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return begun.undone()
+
+
+def _work(session: Any, asked: Message) -> None:
+    if asked.kind == "unit":
+        session.run_unit()
+    elif asked.kind == "steps":
+        session.run_steps(asked.body["count"])
+    else:
+        raise LegError(f"a rank was told to {asked.kind}", code=Code.RUNTIME_ERROR)
 
 
 def _wipe(session: Session) -> Wiped:

@@ -127,7 +127,7 @@ def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> 
         overwrite(launch.secret)
         channel.send("unsealed", {"unsealSec": round(unseal_sec, 6)})
         session, result = harness.run(
-            harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
+            harness.Workload(package.files, package.tensors, str(package.extra["builder"]), package.region),
             stretch=launch.stretch,
             device=launch.device,
             allocation=launch.public_allocation,

@@ -60,11 +60,14 @@ class Weights:
 class LegResult:
     """What one leg measured. Times in seconds; curves are pairs [units, loss] and [seconds, units].
 
+    units is no whole number where the steps asked for were none of units. warmup_units: of the warm-up, those
+    that what is returned has made as well; undone_units: those that were undone, None without a warm-up.
+
     Digests are salted, but for output_sha256: that of the outputs as a safetensors file of output_bytes.
     """
 
     unit: str
-    units: int
+    units: int | float
     steps: int
     elapsed_sec: float
     setup_sec: float
@@ -91,6 +94,7 @@ class LegResult:
     weights: Weights | None = field(default=None, metadata=_OPTIONAL)  # where it counted steps
     # Of a project: whether files of its outputs could not be carried, too large ones as a rule.
     left_out: bool | None = field(default=None, metadata=_OPTIONAL)
+    undone_units: int | None = field(default=None, metadata=_OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,20 @@ class NeedleReport:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """What became of the keeper: its exit code, negative for a signal, None where it was not reaped.
+
+    ended: `asked`, it ended its work when told to, and its memory was searched; `killed`, it did not; `died`,
+    by itself. checkpoints: how many were sealed. missed: how many could not be.
+    """
+
+    exit: int | None
+    ended: str
+    checkpoints: int
+    missed: int
+
+
+@dataclass(frozen=True)
 class Zeroized:
     """The last event of a leg that ended well: what was wiped, searched, reaped and removed."""
 
@@ -160,6 +178,7 @@ class Zeroized:
     tmpfs_removed: bool
     # "ended": the workload's own memory went back with its processes; None: it was overwritten and read back.
     runtime_state: str | None = field(default=None, metadata=_OPTIONAL)
+    keeper: Keeping | None = field(default=None, metadata=_OPTIONAL)  # of a job that was to have checkpoints
 
 
 @dataclass(frozen=True)

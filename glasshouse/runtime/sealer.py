@@ -111,6 +111,7 @@ def seal_tree(
     piece_bytes: int = PIECE_BYTES,
     max_bytes: int = MAX_TREE_BYTES,
     padded: bool = False,
+    threads: int | None = None,
     beat: Callable[[], None] = lambda: None,
 ) -> SealedOutputs:
     """Seal what lies under `folder` to the owner's public key; one odd file spoils nothing.
@@ -130,6 +131,7 @@ def seal_tree(
         piece_bytes: as `read_tree`.
         max_bytes: as `read_tree`: a file that is too large is left out, and not everything with it.
         padded: as `seal_package`.
+        threads: as `seal_package`.
         beat: called for each piece that was read.
 
     Raises:
@@ -149,6 +151,7 @@ def seal_tree(
             changed=changed,
             given_up=given_up if turn == TREE_TRIES else (),
             padded=padded,
+            threads=threads,
             beat=beat,
         )
         if not seen:
@@ -167,6 +170,7 @@ def _prepared(
     changed: Mapping[str, str],
     given_up: Collection[str],
     padded: bool,
+    threads: int | None,
     beat: Callable[[], None],
 ) -> tuple[PreparedPackage, dict[str, str]]:
     """Look at a folder and read it once; return also what changed meanwhile, and how."""
@@ -191,7 +195,9 @@ def _prepared(
         max_bytes=max_bytes,
     )
     tensors = _Beating(tree.tensors, beat)
-    package = prepare(files={**extra, INDEX_NAME: tree.index}, tensors=tensors, extra={}, padded=padded)
+    package = prepare(
+        files={**extra, INDEX_NAME: tree.index}, tensors=tensors, extra={}, threads=threads, padded=padded
+    )
     return package, dict(seen)
 
 

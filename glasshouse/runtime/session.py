@@ -11,13 +11,22 @@ A workload is a module with `build(config, tensors, device) -> session`; a sessi
     trainable() -> dict[str, Tensor]   what is trained, in a fixed order
     buffers() -> list[Tensor]       everything that holds data, weights or their descendants
     given() -> dict[str, Tensor]    optional: what else both arms must begin with, such as the token stream
+    run_steps(n) -> None            optional: do n optimiser steps, fewer than a unit has
+    state() -> (tensors, values)    optional, as restore(): see below
+    restore(tensors, values) -> None
+
+`state()` is all that training goes on from: what is trained, optimizer, step, random and data state, as
+(dict[str, Tensor], dict of JSON values). The tensors may be those in use: whoever keeps them copies them.
+`restore()` puts back what an earlier `state()` of such a session returned, so that what is trained from there
+comes out as it did then; ValueError for names, shapes or dtypes that are not its own, before anything is
+changed. Every built-in has both (state.py). They undo a warm-up, and are what a checkpoint is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 SESSION_PARTS = (
     "unit", "steps_per_unit", "info", "run_unit", "synchronize", "loss", "trainable", "buffers",
@@ -39,6 +48,8 @@ class Tensor(Protocol):
     def numel(self) -> int: ...  # noqa: D102
     def element_size(self) -> int: ...  # noqa: D102
     def data_ptr(self) -> int: ...  # noqa: D102
+    def clone(self) -> Tensor: ...  # noqa: D102
+    def zero_(self) -> Tensor: ...  # noqa: D102
     def untyped_storage(self) -> Any: ...  # noqa: D102
 
 
@@ -54,6 +65,18 @@ class Session(Protocol):
     def loss(self) -> float: ...  # noqa: D102
     def trainable(self) -> dict[str, Tensor]: ...  # noqa: D102
     def buffers(self) -> list[Any]: ...  # noqa: D102
+
+
+class Restorable(Session, Protocol):
+    """A session whose state can be kept and put back."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...  # noqa: D102
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...  # noqa: D102
+
+
+def restorable(session: Session) -> TypeGuard[Restorable]:
+    """Whether its state can be kept and put back: both methods are there, and not two plain attributes."""
+    return all(callable(getattr(session, name, None)) for name in ("state", "restore"))
 
 
 MAX_NUMBER = 10_000_000.0  # of seconds, steps or per cent

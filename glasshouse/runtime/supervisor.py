@@ -37,6 +37,8 @@ from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair
 from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.exec_watch import ExecWatch
 from glasshouse.runtime.job_end import JobEnd
+from glasshouse.runtime.keeper import Ends
+from glasshouse.runtime.kept import Kept
 from glasshouse.runtime.leg import LegState, OutputDrain, drain_log, end
 from glasshouse.runtime.linux import (
     PR_SET_CHILD_SUBREAPER,
@@ -102,6 +104,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     log_read, log_write = os.pipe()
     out_read, out_write = os.pipe()
     execs, execs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper, keeper_ends = _keeper_plumbing() if launch.keeps else (None, None)
 
     supervisor = os.getpid()
     pid = os.fork()
@@ -113,8 +116,10 @@ def _lifecycle(leg: LegState, guard: int) -> None:
         execs.close()
         custodian_channel.close()
         trainer_channel.close()
+        if keeper is not None:
+            keeper.close()
         plumbing = Plumbing(
-            trainer_end, log_write, out_write, str(leg.scratch), execs_end.detach(), supervisor
+            trainer_end, log_write, out_write, str(leg.scratch), execs_end.detach(), keeper_ends, supervisor
         )
         custodian.main(custodian_end, launch, plumbing)
     leg.children.add(pid)
@@ -127,6 +132,9 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     custodian_end.close()
     trainer_end.close()
     execs_end.close()
+    if keeper is not None and keeper_ends is not None:
+        keeper_ends.close()
+        leg.kept = Kept(keeper.channel, keeper.pipe, leg.folder, leg.event, leg.log.feed)
     os.close(log_write)
     os.close(out_write)
 
@@ -196,8 +204,31 @@ def _lifecycle(leg: LegState, guard: int) -> None:
             strays_killed=strays,
             tmpfs_removed=not leg.scratch.exists(),
             runtime_state="ended" if launch.job else None,
+            keeper=leg.keeping,
         ),
     )
+
+
+def _keeper_plumbing() -> tuple[Ends, Ends]:
+    """The supervisor's ends of what connects it with the keeper, and the keeper's."""
+    ours, theirs = channel_pair()
+    read_end, write_end = os.pipe()
+    return Ends(ours, read_end), Ends(theirs, write_end)
+
+
+def _end_keeper(leg: LegState) -> None:
+    """Nothing but the outputs is sealed from here on."""
+    kept, leg.kept = leg.kept, None
+    if kept is None:
+        return
+    leg.keeping, found, unread = kept.end(leg.live_needles)
+    if found and kept.how is not None:
+        leg.scanned_by["keeper"] = kept.how
+    leg.unscanned += unread
+    leg.needles += [
+        replace(_summary(found, klass), where="keeper")
+        for klass in dict.fromkeys(needle.klass for needle in found)
+    ]
 
 
 def _scanned(role: str, channel: Channel, leg: LegState) -> Scannable | None:
@@ -344,6 +375,8 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain, ender: JobEnd)
     began = 0.0
     if leg.launch.job:
         ender.start()
+    if leg.kept is not None:
+        leg.kept.start()
     while True:
         kind, body, raw = channel.receive(leg.remaining())
         if kind in ("progress", "trained"):
@@ -353,6 +386,9 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain, ender: JobEnd)
             ender.begun()
             if kind == "trained":
                 ender.stop()  # nobody else speaks to the trainer from here on, nor runs beside it
+        elif kind == "training-over":
+            _end_keeper(leg)
+            channel.send("keeper-ended")
         elif kind == "sealed-outputs":
             began = time.monotonic()
             size, digest = int(body["bytes"]), str(body["ciphertextSha256"])

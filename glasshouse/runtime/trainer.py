@@ -15,15 +15,18 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import b64u_decode, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import freed, harness, project, residue, sealer
+from glasshouse.runtime import checkpointing, freed, harness, project, residue, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
+from glasshouse.runtime.keeper import Duties, Ends
+from glasshouse.runtime.keeper import fork as fork_keeper
 from glasshouse.runtime.linux import (
     CORE_LIMIT_PAST_EXEC,
     OWN_THREADS,
@@ -53,6 +56,7 @@ from glasshouse.sealing.memory import overwrite
 NEEDLES_PER_CLASS = 3
 NEEDLE_BYTES = 24
 WINDOW_ELEMENTS = 1 << 14
+LOOK_SEC = 2.0  # between two looks of the keeper for what a session wrote
 _RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf")
 CACHE_VARIABLES = (
     "TMPDIR",
@@ -76,6 +80,7 @@ class Plumbing:
     outputs: int  # write end: sealed outputs
     scratch: str  # per-run tmpfs folder
     execs: int  # of a job: where its processes say how their execs are counted (execs.watch)
+    keeper: Ends | None  # what the keeper is to have; None: there is to be none
     supervisor: int  # its pid: whoever else is the parent is not
 
 
@@ -93,14 +98,21 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
         scratch = _confine(plumbing, launch, channel)
         if launch.job:
             strays = project.work(
-                launch, package, channel, scratch=scratch, outputs=plumbing.outputs, execs=plumbing.execs
+                launch,
+                package,
+                channel,
+                scratch=scratch,
+                outputs=plumbing.outputs,
+                execs=plumbing.execs,
+                keep=partial(_fork_keeper, plumbing, package, others=(plumbing.execs,)),
+                over=partial(_end_keeper, plumbing, channel),
             )
             channel.send("needles-done", {"strays": strays})
             _await(channel, "wipe")
             channel.send("wiped", project.wiped(package))
             _await(channel, "exit")
         else:
-            _work(plumbing, launch, package, channel)
+            _work(plumbing, launch, package, channel, scratch)
         code = 0
     except LegError as error:
         traceback.print_exc()
@@ -117,6 +129,25 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
         # The package's own memory is wiped on every path; torch's copies end with the process.
         package.wipe()
         os._exit(code)
+
+
+def _fork_keeper(
+    plumbing: Plumbing, package: OpenedPackage, duties: Duties, *, others: tuple[int, ...] = ()
+) -> None:
+    """Start the keeper, where there is to be one. For a process of one thread, which is confined.
+
+    others: descriptors that it must not have, beside the trainer's own.
+    """
+    if plumbing.keeper is not None:
+        others = (plumbing.trainer.fileno(), plumbing.outputs, *others)
+        fork_keeper(plumbing.keeper, duties, package, supervisor=plumbing.supervisor, close=others)
+
+
+def _end_keeper(plumbing: Plumbing, channel: Channel) -> None:
+    """Have the supervisor end the keeper: what is sealed from here on are the outputs."""
+    if plumbing.keeper is not None:
+        channel.send("training-over")
+        _await(channel, "keeper-ended")
 
 
 def _failed(channel: Channel, code: Code) -> None:
@@ -171,9 +202,10 @@ def _confine_job(plumbing: Plumbing, launch: LaunchParams, channel: Channel, scr
     resolver = map(Path, _RESOLVER) if launch.network_open else ()
     # The threads that CUDA names are those of the job's processes, which are not there yet (jobs.run).
     devices = [PROC if device == OWN_THREADS else device for device in gpu_devices()]
+    kept = () if plumbing.keeper is None else plumbing.keeper.descriptors
     held = confine(
         scratch, existing(resolver), devices,
-        [channel.fileno(), plumbing.outputs, plumbing.execs], hidden,
+        [channel.fileno(), plumbing.outputs, plumbing.execs, *kept], hidden,
         network_open=launch.network_open,
     )  # fmt: skip
     for variable in CACHE_VARIABLES:
@@ -221,18 +253,31 @@ def _can_write_outside(scratch: Path) -> bool:
     return True
 
 
-def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, channel: Channel) -> None:
+def _work(
+    plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, channel: Channel, scratch: Path
+) -> None:
+    owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
+    folder = scratch / checkpointing.FOLDER
+    duties = Duties.of(launch, folder, owner_public, lambda: checkpointing.steps_in(folder))
+    every = duties.checkpoint_sec
+    if every:  # what is written has a cadence of its own, and is sealed once it is there
+        duties = replace(
+            duties, only=checkpointing.is_written, marked_only=True, checkpoint_sec=min(every, LOOK_SEC)
+        )
+    _fork_keeper(plumbing, package, duties)
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
     session, result = harness.run(
-        harness.Workload(package.files, package.tensors, str(package.extra["builder"])),
+        harness.Workload(package.files, package.tensors, str(package.extra["builder"]), package.region),
         stretch=launch.stretch,
         device=launch.device,
         allocation=launch.public_allocation,
         salt=salt,
         report=channel.send,
         ranks=launch.ranks,
+        kept=lambda session: checkpointing.Checkpointed(session, folder, every) if every else session,
     )
+    _end_keeper(plumbing, channel)
     channel.send("trained", {"result": result})
 
     outputs = session.trainable()
@@ -240,7 +285,7 @@ def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, chan
     sealed = sealer.seal_in_child(
         plumbing.outputs,
         outputs,
-        owner_public=b64u_decode(str(package.extra["ownerPublicKey"])),
+        owner_public=owner_public,
         context=launch.sealed_under,
         padded=launch.private,
     )

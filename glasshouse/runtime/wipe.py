@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,14 @@ from glasshouse.runtime.results import Wiped, WipeReport
 from glasshouse.sealing.memory import overwrite
 
 STAGING_BYTES = 64 << 20  # more than a driver stages copies through
+Places = Sequence[tuple[int, int]]  # (address, bytes) in host memory
 
 
-def wipe_tensors(tensors: list[Any]) -> WipeReport:
-    """Overwrite tensors with zeros and read them back.
+def overwrite_tensors(tensors: list[Any], kept: Places = ()) -> dict[bool, Wiped]:
+    """Overwrite tensors with zeros and read them back: what was done, by whether it lay on the host.
 
-    What is overwritten is the whole storage behind a tensor, once: a view shows only part of it.
-    `device.cache` is what became of device memory that was freed before: see release_device_cache.
+    What is overwritten is the whole storage behind a tensor, once: a view shows only part of it. Storages
+    within `kept` stay.
     """
     done = {True: Wiped(), False: Wiped()}  # by whether it lay on the host
     seen = set()
@@ -35,6 +37,8 @@ def wipe_tensors(tensors: list[Any]) -> WipeReport:
             continue
         seen.add(where)
         on_host = tensor.device.type == "cpu"
+        if on_host and any(begin <= storage.data_ptr() < begin + size for begin, size in kept):
+            continue
         if on_host:
             memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
             zero = overwrite(memoryview(memory), threads=len(os.sched_getaffinity(0)))
@@ -44,6 +48,15 @@ def wipe_tensors(tensors: list[Any]) -> WipeReport:
             zero = int(flat.count_nonzero()) == 0
         part = done[on_host]
         done[on_host] = Wiped(part.count + 1, part.bytes + storage.nbytes(), part.read_back_zero and zero)
+    return done
+
+
+def wipe_tensors(tensors: list[Any]) -> WipeReport:
+    """Overwrite tensors with zeros and read them back.
+
+    `device.cache` is what became of device memory that was freed before: see release_device_cache.
+    """
+    done = overwrite_tensors(tensors)
     overwrite_staging()
     freed.wipe()
     return WipeReport(done[True], replace(done[False], cache=release_device_cache()))

@@ -212,7 +212,7 @@ def prepare(
     return PreparedPackage(manifest, digest, chunk_bytes, workers, objects, sources, version)
 
 
-def write_all(out: Sink, data: bytes | bytearray) -> None:
+def write_all(out: Sink, data: bytes | bytearray | memoryview) -> None:
     """Write every byte, also to an unbuffered file, whose `write` may take only some. Raises OSError."""
     rest = memoryview(data)
     while rest:

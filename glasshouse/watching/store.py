@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasshouse.canonical import CanonicalError, parse_json, sha256_hex
+from glasshouse.errors import SealError
 from glasshouse.host import read_regular
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.outputs import open_outputs
@@ -64,8 +65,8 @@ class WatchReader:
     def new(self) -> Iterator[WatchRecord]:
         """Yield the records that came since the last call; one that is none is in `refused`.
 
-        Where one is missing, later ones are taken: it was never fetched. SealError: none opens, as for another
-        owner's key.
+        Where one is missing, later ones are taken: it was never fetched. SealError: none opens, as
+        for another owner's key.
         """
         numbers = [number for number in self.launch.numbers if number >= self._next]
         if not numbers:

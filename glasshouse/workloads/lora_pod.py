@@ -16,7 +16,7 @@ import transformers
 from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
 
-from glasshouse.runtime import ranks
+from glasshouse.runtime import ranks, state
 
 
 def build(config, tensors, device):
@@ -122,7 +122,7 @@ class LoraSession:
         generator = torch.Generator().manual_seed(config["data_seed"])
         shape = (config["examples"], config["max_length"])
         self.tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator).to(device)
-        self.position = 0
+        self.steps = 0
         self.last_loss = None
         total = sum(parameter.numel() for parameter in self.model.parameters())
         trainable = sum(parameter.numel() for parameter in self.adapter.values())
@@ -163,8 +163,7 @@ class LoraSession:
         # Each rank takes its share of the batch, and gradients are averaged: the step is the same one.
         share = size // self.world
         mine = range(self.rank * share, (self.rank + 1) * share)
-        rows = [(self.position + offset) % len(self.tokens) for offset in mine]
-        self.position = (self.position + size) % len(self.tokens)
+        rows = [(self.steps * size + offset) % len(self.tokens) for offset in mine]
         batch = self.tokens[rows]
         loss = self.model(input_ids=batch, labels=batch).loss
         self.optimizer.zero_grad(set_to_none=True)
@@ -174,6 +173,7 @@ class LoraSession:
             ranks.average(torch, [*(parameter.grad for parameter in self.adapter.values()), loss])
         torch.nn.utils.clip_grad_norm_(list(self.adapter.values()), self.config["grad_clip"])
         self.optimizer.step()
+        self.steps += 1
         self.last_loss = loss
 
     def synchronize(self):
@@ -189,6 +189,18 @@ class LoraSession:
         """Return the adapter, by canonical name."""
         return {name: parameter.detach() for name, parameter in self.adapter.items()}
 
+    def state(self):
+        """Return what training goes on from: tensors in use, and plain values."""
+        return state.taken(
+            torch, self.adapter, self.optimizer, self.device, steps=self.steps, loss=self.loss()
+        )
+
+    def restore(self, tensors, values):
+        """Go on from such a state; ValueError for another form."""
+        self.steps, self.last_loss = state.put_back(
+            torch, self.adapter, self.optimizer, self.device, tensors=tensors, values=values
+        )
+
     def given(self):
         """Return the token stream, so that both arms' are compared by digest."""
         return {"tokens": self.tokens}
@@ -197,6 +209,6 @@ class LoraSession:
         """Return every tensor that holds data, weights or what came of them."""
         held = [self.tokens, *self.model.parameters()]
         held += [parameter.grad for parameter in self.adapter.values() if parameter.grad is not None]
-        for state in self.optimizer.state.values():
-            held += [value for value in state.values() if torch.is_tensor(value)]
+        for kept in self.optimizer.state.values():
+            held += [value for value in kept.values() if torch.is_tensor(value)]
         return held

@@ -11,7 +11,7 @@ import os
 
 import torch
 
-from glasshouse.runtime import ranks
+from glasshouse.runtime import ranks, state
 
 # Optimizer methods are wrapped to keep torch.compile out of them, and the first call of a wrapped one imports
 # the compiler for that: more than a second of every launch. Nothing is compiled here; the plain methods do.
@@ -43,8 +43,11 @@ class MlpSession:
         self.optimizer = torch.optim.AdamW(
             weights, lr=config["learning_rate"], weight_decay=config["weight_decay"]
         )
-        self.step = functools.partial(inspect.unwrap(torch.optim.AdamW.step), self.optimizer)
+        # With the hooks that torch puts around every optimizer's step, so that others can count steps.
+        plain = torch.optim.Optimizer.profile_hook_step(inspect.unwrap(torch.optim.AdamW.step))
+        self.step = functools.partial(plain, self.optimizer)
         self.rows, self.labels = self._data(config)
+        self.steps = 0
         self.last_loss = None
         count = sum(weight.numel() for weight in weights)
         matmul = sum(weight.numel() for weight in weights if weight.dim() == 2)
@@ -72,7 +75,12 @@ class MlpSession:
 
     def run_unit(self):
         """Train one epoch."""
-        for index in range(self.steps_per_unit):
+        self.run_steps(self.steps_per_unit)
+
+    def run_steps(self, count):
+        """Train `count` steps, a part of an epoch or more, and go on from there."""
+        for _ in range(count):
+            index = self.steps % self.steps_per_unit
             # Each rank takes its share of the batch, and gradients are averaged: the step is the same one.
             share = self.batch // self.world
             begin = index * self.batch + self.rank * share
@@ -92,6 +100,7 @@ class MlpSession:
                 if self.world > 1:
                     ranks.average(torch, [*(weight.grad for weight in self.parameters.values()), loss])
                 self.step()
+            self.steps += 1
         self.last_loss = loss
 
     def synchronize(self):
@@ -107,6 +116,18 @@ class MlpSession:
         """Return what is trained, by name."""
         return {name: weight.detach() for name, weight in self.parameters.items()}
 
+    def state(self):
+        """Return what training goes on from: tensors in use, and plain values."""
+        return state.taken(
+            torch, self.parameters, self.optimizer, self.device, steps=self.steps, loss=self.loss()
+        )
+
+    def restore(self, tensors, values):
+        """Go on from such a state; ValueError for another form."""
+        self.steps, self.last_loss = state.put_back(
+            torch, self.parameters, self.optimizer, self.device, tensors=tensors, values=values
+        )
+
     def given(self):
         """Return the data, so that both arms' are compared by digest."""
         return {"rows": self.rows, "labels": self.labels}
@@ -115,6 +136,6 @@ class MlpSession:
         """Return every tensor that holds data, weights or what came of them."""
         held = [self.rows, self.labels, *self.parameters.values()]
         held += [weight.grad for weight in self.parameters.values() if weight.grad is not None]
-        for state in self.optimizer.state.values():
-            held += [value for value in state.values() if torch.is_tensor(value)]
+        for kept in self.optimizer.state.values():
+            held += [value for value in kept.values() if torch.is_tensor(value)]
         return held

@@ -71,6 +71,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("legs-bit-identical", {"bit_identical": True}, {}),
     ("runtime-ended", {"job": True}, {}),
     ("loss-unseen", {"job": True}, {}),
+    ("checkpoints-missing", {"checkpoints_missing": True}, {}),
     ("network-open", {"network_open": True}, {}),
     ("reads-unconfined", {"reads_unconfined": True}, {}),
     ("exec-in-leg", {"exec_in_leg": True}, {}),

@@ -140,7 +140,7 @@ def test_of_a_private_job_it_is_enough_that_its_loss_was_finite(
 ) -> None:
     run, files = factory.parts(private(MLP), {0: Leg(result=told)})
     judgement = factory.write(factory.folder / run, run, files)
-    assert judgement.method == 2
+    assert judgement.method == 3
     assert {check.code for check in judgement.exclusion} == codes
     assert verify(factory.folder / run, factory.keyring).ok
 

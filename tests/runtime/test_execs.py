@@ -770,7 +770,7 @@ def test_what_cannot_be_held_is_not_begun(demands: dict[str, bool], outcome: str
             module.landlock_abi = lambda: 0
         ours, theirs = channel_pair()
         plumbing = Plumbing(
-            theirs, 2, answer, str(scratch), ours.fileno(), os.getpid()
+            theirs, 2, answer, str(scratch), ours.fileno(), None, os.getpid()
         )  # all of them stay open
         values = {**asdict(LAUNCH), "stretch": LAUNCH.stretch, "leg_dir": str(scratch), **demands}
         try:

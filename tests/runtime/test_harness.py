@@ -39,6 +39,9 @@ def run(
 
 SLEEPER = f"""
 class Workload(Tiny):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.weights, self.state = HostTensor(bytes(4096)), HostTensor(bytes(4096))  # each time alike
     def run_unit(self):
         self.steps += 1
         time.sleep({SLEEP})
@@ -52,9 +55,11 @@ def test_throughput_is_what_a_sleeping_workload_must_have() -> None:
     assert 0.6 <= result.elapsed_sec < 0.6 + 20 * SLEEP
     assert result.units <= math.ceil(result.elapsed_sec / SLEEP)
     assert result.units > 0.5 * result.elapsed_sec / SLEEP
-    assert result.warmup_units > 0
-    assert session.steps == result.units + result.warmup_units  # the warm-up is not counted
-    assert result.steps == result.units
+    assert result.undone_units is not None
+    assert result.undone_units > 0
+    # The warm-up is neither counted nor in what is returned.
+    assert session.steps == result.units == result.steps
+    assert result.warmup_units == 0
 
 
 SPINNER = """
@@ -79,12 +84,31 @@ def test_a_delay_adds_its_percentage() -> None:
     assert result.elapsed_sec - session.worked < 0.1 * session.worked
 
 
-@pytest.mark.parametrize(("per_unit", "steps", "units"), [(1, 7, 7), (4, 40, 10), (4, 41, 11), (5, 1, 1)])
-def test_fixed_steps_are_done_exactly(per_unit: int, steps: int, units: int) -> None:
-    source = f"\nclass Workload(Tiny):\n    steps_per_unit = {per_unit}\n"
+@pytest.mark.parametrize(
+    ("per_unit", "steps", "units"), [(1, 7, 7), (4, 40, 10), (4, 41, 10.25), (5, 1, 0.2)]
+)
+def test_fixed_steps_are_done_exactly(per_unit: int, steps: int, units: float) -> None:
+    source = f"""
+class Workload(Tiny):
+    steps_per_unit = {per_unit}
+    def run_unit(self):
+        self.run_steps({per_unit})
+    def run_steps(self, count):
+        for _ in range(count):
+            super().run_unit()
+"""
     session, result, _ = run(source, steps=steps)
-    assert (result.units, result.steps) == (units, units * per_unit)
-    assert session.steps == units
+    assert (result.units, result.steps) == (units, steps)
+    assert session.steps == steps
+    assert result.undone_units is None
+
+
+def test_steps_that_end_inside_a_unit_need_a_session_that_can() -> None:
+    source = "\nclass Workload(Tiny):\n    steps_per_unit = 4\n"
+    assert run(source, steps=40)[1].units == 10
+    with pytest.raises(LegError) as caught:
+        run(source, steps=41)
+    assert caught.value.code == "steps-not-whole-units"
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "-float('inf')"])

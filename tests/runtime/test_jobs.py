@@ -21,6 +21,7 @@ from glasshouse.runtime.channel import channel_pair
 from glasshouse.runtime.command import Command
 from glasshouse.runtime.confine import Confinement
 from glasshouse.runtime.jobs import Job
+from glasshouse.runtime.steps import Board
 from tests.runtime.confined import USER, Mode, as_root, confined, scratch_of
 from tests.runtime.rig import alive, wait_until
 from tests.runtime.test_linux import in_child, needs_landlock, refusal
@@ -87,7 +88,15 @@ def run(
         telling = threading.Thread(target=tell)  # stands for the supervisor
         telling.start()
         ended = jobs.run(
-            one, place, None, theirs, os.pipe()[1], watch=lambda: None, seconds=seconds, on_gpu=False
+            one,
+            place,
+            None,
+            theirs,
+            os.pipe()[1],
+            board=Board(one.command.ranks),
+            watch=lambda: None,
+            seconds=seconds,
+            on_gpu=False,
         )
         telling.join()
         return {**asdict(ended.exit), "notes": list(ended.notes), "cpu": ended.cpu_sec}
@@ -307,7 +316,7 @@ def test_each_can_name_its_threads_as_cuda_does_and_write_nothing_else_of_proc(m
         _supervisor, trainer = channel_pair()
         ended = jobs.run(
             job(count=count), place, None, trainer, os.pipe()[1],
-            watch=lambda: None, seconds=0.0, on_gpu=False,
+            board=Board(count), watch=lambda: None, seconds=0.0, on_gpu=False,
         )  # fmt: skip
         found = [ast.literal_eval((place / f"found{rank}").read_text()) for rank in range(count)]
         return ended.exit.code, found, refusal(lambda: Path("/proc/self/oom_score_adj").write_text("1"))
