@@ -99,9 +99,9 @@ def _draw(job: Job, newest: Taken | None) -> None:
     now = watched.now
     assert now is not None
     state = job.found.status if job.over else "goes on"
-    what = f"record {now.number}, {length(now.elapsed_sec)} from its begin"
+    what = f"record {now.number}, {length(now.elapsed_sec)} from its beginning"
     say(f"run {job.found.run} {newest.launch.leg}-{newest.launch.launch}: {state}, {what}")
-    for line in now_lines(now, None if job.over else job.ceiling_sec):
+    for line in now_lines(now, job.ceiling_sec, over=job.over):
         say(line)
     for line in curve_lines(watched):
         say(line)
@@ -125,7 +125,10 @@ def drawn(found: Found) -> list[str]:
     for (leg, launch), watched in job.watched.items():
         now = watched.now
         if now is not None:
-            lines += ["", f"{leg}-{launch}, {now.number} sealed records: {', '.join(now_lines(now))}"]
+            lines += [
+                "",
+                f"{leg}-{launch}, {now.number} sealed records: {', '.join(now_lines(now, over=job.over))}",
+            ]
             lines += curve_lines(watched)
     return [*lines, *job.refused]
 
@@ -133,8 +136,6 @@ def drawn(found: Found) -> list[str]:
 def curve_lines(watched: Watched, count: int = _DRAWN) -> list[str]:
     """The first curves, drawn."""
     width = min(100, max(40, shutil.get_terminal_size().columns - 2))
-    lines: list[str] = []
-    for name, curve in list(watched.shown.items())[:count]:
-        if len(curve.xs) > 1:
-            lines += ["", *plot(curve, width=width, label=name.replace("_", " "))]
-    return lines
+    moving = [(name, curve) for name, curve in watched.shown.items() if min(curve.values) < max(curve.values)]
+    drawn = (plot(curve, width=width, label=name.replace("_", " ")) for name, curve in moving[:count])
+    return [line for lines in drawn for line in ("", *lines)]

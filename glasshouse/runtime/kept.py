@@ -267,7 +267,9 @@ class Kept(threading.Thread):
         if part.kind != kind:
             raise BrokenKeeperError
         self._part = None
-        if self._stopping:  # told to end before it had said this: nothing comes of it
+        if (
+            self._stopping and kind == "checkpoint"
+        ):  # told to end before it had said this: nothing comes of it
             part.drop()
             return
         number = part.number

@@ -1,12 +1,12 @@
 """What a job's owner watches: what is new since the last look, as bytes, for the keeper to seal.
 
-Followed are files that people's tools write anyway (FOLLOWED), what the job printed, what a built-in session
+Followed are files that people's tools write anyway (kind_of), what the job printed, what a built-in session
 notes, the optimizer steps that its processes counted, and the GPUs. Nothing is parsed here: the bytes are
 what the job wrote, and are read at home (glasshouse/watching).
 
-A record is never larger than MAX_BYTES, and is filled up to that: all have one size, whatever is in them. It
-is compressed, and what finds no room comes with the next, or,
-of what runs away, is left out: a record says from where to where each part is.
+A record is never larger than MAX_BYTES, and its container is padded to the smallest size: all have one size,
+whatever is in them. It is compressed, and what finds no room comes with the next, or, of what runs away, is
+left out: a record says from where to where each part is.
 
     b"GHWATCH1" then zlib of: one line of JSON (the head, see `_head`), and behind it the parts' bytes
 """
@@ -31,8 +31,6 @@ MAGIC = b"GHWATCH1"
 MAX_BYTES = 48 << 10  # of a record; its container is of the smallest padded size
 MAX_PLAIN_BYTES = 512 << 10  # of what one decompresses to
 MAX_PARTS = 64
-WATCH_SEC = 30.0
-WATCH_SHARE = 0.002  # of what the job took so far
 LOG_RING_BYTES, NOTES_RING_BYTES = 256 << 10, 64 << 10
 
 _RAW = (256 << 10, 128 << 10, 64 << 10, 32 << 10)  # of the parts, tried in turn; the last fits incompressible
@@ -54,11 +52,6 @@ _GPU_FIELDS = {
 }
 
 
-def watch_every(elapsed_sec: float, least_sec: float = WATCH_SEC) -> float:
-    """Seconds between records: more, the longer a job has run, so that their events have room."""
-    return max(least_sec, WATCH_SHARE * elapsed_sec)
-
-
 def kind_of(name: str) -> str | None:
     """How a file of this name is followed: as it grows, by its end (it is written anew), or not at all."""
     if name == "trainer_state.json":
@@ -73,14 +66,14 @@ class Watch:
     """What is watched, and how far. Paths and rings are there before the job begins.
 
     folder: the job's; None where there is none. log: what it printed. notes: JSON lines of a session of ours.
-    steps: what each process counted, by now. next_checkpoint: seconds until then.
+    steps: what each process counted, by now. on_gpu: whether it may train on the machine's GPUs.
     """
 
     folder: Path | None = None
     log: Ring | None = None
     notes: Ring | None = None
     steps: Callable[[], Sequence[int | None]] | None = None
-    next_checkpoint: Callable[[], float | None] | None = None
+    on_gpu: bool = True
     number: int = 0
     _began: float = field(default_factory=time.monotonic)
     _since: float = field(default_factory=time.time)
@@ -89,7 +82,10 @@ class Watch:
     log_at: int = 0
     notes_at: int = 0
     line: bytes = b""  # of the log: the beginning of one that is not ended
-    _smi: gpus.NvidiaSmi | None = field(default_factory=gpus.nvidia_smi)
+    _smi: gpus.NvidiaSmi | None = None
+
+    def __post_init__(self) -> None:
+        self._smi = gpus.nvidia_smi() if self.on_gpu else None
 
 
 @dataclass
@@ -109,20 +105,23 @@ class _Part:
     status: os.stat_result | None = None
 
 
-def collect(state: Watch) -> bytes:
+def collect(state: Watch, next_checkpoint_sec: float | None = None) -> bytes:
     """Return what is new, at most MAX_BYTES of it, and remember how far that was. Raises nothing.
+
+    next_checkpoint_sec: until the next one falls due; None: none does.
 
     Takes a few seconds at most, where a driver hangs ten once.
     """
     state.number += 1
     try:
-        return _collect(state)
+        return _collect(state, next_checkpoint_sec)
     except Exception as error:  # noqa: BLE001 -- whatever a job puts into its folder, its training goes on
         return _packed({**_when(state), "fault": type(error).__name__}, [])
 
 
-def _collect(state: Watch) -> bytes:
-    head = _head(state)
+def _collect(state: Watch, next_checkpoint_sec: float | None) -> bytes:
+    waiting = None if next_checkpoint_sec is None else round(next_checkpoint_sec, 1)
+    head = {**_head(state), "nextCheckpointSec": waiting}
     found, head["more"] = _found(state)
     new_log = _log_parts(state)
     notes = _notes_part(state)
@@ -150,10 +149,8 @@ def _when(state: Watch) -> dict[str, Any]:
 def _head(state: Watch) -> dict[str, Any]:
     """What is known without looking at the job's files."""
     steps = None if state.steps is None else [count for count in state.steps() if count is not None]
-    waiting = None if state.next_checkpoint is None else state.next_checkpoint()
     return {
         **_when(state),
-        "nextCheckpointSec": None if waiting is None else round(waiting, 1),
         "steps": steps,
         "gpus": _gpus(state),
     }

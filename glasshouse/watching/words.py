@@ -29,8 +29,11 @@ def length(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def now_lines(now: Now, ceiling_sec: float | None = None) -> list[str]:
-    """How it stands, in a few lines. ceiling_sec: when it is asked to end, where that was said."""
+def now_lines(now: Now, ceiling_sec: float | None = None, *, over: bool = False) -> list[str]:
+    """How it stands, or stood when it was over, in a few lines.
+
+    ceiling_sec: when it is asked to end, where that was said.
+    """
     said = []
     if now.done is not None:
         what = "its progress bar:" if now.by_bar else "step"
@@ -45,12 +48,12 @@ def now_lines(now: Now, ceiling_sec: float | None = None) -> list[str]:
         said.append(rate)
     if now.tokens_sec is not None:
         said.append(f"{number(round(now.tokens_sec))} tokens a second")
-    if now.left_sec is not None:
+    if now.left_sec is not None and not over:
         said.append(f"about {length(now.left_sec)} left")
-    if ceiling_sec is not None:
+    if ceiling_sec is not None and not over:
         left = max(0.0, ceiling_sec - now.elapsed_sec)
         said.append(f"asked to end in {length(left)} at the latest (model.max_hours)")
-    if now.next_checkpoint_sec is not None:
+    if now.next_checkpoint_sec is not None and not over:
         said.append(f"next checkpoint in {length(max(0.0, now.next_checkpoint_sec))}")
     lines = [", ".join(said)] if said else []
     values = [f"{name} {number(now.values[key])}" for key, name in _SHOWN.items() if key in now.values]
