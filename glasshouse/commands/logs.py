@@ -23,6 +23,7 @@ from glasshouse.commands.watched_runs import Job, Taken, explained, pick_job
 from glasshouse.errors import SealError, one_line
 from glasshouse.records.keys import owner_key
 from glasshouse.sealing.outputs import open_outputs
+from glasshouse.watching.lines import plain
 
 LOOK_SEC = 1.0
 NOBODY = "nobody follows this run: `glasshouse reap` fetches what its job sealed, and ends it"
@@ -88,7 +89,8 @@ def _print_whole(job: Job, *, as_json: bool) -> bool:
             raise explained(error) from error
         found = True
         for line in text.removesuffix("\n").split("\n") if text else ():
-            _line(item.leg, item.launch, line.rstrip("\r").rpartition("\r")[2], as_json=as_json, at=None)
+            shown = plain(line.rstrip("\r").rpartition("\r")[2])
+            _line(item.leg, item.launch, shown, as_json=as_json, at=None)
     return found
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from glasshouse.commands.logs import LOOK_SEC, NOBODY, stream
-from glasshouse.commands.records import RUNS, Found
+from glasshouse.commands.records import RUNS, Found, read_run
 from glasshouse.commands.terminal import say
 from glasshouse.commands.watched_runs import Job, Taken, explained, pick_job
 from glasshouse.errors import SealError, UsageError, harmless, one_line
@@ -98,7 +98,7 @@ def _draw(job: Job, newest: Taken | None) -> None:
     watched = newest.watched
     now = watched.now
     assert now is not None
-    state = job.found.status if job.over else "goes on"
+    state = read_run(job.path).status if job.over else "goes on"
     what = f"record {now.number}, {length(now.elapsed_sec)} from its beginning"
     say(f"run {job.found.run} {newest.launch.leg}-{newest.launch.launch}: {state}, {what}")
     for line in now_lines(now, job.ceiling_sec, over=job.over):

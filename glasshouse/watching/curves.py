@@ -6,7 +6,6 @@ event file. Each way is kept apart, and of a quantity the one that has most poin
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,7 @@ from glasshouse.watching.wandb import RunFile
 
 MAX_POINTS = 2000  # of a curve; of more each other one
 MAX_SOURCES, MAX_CURVES = 64, 64
-MAX_LINE_CHARS = 4000
 PRINTED, NOTED, STATE = "what it printed", "the session", "trainer_state.json"
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])?")
 _PENDING = 64 << 10  # of a line that does not end
 _RATES = 60  # records over which the speed is taken
 
@@ -135,7 +132,7 @@ class Watched:
                 said += self._printed(part)
                 found += _of(PRINTED, map(lines.from_printed, said))
             elif part.kind == "bar":
-                self.unfinished = _plain(part.data.decode("utf-8", "replace"))
+                self.unfinished = lines.plain(part.data.decode("utf-8", "replace"))
                 self._see_bar(self.unfinished)
             elif part.kind == "notes":
                 found += _of(NOTED, map(lines.from_json, self._noted.feed(part)))
@@ -149,7 +146,7 @@ class Watched:
         return Brought(tuple(said), tuple(found))
 
     def _printed(self, part: Part) -> list[str]:
-        said = [_plain(line) for line in part.data.decode("utf-8", "replace").split("\n")[:-1]]
+        said = [lines.plain(line) for line in part.data.decode("utf-8", "replace").split("\n")[:-1]]
         for line in said:
             self._see_bar(line)
         if part.begin > self._log_at:
@@ -197,7 +194,7 @@ class Watched:
                 own.setdefault(name, Curve()).add(one.step, value)
 
     def _measure(self, record: WatchRecord) -> None:
-        if record.steps:
+        if record.steps and record.steps[0]:
             self._steps.append((record.elapsed_sec, float(record.steps[0])))
         elif (loss := self.curve(LOSS)) is not None and loss.stepped:
             self._steps.append((record.elapsed_sec, loss.xs[-1]))
@@ -247,11 +244,6 @@ class Watched:
 
 def _of(source: str, found: Iterable[Point | None]) -> list[tuple[str, Point]]:
     return [(source, one) for one in found if one is not None]
-
-
-def _plain(line: str) -> str:
-    """A line without colours, movements of the cursor, and other sequences that begin with an escape."""
-    return _ESCAPES.sub("", line)[:MAX_LINE_CHARS]
 
 
 def _is_loss(name: str) -> bool:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from glasshouse.watching.points import LOSS, Point, named, number_of, point
 
 MAX_LINE = 16 << 10
+MAX_PLAIN = 4000  # characters of a line that is shown
 _PRINTED = 2 << 10
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])?")
 _DEPTH, _ITEMS = 3, 200
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _PAIR = re.compile(rf"""['"]([A-Za-z0-9_./ -]{{1,80}})['"]\s*:\s*['"]?({_NUMBER})['"]?\s*(?=[,}}])""")
@@ -29,6 +31,14 @@ _BAR = re.compile(
     r"([\d.]{1,12}|\?) ?(\w{0,12}/s|s/\w{1,12})"
 )
 _SCALE = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+def plain(line: str) -> str:
+    """A line without colours, movements of the cursor, and other sequences that begin with an escape.
+
+    What else no terminal should get is seen to where it is shown (errors.harmless).
+    """
+    return _ESCAPES.sub("", line)[:MAX_PLAIN]
 
 
 @dataclass(frozen=True)

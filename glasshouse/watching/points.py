@@ -10,7 +10,7 @@ from dataclasses import dataclass
 MAX_VALUES = 64
 MAX_NAME = 80
 _MOST = 1e100
-_SUMMARY = "train_runtime"
+_SUMMARY = {"train_runtime", "total_flos"}
 LOSS, EVAL_LOSS, RATE, TOKENS_SEC = "loss", "eval_loss", "learning_rate", "tokens_per_sec"
 TOKENS, STEP, EPOCH, TOTAL = "tokens", "step", "epoch", "total_steps"
 
@@ -70,9 +70,10 @@ def point(values: Iterable[tuple[str, object]], time: float | None = None) -> Po
     None also of a Trainer's summary at its end, whose `train_loss` is the mean over the whole training.
     """
     kept: dict[str, float] = {}
-    for tag, value in values:
-        if tag == _SUMMARY:
-            return None
+    said = list(values)
+    if not _SUMMARY.isdisjoint(tags := {tag for tag, _ in said}) and "train_loss" in tags:
+        return None
+    for tag, value in said:
         number = number_of(value)
         name = named(tag)
         if number is not None and name and name not in kept:
