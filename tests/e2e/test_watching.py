@@ -14,6 +14,7 @@ from tests.e2e.test_project import opened, project, words
 pytestmark = [pytest.mark.slow]
 
 NEEDLE = 0.0123456789
+EVENTS = "bundle/legs/s000-protected/events.jsonl"
 PLAIN = f"""
 import json, pathlib, sys, time
 pathlib.Path("out").mkdir()
@@ -79,7 +80,7 @@ def tells_nothing(run: Path) -> None:
     """What becomes public has of the records their number, their digests and their one size."""
     sizes = {path.stat().st_size for path in run.glob("watch/*/*.sealed")}
     assert len(sizes) == 1
-    events = [json.loads(line) for line in (run / "bundle/legs/s000-protected/events.jsonl").open()]
+    events = [json.loads(line) for line in (run / EVENTS).read_bytes().splitlines()]
     watched = [event["body"] for event in events if event["type"] == "watched"]
     assert len(watched) == len(list(run.glob("watch/*/*.sealed")))
     assert all(set(body) == {"number", "bytes", "ciphertextSha256"} for body in watched)

@@ -173,7 +173,7 @@ def test_what_trainings_print_is_read(line: str, step: int | None, values: dict[
     "line",
     [
         "Loss function: cross entropy", "no number of a loss", '{"label": 3, "text": "loss"}', "", "glossy 3",
-        "{'train_runtime': '0.2', 'train_loss': '2.852', 'epoch': '2.5'}", 
+        "{'train_runtime': '0.2', 'train_loss': '2.852', 'epoch': '2.5'}",
         '{"train_loss": 1, "total_flos": 2}',
         '{"loss": NaN}', "loss nan",
     ],
