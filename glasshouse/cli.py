@@ -37,6 +37,8 @@ COMMANDS = {
     "show": "one run: figures, checks, caveats, curves",
     "verify": "recompute a run's record from its evidence, offline",
     "open": "open what protected legs sealed for you",
+    "watch": "a private job as it goes on: curves, speed, GPUs, what is left",
+    "logs": "what a private job printed; -f as it goes on",
     "reap": "finish what a killed controller left; prove that nothing is left running",
     "doctor": "what this machine can and cannot do, each line with its remedy",
     "tamper": "attack the key broker in every known way, each beside an honest control",
@@ -49,7 +51,15 @@ COMMANDS = {
     "pages": "write the site's generated pages to a folder",
 }
 # What the base install lacks. `run` asks by itself: it also prints settings, which needs nothing.
-NEEDS = {"open": "run", "reap": "run", "tamper": "run", "broker": "run", "pages": "site"}
+NEEDS = {
+    "open": "run",
+    "watch": "run",
+    "logs": "run",
+    "reap": "run",
+    "tamper": "run",
+    "broker": "run",
+    "pages": "site",
+}
 COMPOSES = {"train", "run", "plan", "doctor", "reap"}  # what reads settings
 TAKE_COMMAND = {"train", "run", "plan", "doctor"}  # what stands behind -- is the user's own command
 INTERRUPTED, TERMINATED = 130, 143

@@ -110,6 +110,7 @@ class Job(Strict):
     max_hours: float | None = Field(default=None, gt=0, le=MAX_HOURS)  # its ceiling: it is asked to end then
     checkpoint_min: float = Field(default=10.0, ge=0, le=24 * 60.0)  # minutes between checkpoints; 0: none
     checkpoint_ready: str | None = Field(default=None, min_length=1, max_length=1024)
+    watch_sec: float = Field(default=30.0, ge=0, le=3600)  # between records for who watches; 0: none
     unattended: Literal["finish", "stop"] = "finish"
     max_resumes: int = Field(default=2, ge=0, le=10)  # machines in place of interruptible ones taken away
 

@@ -46,6 +46,7 @@ LAYERS = (
     ("judgement",),
     ("records",),
     ("publishing",),
+    ("watching",),
     ("lifecycle",),
     ("run",),
     ("config",),

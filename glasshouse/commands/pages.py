@@ -4,6 +4,8 @@
   glasshouse pages --out build/pages    the pages alone, the same bytes that `mkdocs build` takes
 
 Both show what is published and, labelled local, the rows that `glasshouse publish --local` put into build/.
+
+  glasshouse pages --private --out my-jobs     the curves of your private jobs in runs/, for nobody else
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from glasshouse.commands.terminal import emit, say, writing
 from glasshouse.errors import UsageError
+from glasshouse.extras import require
 from glasshouse.publishing.pages import render
 from glasshouse.publishing.publication_files import read_publication
 
@@ -22,11 +25,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="where to write the pages")
     where.add_argument("--site", type=Path, metavar="DIR", help="a new or empty folder to build the site in")
+    parser.add_argument(
+        "--private", action="store_true", help="the curves of the private jobs in runs/ instead"
+    )
     parser.add_argument("--committed", action="store_true", help="leave local rows in build/artifacts out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the publication, render it, write it."""
+    if args.private:
+        return _private(args)
     overlay = False if args.committed else None
     publication = read_publication(args.workspace, overlay=overlay)
     if args.site is not None:
@@ -42,6 +50,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         say(f"{len(pages)} files in {args.out}, from {len(publication.artifacts)} rows")
     return 0
+
+
+def _private(args: argparse.Namespace) -> int:
+    """Write what nobody else is to see."""
+    if args.out is None:
+        raise UsageError(
+            "--private needs a folder of its own", field="out", value="", remedy="give --out DIR"
+        )
+    require("run", "--private")
+    from glasshouse.commands.private_pages import write  # noqa: PLC0415  it needs what opens a seal
+
+    return write(args.out, args.workspace, as_json=args.json)
 
 
 def _site(args: argparse.Namespace, overlay: bool | None, rows: int) -> int:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from glasshouse.commands.records import RUNS, pick_run
+from glasshouse.commands.records import RUNS, Found, pick_run
 from glasshouse.commands.terminal import emit, say, spark, table
+from glasshouse.extras import missing
 from glasshouse.judgement.caveats import caveat
 from glasshouse.judgement.conclusions import blocks_lost, overhead_stated
 from glasshouse.judgement.record import ChainFigures, CheckLine, Figures
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if record is None:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")
+        _watched(found)
         return 0
     if found.control:
         say(f"this is a {found.control}")
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         _over_slots(record.figures, curves)
     else:
         _of_each_leg(curves)
+    _watched(found)
     _checks(record.checks)
     for code in record.reasons:
         why = reason(code)
@@ -189,6 +192,21 @@ def _of_each_leg(curves: Sequence[tuple[str, _Curves]]) -> None:
             say(f"\n{leg} loss        {spark(losses)}  {losses[0]:.4g} to {losses[-1]:.4g}")
         if rates:
             say(f"{leg} throughput  {spark(rates)}  {min(rates):.4g} to {max(rates):.4g} a second")
+
+
+def _watched(found: Found) -> None:
+    """Of a private job whose sealed records are at home: its curves, which nothing public has."""
+    if not (found.path / "watch").is_dir():
+        return
+    if missing("run"):
+        say(
+            "\nits curves are sealed for you: `glasshouse watch` opens them, and needs more than is installed"
+        )
+        return
+    from glasshouse.commands.watch import drawn  # noqa: PLC0415  it needs what opens a seal
+
+    for line in drawn(found):
+        say(line)
 
 
 def _over_slots(figures: Figures, curves: Sequence[tuple[str, _Curves]]) -> None:

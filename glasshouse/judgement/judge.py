@@ -12,6 +12,7 @@ from glasshouse.judgement.nothing_to_check import of_a_project
 from glasshouse.judgement.record import CheckLine, Excluded, Figures, Record, Status
 from glasshouse.judgement.rules import METHOD, OPEN, Check, check_rules, equal_outputs, method_of
 from glasshouse.measurement.roofline import host_bound
+from glasshouse.runtime.cadence import heads_every
 from glasshouse.schema import Hardened
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
@@ -111,7 +112,7 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         raw_disclosed=any(not slot.plan.lifecycle and slot.launches for slot in facts.slots),
         unproven_host_key=facts.allocation is not None and facts.allocation.unproven_host_key,
         max_gap_sec=max(gaps) if gaps else None,
-        head_interval_sec=spec.measure.head_interval_sec,
+        head_interval_sec=_head_interval(facts, method),
         witnessed=bool(facts.witnesses),
         provider=spec.provider.kind,
         dropped_blocks=0 if overhead is None else overhead.dropped_blocks,
@@ -131,6 +132,15 @@ def observed(facts: RunFacts, figures: Figures, method: int = METHOD) -> Observe
         checkpoint_unwitnessed=spec.continues is not None and not spec.continues.witnessed,
         bit_identical=any(explained for _, _, explained in equal_outputs(facts, method)),
     )
+
+
+def _head_interval(facts: RunFacts, method: int) -> float:
+    """How far apart heads are countersigned: those of a private job the farther, the longer it runs."""
+    every = facts.spec.measure.head_interval_sec
+    if facts.spec.payload == "public" or method < OPEN:
+        return every
+    launches = [launch.record for slot in facts.slots for launch in slot.launches]
+    return heads_every(max((each.ended_at - each.started_at for each in launches), default=0.0), every)
 
 
 def _disturbed(facts: RunFacts) -> tuple[str, ...]:

@@ -337,6 +337,7 @@ def event_log(live: LiveRun, leg: Leg) -> EventLog:
         leg=leg.id,
         launch=leg.launch,
         interval=live.run.spec.measure.head_interval_sec,
+        thinned=live.run.spec.payload == "private",
     )
 
 

@@ -23,6 +23,7 @@ from glasshouse.lifecycle.poll_script import POLL_SCRIPT
 from glasshouse.records.chain import sign_head
 from glasshouse.remote.pod import Pod
 from glasshouse.retry import RetryPolicy, retry
+from glasshouse.runtime.cadence import heads_every
 from glasshouse.runtime.events import check_line, event_hash, first_link
 from glasshouse.schema import Ended
 
@@ -118,7 +119,7 @@ class EventLog(EventReader):
     """The controller's copy of a leg's events, and its signed log of heads.
 
     A head is signed only when the events since the last one verify and extend it; so whoever
-    rewrites the chain later must have done it within one gap.
+    rewrites the chain later must have done it within one gap. `thinned`: the longer it takes, the wider.
     """
 
     def __init__(
@@ -130,13 +131,15 @@ class EventLog(EventReader):
         leg: str,
         launch: int,
         interval: float,
+        thinned: bool = False,
     ) -> None:
         super().__init__()
         self._folder = folder
         self._operator = operator
         self._names: _Names = {"run": run, "leg": leg, "launch": launch}
-        self._interval = interval
+        self._interval, self._thinned = interval, thinned
         self._signed = 0.0
+        self._made = time.monotonic()
 
     def resume(self) -> list[Event]:
         """Take up what a dead process left: check it, and cut off lines that it tore."""
@@ -162,7 +165,9 @@ class EventLog(EventReader):
         for seq, (line, event) in enumerate(zip(lines, events, strict=True), start=before):
             if event.type == "checkpoint-sealed" and seq < self.count - 1:
                 self._sign_head(seq, event_hash(line))  # it is stored with the chain up to here
-        if lines or (self.count and time.monotonic() - self._signed >= self._interval):
+        now = time.monotonic()
+        every = heads_every(now - self._made, self._interval) if self._thinned else self._interval
+        if lines or (self.count and now - self._signed >= every):
             assert self._prev is not None
             self._sign_head(self.count - 1, self._prev)
         return events

@@ -92,6 +92,7 @@ def checkpointing(spec: RunSpec) -> dict[str, Any]:
     return {
         "checkpoint_sec": spec.model.checkpoint_min * 60.0,
         "checkpoint_ready": spec.model.checkpoint_ready or "",
+        "watch_sec": spec.model.watch_sec,
     }
 
 

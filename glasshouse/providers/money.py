@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.schema import Slot
-from glasshouse.spec import MAX_HOURS, PAID_PROVIDERS, CloudProvider, Job, ProjectModel, RunSpec
+from glasshouse.spec import MAX_HOURS, PAID_PROVIDERS, CloudProvider, Job, RunSpec
 
 ATTEMPTS = 2  # one allocation and one replacement; both may be billed until their boot deadline
 DEAD_MAN_MARGIN_SEC = 900.0  # the timer in the pod only acts when nobody else did

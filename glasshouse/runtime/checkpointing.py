@@ -107,3 +107,12 @@ def steps_in(folder: Path) -> int | None:
     except OSError:
         return None
     return max(found, default=None)
+
+
+def due_in(folder: Path, every: float, since: float) -> float:
+    """Seconds until a session writes the next one; `since`: when it began (monotonic seconds)."""
+    try:
+        waited = time.time() - folder.stat().st_mtime  # of the last rename in it
+    except OSError:
+        waited = time.monotonic() - since
+    return max(0.0, every - waited)

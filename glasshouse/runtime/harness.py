@@ -25,6 +25,7 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine, resume
+from glasshouse.runtime.cadence import report_every
 from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.ranks import build as build_ranks
@@ -35,7 +36,6 @@ from glasshouse.runtime.wipe import Places
 from glasshouse.sealing.memory import address_of
 
 CURVE_POINTS = 100
-PROGRESS_SEC = 2.0
 DELAY_CHUNK_SEC = 0.1
 # Names inside a package, as workloads/package.py writes them.
 SOURCE_FILE = "workload.py"
@@ -249,7 +249,7 @@ def _stretch(
     whole, rest = (None, 0) if steps is None else divmod(steps, session.steps_per_unit)
     every = (seconds or 60.0) / CURVE_POINTS
     next_point = start + every
-    next_report = start + PROGRESS_SEC
+    next_report = start + report_every(0.0)
     chunk_start = start
     while True:
         now = time.monotonic()
@@ -274,7 +274,7 @@ def _stretch(
         if now >= next_report:
             body = {"phase": phase, "elapsedSec": round(now - start, 3), "units": units}
             report("progress", body)
-            next_report = now + PROGRESS_SEC
+            next_report = now + report_every(now - start)
     if rest:
         session.run_steps(rest)
     if delay_pct:

@@ -29,6 +29,7 @@ from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import machine, ranks, run_command
+from glasshouse.runtime.cadence import REPORT_SEC, report_every
 from glasshouse.runtime.channel import Channel
 from glasshouse.runtime.command import Command
 from glasshouse.runtime.forecast import Forecast
@@ -50,8 +51,6 @@ from glasshouse.runtime.strays import kill_strays
 
 HIDES = "CUDA_VISIBLE_DEVICES"  # empty: no GPU is seen
 THREADS = "OMP_NUM_THREADS"
-REPORT_SEC = 2.0
-REPORT_SHARE = 0.001  # of what a job took so far: a leg has room for so many events and no more
 LOOK_SEC = 0.05
 _PID = struct.Struct("=i")
 
@@ -167,11 +166,6 @@ def _notes_on(seen: list[Seen]) -> list[str]:
     unable = "its optimizer steps were not counted: this torch has no hooks for it"
     notes = [unable] if seen[0].unable else []
     return notes if (unlike := differing(seen)) is None else [*notes, unlike]
-
-
-def report_every(elapsed_sec: float) -> float:
-    """Seconds between reports that a job goes on: more, the longer it has run."""
-    return max(REPORT_SEC, REPORT_SHARE * elapsed_sec)
 
 
 def environments_of(job: Job, *, shm_private: bool, gpus: bool) -> list[dict[str, str]]:

@@ -34,6 +34,7 @@ from typing import Any
 
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import looking, residue
+from glasshouse.runtime.cadence import watch_every
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import close_inherited
 from glasshouse.runtime.linux import (
@@ -58,7 +59,6 @@ TRIES = 3  # of one checkpoint, which the job wrote to while it was sealed
 ANSWER_SEC = 600.0  # for the supervisor to have written to disk what it was given
 MARKER_BYTES = 24
 MAX_RECORD_BYTES = 56 << 10  # sealed and padded, all records up to this have one size (padding.py: FLOOR)
-WATCH_SHARE = 0.002  # of what the job took so far: the longer it runs, the rarer its records
 RECORD = "record"  # the one file in a sealed record
 NICE = 10  # the job goes first
 
@@ -191,8 +191,11 @@ def _serve(ends: Ends, duties: Duties) -> None:
         os.nice(NICE)
     os.set_blocking(ends.pipe, False)
     channel.send("hardened", {**asdict(hardening_state()), "pid": os.getpid()})
+    keeper = _Keeper(ends, duties)
     with contextlib.suppress(_StoppedError):
-        _Keeper(ends, duties).run()
+        keeper.run()
+    with contextlib.suppress(_StoppedError):
+        keeper.last()
     marker = bytearray(secrets.token_bytes(MARKER_BYTES))  # what a search of this process must find
     channel.send("ended", raw=marker)
     while True:
@@ -211,16 +214,20 @@ class _StoppedError(Exception):
 
 
 class _Pipe:
-    """Where ciphertext goes; a write ends in _StoppedError where the supervisor wants no more."""
+    """Where ciphertext goes; a write ends in _StoppedError where the supervisor wants no more.
 
-    def __init__(self, ends: Ends) -> None:
-        self._ends = ends
+    heed: whether it does; a record for whoever watches is small, and what it has is in no other.
+    """
+
+    def __init__(self, ends: Ends, *, heed: bool = True) -> None:
+        self._ends, self._heed = ends, heed
         self.bytes = 0
 
     def write(self, data: bytes | memoryview, /) -> int | None:
         """Write what the pipe takes."""
         poll = select.poll()
-        poll.register(self._ends.channel.fileno(), select.POLLIN)
+        if self._heed:
+            poll.register(self._ends.channel.fileno(), select.POLLIN)
         poll.register(self._ends.pipe, select.POLLOUT)
         while True:
             ready = dict(poll.poll())
@@ -260,6 +267,7 @@ class _Keeper:
         self._tries = 0
         self._taken: Look = {}
         self._marked: frozenset[Mark] = frozenset()  # what was marked by the last checkpoint
+        self._heard = False  # that it is to stop
 
     def run(self) -> None:
         """Work until the supervisor says that it is enough: raises _StoppedError."""
@@ -270,7 +278,7 @@ class _Keeper:
                 raise _StoppedError
             if time.monotonic() >= self._next_watch:
                 self._watch()
-                every = max(self._watch_every, WATCH_SHARE * (time.monotonic() - self._start))
+                every = watch_every(time.monotonic() - self._start, self._watch_every)
                 self._next_watch = max(self._next_watch + every, time.monotonic())
             if time.monotonic() >= self._next_look:
                 try:
@@ -279,6 +287,15 @@ class _Keeper:
                     self._channel.send("missed", {"kind": "checkpoint"})
                     self._began = time.monotonic()
                     self._due_again()
+
+    def last(self) -> None:
+        """After the job's end: one more record, so that whoever watches has all of it."""
+        if self._watch_every == math.inf:
+            return
+        if not self._heard:
+            self._channel.expect("stop", ANSWER_SEC)
+        self._every = math.inf  # no checkpoint falls due any more
+        self._watch()
 
     def _look(self) -> None:
         now, seen = time.monotonic(), self._seen()
@@ -356,11 +373,14 @@ class _Keeper:
         """Seal one more of a kind. None: what `described` looked at was not to be taken; False: there is none
         for another reason, which was said.
         """
-        number, pipe = self._numbers[kind], _Pipe(self._ends)
+        number, pipe = self._numbers[kind], _Pipe(self._ends, heed=kind == "checkpoint")
         self._channel.send("sealing", {"kind": kind, "number": number})
         try:
             sealed = seal(pipe, {**self._duties.context, kind: str(number)})
             more = described()
+        except _StoppedError:
+            self._channel.send("given-up", {"bytes": pipe.bytes})
+            raise
         except (SealError, OSError, MemoryError, TooManyError):
             self._channel.send("given-up", {"bytes": pipe.bytes})
             self._channel.send("missed", {"kind": kind})
@@ -381,6 +401,9 @@ class _Keeper:
         )
         answer = self._channel.receive(ANSWER_SEC).kind
         if answer == "stop":
+            self._heard = True
+            if kind == "watch":  # it is kept all the same
+                self._numbers[kind] += self._channel.receive(ANSWER_SEC).kind == "kept"
             raise _StoppedError
         if answer != "kept":
             return False

@@ -269,7 +269,9 @@ class Kept(threading.Thread):
         part = self._arrived(body)
         if part.kind != kind:
             raise BrokenKeeperError
-        if self._stopping:  # told to end before it had said this: nothing comes of it
+        if (
+            self._stopping and kind == "checkpoint"
+        ):  # told to end before it had said this: nothing comes of it
             self._part = None
             part.drop()
             return

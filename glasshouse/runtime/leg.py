@@ -33,6 +33,7 @@ from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.peers import Peers
 from glasshouse.runtime.residue import Needle
 from glasshouse.runtime.results import Keeping, NeedleReport, ProtectedEnd, RawEnd
+from glasshouse.runtime.ring import Ring
 from glasshouse.runtime.strays import kill_strays
 from glasshouse.sealing.outputs import seal_outputs
 from glasshouse.sealing.packing import write_all
@@ -44,10 +45,11 @@ LOG_TAIL_BYTES = 3 << 20  # the larger part: how a long job ended is what its ow
 class KeptLog:
     """The beginning and the end of what the trainer wrote; what lay between is counted and let go.
 
-    One thread may feed it while another reads it.
+    One thread may feed it while another reads it. `ring`: where whoever watches reads it as it comes.
     """
 
     def __init__(self, head: int = LOG_HEAD_BYTES, tail: int = LOG_TAIL_BYTES) -> None:
+        self.ring: Ring | None = None
         self._most_head, self._most_tail = head, tail
         self._head, self._tail = bytearray(), bytearray()
         self._left_out = 0
@@ -56,6 +58,8 @@ class KeptLog:
     def feed(self, part: bytes) -> None:
         """Take what was written next."""
         with self._changing:
+            if self.ring is not None:
+                self.ring.write(part)
             room = self._most_head - len(self._head)
             self._head += part[:room]
             self._tail += part[room:]

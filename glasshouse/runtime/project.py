@@ -39,8 +39,10 @@ from glasshouse.runtime.params import (
     LaunchParams,
 )
 from glasshouse.runtime.results import JobExit, LegResult, Wiped, WipeReport
+from glasshouse.runtime.ring import Ring
 from glasshouse.runtime.run_command import Site
 from glasshouse.runtime.steps import Board
+from glasshouse.runtime.watched import Watch, collect
 from glasshouse.runtime.wheel import WheelError, unpack
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import give_back
@@ -63,13 +65,15 @@ def work(
     execs: int,
     keep: Callable[[Duties], None],
     over: Callable[[], None],
+    printed: Ring | None = None,
 ) -> int:
     """Run the project to its end and seal what it left. `outputs`: write end of the pipe for that.
 
     Returns how many processes it left running, which were ended before.
 
     `execs`: of the socket by which the supervisor counts the programs that it starts (execs.watch).
-    `keep`: starts what seals checkpoints, once the project's files are there; `over` ends that.
+    `keep`: starts what seals checkpoints, once the project's files are there; `over` ends that. `printed`:
+    what it prints, for whoever watches.
 
     Raises LegError: project-not-written where its files find no room, dependencies-unmet for a bad wheel,
     ranks-cannot-meet.
@@ -97,7 +101,15 @@ def work(
     owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
     came = comes_back.sent(package.files[INDEX_NAME])
     only = comes_back.taken(place, job.outputs, came)
-    keep(Duties.of(launch, place / job.outputs, owner_public, lambda: board.read()[0].steps, only=only))
+    watched = Watch(
+        place, printed, steps=lambda: [each.steps for each in board.read()], on_gpu=launch.device != "cpu"
+    )
+    keep(
+        Duties.of(
+            launch, place / job.outputs, owner_public, lambda: board.read()[0].steps,
+            collect=partial(collect, watched), only=only,
+        )
+    )  # fmt: skip
     ended = jobs.run(
         job, place, site, channel, outputs, board=board,
         watch=partial(watch, execs, refuse=launch.refuse_execs), seconds=launch.job_sec, on_gpu=on_gpu,

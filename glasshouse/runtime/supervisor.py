@@ -52,8 +52,10 @@ from glasshouse.runtime.params import END_FILE, LaunchParams
 from glasshouse.runtime.peers import PeerDiedError
 from glasshouse.runtime.residue import Needle, Scannable, ScannedProcess, ServingProcess
 from glasshouse.runtime.results import NeedleReport, Zeroized
+from glasshouse.runtime.ring import Ring
 from glasshouse.runtime.strays import kill_strays
 from glasshouse.runtime.trainer import Plumbing
+from glasshouse.runtime.watched import LOG_RING_BYTES
 from glasshouse.sealing.memory import overwrite
 
 STEP_TIMEOUT_SEC = 120.0
@@ -105,6 +107,8 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     out_read, out_write = os.pipe()
     execs, execs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keeper, keeper_ends = _keeper_plumbing() if launch.keeps else (None, None)
+    if launch.watch_sec:  # before the forks, which share it
+        leg.log.ring = Ring(LOG_RING_BYTES)
 
     supervisor = os.getpid()
     pid = os.fork()
@@ -119,8 +123,9 @@ def _lifecycle(leg: LegState, guard: int) -> None:
         if keeper is not None:
             keeper.close()
         plumbing = Plumbing(
-            trainer_end, log_write, out_write, str(leg.scratch), execs_end.detach(), keeper_ends, supervisor
-        )
+            trainer_end, log_write, out_write, str(leg.scratch), execs_end.detach(), keeper_ends, supervisor,
+            leg.log.ring,
+        )  # fmt: skip
         custodian.main(custodian_end, launch, plumbing)
     leg.children.add(pid)
     # After the fork: no other role holds these.

@@ -43,14 +43,17 @@ from glasshouse.runtime.linux import (
     private_shm,
     restrict_writes,
 )
+from glasshouse.runtime.noted import Noted
 from glasshouse.runtime.offline import offline_environment
 from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.ranks import RankedSession
 from glasshouse.runtime.readable import existing
 from glasshouse.runtime.results import Wiped
+from glasshouse.runtime.ring import Ring
 from glasshouse.runtime.seccomp import can_filter
 from glasshouse.runtime.session import Session, Tensor
 from glasshouse.runtime.session_end import SessionEnd
+from glasshouse.runtime.watched import NOTES_RING_BYTES, Watch, collect
 from glasshouse.runtime.wipe import place_of, wipe_tensors
 from glasshouse.sealing.container import OpenedPackage
 from glasshouse.sealing.memory import overwrite
@@ -84,6 +87,7 @@ class Plumbing:
     execs: int  # of a job: where its processes say how their execs are counted (execs.watch)
     keeper: Ends | None  # what the keeper is to have; None: there is to be none
     supervisor: int  # its pid: whoever else is the parent is not
+    printed: Ring | None = None  # what it printed, for whoever watches
 
 
 def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> None:
@@ -106,7 +110,8 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
                 scratch=scratch,
                 outputs=plumbing.outputs,
                 execs=plumbing.execs,
-                keep=partial(_fork_keeper, plumbing, package),
+                keep=partial(_fork_keeper, plumbing, package, others=(plumbing.execs,)),
+                printed=plumbing.printed,
                 over=partial(_end_keeper, plumbing, channel),
             )
             channel.send("needles-done", {"strays": strays})
@@ -254,13 +259,27 @@ def _work(
 ) -> None:
     owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
     folder = scratch / checkpointing.FOLDER
-    duties = Duties.of(launch, folder, owner_public, lambda: checkpointing.steps_in(folder))
-    every = duties.checkpoint_sec
+    every = launch.checkpoint_sec
+    notes, seen = Ring(NOTES_RING_BYTES), time.monotonic()
+
+    def record(_due: float | None) -> bytes:
+        """The keeper's own look falls due every moment: when a session writes, it says itself."""
+        due = checkpointing.due_in(folder, every, seen) if every else None
+        return collect(watch, due)
+
+    watch = Watch(None, plumbing.printed, notes, on_gpu=launch.device != "cpu")
+    duties = Duties.of(launch, folder, owner_public, lambda: checkpointing.steps_in(folder), collect=record)
     if every:  # what is written has a cadence of its own, and is sealed once it is there
         duties = replace(
             duties, only=checkpointing.is_written, marked_only=True, checkpoint_sec=min(every, LOOK_SEC)
         )
     _fork_keeper(plumbing, package, duties)
+
+    def trained(session: Session) -> Session:
+        if every:
+            session = checkpointing.Checkpointed(session, folder, every)
+        return Noted(session, notes, launch.stretch.steps) if launch.watch_sec else session
+
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
     salt = b64u_decode(str(package.extra["matchSalt"]))
     end = SessionEnd(channel, launch.job_sec) if launch.private else None
@@ -272,7 +291,7 @@ def _work(
         salt=salt,
         report=channel.send,
         ranks=launch.ranks,
-        kept=lambda session: checkpointing.Checkpointed(session, folder, every) if every else session,
+        kept=trained,
         ended=end or (lambda: False),
         forecast=Forecast(launch.job_sec) if launch.private else None,
     )

@@ -21,7 +21,7 @@ from glasshouse.lifecycle.live_run import LiveRun, create
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.money import JOB_GRACE_SEC
 from glasshouse.remote.pod import Pod
-from glasshouse.runtime.jobs import report_every
+from glasshouse.runtime.cadence import report_every
 from glasshouse.runtime.supervisor import MAX_EVENTS
 from glasshouse.spec import MAX_HOURS
 from tests.lifecycle.test_upload import Cutting

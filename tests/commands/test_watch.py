@@ -1,0 +1,230 @@
+"""`glasshouse watch`, `logs`, `show` and `pages --private`: what sealed records tell their owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.canonical import sha256_hex
+from glasshouse.lifecycle.run_folder import RunLock
+from glasshouse.runtime.watched import MAGIC
+from tests.commands.kit import ROOT, Call
+from tests.watching.kit import RUN, SAMPLES, JobAtHome, seal
+
+
+@pytest.fixture
+def job(elsewhere: Path) -> JobAtHome:
+    """A job that nobody follows."""
+    return JobAtHome(elsewhere / "runs", steps=400, duration=None)
+
+
+def train(job: JobAtHome, first: int = 1, last: int = 20) -> None:
+    """Let the job print, and write lines of JSON."""
+    for step in range(first, last + 1):
+        job.log.write(f"step {step}: loss {2 / step:.3f}\n".encode())
+        with (job.job / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps({"step": step, "loss": 2 / step, "lr": 1e-3}) + "\n")
+
+
+def test_watch_draws_what_came_and_says_that_nobody_follows(job: JobAtHome, call: Call) -> None:
+    train(job)
+    job.record()
+    train(job, 21, 30)
+    job.record()
+    code, out, err = call("watch", RUN)
+    assert code == 0
+    assert "s000-1: goes on, record 2" in out
+    assert "step 30 of 400 (8 %)" in out
+    assert "loss 0.06667   learning rate 0.001" in out
+    assert "step 30\n" in out  # the axis beneath the curve
+    assert "nobody follows this run: `glasshouse reap`" in err
+
+
+def test_watch_streams_json_a_line_a_record(job: JobAtHome, call: Call) -> None:
+    train(job, 1, 2)
+    job.record()
+    train(job, 3, 3)
+    job.record()
+    code, out, _ = call("watch", str(job.path), "--json")
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert (first["run"], first["leg"], first["launch"], first["number"]) == (RUN, "s000", 1, 1)
+    assert [one["step"] for one in first["points"] if one["source"] == "metrics.jsonl"] == [1, 2]
+    assert (second["loss"], second["learningRate"], second["total"]) == (2 / 3, 1e-3, 400)
+
+
+def test_every_kind_of_file_is_watched(job: JobAtHome, call: Call) -> None:
+    for name, sample in (
+        ("events.out.tfevents.1.x", "events.out.tfevents.tensorboardx"),
+        ("run-a.wandb", "run.wandb"),
+        ("trainer_state.json", "trainer_state.json"),
+    ):
+        (job.job / name).write_bytes((SAMPLES / sample).read_bytes())
+    for _ in range(3):  # W&B's file takes more than one record
+        job.record()
+    said = [json.loads(line) for line in call("watch", RUN, "--json")[1].splitlines()]
+    points = [one for each in said for one in each["points"]]
+    count = {
+        source: sum(one["source"] == source for one in points) for source in {p["source"] for p in points}
+    }
+    assert count == {"events.out.tfevents.1.x": 40, "run-a.wandb": 100, "trainer_state.json": 24}
+
+
+def test_logs_prints_what_the_terminal_can_bear(job: JobAtHome, call: Call) -> None:
+    job.log.write("a\tb\n\x1b]52;c;aGk=\x07\x1b[31mred\x1b[0m \x9b1m\u202e end\nhalf".encode())
+    job.record()
+    code, out, err = call("logs", RUN)
+    assert code == 0
+    assert out == "a    b\nred \ufffd1m\ufffd end\n"
+    assert "nobody follows this run" in err
+    (said,) = [json.loads(line) for line in call("logs", "--json", RUN)[1].splitlines()][1:]
+    assert (said["leg"], said["launch"], said["line"]) == ("s000", 1, "red \x9b1m\u202e end")
+
+
+def test_logs_follows_a_run_that_another_process_works_on(job: JobAtHome, glasshouse_home: Path) -> None:
+    lock = RunLock(job.path)
+    assert lock.take()
+    job.log.write(b"one\n")
+    job.record()
+    command = [sys.executable, "-m", "glasshouse", "logs", "-f", RUN]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as following:
+        assert following.stdout is not None
+        watchdog = threading.Timer(60, following.kill)
+        watchdog.start()
+        try:
+            assert following.stdout.readline() == "one\n"
+            job.log.write(b"two\n")
+            job.record()
+            assert following.stdout.readline() == "two\n"
+            job.log.write(b"three\n")
+            job.record()
+            job.end()
+            assert following.stdout.readline() == "three\n"
+            assert following.wait(30) == 0
+        finally:
+            watchdog.cancel()
+            lock.close()
+
+
+def test_a_run_that_is_no_job_is_refused_in_a_line(elsewhere: Path, call: Call) -> None:
+    JobAtHome(elsewhere / "runs", order="raw-first", payload="public")
+    for command in ("watch", "logs"):
+        code, _, err = call(command, RUN)
+        assert code == 2
+        assert err == (
+            f"error: only a private job is watched, and this run is none (run={RUN}): "
+            "`glasshouse show` has its curves once it is over\n"
+        )
+    assert call("watch", "2031")[0] == 2
+
+
+def test_before_the_first_record_that_is_said(job: JobAtHome, call: Call) -> None:
+    assert "no record has come home yet" in call("watch", RUN)[1]
+    job.end()
+    code, out, err = call("watch", RUN)
+    assert (code, err) == (0, "")
+    assert "it was over before the first" in out
+
+
+def test_only_what_the_events_name_is_taken(job: JobAtHome, call: Call) -> None:
+    train(job, 1, 1)
+    job.record()
+    job.watch.number = 9  # nobody signed it
+    (job.place / "000002.sealed").write_bytes(seal(2, MAGIC)[0])
+    assert '"number": 1' in call("watch", RUN, "--json")[1]
+    job.event(2, "00" * 32)
+    err = call("watch", RUN)[2]
+    assert "s000-1 record 2: it is not the one that the events name" in err
+    for number, (data, digest) in {3: seal(3, b"no record"), 4: seal(4, b"", files=("a", "b"))}.items():
+        (job.place / f"{number:06d}.sealed").write_bytes(data)
+        job.event(number, digest)
+    err = call("watch", RUN)[2]
+    assert "s000-1 record 3: not of this form" in err
+    assert "s000-1 record 4: it holds something else" in err
+
+
+def test_a_record_in_anothers_place_is_not_opened(job: JobAtHome, call: Call) -> None:
+    path = job.record()
+    job.event(2, sha256_hex(path.read_bytes()))
+    (job.place / "000002.sealed").write_bytes(path.read_bytes())
+    code, out, err = call("watch", RUN)
+    assert code == 0
+    assert "record 1," in out
+    assert "s000-1 record 2: " in err
+    assert "grant-unwrap-failed" in err
+    path.unlink()
+    code, _, err = call("watch", RUN)
+    assert code == 1
+    assert "sealed for another owner's key than this machine's, or altered since" in err
+
+
+def test_anothers_key_opens_nothing(
+    job: JobAtHome, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    job.record()
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(tmp_path_factory.mktemp("another")))
+    for command in ("watch", "logs"):
+        code, _, err = call(command, RUN)
+        assert code == 1
+        assert "another owner's key" in err
+        assert "GLASSHOUSE_HOME of then" in err
+
+
+def test_show_draws_the_curves_of_a_run_without_a_record(job: JobAtHome, call: Call) -> None:
+    train(job)
+    job.record()
+    code, out, _ = call("show", RUN)
+    assert code == 0
+    assert "s000-1, 1 sealed records: step 20 of 400 (5 %)" in out
+    assert "⠑" in out
+
+
+def test_private_pages_are_for_nobody_else(job: JobAtHome, elsewhere: Path, call: Call) -> None:
+    train(job)
+    job.record()
+    JobAtHome(elsewhere / "runs", "20260103-030405-ffffff", order="raw-first", payload="public")
+    code, out, _ = call("pages", "--private", "--out", "mine")
+    assert code == 0
+    assert "1 private jobs with curves" in out
+    pages = {path.name: path for path in Path("mine").iterdir()}
+    assert set(pages) == {"index.html", f"{RUN}.html"}
+    assert Path("mine").stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in pages.values())
+    assert "<path d=" in pages[f"{RUN}.html"].read_text()
+    assert call("pages", "--private", "--out", "mine", "--json")[0] == 0  # they are replaced
+
+
+@pytest.mark.parametrize("place", ["build/mine", "site/mine"])
+def test_private_pages_do_not_lie_where_the_site_is_made(place: str, call: Call) -> None:
+    code, _, err = call("pages", "--private", "--out", str(ROOT / place))
+    assert code == 2
+    assert "what lies there becomes public" in err
+    assert not (ROOT / place).exists()
+
+
+def test_private_pages_do_not_lie_where_others_look(call: Call) -> None:
+    Path("open").mkdir(mode=0o755)
+    assert "chmod 700" in call("pages", "--private", "--out", "open")[2]
+    assert "give --out DIR" in call("pages", "--private", "--site", "open")[2]
+    assert list(Path("open").iterdir()) == []
+
+
+def test_nothing_of_a_jobs_curves_lies_in_its_bundle(job: JobAtHome, call: Call) -> None:
+    train(job)
+    job.record()
+    before = listing(job.path)
+    for words in (["watch", RUN], ["logs", RUN], ["show", RUN]):
+        assert call(*words)[0] == 0
+    assert listing(job.path) == {**before, "lock": b""}
+
+
+def listing(folder: Path) -> dict[str, Any]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
