@@ -49,7 +49,7 @@ def _finished(out: Path) -> dict[bytes, str]:
         try:
             state, judged = parse_json((folder / "run.json").read_bytes()), parse_json(record.read_bytes())
             if judged["status"] == "verified":
-                # Read anew: settings that an earlier version did not have had the values of their defaults now.
+                # Read anew: settings that an earlier version did not have had what are their defaults now.
                 spec = RunSpec.model_validate_json(canonical_json(state["spec"]))
                 found[canonical_json(spec.model_dump(mode="json"))] = str(judged["run"])
         except (OSError, CanonicalError, KeyError, TypeError, ValueError):
