@@ -103,7 +103,7 @@ def test_the_example_is_a_private_job_whose_model_comes_back(program: Program, t
 
 @pytest.mark.soak  # half a minute; the example as a private job stays
 def test_the_example_as_a_pair_shows_both_arms_curves(program: Program) -> None:
-    code, record, folder, err = run(program, *EXAMPLE, "duration=1.5")
+    code, record, folder, err = run(program, *EXAMPLE, "duration=3")
     assert code == 0, err
     assert record["status"] == "verified"
     assert record["figures"]["overheadPct"] is not None
