@@ -117,13 +117,25 @@ def test_a_session_that_cannot_be_written_trains_on(
 ) -> None:
     folder = tmp_path / "checkpoints"
     one = Checkpointed(session(**more), folder, 0.0)
-    for _ in range(3):
+    assert not folder.exists()  # none was due yet
+    for _ in range(checkpointing.TRIES + 1):
         one.run_unit()
     said = capsys.readouterr().out
     assert words in said
     assert said.startswith("glasshouse: no checkpoints")
     assert said.count("\n") == 1  # once
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == [checkpointing.UNABLE]
+
+
+def test_a_row_says_so_of_a_class_that_has_no_state_once_one_was_due() -> None:
+    with rig() as one:  # whose class has none
+        leg = keeping(one, seconds=5.0)
+        assert leg.wait(60)["status"] == "complete", leg.log
+        assert leg.event("zeroized")["keeper"] == {"exit": 0, "ended": "asked", "checkpoints": 0, "missed": 1}
+        assert not (leg.folder / "checkpoints").exists()
+        with one.open(leg, "log.sealed") as opened:
+            said = bytes(opened.files["trainer.log"])
+        assert b"glasshouse: no checkpoints are made of it: TypeError: its session has no state()" in said
 
 
 def keeping(one: Rig, **changes: Any) -> Launched:
