@@ -36,6 +36,7 @@ from glasshouse.providers.money import (
     machines,
     rental_deadline_sec,
 )
+from glasshouse.runtime.comes_back import WHOLE
 from glasshouse.runtime.params import GRACE_SEC
 from glasshouse.schema import Slot
 from glasshouse.spec import CloudProvider, Job, ProjectModel, RunSpec
@@ -188,6 +189,8 @@ def _print(cells: Sequence[Cell]) -> None:
     models = [cell.spec.model for cell in cells]
     for words in dict.fromkeys(comes_back(m.outputs) for m in models if isinstance(m, ProjectModel)):
         say(words)
+    for words in dict.fromkeys(filter(None, (_checkpoint_line(cell.spec) for cell in cells))):
+        say(words)
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
     for words in dict.fromkeys(_ceiling_line(cell.spec) for cell in cells if cell.spec.job):
@@ -230,6 +233,21 @@ def _ceiling_line(spec: RunSpec) -> str:
     return (
         f"ceiling: {hours:.4g} h from its start ({why}); it is asked to end then, has {GRACE_SEC:.0f} s to "
         "save, and what it has comes back"
+    )
+
+
+def _checkpoint_line(spec: RunSpec) -> str:
+    """What a job's checkpoints are of, and the room that they need; "" of a run that has none."""
+    model = spec.model
+    if spec.payload != "private" or not isinstance(model, Job) or not model.checkpoint_min:
+        return ""
+    of = "what it goes on from"
+    if isinstance(model, ProjectModel):
+        whole = model.outputs == WHOLE
+        of = "what it made or changed by then" if whole else f"{model.outputs} as it is then"
+    return (
+        f"checkpoints: every {model.checkpoint_min:g} min (model.checkpoint_min), {of}; two are kept: "
+        "the machine's disk needs room for two, for a third while one is fetched, and this one for two"
     )
 
 
