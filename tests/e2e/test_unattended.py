@@ -57,6 +57,15 @@ def at_work(program: Program, tmp_path: Path, *settings: str) -> tuple[subproces
     return process, folder
 
 
+def over(sshd: Sshd, tmp_path: Path) -> list[str]:
+    """Settings of a machine that somebody has, behind OpenSSH."""
+    return [
+        "provider=ssh", "provider.host=127.0.0.1", f"provider.port={sshd.port}",
+        f"provider.user={sshd.user}", f"provider.key={sshd.key}",
+        f"provider.python={sys.executable}", f"provider.workdir={tmp_path}/pod",
+    ]  # fmt: skip
+
+
 def ends(place: Path) -> None:
     """The job comes to its end on its machine, whose folders lie under `place`, with whoever is there."""
     (leg,) = place.glob("**/legs/s000-1")
@@ -143,22 +152,32 @@ def test_its_watchdog_brings_it_to_its_end(program: Program, tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-def test_a_computer_that_sleeps_past_its_end_goes_on_where_it_was(program: Program, tmp_path: Path) -> None:
-    process, folder = at_work(program, tmp_path)
+@pytest.mark.sshd
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_computer_that_sleeps_past_its_end_goes_on_where_it_was(
+    program: Program, sshd: Sshd, cut: bool, tmp_path: Path
+) -> None:
+    there = over(sshd, tmp_path) if cut else []
+    process, folder = at_work(program, tmp_path, *there)
     watchdog = watchdog_of(folder)
     for pid in (watchdog, process.pid):
         os.kill(pid, signal.SIGSTOP)
-    ends(program.home / "state/pods")
-    time.sleep(25)  # longer than a connection lives without a sign
+    if cut:  # a router forgets the connection meanwhile
+        for pid in sshd.sessions():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    ends(tmp_path / "pod" if cut else program.home / "state/pods")
+    time.sleep(20)  # longer than a connection lives without a sign
     for pid in (watchdog, process.pid):
         os.kill(pid, signal.SIGCONT)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
+    assert ("connection lost" in err) or not cut
     record = json.loads(out)["runs"][0]
     assert record["status"] == "verified"
     assert {"event-gap", "unattended"} & set(record["caveats"]) == {"event-gap"}
     assert files(opened(program, folder, tmp_path / "back")) == SAVED
-    check_gone(program, folder)
+    assert program("reap").returncode == 0
 
 
 @pytest.mark.soak
@@ -260,11 +279,7 @@ def test_a_rented_one_that_fails_or_is_gone_ends_as_a_row(runpod: Rents, tmp_pat
 @pytest.mark.soak
 @pytest.mark.sshd
 def test_over_openssh_too_and_it_can_be_stopped(program: Program, sshd: Sshd, tmp_path: Path) -> None:
-    process, folder = at_work(
-        program, tmp_path, "provider=ssh", "provider.host=127.0.0.1", f"provider.port={sshd.port}",
-        f"provider.user={sshd.user}", f"provider.key={sshd.key}",
-        f"provider.python={sys.executable}", f"provider.workdir={tmp_path}/pod",
-    )  # fmt: skip
+    process, folder = at_work(program, tmp_path, *over(sshd, tmp_path))
     kill_with_watchdog(process, folder)
     alone(program, folder)
     done = program("reap", "--stop", folder.name)
