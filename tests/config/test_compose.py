@@ -255,3 +255,29 @@ def test_a_project_is_refused_what_it_cannot_have(words: list[str], said: str) -
         config.load(["model=project", "model.folder=.", "model.command=[python,a.py]", *words])
     assert said in caught.value.line()
     assert "\n" not in caught.value.line()
+
+
+JOB = ["gpu=h100", "order=protected-only", "payload=private"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["steps=5"], "missing setting (model.max_hours=null): on a machine that is paid for"),
+        (["epochs=2"], "missing setting (model.max_hours=null): on a machine that is paid for"),
+        (["duration=7201", "model.max_hours=2"], "model.max_hours would end it before its duration is over"),
+        (["steps=5", "model.max_hours=400"], "model.max_hours=400"),
+    ],
+)
+def test_a_rented_job_has_a_ceiling_that_fits_its_length(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load([*JOB, *words])
+    assert said in caught.value.line()
+    assert "\n" not in caught.value.line()
+
+
+@pytest.mark.parametrize(
+    "words", [["steps=5", "model.max_hours=1"], ["duration=3600"], ["duration=3600", "model.max_hours=1"]]
+)
+def test_a_rented_job_whose_ceiling_is_known_is_taken(words: list[str]) -> None:
+    assert config.load([*JOB, *words]).job
