@@ -27,7 +27,7 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import looking, residue
 from glasshouse.runtime.cadence import watch_every
 from glasshouse.runtime.channel import Channel, ChannelClosedError
+from glasshouse.runtime.confine import close_inherited
 from glasshouse.runtime.linux import (
     PR_SET_PDEATHSIG,
     gpu_devices,
@@ -119,10 +120,8 @@ class Duties:
         )  # fmt: skip
 
 
-def fork(
-    ends: Ends, duties: Duties, package: OpenedPackage, *, supervisor: int, close: Sequence[int]
-) -> None:
-    """Start a keeper, and close `ends` here. `close`: descriptors of the trainer that it must not have.
+def fork(ends: Ends, duties: Duties, package: OpenedPackage, *, supervisor: int) -> None:
+    """Start a keeper, and close `ends` here. Of all other descriptors it has none.
 
     For a process of one thread. Where no process is to be had there is no keeper, and the supervisor sees it.
     """
@@ -135,7 +134,7 @@ def fork(
         try:
             own = os.getpid()
             if os.fork() == 0:
-                _main(ends, duties, package, between=own, supervisor=supervisor, close=close)
+                _main(ends, duties, package, between=own, supervisor=supervisor)
         finally:
             os._exit(0)
     os.waitpid(between, 0)
@@ -149,16 +148,15 @@ def _main(
     *,
     between: int,
     supervisor: int,
-    close: Sequence[int],
 ) -> None:
     """Run the keeper to its exit; never returns."""
     code = 1
     try:
-        for descriptor in close:
-            os.close(descriptor)
+        close_inherited(ends.descriptors)
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # nothing of it may print: tracebacks hold data
             os.dup2(null, stream)
+        os.close(null)
         while os.getppid() == between:
             time.sleep(0.001)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -182,7 +180,10 @@ def _let_go(package: OpenedPackage | None) -> None:
 
 def _serve(ends: Ends, duties: Duties) -> None:
     channel = ends.channel
-    channel.send_descriptors(residue.open_self())
+    opened = residue.open_self()
+    channel.send_descriptors(opened)
+    for descriptor in opened:
+        os.close(descriptor)
     harden()
     with contextlib.suppress(OSError):  # within the trainer's own domain, which holds in any case
         restrict_writes([], [device for device in gpu_devices() if device.is_relative_to("/dev")])

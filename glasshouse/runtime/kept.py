@@ -138,8 +138,9 @@ class Kept(threading.Thread):
         except (ChannelClosedError, LegError, OSError, BrokenKeeperError):
             pass  # `end` and `kill` see to what is left of it
         finally:
-            if self._part is not None:
-                self._part.drop()
+            part, self._part = self._part, None
+            if part is not None:
+                part.drop()
 
     def end(self, needles: list[Needle]) -> tuple[Keeping, list[Needle], int]:
         """Have it end its work, search its memory for `needles`, reap it. What became of it, and what was
@@ -156,6 +157,8 @@ class Kept(threading.Thread):
                 self._channel.send("exit")
         ended: Literal["asked", "killed", "died"] = "asked" if found else "died" if died else "killed"
         code = self._reap(asked=bool(found))
+        if self._scannable is not None:
+            self._scannable.close()
         made = self._next["checkpoint"] - 1
         missed = self._missed["checkpoint"]
         if ended != "asked":
@@ -188,19 +191,19 @@ class Kept(threading.Thread):
 
     def _meet(self) -> None:
         descriptors = self._channel.receive_descriptors()
+        if len(descriptors) == 2:
+            self._scannable = ScannedProcess(*descriptors)
+        else:
+            self._scannable = ServingProcess(self._channel, lambda: STEP_SEC)
         body = self._channel.expect("hardened", STEP_SEC).body
         pid = body.get("pid")
         if type(pid) is not int or pid < 2:
             raise BrokenKeeperError
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError as error:  # none of ours
+        except (ChildProcessError, OverflowError) as error:  # none of ours
             raise BrokenKeeperError from error
         self.pid = pid
-        if len(descriptors) == 2:
-            self._scannable = ScannedProcess(*descriptors)
-        else:
-            self._scannable = ServingProcess(self._channel, lambda: STEP_SEC)
         if body.get("dumpable") != 0 or body.get("no_new_privs") is not True:
             raise BrokenKeeperError
 
@@ -266,18 +269,18 @@ class Kept(threading.Thread):
         part = self._arrived(body)
         if part.kind != kind:
             raise BrokenKeeperError
-        self._part = None
-        if (
-            self._stopping and kind == "checkpoint"
-        ):  # told to end before it had said this: nothing comes of it
+        if self._stopping and kind == "checkpoint":
+            self._part = None  # told to end before it had said this: nothing comes of it
             part.drop()
             return
         number = part.number
         if number > MAX_NUMBER[kind] or not part.named(shown["ciphertextSha256"]):
+            self._part = None
             part.drop()
             self._missed[kind] += 1
             self._channel.send("not-kept")
             return
+        self._part = None
         with self._signing:
             if self._closed:
                 self._remove(kind, number)
@@ -302,17 +305,14 @@ class Kept(threading.Thread):
     def _searched(self, needles: list[Needle], marker: bytearray) -> tuple[list[Needle], int]:
         assert self._scannable is not None
         sought = [*(Needle(each.klass, each.data) for each in needles), Needle("keeper-marker", marker)]
-        try:
-            for needle, count in zip(sought, self._scannable.scan(sought).counts, strict=True):
-                needle.positive_control = count
-            self._channel.send("wipe")
-            self._channel.expect("wiped", STEP_SEC)
-            scan = self._scannable.scan(sought)
-            for needle, count in zip(sought, scan.counts, strict=True):
-                needle.after = count
-            return sought, scan.unreadable_regions
-        finally:
-            self._scannable.close()
+        for needle, count in zip(sought, self._scannable.scan(sought).counts, strict=True):
+            needle.positive_control = count
+        self._channel.send("wipe")
+        self._channel.expect("wiped", STEP_SEC)
+        scan = self._scannable.scan(sought)
+        for needle, count in zip(sought, scan.counts, strict=True):
+            needle.after = count
+        return sought, scan.unreadable_regions
 
     def _reap(self, *, asked: bool) -> int | None:
         """Its exit code, negative for a signal; None where there was none of it, or it cannot be ended."""

@@ -108,7 +108,7 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
                 scratch=scratch,
                 outputs=plumbing.outputs,
                 execs=plumbing.execs,
-                keep=partial(_fork_keeper, plumbing, package, others=(plumbing.execs,)),
+                keep=partial(_fork_keeper, plumbing, package),
                 printed=plumbing.printed,
                 over=partial(_end_keeper, plumbing, channel),
             )
@@ -136,16 +136,10 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
         os._exit(code)
 
 
-def _fork_keeper(
-    plumbing: Plumbing, package: OpenedPackage, duties: Duties, *, others: tuple[int, ...] = ()
-) -> None:
-    """Start the keeper, where there is to be one. For a process of one thread, which is confined.
-
-    others: descriptors that it must not have, beside the trainer's own.
-    """
+def _fork_keeper(plumbing: Plumbing, package: OpenedPackage, duties: Duties) -> None:
+    """Start the keeper, where there is to be one. For a process of one thread, which is confined."""
     if plumbing.keeper is not None:
-        others = (plumbing.trainer.fileno(), plumbing.outputs, *others)
-        fork_keeper(plumbing.keeper, duties, package, supervisor=plumbing.supervisor, close=others)
+        fork_keeper(plumbing.keeper, duties, package, supervisor=plumbing.supervisor)
 
 
 def _end_keeper(plumbing: Plumbing, channel: Channel) -> None:

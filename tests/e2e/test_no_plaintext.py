@@ -170,16 +170,21 @@ def test_no_plaintext_outside_memory_and_the_scratch_folder(
         assert job.data[4:] in weights.read_bytes()
 
 
+def _sealed_on_pod(program: Program, allocation: str) -> list[Path]:
+    pods = program.home / "state" / "pods"
+    return list((pods / allocation).glob("**/checkpoints/*"))
+
+
 PROJECT = """
 import os, pathlib, sys, time
 SOURCE_MARK = {source!r}
 data = pathlib.Path("secret.bin").read_bytes()
 print("printed", SOURCE_MARK, sys.argv[1], flush=True)
 pathlib.Path(os.environ["TMPDIR"], "cache").write_bytes(data)
-while not os.path.exists("found"):  # until the search has been here
-    time.sleep(0.01)
 os.mkdir("out")
 pathlib.Path("out", "copy.bin").write_bytes(data)
+while not os.path.exists("found"):  # until the search has been here
+    time.sleep(0.01)
 if {fails}:
     raise RuntimeError("raised " + SOURCE_MARK + sys.argv[1])
 """
@@ -197,9 +202,11 @@ def test_no_plaintext_of_a_project_outside_memory_and_the_scratch_folder(
     began = time.time() - 1
     process = program.start(
         "run", "--json", "--out", str(program.runs), "model=project", f"model.folder={job.folder}",
-        "model.outputs=out", "measure.head_interval_sec=0.3", "--", "python", "job.py", job.param,
+        "model.outputs=out", "model.checkpoint_min=0.02", "measure.head_interval_sec=0.3",
+        "--", "python", "job.py", job.param,
     )  # fmt: skip
     in_scratch, elsewhere, words = set(), set(), set()
+    points: set[str] = set()
     while process.poll() is None:
         names = [path.name for path in (program.home / "state" / "pods").glob("gh-*")]
         for name, path in job.found_in(_pod_side(program, job, began)):
@@ -208,7 +215,8 @@ def test_no_plaintext_of_a_project_outside_memory_and_the_scratch_folder(
                 None,
             )
             (elsewhere if scratch is None else in_scratch).add((name, path))
-            if scratch is not None and path.endswith("/cache"):
+            points |= {each.name for one in names for each in _sealed_on_pod(program, one)}
+            if scratch is not None and path.endswith("/cache") and points:
                 Path(scratch[0], "project", "found").touch()
         for allocation in names:
             for pid in processes_of(f"{allocation}/runtime-"):
@@ -221,6 +229,7 @@ def test_no_plaintext_of_a_project_outside_memory_and_the_scratch_folder(
     assert process.returncode == (1 if fails else 0), err
     assert elsewhere == set()
     assert {name for name, _ in in_scratch} == {"source", "data"}  # where the project's own files lie
+    assert points <= {"000001.sealed", "000001.sealed.partial", "fetching-1"}
     assert job.found_in(_pod_side(program, job, began)) == []
     assert words
     assert not any(needle in word for needle in job.needles.values() for word in words)
@@ -232,6 +241,11 @@ def test_no_plaintext_of_a_project_outside_memory_and_the_scratch_folder(
     assert f"printed {job.source} {job.param}" in log
     assert (f"raised {job.source}{job.param}" in log) == fails
     assert (opened / "s000-1" / "copy.bin").read_bytes() == job.data
+    # What was sealed while it went on is nobody's to read but its owner's, and lies at home.
+    assert job.found_in(_files(folder / "checkpoints")) == []
+    done = program("open", str(folder), "--checkpoint", "1", "--to", str(opened), "--json")
+    assert done.returncode == 0, done.stderr
+    assert (opened / "s000-1-checkpoint-1" / "copy.bin").read_bytes() == job.data
 
 
 MODEL = {
