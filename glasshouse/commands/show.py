@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from glasshouse.judgement.conclusions import blocks_lost, overhead_stated
 from glasshouse.judgement.record import CheckLine, Figures
 from glasshouse.judgement.rules import RULES
 from glasshouse.reasons import reason
-from glasshouse.schema import Report, steps_words
+from glasshouse.schema import Report, Result, steps_words
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,15 @@ def run(args: argparse.Namespace) -> int:
     """Print the run; exit code 0 whatever its status: this only shows."""
     found = pick_run(args.run, args.out)
     if args.json:
-        emit({"path": str(found.path), "status": found.status, "record": found.as_json()})
+        returned = _returned(found.path / "bundle" / "legs")
+        emit(
+            {
+                "path": str(found.path),
+                "status": found.status,
+                "record": found.as_json(),
+                "returned": None if returned is None else returned.as_json(),
+            }
+        )
         return 0
     say(f"run {found.run}: {found.status}" + (f", row {found.row}" if found.row else ""))
     record = found.record
@@ -46,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         say(f"excluded: {', '.join(record.exclusion.codes)}")
         say(f"  {record.exclusion.observed}")
     _figures(record.figures)
+    if (returned := _returned(found.path / "bundle" / "legs")) is not None:
+        say(returned.words(record.figures))
     curves = list(_results(found.path / "bundle" / "legs"))
     if record.figures.order == "abba":
         _over_slots(record.figures, curves)
@@ -79,6 +90,56 @@ class _Trained(Report):
 
     type: Literal["trained"]
     body: _Body
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Whose weights came home, and how many optimizer steps these had made from the initial ones.
+
+    warmup_steps: those among them that were made before the measured stretch, by legs of before.
+    """
+
+    leg: str
+    steps: int
+    warmup_steps: int
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return what --json shows of it."""
+        return {"leg": self.leg, "steps": self.steps, "warmupSteps": self.warmup_steps}
+
+    def words(self, figures: Figures) -> str:
+        """It in one line."""
+        arm = figures.protected
+        share = (
+            f", its share of {arm.steps} in {arm.slots} slots" if arm is not None and arm.slots > 1 else ""
+        )
+        warm = f", {self.warmup_steps} of them while it warmed up" if self.warmup_steps else ""
+        return (
+            f"returned: weights of {self.leg}, {steps_words(self.steps)} from the initial ones{share}{warm}"
+        )
+
+
+class _TrainedBody(Report):
+    result: Result
+
+
+class _Told(Report):
+    """The event `trained`, with all of its result."""
+
+    type: Literal["trained"]
+    body: _TrainedBody
+
+
+def _returned(legs: Path) -> Returned | None:
+    """Of the last protected leg, what it returned; None where none trained, or a project did."""
+    for folder in sorted(legs.iterdir(), reverse=True) if legs.is_dir() else ():
+        events = folder / "events.jsonl"
+        for line in events.read_bytes().splitlines() if events.is_file() else ():
+            told = _Told.read(line)
+            if told is not None and told.body.result.exit is None:
+                made = round(told.body.result.trained_steps)
+                return Returned(folder.name, made, made - told.body.result.steps)
+    return None
 
 
 def _figures(figures: Figures) -> None:

@@ -269,7 +269,11 @@ def _work(
     duties = Duties.of(launch, folder, owner_public, lambda: checkpointing.steps_in(folder), collect=record)
     if every:  # what is written has a cadence of its own, and is sealed once it is there
         duties = replace(
-            duties, only=checkpointing.is_written, marked_only=True, checkpoint_sec=min(every, LOOK_SEC)
+            duties,
+            only=checkpointing.is_written,
+            marked_only=True,
+            unable=folder / checkpointing.UNABLE,
+            checkpoint_sec=min(every, LOOK_SEC),
         )
     _fork_keeper(plumbing, package, duties)
 

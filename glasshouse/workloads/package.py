@@ -19,7 +19,7 @@ from glasshouse.runtime.harness import CONFIG_FILE, DATA_PREFIX, SOURCE_FILE
 from glasshouse.sealing.container import TensorSpec
 from glasshouse.spec import CustomModel, LoraModel, MlpModel, ProjectModel, RunSpec, WithheldModel
 from glasshouse.workloads import project
-from glasshouse.workloads.custom import check_source
+from glasshouse.workloads.custom import check_source, check_steps
 from glasshouse.workloads.made import MadeWeights, Making
 from glasshouse.workloads.sizes import SOURCES, lora_shapes, mlp_shapes, scratch_bytes, withheld
 from glasshouse.workloads.weights import BaseWeights
@@ -85,7 +85,7 @@ def prepare(spec: RunSpec) -> Payload:
         return _mlp(model, spec.seed)
     if isinstance(model, LoraModel):
         return _lora(model, spec.seed)
-    return _custom(model)
+    return _custom(spec, model)
 
 
 def bring(payload: Payload, wheels: Sequence[Path], unpacked_bytes: int) -> Payload:
@@ -144,10 +144,11 @@ def _lora(model: LoraModel, seed: int) -> Payload:
     return _built_in("lora_pod.py", model.model_dump(mode="json", exclude=hidden), weights, base)
 
 
-def _custom(model: CustomModel) -> Payload:
+def _custom(spec: RunSpec, model: CustomModel) -> Payload:
     path, _, name = model.entry.rpartition(":")
     source = _read(Path(path), "model.entry")
     check_source(model, source)
+    check_steps(spec, source)
     files = {SOURCE_FILE: source, CONFIG_FILE: canonical_json(dict(model.params))}
     for item in model.data:
         place = f"{DATA_PREFIX}{Path(item).name}"

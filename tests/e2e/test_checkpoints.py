@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,29 @@ from tests.runtime.rig import processes_of
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 SAVES = """
-import os, pathlib, time
+import json, os, pathlib, signal, time
 out = pathlib.Path("out")
 out.mkdir()
+
+def reached(action):
+    try:
+        action()
+    except OSError as error:
+        return error.strerror
+    return "reached"
+
+tried = {}
+for name in filter(str.isdigit, os.listdir("/proc")):
+    if int(name) != os.getpid():
+        place = pathlib.Path("/proc", name)
+        tried[name] = {
+            "signal": reached(lambda: os.kill(int(name), 0)),
+            "memory": reached(lambda: open(place / "mem", "rb")),
+            "descriptor": reached(lambda: open(place / "fd" / "1", "wb")),
+            "environment": reached(lambda: open(place / "environ", "rb").read()),
+            "limits": reached(lambda: os.setpriority(os.PRIO_PROCESS, int(name), 19)),
+        }
+(out / "tried.json").write_text(json.dumps(tried))
 for number in range(1, 1000):
     place = out / "writing"
     place.mkdir()
@@ -46,15 +67,15 @@ def points(program: Program) -> int:
     return 0 if folder is None else len(stored(folder))
 
 
-def opened(program: Program, folder: Path, to: Path, *more: str) -> tuple[dict, Path]:
+def opened(program: Program, folder: Path, to: Path, *more: str) -> tuple[dict[str, Any], Path]:
     done = program("open", str(folder), "--to", str(to), "--json", *more)
     assert done.returncode == 0, done.stderr
     (said,) = [each for each in json.loads(done.stdout)["files"] if "checkpoint" in each]
     return said, to / f"s000-1-checkpoint-{said['checkpoint']['number']}"
 
 
-def trainer_of(name: str) -> int:
-    """The trainer of an allocation's leg: a grandchild of its guard that gives way to nobody."""
+def trainer_and_keeper(name: str) -> tuple[int, int]:
+    """Pids of an allocation's leg: its guard's grandchildren, of which the keeper gives way to the other."""
     parents, nice = {}, {}
     for pid in processes_of(f"{name}/legs/"):
         with contextlib.suppress(OSError):
@@ -63,11 +84,12 @@ def trainer_of(name: str) -> int:
                 parents[pid], nice[pid] = int(fields[1]), int(fields[16])
     (guard,) = (pid for pid, parent in parents.items() if parent not in parents)
     (supervisor,) = (pid for pid, parent in parents.items() if parent == guard)
-    trainer, _keeper = sorted((pid for pid, parent in parents.items() if parent == supervisor), key=nice.get)
-    return trainer
+    both = [pid for pid, parent in parents.items() if parent == supervisor]
+    trainer, keeper = sorted(both, key=nice.__getitem__)
+    return trainer, keeper
 
 
-def check(said: dict, place: Path) -> None:
+def check(said: dict[str, Any], place: Path) -> None:
     assert said["matchesEvents"] is True
     assert said["checkpoint"]["state"] == "whole"
     newest = max(int(path.name.partition("-")[2]) for path in place.glob("checkpoint-*"))
@@ -78,14 +100,22 @@ def test_a_job_that_loses_its_trainer_has_its_newest_checkpoints_at_home(
     program: Program, tmp_path: Path
 ) -> None:
     process = program.start(*words(tmp_path / "job", program))
-    wait_until(lambda: points(program) >= 2, 90, "two checkpoints at home")
-    folder = run_folder(program)
-    assert folder is not None
-    # While it goes on, it is opened as it is by then.
-    check(*opened(program, folder, tmp_path / "meanwhile"))
-    name = json.loads((folder / "run.json").read_bytes())["name"]
-    os.kill(trainer_of(name), signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
+    try:
+        wait_until(lambda: points(program) >= 2, 90, "two checkpoints at home")
+        folder = run_folder(program)
+        assert folder is not None
+        # While it goes on, it is opened as it is by then.
+        said, place = opened(program, folder, tmp_path / "meanwhile")
+        check(said, place)
+        name = json.loads((folder / "run.json").read_bytes())["name"]
+        trainer, keeper = trainer_and_keeper(name)
+        tried = json.loads((place / "tried.json").read_bytes())
+        assert "reached" not in tried[str(keeper)].values()
+        assert tried[str(keeper)] == tried[str(trainer)]  # no more than of the trainer
+        os.kill(trainer, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()  # its watchdog sees to what is left
     assert process.returncode == 1, err
     assert "process-died" in read_record(folder)["exclusion"]["codes"]
     check_gone(program, folder)

@@ -26,10 +26,10 @@ from glasshouse.workloads.package import prepare
 from tests.workloads.conftest import in_memory, load_model
 
 said = []
-def run(payload, ranks, steps=6):
+def run(payload, ranks, steps=6, warmup=0.0):
     return harness.run(
         harness.Workload(payload.files, in_memory(payload), payload.builder),
-        stretch=Stretch(0.0, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
+        stretch=Stretch(warmup, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
         report=lambda kind, body: said.append((kind, body)), ranks=ranks,
     )
 
@@ -93,6 +93,41 @@ def test_two_ranks_take_the_step_of_one_process(model: str, changes: dict[str, i
     assert found["flops"][0] == found["flops"][1]
 
 
+ENDS = """
+import pathlib
+from tests.e2e.test_ranks import DDP
+from tests.specs import make_spec
+from tests.workloads.conftest import custom
+
+kind, steps, warmup, folder = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), pathlib.Path(sys.argv[4])
+if kind == "ddp":
+    (folder / "ddp.py").write_text(DDP)
+    payload = prepare(make_spec(model=custom(folder / "ddp.py"), payload="public"))
+else:
+    payload = payload_of("mlp", inputs=16, hidden=24, batch=32, batches_per_epoch=3)
+session, result = run(payload, 2, steps, warmup)
+ended = record_json(session.end_ranks())
+print(json.dumps({"end": [result.initial_digest, result.output_sha256], "steps": result.steps,
+                  "undone": result.undone_units, "zero": ended["readBackZero"]}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [("mlp", 7), pytest.param("ddp", 5, marks=pytest.mark.soak)],
+)
+def test_every_rank_undoes_its_warm_up(kind: str, steps: int, tmp_path: Path) -> None:
+    """7 steps of an MLP with units of three: two units and a part. The other makes its group anew."""
+    warm = in_process(ENDS, kind, str(steps), "0.3", str(tmp_path))
+    cold = in_process(ENDS, kind, str(steps), "0", str(tmp_path))
+    assert warm["undone"] > 0
+    assert cold["undone"] is None
+    assert warm["steps"] == cold["steps"] == steps
+    assert warm["end"] == cold["end"]
+    assert warm["zero"]
+    assert cold["zero"]
+
+
 FAILING = """
 from glasshouse.runtime import ranks
 import time
@@ -111,7 +146,7 @@ def report(kind, body):
     os.write(write, json.dumps([kind, body]).encode() + b"\\n")
 code = None
 try:
-    session = ranks.build(Session, 3, report)
+    session = ranks.build(Session, 3, report, None)
     session.run_unit()
 except Exception as error:
     code = type(error).__name__
@@ -138,7 +173,7 @@ class Session:
 read, write = os.pipe()
 def report(kind, body):
     os.write(write, json.dumps([kind, body]).encode())
-session = ranks.build(Session, 2, report)
+session = ranks.build(Session, 2, report, None)
 threading.Thread(target=session.run_unit, daemon=True).start()
 (child,) = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
 os.kill(int(child), signal.SIGKILL)

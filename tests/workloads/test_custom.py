@@ -96,6 +96,44 @@ def test_two_data_files_of_one_name_and_a_missing_one_are_refused(
         payload_of(custom(path, data=[str(tmp_path / "absent")]))
 
 
+UNITS = WHOLE.replace('unit, steps_per_unit = "steps", 1', "unit = 'rounds'\n    steps_per_unit = 4")
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "said"),
+    [
+        (UNITS, {"steps": 10}, "they end inside a unit of 4 steps (steps=10): give steps=8 or steps=12, or"),
+        (UNITS, {"steps": 3}, "they end inside a unit of 4 steps (steps=3): give steps=4, or a method"),
+        (WHOLE.replace('"steps", 1', '"steps", 4'), {"steps": 9}, "give steps=8 or steps=12"),
+        # 8 blocks: 16 slots of an arm, each of which makes its share by itself.
+        (UNITS, {"steps": 100, "order": "abba"},
+         "in each of 16 slots of an arm (steps=100): give steps=64 or steps=128"),
+    ],
+)  # fmt: skip
+def test_steps_that_end_inside_a_unit_are_refused_with_the_two_nearest(
+    payload_of: MakePayload, tmp_path: Path, source: str, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        payload_of(custom(written(tmp_path, source)), duration=None, **changes)
+    assert said in refused.value.line()
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "steps"),
+    [
+        (UNITS, 12),
+        (UNITS + "    def run_steps(self, count): pass\n", 10),
+        (UNITS.replace("= 4", "= len('four')"), 10),  # the pod will tell
+        (UNITS.replace("class Workload", "class Whole") + "class Workload(Whole): pass\n", 10),
+    ],
+)
+def test_steps_of_whole_units_or_of_a_class_that_can_do_less_are_taken(
+    payload_of: MakePayload, tmp_path: Path, source: str, steps: int
+) -> None:
+    assert payload_of(custom(written(tmp_path, source)), duration=None, steps=steps).builder == "Workload"
+
+
 # --- what the pod refuses, by a code --------------------------------------------------------------
 
 
