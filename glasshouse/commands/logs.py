@@ -26,7 +26,7 @@ from glasshouse.sealing.outputs import open_outputs
 from glasshouse.watching.lines import plain
 
 LOOK_SEC = 1.0
-NOBODY = "nobody follows this run: `glasshouse reap` fetches what its job sealed, and ends it"
+NOBODY = "nobody follows this run, so nothing new comes home: `glasshouse reap` sees to it"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -270,10 +270,8 @@ class Kept(threading.Thread):
         part = self._arrived(body)
         if part.kind != kind:
             raise BrokenKeeperError
-        if (
-            self._stopping and kind == "checkpoint"
-        ):  # told to end before it had said this: nothing comes of it
-            self._part = None
+        if self._stopping and kind == "checkpoint":
+            self._part = None  # told to end before it had said this: nothing comes of it
             part.drop()
             return
         number = part.number

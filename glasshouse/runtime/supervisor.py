@@ -60,7 +60,7 @@ from glasshouse.sealing.memory import overwrite
 
 STEP_TIMEOUT_SEC = 120.0
 MAX_NEEDLES = 64
-MAX_EVENTS = 200_000  # four days of progress; the controller reads no more than 64 MiB of them
+MAX_EVENTS = 200_000  # the longest job has 6,000; the controller reads no more than 64 MiB of them
 
 
 def supervise(launch: LaunchParams, folder: Path, guard: int) -> None:

@@ -110,7 +110,7 @@ def main(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage) -> No
                 scratch=scratch,
                 outputs=plumbing.outputs,
                 execs=plumbing.execs,
-                keep=partial(_fork_keeper, plumbing, package, others=(plumbing.execs,)),
+                keep=partial(_fork_keeper, plumbing, package),
                 printed=plumbing.printed,
                 over=partial(_end_keeper, plumbing, channel),
             )

@@ -44,7 +44,7 @@ def test_watch_draws_what_came_and_says_that_nobody_follows(job: JobAtHome, call
     assert "step 30 of 400 (8 %)" in out
     assert "loss 0.06667   learning rate 0.001" in out
     assert "step 30\n" in out  # the axis beneath the curve
-    assert "nobody follows this run: `glasshouse reap`" in err
+    assert "nobody follows this run, so nothing new comes home: `glasshouse reap` sees to it" in err
 
 
 def test_watch_streams_json_a_line_a_record(job: JobAtHome, call: Call) -> None:

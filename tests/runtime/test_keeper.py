@@ -251,6 +251,27 @@ def test_records_come_at_their_own_cadence_and_in_one_size(tmp_path: Path) -> No
 
 
 @needs_landlock
+def test_at_the_end_there_is_one_more_record(tmp_path: Path) -> None:
+    """Whatever it is doing when it is told to end; its checkpoint comes to nothing then."""
+
+    def collect(due: float | None) -> bytes:
+        return b"waits" if due is not None else b"last"
+
+    def work() -> Any:
+        one = Watched(tmp_path, watch_sec=1000.0, collect=collect, checkpoint_sec=0.2)
+        (one.outputs / "large.bin").write_bytes(bytes(64 << 20))
+        place = tmp_path / "leg" / "checkpoints" / "000001.sealed.partial"
+        wait_until(place.exists, 20, "a checkpoint on its way")
+        return one.end()[0].ended, one.events, one.files()
+
+    ended, events, files = in_child(work)
+    assert ended == "asked"
+    assert [kind for kind, _ in events][-1] == "watched"
+    assert files[-1] == "watch/000001.sealed"
+    with open_outputs(tmp_path / "leg" / files[-1], OWNER, context={**CONTEXT, "watch": "1"}) as opened:
+        assert bytes(opened.files[keeper.RECORD]) == b"last"
+
+
 def test_it_writes_no_file_and_is_closed_to_others(tmp_path: Path) -> None:
     def work() -> Any:
         def collect(_due: float | None) -> bytes:

@@ -8,14 +8,18 @@ import os
 import random
 import zlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasshouse.runtime import watched
+from glasshouse.runtime.leg import KeptLog
+from glasshouse.runtime.noted import Noted
 from glasshouse.runtime.ring import Ring
+from glasshouse.runtime.session import Session
 from glasshouse.runtime.watched import Watch, collect
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
 from glasshouse.sealing.outputs import seal_outputs
@@ -230,3 +234,50 @@ def test_a_record_tells_nothing_by_its_size(tmp_path: Path) -> None:
         seal_outputs(out, owner_public=key, context=context, files={"watch": record}, tensors=(), padded=True)
         sizes.add(len(out.getvalue()))
     assert len(sizes) == 1
+
+
+class Counted:
+    """A session that trains nothing, with what `Noted` looks at."""
+
+    steps_per_unit = 4
+    info: ClassVar = {"tokensPerUnit": 100}
+
+    def __init__(self) -> None:
+        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
+        self.losses = iter([3.0, float("nan"), 1.0])
+
+    def run_unit(self) -> None: ...
+
+    def run_steps(self, count: int) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def loss(self) -> float:
+        return next(self.losses)
+
+
+def test_a_session_notes_how_it_stands_and_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("glasshouse.runtime.noted.time.monotonic", lambda: now[0])
+    notes = Ring(1000)
+    session: Any = Noted(cast(Session, Counted()), notes, 14)
+    session.synchronize()
+    for _ in range(3):
+        now[0] += 1.5
+        session.run_unit()
+    session.run_steps(2)
+    session.synchronize()
+    session.synchronize()  # once is enough
+    said = [json.loads(line) for line in notes.read(0)[1].splitlines()]
+    assert [(each["step"], each["loss"]) for each in said] == [(8, 3.0), (14, None)]
+    assert said[0] == {
+        "step": 8, "loss": 3.0, "learning_rate": 0.5, "tokens_per_sec": 66.7, "total_steps": 14,
+    }  # fmt: skip
+
+
+def test_a_log_goes_into_the_ring_as_it_is_kept() -> None:
+    log = KeptLog(head=4, tail=4)
+    log.ring = Ring(100)
+    for part in (b"what was ", b"printed\n"):
+        log.feed(part)
+    assert log.ring.read(0) == (0, b"what was printed\n")

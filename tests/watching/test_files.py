@@ -47,9 +47,8 @@ def test_scalars_come_out_of_tensorboards_file() -> None:
 
 def test_a_scalar_that_is_written_as_a_tensor_is_one() -> None:
     found = EventFile().feed(0, TENSORS)
-    assert [(one.step, one.values) for one in found] == [
-        (i, {"loss": pytest.approx(3 / i)}) for i in range(1, 6)
-    ]
+    assert [one.step for one in found] == [1, 2, 3, 4, 5]
+    assert [one.values["loss"] for one in found] == [pytest.approx(3 / i) for i in range(1, 6)]
 
 
 def test_the_history_comes_out_of_wandbs_file_across_its_blocks() -> None:
@@ -215,8 +214,13 @@ def test_any_line_is_read_or_is_none(line: str) -> None:
     trainer_state.read(line.encode("utf-8", "replace"))
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
-                    lambda inner: st.dictionaries(st.text(max_size=9), inner, max_size=5)))  # fmt: skip
+ANY_JSON: st.SearchStrategy[object] = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
+    lambda inner: st.dictionaries(st.text(max_size=9), inner, max_size=5),
+)
+
+
+@given(ANY_JSON)
 def test_any_object_of_json_is_read(value: object) -> None:
     lines.from_json(json.dumps({"loss": value}))
 
