@@ -76,6 +76,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("reads-unconfined", {"reads_unconfined": True}, {}),
     ("exec-in-leg", {"exec_in_leg": True}, {}),
     ("self-counted", {"self_counted": True}, {"job": True}),
+    ("checkpoint-unwitnessed", {"checkpoint_unwitnessed": True}, {}),
 ]
 
 
