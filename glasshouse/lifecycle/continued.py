@@ -59,6 +59,11 @@ class Origin:
                 "only a private job goes on from a checkpoint, and this was none", field=KEY, value=saved.run,
                 remedy="a job is order=protected-only payload=private, as model=project always is",
             )  # fmt: skip
+        if not RunFolder(folder).bundle.is_dir():
+            raise UsageError(
+                "this run is not finished: its job may still train on its machine", field=KEY, value=saved.run,
+                remedy="wait for its end; `glasshouse reap` ends it where its controller died",
+            )  # fmt: skip
         return cls(folder, saved, number)
 
     def overrides(self, typed: Sequence[str]) -> list[str]:

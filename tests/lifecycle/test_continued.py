@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from glasshouse import config
+from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.measurement.schedule import build_schedule
@@ -145,6 +146,30 @@ def test_a_project_counts_its_own_steps_anew(home: Path) -> None:
     assert (spec.continues.steps, spec.model.command) == (50, ("python", "train.py"))
     again = load(second, "model.command=[python,train.py,--more]")
     assert again.model.command == ("python", "train.py", "--more")
+
+
+@pytest.mark.parametrize(("values", "steps"), [({"steps": 45}, 45), ({"epoch": 2}, 65)])
+def test_a_class_of_ones_own_counts_on_or_anew_as_its_state_says(
+    home: Path, values: dict[str, int], steps: int
+) -> None:
+    source = home / "mine.py"
+    source.write_text(
+        "class Mine:\n    unit, steps_per_unit, info = 'steps', 1, {}\n"
+        "    def __init__(self, params, files, device): ...\n    def run_unit(self): ...\n"
+        "    def synchronize(self): ...\n    def loss(self): ...\n"
+        "    def trainable(self): ...\n    def buffers(self): ...\n"
+    )
+    words = ["model=custom", f"model.entry={source}:Mine", "steps=100"]
+    state = {"checkpoint-1/state.safetensors": b"x", "checkpoint-1/state.json": canonical_json(values)}
+    first = died(home, config.load(words), [state], overrides=words, steps=[20])
+    second = died(home, load(first), [state], overrides=words, steps=[45])
+    assert load(second).continues.steps == steps
+
+
+def test_a_run_that_is_not_finished_may_still_train(run: Died) -> None:
+    (run.folder / "bundle").rename(run.folder / "parts")
+    with pytest.raises(UsageError, match=r"is not finished.*reap"):
+        load(run)
 
 
 def test_its_own_words_are_kept_with_those_of_the_run(run: Died) -> None:
