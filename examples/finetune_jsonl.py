@@ -75,8 +75,8 @@ class LossKeepingTrainer(transformers.Trainer):
 class OneStepAtATime(transformers.TrainerCallback):
     """Lets a Trainer, which owns its loop, be driven from outside: it waits before each step.
 
-    The Trainer runs in a thread of its own. `step` lets it take one optimiser step and returns when that is
-    done, or raises what the Trainer raised.
+    The Trainer runs in a thread of its own. `start` brings it to its first step, so that none has to prepare
+    it; `step` lets it take one optimiser step and returns when that is done. Both raise what it raised.
     """
 
     def __init__(self, train):
@@ -85,25 +85,29 @@ class OneStepAtATime(transformers.TrainerCallback):
         self.taken = 0
 
     def _run(self, train):
-        self.turns.get()
         try:
             train()
             self.done.put(RuntimeError("the Trainer ended by itself"))
         except BaseException as error:
             self.done.put(error)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
         self.done.put(None)
         self.turns.get()
 
+    def start(self):
+        self.thread.start()
+        self._wait()
+
     def step(self):
-        if not self.thread.is_alive():
-            self.thread.start()
         self.turns.put("go")
+        self._wait()
+        self.taken += 1
+
+    def _wait(self):
         error = self.done.get()
         if error is not None:
             raise error
-        self.taken += 1
 
 
 class Finetune:
@@ -155,6 +159,7 @@ class Finetune:
         )
         self.driver = OneStepAtATime(self.trainer.train)
         self.trainer.add_callback(self.driver)
+        self.driver.start()
         count = sum(parameter.numel() for parameter in self.model.parameters())
         self.info = {"rowsPerUnit": batch, "stepsPerUnit": 1, "trainableParams": count, "totalParams": count}
 

@@ -29,7 +29,7 @@ from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
 from glasshouse.providers.money import beside_usd, cap_usd, cost_ceiling, machines, rental_deadline_sec
 from glasshouse.schema import Slot
-from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
+from glasshouse.spec import CloudProvider, Job, ProjectModel, RunSpec
 from glasshouse.workloads.folder_lines import comes_back, size_words
 from glasshouse.workloads.outlook import Outlook
 
@@ -177,6 +177,8 @@ def _print(cells: Sequence[Cell]) -> None:
     models = [cell.spec.model for cell in cells]
     for words in dict.fromkeys(comes_back(m.outputs) for m in models if isinstance(m, ProjectModel)):
         say(words)
+    for words in dict.fromkeys(filter(None, (_checkpoint_line(cell.spec) for cell in cells))):
+        say(words)
     for words in dict.fromkeys(_memory_line(cell) for cell in cells if cell.spec.workload == "project"):
         say(words)
     say()
@@ -199,6 +201,18 @@ def _machines_line(cell: Cell) -> str:
         f"{cell.hours / count:.2f} h and {cell.max_usd / count:.2f} USD. One that is taken away is replaced "
         "once it is proven gone, and the job goes on from its last checkpoint, while a controller lives "
         f"(model.max_resumes={count - 1})"
+    )
+
+
+def _checkpoint_line(spec: RunSpec) -> str:
+    """What a job's checkpoints are of, and the room that they need; "" of a run that has none."""
+    model = spec.model
+    if spec.payload != "private" or not isinstance(model, Job) or not model.checkpoint_min:
+        return ""
+    of = f"{model.outputs} as it is then" if isinstance(model, ProjectModel) else "what it goes on from"
+    return (
+        f"checkpoints: every {model.checkpoint_min:g} min (model.checkpoint_min), {of}; two are kept: "
+        "the machine's disk needs room for two, for a third while one is fetched, and this one for two"
     )
 
 

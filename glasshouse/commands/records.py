@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Found:
 
 def pick_run(name: str, out: Path) -> Found:
     """Find a run by its folder, its id, or an unambiguous beginning of its id. Raises UsageError."""
-    if (Path(name) / RECORD).is_file():
+    if any((Path(name) / file).is_file() for file in (RECORD, "run.json")):
         return read_run(Path(name))
     close = [item for item in find_runs(out) if item.run.startswith(name) or item.row == name]
     exact = [item for item in close if name in (item.run, item.row)]

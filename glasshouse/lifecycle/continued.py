@@ -61,7 +61,7 @@ class Origin:
             )  # fmt: skip
         if not RunFolder(folder).bundle.is_dir():
             raise UsageError(
-                "this run is not finished: its job may still train on its machine", field=KEY, value=saved.run,
+                "this run is not finished: its job may still train", field=KEY, value=saved.run,
                 remedy="wait for its end; `glasshouse reap` ends it where its controller died",
             )  # fmt: skip
         return cls(folder, saved, number)

@@ -333,6 +333,10 @@ def test_plan_says_what_memory_a_project_needs_and_what_only_the_machine_tells(
     out = call("plan", "model=project", *given, "model.outputs=a/b", "--", "python", "main.py")[1]
     assert "shared memory needed: at least 9 bytes, and" in out
     assert "comes back: a/b/ (model.outputs)" in out
+    assert "checkpoints: every 10 min (model.checkpoint_min), a/b as it is then; two are kept" in out
+    out = call("plan", "model=project", *given, "model.checkpoint_min=0", "--", "python", "main.py")[1]
+    assert "checkpoints" not in out
     code, out, _ = call("plan", "provider=local")
+    assert "checkpoints" not in out
     assert "shared memory" not in out
     assert "comes back" not in out

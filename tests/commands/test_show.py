@@ -135,3 +135,27 @@ def test_show_draws_each_arm_over_the_slots_of_a_block_design(elsewhere: Path, c
     assert f"protected  {16 * '▁'}  5 to 5\nraw        {16 * '█'}  10 to 10\n" in out
     assert f"protected  {16 * '▁'}  0.25 to 0.25\nraw        {16 * '▁'}  0.25 to 0.25\n" in out
     assert "s001" not in out
+
+
+def test_show_says_whose_weights_came_home_and_how_many_steps_they_made(elsewhere: Path, call: Call) -> None:
+    factory = Factory(elsewhere / "factory")
+    steps = {"order": "abba", "duration": None, "steps": 320}
+    said = {}
+    for when, told in (("now", {"warmupUnits": 0, "undoneUnits": 7}), ("before", {"warmupUnits": 7})):
+        legs = {slot.index: Leg(result=told) for slot in build_schedule(make_spec(**steps))}
+        name, files = factory.parts(make_spec(**steps), legs)
+        (elsewhere / "runs" / name).mkdir(parents=True)
+        factory.write(elsewhere / "runs" / name / "bundle", name, files)
+        code, out, _ = call("show", name)
+        assert code == 0
+        said[when] = next(line for line in out.splitlines() if line.startswith("returned: "))
+        shown = json.loads(call("show", name, "--json")[1])["returned"]
+        assert shown["warmupSteps"] == (0 if when == "now" else 140)
+        assert shown["steps"] == 20 + shown["warmupSteps"]
+    leg = said["now"].split()[3].rstrip(",")
+    share = "its share of 320 in 16 slots"
+    assert re.fullmatch(r"s03[01]-protected", leg)
+    assert said["now"] == f"returned: weights of {leg}, 20 optimizer steps from the initial ones, {share}"
+    assert said["before"].endswith(
+        f", 160 optimizer steps from the initial ones, {share}, 140 of them while it warmed up"
+    )

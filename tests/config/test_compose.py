@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from glasshouse import config
 from glasshouse.conf_files import options
 from glasshouse.errors import UsageError
+from glasshouse.measurement.schedule import build_schedule
 from glasshouse.paths import Workspace
+from glasshouse.records.plan import public_spec
 from glasshouse.spec import CloudProvider, ProjectModel, RunSpec
 from tests.config.kit import CONF, SSH, compose, resolved
 
@@ -158,6 +160,66 @@ def test_the_missions_commands_resolve_as_ever() -> None:
         spec = config.load(words)
         assert (spec.order, spec.payload) == ("abba", "public")
     assert config.load([]).duration == 20.0
+
+
+STEPS = "experiment=2026-05-15-vastai-a4000-qwen2.5-0.5b-16steps-raw-first"
+
+
+@pytest.mark.parametrize(
+    ("words", "length"),
+    [
+        (["steps=100"], (None, 100, None)),
+        (["epochs=3"], (None, None, 3)),
+        (["duration=null", "steps=100"], (None, 100, None)),
+        (["duration=5", "steps=null"], (5.0, None, None)),
+        ([STEPS, "duration=5"], (5.0, None, None)),  # what an experiment says is conf's, too
+        ([STEPS, "epochs=2"], (None, None, 2)),
+        ([STEPS], (None, 16, None)),
+        ([f"model.entry={__file__}:W", "model=custom", "steps=9"], (None, 9, None)),
+    ],
+)
+def test_what_is_typed_takes_the_place_of_what_conf_says(
+    words: list[str], length: tuple[float | None, int | None, int | None]
+) -> None:
+    spec = config.load(words)
+    assert (spec.duration, spec.steps, spec.epochs) == length
+
+
+def test_cells_of_a_sweep_yield_too_also_in_a_launcher_s_process() -> None:
+    cells = config.expand(["steps=8,9"])
+    assert [config.load(cell).steps for cell in cells] == [8, 9]
+    seen: list[tuple[float | None, int | None]] = []
+
+    def job(spec: RunSpec, _overrides: list[str]) -> int:
+        seen.append((spec.duration, spec.steps))
+        return 0
+
+    assert config.launch(["steps=8,9"], job) == [0, 0]
+    assert seen == [(None, 8), (None, 9)]
+
+
+def test_a_job_has_no_warm_up_and_a_run_that_measures_has() -> None:
+    job = config.load(["order=protected-only", "payload=private", "measure.warmup_sec=3"])
+    assert [slot.warmup_sec for slot in build_schedule(job)] == [0.0]
+    assert [slot.warmup_sec for slot in build_schedule(config.load(["order=protected-only"]))] == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["epochs=3"], 12),
+        (["epochs=3", "model.batches_per_epoch=7"], 21),
+        (["model=qwen2-tiny", "epochs=2"], 128),
+        (["model=qwen2-tiny", "model.examples=5", "model.batch=2", "epochs=2"], 5),
+    ],
+)
+def test_epochs_are_steps_and_a_private_plan_says_those(words: list[str], steps: int) -> None:
+    spec = config.load([*words, "order=protected-only", "payload=private"])
+    assert spec.total_steps == steps
+    shown = public_spec(spec)
+    assert (shown.steps, shown.epochs) == (steps, None)
+    assert RunSpec.model_validate_json(shown.model_dump_json()) == shown
+    assert build_schedule(shown) == build_schedule(spec)
 
 
 def test_an_experiment_file_cannot_lay_a_workload_of_ones_own_open(tmp_path: Path) -> None:

@@ -357,6 +357,42 @@ def test_adapters_may_be_equal_where_that_is_what_should_happen() -> None:
     assert {check.code for check in check_rules(even, 1) if not check.ok} == {"adapter-digests-equal"}
 
 
+def test_a_warm_up_that_was_undone_is_in_no_weights() -> None:
+    told = {"unit_info": {"deterministic": True}, "warmup_units": 0, "undone_units": 9}
+    even = with_result(equal_adapters(ssh_spec(model=LORA), **told), 1, undone_units=700)
+    assert codes(even) == set()
+    assert even.slots[1].result is not None
+    assert even.slots[1].result.trained_steps == even.slots[1].result.steps
+
+
+def a_job(**changes: Any) -> RunFacts:
+    """A private job of the MLP that was asked for 2010 steps: 100 units of twenty and a half."""
+    withheld = {"kind": "withheld", "workload": "mlp"}
+    steps = {"duration": None, "steps": 2010}
+    found = facts(ssh_spec(model=withheld, payload="private", order="protected-only", **steps))
+    return with_result(found, 0, **{"units": 100.5, "steps": 2010, "warmup_units": 0} | changes)
+
+
+def test_a_job_is_judged_by_the_open_method_which_takes_the_steps_asked_for_and_no_others() -> None:
+    assert judge(a_job()).method == OPEN
+    assert codes(a_job()) == set()
+    for steps in (2009, 2011, 2020):
+        found = check_rules(a_job(steps=steps, units=steps / 20))
+        assert [check.code for check in found if not check.ok] == ["steps-not-as-planned"]
+    warm = a_job(warmup_units=3)
+    (wrong,) = [check for check in check_rules(warm) if not check.ok]
+    assert wrong.detail == "s000-protected returned 2070 steps: its warm-up was not undone"
+    # As jobs of before were judged, whose last unit took them past the target.
+    past = a_job(steps=2020, units=101, warmup_units=3)
+    assert all(check.ok for method in (1, 2) for check in check_rules(past, method))
+
+
+def test_of_a_job_the_open_method_asks_for_no_warm_up() -> None:
+    job = a_job(warmup_sec=0.0)
+    assert "short-warmup" not in judge(job).caveats
+    assert all("short-warmup" in judge(job, method).caveats for method in (1, 2))
+
+
 def test_a_stretch_may_end_one_slow_unit_late() -> None:
     spec = ssh_spec(duration=2.0)
     late = with_result(facts(spec), 0, units=8, elapsed_sec=2.6)

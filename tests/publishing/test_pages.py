@@ -380,12 +380,14 @@ def test_a_check_that_had_nothing_to_look_at_is_shown_as_not_applicable(
     assert page.count("holds</span>") == len(artifact.checks) - 3
 
 
-def test_a_job_that_went_on_names_the_runs_before_it(signed: Artifact) -> None:
+def test_a_job_that_went_on_names_the_runs_before_it(
+    reported: tuple[Artifact, ...], signed: Artifact, pages: dict[str, bytes]
+) -> None:
     runs = ("20260101-120000-aaaaaa", "20260102-120000-bbbbbb")
     chain = Chain(runs=runs, leg="s000", launch=1, number=3, sha256="ab" * 32, steps=1000, witnessed=True)
     row = signed.model_copy(update={"chain": chain})
-    page = render(publication_of((row,)))[f"rows/{row.id}.md"].decode()
+    page = render(publication_of((*reported, row)))[f"rows/{row.id}.md"].decode()
     assert f"went on from checkpoint 3 of run <code>{runs[1]}</code>" in page
     assert f"It is run 3 of a chain: <code>{runs[0]}</code>, <code>{runs[1]}</code>, this one" in page
     assert "Optimizer steps of all of them together: 1" in page
-    assert "went on from checkpoint" not in render(publication_of((signed,)))[f"rows/{row.id}.md"].decode()
+    assert b"went on from checkpoint" not in pages[f"rows/{row.id}.md"]

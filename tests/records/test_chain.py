@@ -108,6 +108,19 @@ def test_told_elsewhere_they_break_the_order(kinds: list[str]) -> None:
     assert not chain.whole
 
 
+@pytest.mark.parametrize("kind", ["checkpoint-sealed", "watched"])
+def test_what_is_sealed_while_it_trains_is_told_then_and_at_no_other_time(kind: str) -> None:
+    for at in (3, 4, 5):
+        chain = found(events([*KINDS[:at], kind, kind, *KINDS[at:]]))
+        assert (chain.codes, chain.whole) == ((), True)
+        failed = found(events([*KINDS[:at], kind, "failed"]))
+        assert (failed.codes, failed.whole) == ((), False)
+    for at in (0, 1, 2, 6, 7, 8):
+        chain = found(events([*KINDS[:at], kind, *KINDS[at:]]))
+        assert "event-order" in chain.codes
+        assert not chain.whole
+
+
 def test_retries_of_hardening_and_no_progress_are_legal() -> None:
     kinds = (
         "released",

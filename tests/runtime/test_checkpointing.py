@@ -21,7 +21,7 @@ from glasshouse.runtime.looking import look, marks
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.sealing.tree import INDEX_NAME, write_tree
 from tests.runtime import tiny
-from tests.runtime.rig import Launched, Rig, rig, wait_until
+from tests.runtime.rig import NOBODY, Launched, Rig, rig, wait_until
 
 RESTORABLE = """
 class Workload(Tiny):
@@ -170,6 +170,18 @@ def test_a_leg_seals_its_session_while_it_trains_and_searches_who_did(tmp_path: 
         (place,) = (tmp_path / "opened").iterdir()
         assert place.name == f"checkpoint-{body['steps']}"
         assert json.loads((place / "state.json").read_bytes()) == {"steps": body["steps"]}
+
+
+def test_where_no_descriptor_can_be_passed_it_hands_its_memory_over() -> None:
+    with rig(RESTORABLE, user=NOBODY) as one:
+        leg = keeping(one, seconds=3.0)
+        assert leg.wait(60)["status"] == "complete", leg.log
+        end = leg.event("zeroized")
+        assert end["keeper"]["ended"] == "asked"
+        assert end["scannedBy"]["keeper"] == end["scannedBy"]["trainer"]
+        searched = {each["class"]: each for each in end["needles"] if each["where"] == "keeper"}
+        assert searched["keeper-marker"]["positiveControl"] == 1
+        assert all(each["after"] == 0 for each in searched.values())
 
 
 def roles(leg: Launched) -> tuple[int, int]:
