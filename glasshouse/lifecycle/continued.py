@@ -21,6 +21,7 @@ from glasshouse.canonical import canonical_json
 from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle import restore
+from glasshouse.lifecycle.checkpoints import stored
 from glasshouse.lifecycle.resumed import counts_on, operators
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.measurement.schedule import left_of
@@ -78,6 +79,11 @@ class Origin:
     def continues(self, policy: Policy) -> Continues:
         """The checkpoint that it comes to. Raises UsageError, or RefusedError with its reason code."""
         saved, before = self.saved, self.saved.spec.continues
+        if before is not None and not stored(self.folder):
+            raise UsageError(
+                "no checkpoint of this run is here", field=KEY, value=saved.run,
+                remedy=f"go on from what it went on from: from={before.runs[-1]}@{before.number}",
+            )  # fmt: skip
         good = restore.pick(
             self.folder, saved.run, saved.spec, policy, number=self.number, operators=operators()
         )

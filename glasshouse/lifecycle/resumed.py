@@ -49,7 +49,8 @@ def going_on_line(folder: Path, record: Record) -> str:
     """What to do with the checkpoints of a run that did not come to its end; "" where there are none."""
     if record.status == "verified" or not (at_home := stored(folder)):
         return ""
-    return f"go on from its checkpoint {at_home[0].number}: glasshouse from={record.run}"
+    name = record.run if folder.resolve().parent == Path("runs").resolve() else folder
+    return f"go on from its checkpoint {at_home[0].number}: glasshouse from={name}"
 
 
 def going_on(spec: RunSpec, say: Say) -> Callable[[], AbstractContextManager[Resumed]] | None:

@@ -135,6 +135,14 @@ def test_a_chain_of_runs_is_named_and_its_steps_summed(run: Died, home: Path) ->
     assert [slot.steps for slot in build_schedule(spec)] == [10]
 
 
+def test_one_that_made_none_itself_names_what_it_went_on_from(run: Died, home: Path) -> None:
+    second = died(home, load(run), TWO, overrides=["steps=100"], steps=[65, 90])
+    for number in (1, 2):
+        second.drop(number)
+    with pytest.raises(UsageError, match=f"from={run.run}@2"):
+        load(second)
+
+
 def test_a_project_counts_its_own_steps_anew(home: Path) -> None:
     (home / "mine").mkdir()
     (home / "mine" / "train.py").write_text("print()")
