@@ -280,7 +280,12 @@ def _check_policy(said: _Said, reference: Reference, policy: Policy) -> list[str
 def policy_id(policy: Policy) -> str:
     """URI of a policy: its name and a digest of everything it demands."""
     demands = policy.model_dump(mode="json")
-    for younger in ("require_distributions", "require_confined_reads", "refuse_execs"):
+    for younger in (
+        "require_distributions",
+        "require_confined_reads",
+        "refuse_execs",
+        "require_witnessed_checkpoints",
+    ):
         # Than results that are recorded, and appraised again by their verifiers: their ids stay.
         if not demands[younger]:
             del demands[younger]

@@ -21,6 +21,7 @@ from glasshouse.canonical import canonical_json
 from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle import restore
+from glasshouse.lifecycle.checkpoints import stored
 from glasshouse.lifecycle.resumed import counts_on, operators
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.measurement.schedule import left_of
@@ -59,6 +60,11 @@ class Origin:
                 "only a private job goes on from a checkpoint, and this was none", field=KEY, value=saved.run,
                 remedy="a job is order=protected-only payload=private, as model=project always is",
             )  # fmt: skip
+        if not RunFolder(folder).bundle.is_dir():
+            raise UsageError(
+                "this run is not finished: its job may still train", field=KEY, value=saved.run,
+                remedy="wait for its end; `glasshouse reap` ends it where its controller died",
+            )  # fmt: skip
         return cls(folder, saved, number)
 
     def overrides(self, typed: Sequence[str]) -> list[str]:
@@ -73,6 +79,11 @@ class Origin:
     def continues(self, policy: Policy) -> Continues:
         """The checkpoint that it comes to. Raises UsageError, or RefusedError with its reason code."""
         saved, before = self.saved, self.saved.spec.continues
+        if before is not None and not stored(self.folder):
+            raise UsageError(
+                "no checkpoint of this run is here", field=KEY, value=saved.run,
+                remedy=f"go on from what it went on from: from={before.runs[-1]}@{before.number}",
+            )  # fmt: skip
         good = restore.pick(
             self.folder, saved.run, saved.spec, policy, number=self.number, operators=operators()
         )

@@ -30,6 +30,8 @@ def note_taken_away(live: LiveRun, provider: Provider) -> None:
     ended_well = not live.ending.failures and not live.ending.exit_code
     if ended_well or machines(live.run.spec) == 1 or not isinstance(provider, Cloud):
         return
+    if live.rental.endpoint is None:
+        return  # none came up: that is another failure
     if provider.taken_away(live.run.allocation):
         live.fail(Code.MACHINE_TAKEN_AWAY, f"{provider.kind} took the machine away", 3)
 

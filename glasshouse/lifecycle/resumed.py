@@ -19,7 +19,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import SealError, UsageError
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle import restore
-from glasshouse.lifecycle.checkpoints import stored
+from glasshouse.lifecycle.checkpoints import event_of, stored
 from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records import keys
 from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES
@@ -49,7 +49,8 @@ def going_on_line(folder: Path, record: Record) -> str:
     """What to do with the checkpoints of a run that did not come to its end; "" where there are none."""
     if record.status == "verified" or not (at_home := stored(folder)):
         return ""
-    return f"go on from its checkpoint {at_home[0].number}: glasshouse from={record.run}"
+    name = record.run if folder.resolve().parent == Path("runs").resolve() else folder
+    return f"go on from its checkpoint {at_home[0].number}: glasshouse from={name}"
 
 
 def going_on(spec: RunSpec, say: Say) -> Callable[[], AbstractContextManager[Resumed]] | None:
@@ -191,11 +192,24 @@ def _doubts(good: restore.Good, index: Index, package: CheckedOutputs, say: Say)
             "nothing marked its files as one whole set (a subfolder renamed into place, or "
             "model.checkpoint_ready): one that was being written then may be torn"
         )
+        if whole := [number for number, each in _states(good) if each == "whole"]:
+            say(f"one that was marked as whole is here, too: from={good.leg.run}@{max(whole)}")
     doubtful = sorted({*index.changed, *index.files_in(package.mismatched)})
     for name in doubtful[:FEW]:
         say(f"written to while it was sealed, and may be torn: {name}")
     if len(doubtful) > FEW:
         say(f"written to while they were sealed: {len(doubtful) - FEW} more files")
+
+
+def _states(good: restore.Good) -> Iterator[tuple[int, str]]:
+    """Number and state of the other checkpoints of the same launch that are at home."""
+    for each in stored(good.stored.path.parents[2]):
+        if (each.leg, each.launch) == (
+            good.stored.leg,
+            good.stored.launch,
+        ) and each.number != good.stored.number:
+            body = event_of(each.events.read_bytes() if each.events.exists() else b"").get("body", {})
+            yield each.number, str(body.get("state", ""))
 
 
 def _explained(error: SealError, words: str) -> SealError:

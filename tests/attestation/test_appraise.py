@@ -387,7 +387,12 @@ def test_policy_id_changes_with_what_is_demanded() -> None:
 def test_a_policy_that_results_were_recorded_under_keeps_its_id() -> None:
     """A demand that is younger than it and that it does not make is not in it."""
     assert policy_id(STRICT) == "tag:glasshouse,2026:policy/strict#90d3e9d49b429a0e"
-    for younger in ("require_distributions", "require_confined_reads", "refuse_execs"):
+    for younger in (
+        "require_distributions",
+        "require_confined_reads",
+        "refuse_execs",
+        "require_witnessed_checkpoints",
+    ):
         assert policy_id(STRICT.model_copy(update={younger: True})) != policy_id(STRICT)
 
 

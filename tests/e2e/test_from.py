@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def checkpoints(program: Program) -> list[Path]:
     return sorted(program.runs.glob("2*/checkpoints/s000-1/*.sealed"))
 
 
-def resumed(program: Program, words: list[str], *more: str) -> tuple[dict, Path]:
+def resumed(program: Program, words: list[str], *more: str) -> tuple[dict[str, Any], Path]:
     """Run to the end; the record, and where its outputs are opened."""
     done = program("run", "--json", "--out", str(program.runs), *words, *more)
     assert done.stdout, done.stderr

@@ -77,6 +77,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("exec-in-leg", {"exec_in_leg": True}, {}),
     ("unattended", {"unattended": True}, {}),
     ("self-counted", {"self_counted": True}, {"job": True}),
+    ("checkpoint-unwitnessed", {"checkpoint_unwitnessed": True}, {}),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from glasshouse import config
+from glasshouse.canonical import canonical_json
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.measurement.schedule import build_schedule
@@ -56,14 +57,18 @@ def test_seconds_in_place_of_steps_count_what_the_events_measured(run: Died) -> 
 
 def test_a_folder_is_as_good_as_an_id_and_its_beginning(run: Died) -> None:
     for given in (str(run.folder), run.run[:17], f"'{run.run}'", f"{run.folder}@1"):
-        assert config.load([f"from={given}"], runs=run.folder.parent).continues.runs == (run.run,)
+        spec = config.load([f"from={given}"], runs=run.folder.parent)
+        assert spec.continues is not None
+        assert spec.continues.runs == (run.run,)
 
 
 def test_what_is_typed_is_laid_over(run: Died) -> None:
     spec = load(run, "model.max_hours=5", "model.checkpoint_min=1", "provider.threads=2", "repeat=3")
     assert (spec.model.max_hours, spec.model.checkpoint_min, spec.repeat) == (5.0, 1.0, 3)
     assert spec.provider.threads == 2
-    assert spec.model.inputs == RunFolder(run.folder).saved().spec.model.inputs
+    before = RunFolder(run.folder).saved().spec.model
+    given = {"max_hours": 5.0, "checkpoint_min": 1.0}
+    assert spec.model.model_dump() == before.model_dump() | given
     assert load(run, "policy=strict").policy.name == "strict"
     assert load(run, "gpu=cpu").gpu.name == "cpu"
 
@@ -130,6 +135,14 @@ def test_a_chain_of_runs_is_named_and_its_steps_summed(run: Died, home: Path) ->
     assert [slot.steps for slot in build_schedule(spec)] == [10]
 
 
+def test_one_that_made_none_itself_names_what_it_went_on_from(run: Died, home: Path) -> None:
+    second = died(home, load(run), TWO, overrides=["steps=100"], steps=[65, 90])
+    for number in (1, 2):
+        second.drop(number)
+    with pytest.raises(UsageError, match=f"from={run.run}@2"):
+        load(second)
+
+
 def test_a_project_counts_its_own_steps_anew(home: Path) -> None:
     (home / "mine").mkdir()
     (home / "mine" / "train.py").write_text("print()")
@@ -145,6 +158,30 @@ def test_a_project_counts_its_own_steps_anew(home: Path) -> None:
     assert (spec.continues.steps, spec.model.command) == (50, ("python", "train.py"))
     again = load(second, "model.command=[python,train.py,--more]")
     assert again.model.command == ("python", "train.py", "--more")
+
+
+@pytest.mark.parametrize(("values", "steps"), [({"steps": 45}, 45), ({"epoch": 2}, 65)])
+def test_a_class_of_ones_own_counts_on_or_anew_as_its_state_says(
+    home: Path, values: dict[str, int], steps: int
+) -> None:
+    source = home / "mine.py"
+    source.write_text(
+        "class Mine:\n    unit, steps_per_unit, info = 'steps', 1, {}\n"
+        "    def __init__(self, params, files, device): ...\n    def run_unit(self): ...\n"
+        "    def synchronize(self): ...\n    def loss(self): ...\n"
+        "    def trainable(self): ...\n    def buffers(self): ...\n"
+    )
+    words = ["model=custom", f"model.entry={source}:Mine", "steps=100"]
+    state = {"checkpoint-1/state.safetensors": b"x", "checkpoint-1/state.json": canonical_json(values)}
+    first = died(home, config.load(words), [state], overrides=words, steps=[20])
+    second = died(home, load(first), [state], overrides=words, steps=[45])
+    assert load(second).continues.steps == steps
+
+
+def test_a_run_that_is_not_finished_may_still_train(run: Died) -> None:
+    (run.folder / "bundle").rename(run.folder / "parts")
+    with pytest.raises(UsageError, match=r"is not finished.*reap"):
+        load(run)
 
 
 def test_its_own_words_are_kept_with_those_of_the_run(run: Died) -> None:

@@ -127,6 +127,7 @@ def live(spec: RunSpec) -> Any:
     found = SimpleNamespace(
         ending=SimpleNamespace(failures=[], exit_code=1),
         run=SimpleNamespace(spec=spec, allocation=NAME),
+        rental=SimpleNamespace(endpoint="where it answered"),
         failed=[],
     )
     found.fail = lambda code, message, exit_code: found.failed.append((code, exit_code))
@@ -140,6 +141,10 @@ def test_it_is_noted_only_of_a_job_on_an_interruptible_machine() -> None:
         for each in (job, measuring):
             note_taken_away(each, it.provider)
         assert (job.failed, measuring.failed) == ([(Code.MACHINE_TAKEN_AWAY, 3)], [])
+        never = live(config.load(WORDS))
+        never.rental.endpoint = None  # it did not come up: nobody took it away
+        note_taken_away(never, it.provider)
+        assert never.failed == []
         well: LiveRun = live(config.load(WORDS))
         well.ending.exit_code = 0
         note_taken_away(well, it.provider)

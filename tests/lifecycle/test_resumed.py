@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def project(home: Path, files: dict[str, bytes], **made: object) -> tuple[Died, RunSpec]:
+def project(home: Path, *files: dict[str, bytes], **made: object) -> tuple[Died, RunSpec]:
     (home / "mine").mkdir()
     (home / "mine" / "train.py").write_text("print()")
     words = [
@@ -42,7 +42,7 @@ def project(home: Path, files: dict[str, bytes], **made: object) -> tuple[Died, 
         "model.outputs=out",
         "model.command=[python,train.py]",
     ]
-    run = died(home, config.load(words), [files], overrides=words, **made)  # type: ignore[arg-type]
+    run = died(home, config.load(words), files, overrides=words, **made)  # type: ignore[arg-type]
     return run, config.load([f"from={run.run}"], runs=run.folder.parent)
 
 
@@ -98,6 +98,15 @@ def test_what_nothing_marked_as_whole_is_said(home: Path) -> None:
     with resumed.opened(spec, said.append):
         pass
     assert "may be torn" in said[0]
+    assert len(said) == 1
+
+
+def test_one_that_was_marked_is_named_beside_one_that_was_not(home: Path) -> None:
+    run, spec = project(home, {"a": b"1"}, {"a": b"2"}, states=["whole", "unmarked"])
+    said: list[str] = []
+    with resumed.opened(spec, said.append):
+        pass
+    assert f"from={run.run}@1" in said[1]
 
 
 def test_one_that_was_exchanged_since_the_plan_is_refused(home: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from glasshouse.paths import Workspace
 from glasshouse.publishing import charts, labels
-from glasshouse.publishing.artifact import Artifact, artifact_bytes, artifact_sha256, parse_artifact
+from glasshouse.publishing.artifact import Artifact, Chain, artifact_bytes, artifact_sha256, parse_artifact
 from glasshouse.publishing.csp import inline_hashes, policy, with_policy
 from glasshouse.publishing.drawing import Lane, y_axis
 from glasshouse.publishing.from_bundle import artifact_from_verified
@@ -378,3 +378,16 @@ def test_a_check_that_had_nothing_to_look_at_is_shown_as_not_applicable(
     page = render(publication_of((*reported, artifact)))[f"rows/{artifact.id}.md"].decode()
     assert page.count("not applicable</span>") == 3
     assert page.count("holds</span>") == len(artifact.checks) - 3
+
+
+def test_a_job_that_went_on_names_the_runs_before_it(
+    reported: tuple[Artifact, ...], signed: Artifact, pages: dict[str, bytes]
+) -> None:
+    runs = ("20260101-120000-aaaaaa", "20260102-120000-bbbbbb")
+    chain = Chain(runs=runs, leg="s000", launch=1, number=3, sha256="ab" * 32, steps=1000, witnessed=True)
+    row = signed.model_copy(update={"chain": chain})
+    page = render(publication_of((*reported, row)))[f"rows/{row.id}.md"].decode()
+    assert f"went on from checkpoint 3 of run <code>{runs[1]}</code>" in page
+    assert f"It is run 3 of a chain: <code>{runs[0]}</code>, <code>{runs[1]}</code>, this one" in page
+    assert "Optimizer steps of all of them together: 1" in page
+    assert b"went on from checkpoint" not in pages[f"rows/{row.id}.md"]
