@@ -179,7 +179,8 @@ def _logs(folder: Path, keyring: Keyring) -> PublishedLogs:
 
 def _rendered(publication: Publication) -> dict[str, bytes]:
     """The rows' pages and files alone, none of the articles about others."""
-    every, pages._PAGES = pages._PAGES, ()
+    every = pages._PAGES
+    pages._PAGES = ()  # type: ignore[assignment]
     try:
         return pages.render(publication)
     finally:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from glasshouse.canonical import canonical_json, parse_json
 from tests.site.conftest import Browse, browse, modules
 from tests.site.rows import PRESS, WIDE
 from tests.site.test_browser import serve
 
-from .corpus import ROOT, Case, by_lines, by_recompute, by_verify, cases, lay
+from .corpus import ROOT, Case, _with, by_lines, by_recompute, by_verify, cases, lay
 
 __all__ = ["browse", "modules"]  # fixtures
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(900)]
@@ -66,18 +69,23 @@ def test_the_script_for_readers_says_what_is_expected(sites: Sites) -> None:
     assert found == {case.name: case.expected["recompute"] for case in sites}
 
 
-def test_the_browsers_code_says_under_node_what_is_expected(sites: Sites, modules: Path) -> None:
+def judged(modules: Path, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the browser's code says of each site, under Node."""
     assert modules.is_dir()
+    command = ["node", str(ROOT / "tests/site/judge.mjs"), str(ROOT / "site/assets")]
+    given = "".join(json.dumps(one) + "\n" for one in asked)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_browsers_code_says_under_node_what_is_expected(sites: Sites, modules: Path) -> None:
     asked = [
         {"root": str(site), "row": case.row, "inclusion": f"research/inclusion/{case.row}.json"}
         for case, site in sites.items()
     ]
-    command = ["node", str(ROOT / "tests/site/judge.mjs"), str(ROOT / "site/assets")]
-    given = "".join(json.dumps(one) + "\n" for one in asked)
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
     wrong = {}
-    for case, line in zip(sites, done.stdout.splitlines(), strict=True):
-        outcome, failed, skipped = by_lines(**json.loads(line))
+    for case, said in zip(sites, judged(modules, asked), strict=True):
+        outcome, failed, skipped = by_lines(**said)
         codes = [] if of_page(case) else case.expected["codes"]["browser"]
         if (outcome, failed) != (case.expected["node"], codes) or not set(
             case.expected["notCompared"]
@@ -86,7 +94,45 @@ def test_the_browsers_code_says_under_node_what_is_expected(sites: Sites, module
     assert wrong == {}
 
 
-# Of the quick cases, those that a browser looks at every time besides true ones and pages: its code is Node's.
+def leaves(document: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    inner = document.items() if isinstance(document, dict) else ()
+    inner = enumerate(document) if isinstance(document, list) else inner
+    empty = True
+    for name, value in inner:
+        empty = False
+        yield from leaves(value, (*way, name))
+    if empty:
+        yield way, document
+
+
+OTHERWISE: dict[type, Callable[[Any], Any]] = {
+    bool: lambda v: not v,
+    int: lambda v: v + 1,
+    float: lambda v: v * 1.01 + 1e-4,
+    str: lambda v: v + "x",
+}
+
+
+def test_no_field_of_a_row_can_be_altered_unseen(sites: Sites, modules: Path) -> None:
+    """Each, one after the other; but for what the page says that it does not compare."""
+    (case,) = (case for case in sites if case.name == "true-lab")
+    path = f"research/artifacts/{case.row}.json"
+    row = parse_json((sites[case] / path).read_bytes())
+    told = parse_json((sites[case] / f"research/bundles/{case.row}/record.json").read_bytes())["checks"]
+    asked, named = [], []
+    for way, value in leaves(row):
+        other = OTHERWISE.get(type(value), lambda _: 5)(value)
+        if way[0] == "checks" and way[2] == "detail" and not told[way[1]]["detail"]:
+            continue  # the sentence of a check that held
+        text = canonical_json(_with(json.loads(json.dumps(row)), list(way), other)).decode()
+        asked.append({"root": str(sites[case]), "row": case.row, "instead": {path: text}})
+        named.append(way)
+    said = judged(modules, asked)
+    assert [way for way, one in zip(named, said, strict=True) if one["outcome"] != "failed"] == []
+    assert len(named) > 100
+
+
+# Of the quick cases, what a browser looks at every time besides true ones and pages: its code is Node's.
 LOOKED_AT = {
     *("interval-altered", "fixed-cost-altered", "gpu-altered", "retraction-taken-out", "events-altered"),
     *("log-removed", "publisher-alters-the-record", "publisher-drops-a-caveat"),

@@ -117,7 +117,7 @@ def controlled(root: Path, make_run: Callable[..., Bundle], put: Put) -> dict[st
     runs = [make_run(order="abba", duration=40.0, control=kind) for kind in ("none", "aa", "delay")]
     put(*(bundle for bundle, _ in runs))
     artifacts = root / "site/research/artifacts"
-    places = {row.facts.spec.control: artifacts / f"{row.id}.json" for _, row in runs}
+    places: dict[str, Path] = {row.facts.spec.control: artifacts / f"{row.id}.json" for _, row in runs}
     assert "control-failed" in parse_json(places["none"].read_bytes())["caveats"]
     return places
 
