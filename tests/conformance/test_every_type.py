@@ -128,7 +128,7 @@ def _unsigned(site: Path, log: Path) -> tuple[Path, ...]:
 
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_what_nobody_signed_is_read_like_a_strangers(thorough: bool, tmp_path: Path) -> None:
-    """The row's file, its log, its inclusion file, the claims that a build reads for its page; and the page."""
+    """The row's file, log and inclusion file, the claims that a build reads for its page; and the page."""
     case = Case("any", "lab", ROW, (), {})
     site = lay(case, tmp_path / "site") / "research"
     (log,) = (site / "ledger").iterdir()
