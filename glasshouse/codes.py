@@ -397,6 +397,8 @@ class Code(StrEnum):
     BUNDLE_UNREADABLE = "bundle-unreadable"
     BUNDLE_WITHOUT_ROW = "bundle-without-row"
     REGISTRATION_NOT_CHECKED = "registration-not-checked"
+    RETRACTION_NOT_CHECKED = "retraction-not-checked"
+    NOT_PUBLISHED = "not-published"
     CONTROL_VERIFIED = "control-verified"
     LEDGER_INCLUSION = "ledger-inclusion"
     LEDGER_NOT_CHECKED = "ledger-not-checked"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what `make test-all` needs beyond Python, where it is missing: Debian's packages, then
-# two npm packages for the browser tests. Says what it does; fails when it cannot.
+# the npm packages of the browser tests, as their lock file names them. Says what it does; fails when it cannot.
 set -euo pipefail
 
 missing=()
@@ -23,7 +23,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-if [ -f tests/site/package.json ] && [ ! -d tests/site/node_modules/playwright-core ]; then
-  echo "installing the browser driver"
-  (cd tests/site && npm install --silent --no-audit --no-fund --no-package-lock)
+if [ -f tests/site/package-lock.json ] && ! cmp -s tests/site/package-lock.json tests/site/node_modules/.installed; then
+  echo "installing the browser driver and the type checker"
+  (cd tests/site && npm ci --silent --no-audit --no-fund --ignore-scripts && cp package-lock.json node_modules/.installed)
 fi

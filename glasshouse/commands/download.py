@@ -20,6 +20,7 @@ from glasshouse.cutting import Cutter
 from glasshouse.errors import GlasshouseError, RemoteError, UsageError
 from glasshouse.providers.cloud_http import is_loopback
 from glasshouse.publishing.artifact import artifact_bytes, parse_artifact
+from glasshouse.publishing.logs_beside import LOG_FOLDERS
 from glasshouse.publishing.published_log import CHECKPOINT, LEAVES
 from glasshouse.records.bundle import ENVELOPE, MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES, NAME
 from glasshouse.records.keys import Keyring
@@ -30,7 +31,6 @@ TIMEOUT_SEC = 30.0  # without a byte
 MAX_ROWS_BYTES = 64 << 20
 MAX_CONTROLS = 32  # of one row
 MAX_LOGS_BYTES = 64 << 20  # of all logs together
-LOG_FOLDERS = ("ledger", "local-ledger")  # committed, and a machine's own
 
 
 def is_url(path: str) -> bool:
@@ -68,7 +68,7 @@ def fetch_row(url: str, folder: Path, keyring: Keyring, budget: Budget | None = 
         if inclusion:
             (folder / "inclusion").mkdir()
             (folder / "inclusion" / f"{match['id']}.json").write_bytes(inclusion)
-        _fetch_logs(site, keyring, folder / "ledger")
+        _fetch_logs(site, keyring, folder)
         for row in (match["id"], *_named_controls(path)):
             _fetch_bundle(site, f"research/bundles/{row}/", folder / "bundles" / row)
     return path
@@ -170,10 +170,9 @@ def _fetch_logs(site: _Site, keyring: Keyring, folder: Path) -> None:
                 if not files[name]:
                     break
             else:
-                (folder / key).mkdir(parents=True)
+                (folder / place / key).mkdir(parents=True)
                 for name, data in files.items():
-                    (folder / key / name).write_bytes(data)
-                break
+                    (folder / place / key / name).write_bytes(data)
 
 
 def _fetch_bundle(site: _Site, base: str, bundle: Path) -> None:

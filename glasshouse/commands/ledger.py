@@ -13,6 +13,7 @@ fit.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from typing import Any
 from glasshouse.codes import Code
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import UsageError, VerificationError
+from glasshouse.publishing.logs import MAX_LEAVES_BYTES
 from glasshouse.records import keys, ledger
-from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint
+from glasshouse.records.signed_note import MAX_NOTE_BYTES, Checkpoint, open_note, parse_checkpoint
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +136,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _checkpoint(path: Path, ring: keys.Keyring) -> Checkpoint:
     try:
-        note = path.read_text(encoding="utf-8")
+        note = _bounded(path, MAX_NOTE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             "checkpoint cannot be read", field="checkpoint", value=path, remedy="give a file that holds one"
@@ -165,10 +167,19 @@ def _leaves(path: Path | None) -> tuple[ledger.Leaf, ...]:
         return ledger.Ledger().leaves()
     remedy = "give a log's leaves.jsonl, or the state folder's"
     try:
-        return ledger.parse_leaves(path.read_bytes())
+        return ledger.parse_leaves(_bounded(path, MAX_LEAVES_BYTES))
     except OSError as error:
         raise UsageError("ledger cannot be read", field="leaves", value=path, remedy=remedy) from error
     except VerificationError as error:
         raise UsageError(
             f"not a ledger file: {error.what}", field="leaves", value=path, remedy=remedy
         ) from error
+
+
+def _bounded(path: Path, limit: int) -> bytes:
+    """Read a file that somebody sent: a pipe too, but not without end. Raises OSError."""
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    return data

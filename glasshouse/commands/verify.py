@@ -9,7 +9,8 @@ RUN is a run folder, a run's id or its beginning, a bundle folder or a published
 with its bundle and logs. One that cannot be read is named on stderr and the others are verified; the exit
 code is then 2 or 3. Keys come from --keys or from conf/trust and this machine, never from what is verified.
 A signature shows that a row is unchanged, not that it is true. Of a reported row only schema, arithmetic and
-its entry in a published ledger can be checked, and it says so.
+its entry in a published ledger can be checked, and it says so. Whether a published row was withdrawn, only a
+log beside it can say: without one it is not verified, unless --without-log accepts that.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.judgement.rules import Check
+from glasshouse.paths import Workspace
+from glasshouse.publishing.logs_beside import bundle_checks
+from glasshouse.publishing.publication_files import ARTIFACTS, OVERLAY
 from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records.keys import Keyring, load_keyring
-from glasshouse.records.verify import Verdict, verify
+from glasshouse.records.verify import Verdict, bundle_folder, verify
 
 UNREAD = Code.CANNOT_BE_READ
 
@@ -45,6 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys", type=Path, metavar="FILE", help="the keyring to trust instead of the default"
     )
+    parser.add_argument(
+        "--without-log",
+        action="store_true",
+        help="accept a row without a log that would say whether it was withdrawn",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     results, code = [], 0
     for path in args.paths:
         try:
-            item = _verified(path, ring, args.out)
+            item = _verified(path, ring, args)
             code = max(code, 0 if item.ok else 1)
         except GlasshouseError as error:
             item = _unread(path, error)
@@ -84,16 +93,33 @@ def _ring(args: argparse.Namespace) -> Keyring:
     return ring
 
 
-def _verified(path: str, ring: Keyring, out: Path) -> Verdict:
+def _verified(path: str, ring: Keyring, args: argparse.Namespace) -> Verdict:
+    without_log: bool = args.without_log
     if is_url(path):
         with tempfile.TemporaryDirectory(prefix="glasshouse-verify-") as folder:
-            return replace(check_artifact(fetch_row(path, Path(folder), ring), ring), path=path)
+            fetched = fetch_row(path, Path(folder), ring)
+            return replace(check_artifact(fetched, ring, without_log=without_log), path=path)
     if path.endswith(".json"):
-        return check_artifact(Path(path), ring)
+        return check_artifact(Path(path), ring, without_log=without_log)
     place = Path(path)
     if not place.exists() and place.name == path:  # a word, and no file here: a run's id, as for `show`
-        place = _run_named(path, out)
-    return verify(place, ring).verdict(path)
+        place = _run_named(path, args.out)
+    found = verify(place, ring)
+    verdict = found.verdict(path)
+    if found.row is None:
+        return verdict
+    workspace: Workspace = args.workspace
+    since = bundle_checks(
+        bundle_folder(place),
+        found.row.id,
+        ring,
+        (workspace.root / ARTIFACTS, workspace.work / OVERLAY),
+        without_log=without_log,
+    )
+    checks = (*verdict.checks, *since)
+    if all(check.ok for check in since):
+        return replace(verdict, checks=checks)
+    return replace(verdict, ok=False, status=None, overhead_pct=None, checks=checks)
 
 
 def _run_named(name: str, out: Path) -> Path:
@@ -123,6 +149,9 @@ def _said(item: Verdict) -> str:
     if Code.RETRACTED in said:
         return f"RETRACTED: its evidence verifies, and the row was {said[Code.RETRACTED]}"
     if item.signer is None:
-        return f"checked, not verified by us: a reported row{figure}"
+        unasked = "; whether it was withdrawn was not checked" if Code.RETRACTION_NOT_CHECKED in said else ""
+        return f"checked, not verified by us: a reported row{figure}{unasked}"
     since = f"; {said[Code.SUPERSEDED]}" if Code.SUPERSEDED in said else ""
+    since += "; not published" if Code.NOT_PUBLISHED in said else ""
+    since += "; whether it was withdrawn was not checked" if Code.RETRACTION_NOT_CHECKED in said else ""
     return f"verified as what it says: a row that is {item.status}{figure}; signed by {item.signer}{since}"

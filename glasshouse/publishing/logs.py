@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from glasshouse import host
 from glasshouse.codes import Code
 from glasshouse.errors import VerificationError
-from glasshouse.publishing.artifact import Artifact, artifact_sha256
+from glasshouse.publishing.artifact import Artifact, Retraction, artifact_sha256
 from glasshouse.publishing.published_log import (
     CHECKPOINT,
     LEAVES,
@@ -293,6 +293,17 @@ def statement_failures(logs: PublishedLogs, artifact: Artifact) -> list[str]:
     if (None if supersede is None else supersede.by) != artifact.superseded_by:
         failures.append(f"{Code.LEDGER_SUPERSESSION_DIFFERS}:{artifact.id}")
     return failures
+
+
+def stated_since(row: Artifact, logs: PublishedLogs) -> Artifact:
+    """The row as the logs have it, whatever its own file says of a withdrawal or of a successor."""
+    retract, supersede = logs.latest("retract", row.id), logs.latest("supersede", row.id)
+    return row.model_copy(
+        update={
+            "retracted": None if retract is None else Retraction(date=retract.date, reason=retract.reason),
+            "superseded_by": None if supersede is None else supersede.by,
+        }
+    )
 
 
 def extended(

@@ -28,7 +28,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.rules import OPEN
 from glasshouse.paths import Workspace
-from glasshouse.publishing.artifact import Artifact, Retraction, artifact_bytes
+from glasshouse.publishing.artifact import Artifact, artifact_bytes
 from glasshouse.publishing.from_bundle import (
     artifact_from_verified,
     with_control_caveats,
@@ -43,6 +43,7 @@ from glasshouse.publishing.logs import (
     inclusion_failures,
     joined,
     read_logs,
+    stated_since,
     unentered,
 )
 from glasshouse.publishing.publication_files import (
@@ -506,20 +507,12 @@ def _not_replaced(artifact: Artifact, present: Mapping[str, Artifact]) -> Artifa
 
 def _as_stated(rows: Mapping[str, Artifact], logs: PublishedLogs) -> dict[str, Artifact]:
     """The rows with what the logs state of each since, and with the caveats that controls leave or add."""
-    stated = {item: row if row.reported is not None else _said(row, logs) for item, row in rows.items()}
+    stated = {
+        item: row if row.reported is not None else stated_since(row, logs) for item, row in rows.items()
+    }
     stated = {item: with_registration_caveat(row, late=logs.late(item)) for item, row in stated.items()}
     beside = tuple(stated.values())
     return {item: with_control_caveats(row, beside) for item, row in stated.items()}
-
-
-def _said(row: Artifact, logs: PublishedLogs) -> Artifact:
-    retract, supersede = logs.latest("retract", row.id), logs.latest("supersede", row.id)
-    return row.model_copy(
-        update={
-            "retracted": None if retract is None else Retraction(date=retract.date, reason=retract.reason),
-            "superseded_by": None if supersede is None else supersede.by,
-        }
-    )
 
 
 def _require_small(row: VerifiedRow, *, local: bool) -> None:

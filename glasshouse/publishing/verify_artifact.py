@@ -6,16 +6,18 @@ reported    schema and arithmetic, and nothing else: there is no evidence to ver
 simulated   schema only; it never passes as measured
 
 A signed row needs the log that holds it beside it, and a journey's the log that announced it: without them
-nobody can tell whether `registered-late` was cut out (registration-not-checked). Where the row's inclusion
-file is published, the row must stand in that, too.
+nobody can tell whether `registered-late` was cut out (registration-not-checked). Every row, and every control
+that it hangs on, is asked about in these logs, since its own file does not show whether it was withdrawn
+(retraction-not-checked; logs_beside.py). Where the row's inclusion file is published, the row must stand in
+that, too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 
+from glasshouse import host
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.rules import Check
@@ -32,16 +34,20 @@ from glasshouse.publishing.from_bundle import (
     with_registration_caveat,
 )
 from glasshouse.publishing.history import recompute
-from glasshouse.publishing.logs import KEYS, PublishedLogs, read_logs, statement_failures
+from glasshouse.publishing.logs import stated_since, statement_failures
+from glasshouse.publishing.logs_beside import Beside, read_beside, withdrawn
 from glasshouse.publishing.published_log import check_inclusion
 from glasshouse.records.keys import Keyring
 from glasshouse.records.ledger import log_key
-from glasshouse.records.verify import Verdict, Verification, verify
+from glasshouse.records.verify import Verdict
+
+MAX_INCLUSION_BYTES = 1 << 20
 
 
-def check_artifact(path: Path, keyring: Keyring) -> Verdict:
+def check_artifact(path: Path, keyring: Keyring, *, without_log: bool = False) -> Verdict:
     """Check one artifact file; return how it came out.
 
+    without_log: accept that no log can be had that would say whether it was withdrawn since.
     Its bundle is looked for in ../bundles/<id>/ and bundles/<id>/. Raises UsageError when the file
     cannot be read; never raises for what it holds.
     """
@@ -56,7 +62,7 @@ def check_artifact(path: Path, keyring: Keyring) -> Verdict:
         return _verdict(path, None, None, [Check(code, False, error.what) for code in error.codes])
     checks = [Check(Code.ARTIFACT_SCHEMA, True, "every field is one that may be published")]
     signer = None
-    beside = _beside(path.resolve().parent, keyring)
+    beside = read_beside(path.resolve().parent, keyring, without_log=without_log)
     if artifact.evidence_tier == "reported":
         checks += _reported(artifact)
     elif artifact.evidence_tier == "signed":
@@ -65,48 +71,13 @@ def check_artifact(path: Path, keyring: Keyring) -> Verdict:
     else:
         checks.append(Check(Code.MEASURED, False, "a simulated row measures nothing"))
     if artifact.retracted is not None:
-        said = f"retracted on {artifact.retracted.date}, it counts for nothing: {artifact.retracted.reason}"
+        said = withdrawn(artifact.retracted.date, artifact.retracted.reason)
         checks.append(Check(Code.RETRACTED, True, said))
     if artifact.superseded_by is not None:
         checks.append(Check(Code.SUPERSEDED, True, f"superseded by {artifact.superseded_by}"))
     if artifact.evidence_tier != "simulated":
-        checks.append(_ledger(artifact, beside))
+        checks += _ledger(artifact, beside)
     return _verdict(path, artifact, signer, checks)
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """What lies beside a published row: its folder, the logs that hold, and what is wrong with the others.
-
-    published: whether there are logs at all. Logs that do not hold, or whose signer the keyring does not
-    list, say nothing of the row.
-    """
-
-    here: Path
-    keyring: Keyring
-    published: bool
-    logs: PublishedLogs
-    failures: tuple[str, ...]
-
-    def bundle(self, row: str) -> Path | None:
-        places = (self.here.parent / "bundles" / row, self.here / "bundles" / row)
-        return next((place for place in places if place.is_dir()), None)
-
-    def verify(self, row: str, bundle: Path) -> Verification:
-        """Verify a row's bundle; a key that its log retired signs nothing from there on."""
-        return verify(bundle, self.logs.keyring_of(row, self.keyring))
-
-
-def _beside(here: Path, keyring: Keyring) -> _Beside:
-    folder = next((at for at in (here.parent / "ledger", here / "ledger") if at.is_dir()), None)
-    failures: list[str] = []
-    logs = PublishedLogs()
-    if folder is not None:
-        try:
-            logs = read_logs(folder, keyring, failures, beside={KEYS})
-        except OSError:
-            failures.append(f"{Code.LEDGER_INCOMPLETE}:{folder.name}")
-    return _Beside(here, keyring, folder is not None, logs, tuple(failures))
 
 
 def _verdict(path: Path, artifact: Artifact | None, signer: str | None, checks: list[Check]) -> Verdict:
@@ -128,7 +99,7 @@ def _reported(artifact: Artifact) -> list[Check]:
     return checks
 
 
-def _signed(artifact: Artifact, beside: _Beside) -> tuple[str | None, list[Check]]:
+def _signed(artifact: Artifact, beside: Beside) -> tuple[str | None, list[Check]]:
     folder = beside.bundle(artifact.id)
     if folder is None:
         return None, [Check(Code.BUNDLE_MISSING, False, "the evidence bundle is not beside the artifact")]
@@ -158,7 +129,7 @@ def _follows(artifact: Artifact, expected: Artifact) -> bool:
     return artifact_bytes(expected.model_copy(update=stated)) == artifact_bytes(artifact)
 
 
-def _late(artifact: Artifact, beside: _Beside) -> tuple[bool, str]:
+def _late(artifact: Artifact, beside: Beside) -> tuple[bool, str]:
     """Whether the logs say that a row was registered late, and why they cannot say that it was not.
 
     A row that owns up to it is believed. One that does not is believed only where the whole log that holds
@@ -167,6 +138,8 @@ def _late(artifact: Artifact, beside: _Beside) -> tuple[bool, str]:
     owned = "registered-late" in artifact.caveats
     logs, failures = beside.logs, beside.failures
     log = logs.rows.get(artifact.id)
+    if log is None and beside.accepted:
+        return owned, ""
     if log is None:
         why = f" ({', '.join(failures)})" if failures else ""
         unshown = f"no log beside the row holds it{why}: whether it was registered in time cannot be told"
@@ -183,7 +156,7 @@ def _late(artifact: Artifact, beside: _Beside) -> tuple[bool, str]:
     return False, f"log {home} must have announced the row's journey, and {how}"
 
 
-def _controls(artifact: Artifact, alone: Artifact, beside: _Beside) -> tuple[list[Artifact], list[Check]]:
+def _controls(artifact: Artifact, alone: Artifact, beside: Beside) -> tuple[list[Artifact], list[Check]]:
     """The row's controls, each with its evidence verified: they lift or add some of its caveats.
 
     A file that says it is a control is no more than that, whoever put it there: where the row names it, its
@@ -191,15 +164,23 @@ def _controls(artifact: Artifact, alone: Artifact, beside: _Beside) -> tuple[lis
     """
     neighbours: dict[str, Artifact] = {}
     for path in sorted(beside.here.glob("*.json")):
-        with contextlib.suppress(GlasshouseError):  # what is no artifact stands beside nothing
-            neighbours[path.stem] = parse_artifact(path.read_bytes(), name=path.name)
-    of_its_kind = with_control_caveats(alone, list(neighbours.values())).controls
+        with contextlib.suppress(GlasshouseError, OSError):  # what is no artifact stands beside nothing
+            data = host.read_regular(path, MAX_ARTIFACT_BYTES)
+            neighbours[path.stem] = parse_artifact(data, name=path.name)
+    # A control's own file does not show whether it was withdrawn, so it cannot take itself away either.
+    logs = beside.logs
+    said = {name: stated_since(row, logs) if logs.logs else row for name, row in neighbours.items()}
+    of_its_kind = with_control_caveats(alone, list(said.values())).controls
     good: list[Artifact] = []
     checks = []
     for name in dict.fromkeys((*artifact.controls, *of_its_kind)):
         fault = _control_fault(name, neighbours.get(name), beside)
+        differs = [] if fault or not logs.logs else statement_failures(logs, neighbours[name])
+        if differs:
+            text = f"control {name}: the logs say otherwise ({', '.join(differs)})"
+            checks.append(Check(Code.CONTROL_VERIFIED, False, text))
         if not fault:
-            good.append(neighbours[name])
+            good.append(said[name])
         elif name in artifact.controls:
             checks.append(Check(Code.CONTROL_VERIFIED, False, f"control {name}: {fault}"))
     if good:
@@ -209,7 +190,7 @@ def _controls(artifact: Artifact, alone: Artifact, beside: _Beside) -> tuple[lis
     return good, checks
 
 
-def _control_fault(name: str, control: Artifact | None, beside: _Beside) -> str:
+def _control_fault(name: str, control: Artifact | None, beside: Beside) -> str:
     bundle = beside.bundle(name)
     if control is None or bundle is None:
         return f"its {'artifact' if control is None else 'bundle'} is not beside the row"
@@ -223,39 +204,49 @@ def _control_fault(name: str, control: Artifact | None, beside: _Beside) -> str:
     return "" if _follows(control, alone) else "it does not follow from its bundle"
 
 
-def _ledger(artifact: Artifact, beside: _Beside) -> Check:
-    """Check the row's place in the ledger: by its inclusion file, else by the logs beside it."""
+def _ledger(artifact: Artifact, beside: Beside) -> list[Check]:
+    """Check the row's place in the ledger, by its inclusion file and the logs, and what these say of it.
+
+    An inclusion file says nothing of a withdrawal: the logs are asked besides.
+    """
     inclusion = beside.here.parent / "inclusion" / f"{artifact.id}.json"
+    gap = beside.not_asked()
+    checks = [] if gap is None else [gap]
     logs, failures = beside.logs, beside.failures
-    said: list[str] = []
     try:
-        if inclusion.exists():
-            failures = ()
-            data: bytes | None = inclusion.read_bytes()
-        elif beside.published:
-            data = logs.inclusion(artifact.id, artifact_sha256(artifact))
-            # Whether it was retracted or superseded stands in the logs: the artifact can be edited by anyone.
-            # What it owns up to may stand in a log that this keyring does not know.
-            owned = artifact.retracted is not None or artifact.superseded_by is not None
-            if artifact.evidence is not None and not (owned and failures):
-                said = statement_failures(logs, artifact)
-        else:
-            return Check(Code.LEDGER_NOT_CHECKED, True, "no ledger is published beside the row")
-        if f"{Code.LEDGER_ROW_TWICE}:{artifact.id}" in failures:
-            return Check(Code.LEDGER_INCLUSION, False, "two logs hold the row (ledger-row-twice)")
-        if data is not None:
-            shown = check_inclusion(data, artifact, beside.keyring)
-            if said:
-                return Check(
-                    Code.LEDGER_INCLUSION, False, f"{shown}; the logs say otherwise ({', '.join(said)})"
-                )
-            return Check(Code.LEDGER_INCLUSION, True, shown)
-    except VerificationError as error:
-        return Check(Code.LEDGER_INCLUSION, False, f"{error.what} ({', '.join(error.codes)})")
+        shown: bytes | None = host.read_regular(inclusion, MAX_INCLUSION_BYTES)
+    except FileNotFoundError:
+        shown = None
     except OSError:
-        return Check(Code.LEDGER_INCLUSION, False, "the ledger beside the row cannot be read")
+        return [
+            *checks,
+            Check(Code.LEDGER_INCLUSION, False, "the inclusion file beside the row cannot be read"),
+        ]
+    entry = logs.inclusion(artifact.id, artifact_sha256(artifact))
+    if shown is None and entry is None and not beside.published:
+        return checks
+    # What the row owns up to may stand in a log that this keyring does not know.
+    owned = artifact.retracted is not None or artifact.superseded_by is not None
+    differs = [] if not logs.logs or (owned and failures) else statement_failures(logs, artifact)
+    if artifact.evidence is None:  # what superseded a reported row, its own history says
+        differs = [code for code in differs if code.startswith(Code.LEDGER_RETRACTION_DIFFERS)]
+    if f"{Code.LEDGER_ROW_TWICE}:{artifact.id}" in failures:
+        return [*checks, Check(Code.LEDGER_INCLUSION, False, "two logs hold the row (ledger-row-twice)")]
+    if differs:
+        text = f"the logs say otherwise ({', '.join(differs)})"
+        return [*checks, Check(Code.LEDGER_INCLUSION, False, text)]
+    try:
+        found = [
+            check_inclusion(data, artifact, beside.keyring) for data in (shown, entry) if data is not None
+        ]
+    except VerificationError as error:
+        return [*checks, Check(Code.LEDGER_INCLUSION, False, f"{error.what} ({', '.join(error.codes)})")]
+    if entry is not None or (found and not beside.published):
+        asked = f"; {beside.asked()}" if gap is None else ""
+        return [*checks, Check(Code.LEDGER_INCLUSION, True, f"{found[-1]}{asked}")]
     if failures:
-        return Check(Code.LEDGER_INCLUSION, False, f"no log that holds names the row ({', '.join(failures)})")
+        text = f"no log that holds names the row ({', '.join(failures)})"
+        return [*checks, Check(Code.LEDGER_INCLUSION, False, text)]
     if artifact.evidence is None:
-        return Check(Code.LEDGER_NOT_CHECKED, True, "the row has not been entered in a log yet")
-    return Check(Code.LEDGER_INCLUSION, False, "the row is in no log beside it")
+        return [*checks, Check(Code.LEDGER_NOT_CHECKED, True, "the row has not been entered in a log yet")]
+    return [*checks, Check(Code.LEDGER_INCLUSION, False, "the row is in no log beside it")]

@@ -47,6 +47,17 @@ ROWS: dict[Code, Reason] = {
         "The logs beside the row do not show whether its journey was announced beforehand.",
         Place.PUBLICATION,
     ),
+    Code.RETRACTION_NOT_CHECKED: explained(
+        "Withdrawal not checked",
+        "No log could be asked whether the row was withdrawn: its own file does not show that. "
+        "`--without-log` accepts it.",
+        Place.PUBLICATION,
+    ),
+    Code.NOT_PUBLISHED: explained(
+        "Not published",
+        "No published row stands beside the evidence, so no published log could name a withdrawal.",
+        Place.PUBLICATION,
+    ),
     Code.CONTROL_VERIFIED: explained(
         "Controls verified",
         "The controls that a row names must verify from their own bundles.",
@@ -57,7 +68,7 @@ ROWS: dict[Code, Reason] = {
     ),
     Code.LEDGER_NOT_CHECKED: explained(
         "Log not checked",
-        "No log is published beside the row yet, so its place in one was not checked.",
+        "The row stands in no log beside it yet, so its place in one was not checked.",
         Place.PUBLICATION,
     ),
     Code.EVIDENCE_REPLACED: explained(

@@ -111,7 +111,7 @@ def test_a_row_without_its_log_is_not_believed_to_be_in_time(
 ) -> None:
     shutil.rmtree(tmp_path / "research" / "ledger")
     found = _failed(site["aa"], factory)
-    assert set(found) == {"registration-not-checked"}
+    assert set(found) == {"registration-not-checked", "retraction-not-checked"}
     assert "no log beside the row holds it" in found["registration-not-checked"]
 
 

@@ -335,7 +335,7 @@ def test_the_caveat_cannot_be_cut_out_of_what_is_fetched(
     assert f"log {away.journey.opened_in} must have announced" in failed()["registration-not-checked"]
     assert "is not beside the row" in failed()["registration-not-checked"]
     shutil.rmtree(ledger)
-    assert set(failed()) == {"registration-not-checked"}
+    assert set(failed()) == {"registration-not-checked", "retraction-not-checked"}
 
 
 def test_a_keyring_without_the_announcing_key_is_told_which_is_missing(

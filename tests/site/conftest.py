@@ -31,13 +31,26 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def browse() -> Iterator[Browse]:
-    """Look at pages in one real Chromium: a plan of browse.mjs in, its report out."""
-    if CHROMIUM is None or shutil.which("node") is None:
-        pytest.skip("needs Chromium and Node")
-    if not MODULES.is_dir():
-        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+def modules() -> Path:
+    """The npm packages that the lock file names, installed once."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("needs Node")
+    lock, seen = HERE / "package-lock.json", MODULES / ".installed"
+    if not seen.is_file() or seen.read_bytes() != lock.read_bytes():
+        if MODULES.is_symlink():
+            pytest.skip(f"{MODULES} is a link to other packages than the lock file names: npm ci there")
+        install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
         subprocess.run(install, cwd=HERE, check=True, capture_output=True)
+        shutil.copy(lock, seen)
+    return MODULES
+
+
+@pytest.fixture(scope="session")
+def browse(modules: Path) -> Iterator[Browse]:
+    """Look at pages in one real Chromium: a plan of browse.mjs in, its report out."""
+    assert modules.is_dir()
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
     driver = subprocess.Popen(
         ["node", str(HERE / "browse.mjs"), CHROMIUM],
         stdin=subprocess.PIPE,

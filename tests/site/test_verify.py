@@ -22,6 +22,9 @@ from .conftest import Browse
 from .rows import HEADS, NARROW, PROTECTED, ROOT, WIDE, Made, build, checkout, press, publish_rows
 from .test_browser import serve
 
+# What the page says that it did not compare, by name.
+NOT_COMPARED = ["appraisal", "judgement", "controls", "sentences", *["page"] * 3, "publisher"]
+
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(900)]
 
 
@@ -49,11 +52,8 @@ def test_every_kind_of_row_holds(base: str, made: Made, browse: Browse) -> None:
         )
         assert codes.count("event-chain") >= 1
         assert codes.count("event-chain") == codes.count("heads") == codes.count("exchange")
-        assert [line[1] for line in found["lines"] if line[0] == "skipped"] == [
-            "appraisal",
-            "judgement",
-            "publisher",
-        ]
+        assert [line[1] for line in found["lines"] if line[0] == "skipped"] == NOT_COMPARED
+        assert {"artifact-fields", "page", "retraction"} <= set(codes)
         assert found["command"] == f"glasshouse verify {base}research/artifacts/{ids[kind]}.json"
         assert ("interval" in codes) == (kind == "abba")
         (told,) = [line[2] for line in found["lines"] if line[1] == "ledger-inclusion"]
@@ -127,7 +127,11 @@ FORGED: dict[str, tuple[str, Callable[[dict[str, bytes]], None], set[str]]] = {
         drop(PROTECTED + "ex", PROTECTED + "ref"),
         {"exchange", "event-chain", "figures"},
     ),
-    "no-evidence": ("alone", drop("legs/s000-protected/e", "legs/s000-protected/ref"), {"exchange"}),
+    "no-evidence": (
+        "alone",
+        drop("legs/s000-protected/e", "legs/s000-protected/ref"),
+        {"exchange", "figures"},  # the record has totals of a leg that is not there
+    ),
     "no-events": ("pair", drop(PROTECTED + "events", HEADS), {"event-chain", "figures"}),
     "no-reference": ("pair", drop(PROTECTED + "reference"), {"exchange", "figures"}),
     "no-grant": ("pair", never_granted, {"exchange", "event-chain", "figures"}),
@@ -159,8 +163,8 @@ def test_what_verify_refuses_of_an_operator_the_page_refuses_too(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
     failed = {line[1] for line in found["lines"] if line[0] == "failed"}
-    # It is another bundle than the artifact and the log name, and a leg without figures has no fixed cost.
-    assert failed - {"fixed-cost"} == {"artifact", "ledger-inclusion", *expected}
+    # It is another bundle than artifact, page and log name, and a leg without figures has no fixed cost.
+    assert failed - {"fixed-cost"} == {"artifact", "artifact-fields", "page", "ledger-inclusion", *expected}
 
 
 @pytest.mark.parametrize(("role", "code"), [("operator", "plan-signature"), ("broker", "exchange")])
