@@ -10,6 +10,7 @@ A session that has no `state()`, or whose state cannot be written, trains on wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ from glasshouse.sealing.packing import write_all
 
 FOLDER = "checkpoints"  # in the scratch folder
 WRITING = "writing"  # in that, until it is renamed
+UNABLE = "unable"  # there where one was due, and none can be written
+TRIES = 3  # one after the other for which there is no room, before no more are made
 TENSORS, VALUES = "state.safetensors", "state.json"
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})\Z")
 
@@ -35,9 +38,7 @@ class Checkpointed:
     def __init__(self, session: Session, folder: Path, every: float) -> None:
         self._session, self._folder, self._every = session, folder, every
         self._next = time.monotonic() + every
-        self._units = 0
-        if not restorable(session):
-            self._give_up("its session has no state() and restore()")
+        self._units = self._failed = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -48,15 +49,24 @@ class Checkpointed:
         self._units += 1
         if time.monotonic() >= self._next:
             try:
+                if not restorable(self._session):
+                    raise TypeError("its session has no state() and restore()")
                 self._write()
             except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
-                self._give_up(f"{type(error).__name__}: {error}")
+                self._failed += 1
+                if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
+                    self._give_up(f"{type(error).__name__}: {error}")
+                    return
             else:
-                self._next = time.monotonic() + self._every
+                self._failed = 0
+            self._next = time.monotonic() + self._every
 
     def _give_up(self, why: str) -> None:
         self._next = float("inf")
         shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700)
+            (self._folder / UNABLE).touch()
         print(f"{SAID}no checkpoints are made of it: {why}", flush=True)  # noqa: T201  the sealed log
 
     def _write(self) -> None:
@@ -97,7 +107,7 @@ class Checkpointed:
 
 def is_written(name: str) -> bool:
     """Whether what lies in the folder under this relative path is no longer being written."""
-    return name.partition("/")[0] != WRITING
+    return name.partition("/")[0] not in (WRITING, UNABLE)
 
 
 def steps_in(folder: Path) -> int | None:

@@ -88,7 +88,8 @@ class Duties:
     folder: what checkpoints are of. steps: how many optimizer steps were made by now, None where nobody
     counts them. collect: what a record for whoever watches holds, given the seconds until the next checkpoint
     falls due (None: none does); None: there are no records. only: which files of the folder count, by
-    relative path; None: all. marked_only: nothing is taken but what is marked as whole.
+    relative path; None: all. marked_only: nothing is taken but what is marked as whole. unable: a file that
+    is there once nothing comes any more of what should.
     """
 
     folder: Path
@@ -101,6 +102,7 @@ class Duties:
     collect: Callable[[float | None], bytes] | None = None
     only: Callable[[str], bool] | None = None
     marked_only: bool = False
+    unable: Path | None = None
 
     @classmethod
     def of(
@@ -281,6 +283,10 @@ class _Keeper:
                     self._due_again()
 
     def _look(self) -> None:
+        if self._duties.unable is not None and self._duties.unable.exists():
+            self._channel.send("missed", {"kind": "checkpoint"})
+            self._next_look = math.inf
+            return
         now, seen = time.monotonic(), self._seen()
         if self._late is None:  # a checkpoint falls due
             fresh = not self._duties.marked_only or looking.marks(seen, self._duties.ready) - self._marked

@@ -163,10 +163,11 @@ class Kept(threading.Thread):
         missed = self._missed["checkpoint"]
         if ended != "asked":
             why = "ended by itself" if ended == "died" else "did not end when told to"
-            self._say(f"the process that seals checkpoints {why}; {made} were sealed before that")
+            self._say(f"the process that seals checkpoints {why}; sealed before that: {made}")
         elif missed:
-            times = "once" if missed == 1 else f"{missed} times"
-            self._say(f"a checkpoint could not be sealed or written to disk, {times}; {made} were")
+            self._say(
+                f"checkpoints that could not be made, sealed or written to disk: {missed}; sealed: {made}"
+            )
         return Keeping(code, ended, made, missed), found, unread
 
     def close(self) -> None:

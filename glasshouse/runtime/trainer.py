@@ -256,7 +256,11 @@ def _work(
     every = duties.checkpoint_sec
     if every:  # what is written has a cadence of its own, and is sealed once it is there
         duties = replace(
-            duties, only=checkpointing.is_written, marked_only=True, checkpoint_sec=min(every, LOOK_SEC)
+            duties,
+            only=checkpointing.is_written,
+            marked_only=True,
+            unable=folder / checkpointing.UNABLE,
+            checkpoint_sec=min(every, LOOK_SEC),
         )
     _fork_keeper(plumbing, package, duties)
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def points(program: Program) -> int:
     return 0 if folder is None else len(stored(folder))
 
 
-def opened(program: Program, folder: Path, to: Path, *more: str) -> tuple[dict, Path]:
+def opened(program: Program, folder: Path, to: Path, *more: str) -> tuple[dict[str, Any], Path]:
     done = program("open", str(folder), "--to", str(to), "--json", *more)
     assert done.returncode == 0, done.stderr
     (said,) = [each for each in json.loads(done.stdout)["files"] if "checkpoint" in each]
@@ -88,7 +89,7 @@ def trainer_and_keeper(name: str) -> tuple[int, int]:
     return trainer, keeper
 
 
-def check(said: dict, place: Path) -> None:
+def check(said: dict[str, Any], place: Path) -> None:
     assert said["matchesEvents"] is True
     assert said["checkpoint"]["state"] == "whole"
     newest = max(int(path.name.partition("-")[2]) for path in place.glob("checkpoint-*"))

@@ -40,17 +40,12 @@ class Workload(Tiny):
 """
 
 
-def session(**more: Callable[..., Any]) -> Any:
+def session(**more: Any) -> Any:
     """A session in this process, with whatever else it is to have."""
-    methods = {
-        "state": lambda self: ({"weights": self.weights}, {"steps": self.steps}),
-        "restore": lambda self, tensors, values: None,
-        "__init__": lambda self: (
-            (tiny.Tiny.__init__(self, {}, {}, "cpu"), self.__dict__.pop("state"))[1] and None
-        ),
-        **more,
-    }
-    return type("Workload", (tiny.Tiny,), methods)()
+    scope: dict[str, Any] = {"Tiny": tiny.Tiny}
+    exec(RESTORABLE, scope)
+    made = type("Changed", (scope["Workload"],), more)
+    return made({}, {}, "cpu")
 
 
 def test_each_is_whole_when_it_has_its_name_and_the_one_before_goes(tmp_path: Path) -> None:
@@ -68,9 +63,12 @@ def test_each_is_whole_when_it_has_its_name_and_the_one_before_goes(tmp_path: Pa
     data = (place / "state.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    assert header == {"weights": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 4096]}}
-    assert data[8 + size :] == bytes(made.weights.memory)
-    assert struct.unpack_from("<f", data, 8 + size) == (3.0,)
+    assert header == {
+        "moments": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 4096]},
+        "weights": {"dtype": "F32", "shape": [1024], "data_offsets": [4096, 8192]},
+    }
+    assert data[8 + size :] == bytes(made.moments.memory) + bytes(made.weights.memory)
+    assert struct.unpack_from("<f", data, 8 + size + 4096) == (3.0,)
 
 
 def test_one_is_written_at_its_cadence_and_none_before(tmp_path: Path) -> None:
@@ -119,13 +117,25 @@ def test_a_session_that_cannot_be_written_trains_on(
 ) -> None:
     folder = tmp_path / "checkpoints"
     one = Checkpointed(session(**more), folder, 0.0)
-    for _ in range(3):
+    assert not folder.exists()  # none was due yet
+    for _ in range(checkpointing.TRIES + 1):
         one.run_unit()
     said = capsys.readouterr().out
     assert words in said
     assert said.startswith("glasshouse: no checkpoints")
     assert said.count("\n") == 1  # once
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == [checkpointing.UNABLE]
+
+
+def test_a_row_says_so_of_a_class_that_has_no_state_once_one_was_due() -> None:
+    with rig() as one:  # whose class has none
+        leg = keeping(one, seconds=5.0)
+        assert leg.wait(60)["status"] == "complete", leg.log
+        assert leg.event("zeroized")["keeper"] == {"exit": 0, "ended": "asked", "checkpoints": 0, "missed": 1}
+        assert not (leg.folder / "checkpoints").exists()
+        with one.open(leg, "log.sealed") as opened:
+            said = bytes(opened.files["trainer.log"])
+        assert b"glasshouse: no checkpoints are made of it: TypeError: its session has no state()" in said
 
 
 def keeping(one: Rig, **changes: Any) -> Launched:
