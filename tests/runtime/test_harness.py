@@ -111,6 +111,16 @@ def test_steps_that_end_inside_a_unit_need_a_session_that_can() -> None:
     assert caught.value.code == "steps-not-whole-units"
 
 
+def test_a_stretch_can_be_ended_early_and_counts_what_was_done() -> None:
+    session, _, _ = run("\nclass Workload(Tiny):\n    steps_per_unit = 4\n", steps=4)
+    before = session.steps
+    units, _ = harness._stretch(
+        session, None, 4 * 9 + 1, report=lambda _kind, _body: None, phase="measure",
+        ended=lambda: session.steps - before >= 3,
+    )  # fmt: skip
+    assert units == session.steps - before == 3
+
+
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "-float('inf')"])
 def test_a_loss_that_is_not_finite_ends_the_leg(value: str) -> None:
     source = f"\nclass Workload(Tiny):\n    def loss(self): return {value}\n"
