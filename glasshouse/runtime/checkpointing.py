@@ -54,6 +54,7 @@ class Checkpointed:
                 self._write()
             except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
                 self._failed += 1
+                shutil.rmtree(self._folder / WRITING, ignore_errors=True)
                 if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
                     self._give_up(f"{type(error).__name__}: {error}")
                     return
