@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,22 @@ def test_a_built_in_model_reports_by_itself(program: Program) -> None:
     assert last["learningRate"] == pytest.approx(0.001)
     assert last["points"][-1]["source"] == "the session"
     assert 0 < last["loss"] < 10
+
+
+@pytest.mark.soak
+@pytest.mark.train
+def test_a_trainer_is_watched_by_all_that_it_writes(program: Program, tmp_path: Path) -> None:
+    shutil.copytree(program.root / "examples/projects/trainer", tmp_path / "trainer")
+    command = ["python", "finetune.py", "--config", "config.json", "--epochs", "4"]
+    done = program(
+        "run", "--json", "--out", str(program.runs), "model=project", f"model.folder={tmp_path / 'trainer'}",
+        "gpu=cpu", "model.watch_sec=1", "--", *command,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = program.runs.glob("2*")
+    records = [json.loads(line) for line in program("watch", "--json", str(run)).stdout.splitlines()]
+    points = [point for record in records for point in record["points"]]
+    losses = Counter(point["source"] for point in points if "loss" in point["values"])
+    assert losses["what it printed"] == losses["trainer_state.json"] == losses["outputs/history.jsonl"] > 0
+    assert (records[-1]["done"], records[-1]["total"]) == (56, 56)
+    assert "eval_loss" in records[-1]["values"]
