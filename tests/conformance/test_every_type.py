@@ -39,6 +39,7 @@ VALUES: tuple[Any, ...] = (None, True, 5, "x", [], {}, -1.5, [5], {"a": 5}, "é\
 SIGNED = "statement"  # of the envelope: who the files are, by their digests
 
 Put = Callable[[Any], bytes]
+pytestmark = pytest.mark.timeout(3600)  # the soak ones, on a machine that does other things besides
 
 
 def places(document: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -12,12 +12,13 @@ import { nameOf } from "./keys.js";
  * @property {string} sha256 of the artifact's bytes
  * @property {boolean} local
  * @property {{log: import("./ledger.js").Log, plan: Json, row: Json} | null} place
+ * @property {Json | null} successor the entry that says by what it was superseded
  */
 
 export const UNSEEN = [
   "the drawings of the charts and their captions",
   "the explanations of codes, caveats and claims",
-  "what is said of other rows: controls, successors, rows that this one supersedes",
+  "what is said of other rows: controls, rows that this one supersedes",
 ];
 
 /** White space as a reader sees it. @param {string} text */
@@ -29,6 +30,10 @@ const badge = (a, /** @type {boolean} */ local) => {
   if (local) return `local, ${a.status}`;
   return a.evidenceTier === "simulated" ? "simulated" : a.status;
 };
+
+/** @param {Json} a @param {Json | null} said */
+const superseded = (a, said) =>
+  (said ? `Superseded on ${said.date} by ${a.supersededBy}. ${said.reason}` : `Superseded by ${a.supersededBy}.`);
 
 /** @param {Json} a */
 const result = (a) => {
@@ -180,8 +185,8 @@ export const expectedTexts = (a, context) => {
     id: [a.id],
     status: [badge(a, context.local)],
     ...(a.status === "verified" && a.caveats.length ? { count: [cut(a.caveats.length)] } : {}),
-    ...(a.retracted ? { retracted: [`Retracted on ${a.retracted.date}.`, a.retracted.reason] } : {}),
-    ...(a.supersededBy ? { superseded: [a.supersededBy] } : {}),
+    ...(a.retracted ? { retracted: [`Retracted on ${a.retracted.date}. ${a.retracted.reason}`] } : {}),
+    ...(a.supersededBy ? { superseded: [superseded(a, context.successor)] } : {}),
     ...(a.exclusion ? { exclusion: [a.exclusion.observed, ...a.exclusion.codes] } : {}),
     ...result(a),
     facts: facts(a),

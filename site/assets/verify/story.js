@@ -131,7 +131,8 @@ export const verifyRow = async ({ get, say }, page) => {
     return { found: !faults.length, words: faults.length ? "" : `its ${count} fields are those that record, plan, legs and logs give` };
   });
   if (page.shown) {
-    const context = { sha256, local: page.local, place };
+    const successor = stated(logs, "supersede", row)?.entry ?? null;
+    const context = { sha256, local: page.local, place, successor };
     await check("page", "", async () => {
       const faults = pageFaults(page.shown ?? {}, artifact, context);
       faults.forEach((fault) => say("failed", "page", fault));
