@@ -156,9 +156,11 @@ def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
 LEAVES = """
 import os, pathlib, time
 pathlib.Path("out").mkdir()
-if os.fork() == 0:
-    os._exit(0)  # nobody waits for it, and it is not left running
-if os.fork() == 0:
+ended = os.fork()
+if ended == 0:
+    os._exit(0)  # nobody reaps it, and it is not left running
+between = os.fork()
+if between == 0:
     os.setsid()  # neither its session nor its parent's end ends it
     if os.fork():
         os._exit(0)
@@ -167,6 +169,8 @@ if os.fork() == 0:
         pathlib.Path("out/model.bin").write_text(str(number))
 while not os.path.exists("out/model.bin"):
     time.sleep(0.01)
+for pid in (ended, between):
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 """
 
 
