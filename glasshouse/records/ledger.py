@@ -34,6 +34,7 @@ from glasshouse.records.keys import (
     rotate,
 )
 from glasshouse.records.leaf_bodies import KINDS, KeyBody, LeafBody, PlanBody, RowBody
+from glasshouse.records.secrets import require_clean
 from glasshouse.records.signed_note import Checkpoint, open_note, parse_checkpoint, sign_note
 
 MAX_LEAF_BYTES = 16 << 10
@@ -145,6 +146,7 @@ class Ledger:
     def _append(self, leaves: Sequence[Leaf], body: LeafBody, now: float) -> int:
         serial = len(leaves)
         line = _line(body, serial, now)
+        require_clean({f"ledger/{body.kind}.json": line}, undone="nothing was entered in the ledger")
         if len(line) > MAX_LEAF_BYTES:
             raise UsageError("ledger entry is too large", field="bytes", value=len(line))
         end = sum(len(leaf.data) + 1 for leaf in leaves)

@@ -87,7 +87,7 @@ def test_trusted_it_is_published_and_the_journey_ends(
     ring_file = str(root / "conf" / "trust" / "keyring.json")
     assert call("verify", str(artifact), "--keys", ring_file)[0] == 0
     (row,) = document["rows"]
-    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong")
+    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong", "--yes")
     assert code == 0
 
 

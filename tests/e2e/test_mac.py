@@ -116,7 +116,7 @@ def test_a_mac_publishes_what_ran_on_a_machine_of_ones_own(laptop: Laptop, tmp_p
     laptop.does("build", "--strict", "--quiet", module="mkdocs")
     assert (laptop.root / "build/site/index.html").is_file()
     laptop.does("tamper")
-    laptop.does("unpublish", record["id"], "--reason", "it was a test")
+    laptop.does("unpublish", record["id"], "--reason", "it was a test", "--yes")
     assert laptop.mac.touched() == []
 
 
