@@ -102,7 +102,14 @@ def _run(
         screen.say(note)
 
     # 1. Plan: signed and in the ledger before anything is rented.
-    registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
+    registered = register_plan(
+        Ledger(),
+        keys.operator_key(),
+        run.id,
+        run.spec,
+        salt=run.salt,
+        owners=keys.owner_publics(),
+    )
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
         with Watchdog(live.folder.path, screen) as watchdog, Packer(live) as packer:

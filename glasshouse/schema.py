@@ -23,6 +23,7 @@ RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{2,159}$")]  # of a published row
 Day = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
 Text = Annotated[str, Field(max_length=2000)]
+SealedSalt = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]{1558}$")]
 Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._:+()\[\]\-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
 Names = Annotated[tuple[Words, ...], Field(max_length=64)]
@@ -36,19 +37,6 @@ GPU_UUID = r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{3}-[0
 GPU_STATE = r"[0-9]{0,9}(?:\.[0-9]{1,6})?|0x[0-9a-fA-F]{1,16}|\[[A-Za-z/ ]{1,40}\]"
 DEVICE_CACHE = r"[a-z][a-z\-]{0,39}"
 NEEDLE_PLACE = r"(?:custodian|trainer)(?:/[a-z]{1,8})?|"
-UNITS = (
-    "epochs",
-    "steps",
-    "units",
-    "job",
-    "samples",
-    "tokens",
-    "images",
-    "rows",
-    "batches",
-    "sequences",
-    "episodes",
-)
 # Digits, or what nvidia-smi prints for a GPU that does not count: [N/A], [Not Supported].
 Counter = Annotated[str, Field(pattern=r"^([0-9]{0,20}|\[[A-Za-z/ ]{1,40}\])$")]
 Counters = Annotated[tuple[Counter, ...], Field(max_length=64)]
@@ -198,6 +186,8 @@ class Plan(Written):
     serial: Count
     registered_at: Time
     version: Words
+    # The salt of what is withheld, wrapped to each of the owner's keys (records/withheld.py).
+    sealed_salt: Annotated[tuple[SealedSalt, ...], Field(max_length=16)] | None = None
 
 
 class Allocation(Written):

@@ -257,6 +257,21 @@ class Spend(Strict):
     max_usd: float | None = Field(default=None, gt=0, le=100_000)
 
 
+Publishable = Annotated[
+    str,
+    Field(
+        pattern=r"^(?:(?:model\.params|unitInfo)\.[A-Za-z][A-Za-z0-9_]{0,39}|model\.entry|model\.data)$",
+        description="model.params.NAME, unitInfo.NAME, model.entry or model.data",
+    ),
+]
+
+
+class Publication(Strict):
+    """What of a workload of one's own is published as it is; of the rest, salted digests are."""
+
+    allow: tuple[Publishable, ...] = Field(default=(), max_length=64)
+
+
 class RunSpec(Strict):
     """One run: one Hydra cell, one allocation."""
 
@@ -266,6 +281,7 @@ class RunSpec(Strict):
     policy: Policy
     measure: Measure
     spend: Spend = Spend()
+    publication: Publication = Publication()
     order: Order
     duration: float | None = Field(gt=0, le=86_400)  # measured seconds per arm
     steps: int | None = Field(default=None, ge=1, le=10_000_000)  # fixes the work instead

@@ -24,6 +24,7 @@ from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.remote.endpoint import Endpoint
+from glasshouse.runtime.blinding import SALT_BYTES
 from glasshouse.schema import Slot
 from glasshouse.spec import RunSpec
 
@@ -47,6 +48,8 @@ class Run:
     schedule: tuple[Slot, ...]
     overrides: tuple[str, ...]
     started: float
+    # In which names and values are hidden that are published as digests (runtime/blinding.py).
+    salt: bytes = field(default_factory=lambda: secrets.token_bytes(SALT_BYTES), repr=False)
 
 
 @dataclass

@@ -32,6 +32,7 @@ from glasshouse.publishing.artifact import (
     Setting,
 )
 from glasshouse.records.verify import VerifiedRow
+from glasshouse.records.withheld import places
 from glasshouse.schema import Result, UnitInfo
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
@@ -108,7 +109,8 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         evidence=None
         if facts.simulated
         else Evidence(plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid),
-        command=command(spec),
+        withheld=(hidden := places(spec, figures.unit_info)),
+        command=None if hidden else command(spec),
         curves=_curves(facts),
         protected_epochs_per_sec=protected.epochs_per_sec,
         raw_epochs_per_sec=raw.epochs_per_sec,

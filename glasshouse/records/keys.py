@@ -102,6 +102,13 @@ def owner_key() -> KemKey:
     return grant.load_kem_key(path)
 
 
+def owner_publics() -> tuple[bytes, ...]:
+    """The owner's public keys (X-Wing), to each of which is sealed what is theirs; any of them opens it."""
+    from glasshouse.sealing import grant  # noqa: PLC0415
+
+    return (grant.kem_public_bytes(owner_key()),)
+
+
 def _signing_key(role: Role) -> Ed25519PrivateKey:
     name = f"{role}.ed25519.pem"
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import PurePath
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -12,14 +13,19 @@ from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.records.ledger import Ledger, Registered
 from glasshouse.records.signing import PLAN_TYPE, sign_statement
+from glasshouse.records.withheld import blinded_model, sealed_salt
+from glasshouse.runtime.blinding import SALT_BYTES
 from glasshouse.spec import LoraModel, Model, RunSpec, WithheldModel
 
 WITHHELD = "withheld"
 
 
-def public_spec(spec: RunSpec) -> RunSpec:
+def public_spec(spec: RunSpec, salt: bytes | None = None) -> RunSpec:
     """Return the spec as it is published: where a machine is and where files lie are withheld, and of a
     private job all of its model: sizes and settings are part of what is sealed, and a name stands for sizes.
+
+    Of a workload of one's own names of files and parameters are salted digests, but for those that
+    `publication.allow` names. salt: the run's; None makes one, which nobody keeps.
 
     It is what the plan, and so everything that is recomputed from the bundle, is made from.
     """
@@ -37,22 +43,29 @@ def public_spec(spec: RunSpec) -> RunSpec:
         weights = model.weights if isinstance(model, LoraModel | WithheldModel) else None
         model = WithheldModel(kind="withheld", workload=spec.workload, weights=weights)
     elif model.kind == "custom":
-        path, _, name = model.entry.rpartition(":")
-        data = tuple(PurePath(item).name for item in model.data)
-        model = model.model_copy(update={"entry": f"{PurePath(path).name}:{name}", "data": data})
+        model = blinded_model(model, salt or secrets.token_bytes(SALT_BYTES), spec.publication.allow)
     elif model.kind == "lora" and model.weights_path is not None:
         model = model.model_copy(update={"weights_path": WITHHELD})
     return spec.model_copy(update={"provider": provider, "model": model})
 
 
 def register_plan(
-    ledger: Ledger, key: Ed25519PrivateKey, run: str, spec: RunSpec, *, version: str = glasshouse.__version__
+    ledger: Ledger,
+    key: Ed25519PrivateKey,
+    run: str,
+    spec: RunSpec,
+    *,
+    version: str = glasshouse.__version__,
+    salt: bytes | None = None,
+    owners: Iterable[bytes] = (),
 ) -> Registered:
     """Sign the plan of `run` and enter it in the ledger; returns its serial and envelope bytes.
 
-    The spec is published as `public_spec(spec)`; the schedule is derived from it.
+    The spec is published as `public_spec(spec, salt)`; the schedule is derived from it. owners: the owner's
+    public keys (X-Wing), to each of which the salt is sealed.
     """
-    shown = public_spec(spec)
+    shown = public_spec(spec, salt)
+    sealed = () if salt is None else sealed_salt(salt, run, owners)
     dump = shown.model_dump(mode="json")
 
     def build(serial: int, now: float) -> bytes:
@@ -63,6 +76,7 @@ def register_plan(
             "serial": serial,
             "registeredAt": round(now, 3),
             "version": version,
+            **({"sealedSalt": list(sealed)} if sealed else {}),
         }
         subjects = {"spec": sha256_hex(canonical_json(dump))}
         return sign_statement(key, PLAN_TYPE, predicate, subjects)

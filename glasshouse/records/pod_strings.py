@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from glasshouse.runtime.blinding import UNITS
 from glasshouse.runtime.events import EVENT_TYPES
 from glasshouse.schema import (
     CPU_MODEL,
@@ -23,7 +24,6 @@ from glasshouse.schema import (
     GPU_UUID,
     KERNEL,
     NEEDLE_PLACE,
-    UNITS,
 )
 
 _HEX = "[0-9a-f]{64}"

@@ -30,6 +30,7 @@ from glasshouse.secret_patterns import JWT, PATTERNS, SECRET_NAME, SECRET_VARIAB
 # `sk-` where a word begins: about one bundle of twenty blocks in a hundred could not have been published.
 _RANDOM: Final = re.compile(
     r"[A-Za-z0-9_\-]{86}\Z|[A-Za-z0-9_\-]{1494}\Z|[A-Za-z0-9_\-]{1558}\Z|[A-Za-z0-9_\-]{1622}\Z"
+    r"|withheld[:\-][0-9a-f]{64}(?:\.py:Withheld)?\Z"  # what stands in place of a value: runtime/blinding.py
 )
 _SIGNED: Final = re.compile(
     r"((?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.)[A-Za-z0-9_\-]{86}(?![A-Za-z0-9_\-])"

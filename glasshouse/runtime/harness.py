@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine
+from glasshouse.runtime.blinding import LISTED, UNITS, blinded
 from glasshouse.runtime.ranks import build as build_ranks
 from glasshouse.runtime.results import LegResult
 from glasshouse.runtime.session import SESSION_PARTS, Report, Session, Stretch, Tensor
@@ -96,6 +97,8 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
+    blind: bytes,
+    allow: Collection[str] = (),
 ) -> tuple[Session, LegResult]:
     """Build the session, warm up, measure; return it with the leg's result.
 
@@ -117,7 +120,7 @@ def run(
     report("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
 
     warmup_units = _stretch(session, stretch.warmup_sec, None, report=report, phase="warmup")[0]
-    machine_start = machine.identity(allocation)
+    machine_start = machine.identity(allocation, blind)
     losses: list[list[float]] = []
     throughput: list[list[float]] = []
     target_units = None
@@ -137,13 +140,13 @@ def run(
             throughput=throughput,
         )
     cpu_sec = time.process_time() - cpu_start
-    machine_end = machine.identity(allocation)
+    machine_end = machine.identity(allocation, blind)
     final_loss = _finite(session.loss())
     outputs = session.trainable()
     digest, size = export_digest(outputs)
     output_digest = tensor_digest(outputs, salt)
     result = LegResult(
-        unit=session.unit,
+        unit=session.unit if session.unit in UNITS else "units",
         units=units,
         steps=units * session.steps_per_unit,
         elapsed_sec=elapsed,
@@ -159,7 +162,13 @@ def run(
         output_differs=initial != output_digest,
         output_sha256=digest,
         output_bytes=size,
-        unit_info={**session.info, "ranks": ranks} if ranks > 1 else session.info,
+        unit_info=blinded(
+            "unitInfo",
+            {**session.info, "ranks": ranks} if ranks > 1 else session.info,
+            blind,
+            allow,
+            LISTED,
+        ),
         machine_start=machine_start,
         machine_end=machine_end,
         cpu_sec=cpu_sec,

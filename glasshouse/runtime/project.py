@@ -78,7 +78,7 @@ def work(
     site = _installed(place / WHEELS_FOLDER, scratch)
     setup_sec = time.monotonic() - began
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
-    start = machine.identity(launch.public_allocation)
+    start = machine.identity(launch.public_allocation, launch.salt)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
     ended = jobs.run(
         job, place, site, channel, outputs,
@@ -106,7 +106,7 @@ def work(
         workload_digest=digest,
         unit_info={},
         machine_start=start,
-        machine_end=machine.identity(launch.public_allocation),
+        machine_end=machine.identity(launch.public_allocation, launch.salt),
         cpu_sec=ended.cpu_sec,
         total_cpu_sec=ended.cpu_sec,
         device="cuda" if on_gpu else "cpu",

@@ -232,6 +232,8 @@ def _work(plumbing: Plumbing, launch: LaunchParams, package: OpenedPackage, chan
         salt=salt,
         report=channel.send,
         ranks=launch.ranks,
+        blind=launch.salt,
+        allow=launch.allow,
     )
     channel.send("trained", {"result": result})
 

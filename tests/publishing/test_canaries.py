@@ -13,11 +13,16 @@ from glasshouse.canonical import canonical_json
 from glasshouse.commands.confirm import confirmed
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
+from glasshouse.publishing.artifact import Artifact, artifact_bytes
+from glasshouse.publishing.from_bundle import artifact_from_verified
+from glasshouse.publishing.pages import render
 from glasshouse.records.leaf_bodies import RetractBody
 from glasshouse.records.ledger import Ledger
 from glasshouse.records.pod_strings import strangers
 from glasshouse.records.secrets import require_clean, scan_file, scan_words
 from tests.publishing.canaries import canaries
+from tests.publishing.conftest import Run
+from tests.publishing.test_pages import publication_of
 
 PLANTED = canaries()
 RESEARCH = Workspace.find().root / "site/research"
@@ -154,3 +159,21 @@ def test_words_for_the_public_are_shown_as_they_will_stand_and_confirmed(
 def test_what_people_really_write_passes(words: str) -> None:
     assert scan_words(words) == ()
     require_clean({"x.json": canonical_json({"reason": words})}, known=())
+
+
+def test_a_row_with_withheld_values_says_so_in_place_of_a_command(
+    make_run: Run, reported: tuple[Artifact, ...]
+) -> None:
+    model = {
+        "kind": "custom", "name": "mine", "entry": "secret/train.py:Diffusion", "data": ("patients.csv",),
+        "params": {"lr": 3e-4},
+    }  # fmt: skip
+    _, row = make_run(model=model, payload="public")
+    artifact = artifact_from_verified(row)
+    assert artifact.command is None
+    assert artifact.withheld == ("model.entry", "model.data", "model.params")
+    require_clean({"artifacts/x.json": artifact_bytes(artifact), **row.files}, known=())
+    page = render(publication_of((*reported, artifact)))[f"rows/{artifact.id}.md"].decode()
+    assert "No command repeats it: model.entry, model.data, model.params are withheld." in page
+    assert "Repeat the run" not in page
+    assert "patients" not in page

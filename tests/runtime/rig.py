@@ -29,6 +29,7 @@ from glasshouse.canonical import b64u, canonical_json
 from glasshouse.remote.sweep_script import cgroups
 from glasshouse.runtime import machine
 from glasshouse.runtime.archive import build_archive
+from glasshouse.runtime.blinding import host_digest
 from glasshouse.sealing.container import fresh_payload_key, seal_package
 from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
 from glasshouse.sealing.outputs import open_outputs
@@ -131,7 +132,7 @@ class Rig:
                 machine.boot_id(),
                 machine.namespace("pid"),
                 self.mount_namespace or machine.namespace("mnt"),
-                os.uname().nodename,
+                host_digest(os.uname().nodename, bytes(32)),
             ),
             "manifest_hash": self.manifest_hash,
             "runtime_sha256": machine.file_sha256(self.archive),

@@ -29,7 +29,7 @@ said = []
 def run(payload, ranks, steps=6):
     return harness.run(
         harness.Workload(payload.files, in_memory(payload), payload.builder),
-        stretch=Stretch(0.0, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
+        stretch=Stretch(0.0, None, steps), device="cpu", allocation="a", salt=b"s" * 32, blind=bytes(32),
         report=lambda kind, body: said.append((kind, body)), ranks=ranks,
     )
 
