@@ -25,6 +25,7 @@ from pathlib import Path
 
 from glasshouse import paths
 from glasshouse.canonical import canonical_json
+from glasshouse.commands.confirm import confirm_argument, confirmed
 from glasshouse.commands.terminal import emit, say, table
 from glasshouse.paths import Workspace
 from glasshouse.records import keys
@@ -37,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", metavar="LABEL", help="add them to conf/trust/keyring.json under this label"
     )
+    confirm_argument(parser)
     parser.add_argument(
         "--rotate", choices=("operator", "broker"), help="retire this machine's key and make another"
     )
@@ -47,8 +49,11 @@ def run(args: argparse.Namespace) -> int:
     workspace: Workspace = args.workspace
     if args.rotate:
         _rotate(args.rotate, workspace)
-    publication = workspace.publication("keys --trust") if args.trust else None
-    if args.make or args.trust:
+    publication = workspace.publication("keys --trust") if args.trust is not None else None
+    if args.trust is not None:
+        keys.listed_as(keys.committed_keyring(workspace.keyring), keys.local_keyring().entries, args.trust)
+        confirmed(args.trust, "trust", yes=args.yes, shown_as=f"{args.trust}, operator")
+    if args.make or args.trust is not None:
         keys.operator_key()
         keys.broker_key()
         keys.publisher_key()

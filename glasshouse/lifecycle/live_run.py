@@ -174,7 +174,9 @@ def create(
     run = new_run_id()
     folder = RunFolder(out / run)
     try:
-        folder.parts.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(mode=0o700)  # under any umask: its log and its parts are its owner's
+        folder.parts.mkdir()
     except OSError as error:
         raise UsageError(
             f"cannot make the run folder: {error.strerror}",

@@ -25,6 +25,7 @@ from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_js
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
+from glasshouse.records.key_labels import require_label
 
 if TYPE_CHECKING:
     from glasshouse.sealing.grant import KemKey
@@ -179,6 +180,11 @@ class KeyEntry:
         """How a signer is shown: label, and whether only this machine lists it."""
         return f"{'local: ' if self.local else ''}{self.label} ({self.keyid[:16]})"
 
+    @property
+    def machine(self) -> str:
+        """The label without the role that `listed_as` puts behind it."""
+        return self.label.removesuffix(f", {self.role}")
+
     def check(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` (64 bytes) is this key's over `message`."""
         try:
@@ -329,13 +335,41 @@ def load_keyring(path: Path | None = None, *, workspace: Workspace | None = None
 
 def committed_keyring(path: Path) -> Keyring:
     """The keyring that comes with the program or the publication; empty where the file is not there."""
-    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
+    return parse_keyring(_trusted_bytes(path, own=False)) if path.exists() else Keyring()
 
 
 def local_keyring() -> Keyring:
     """This machine's own keys, each marked local."""
     path = paths.keys_dir() / "keyring.json"
-    return parse_keyring(path.read_bytes(), local=True) if path.exists() else Keyring()
+    return parse_keyring(_trusted_bytes(path, own=True), local=True) if path.exists() else Keyring()
+
+
+def _trusted_bytes(path: Path, *, own: bool) -> bytes:
+    """Read a keyring that decides whom to trust; UsageError where somebody else could have written it.
+
+    own: this machine's own, which is its user's and nobody else writes. The committed one belongs to whoever
+    the program's files belong to, or to root: who may change those needs no keyring.
+    """
+    try:
+        data = host.read_regular(path, MAX_KEYRING_BYTES)
+        found = path.stat(follow_symlinks=False)
+    except OSError as error:
+        raise UsageError(
+            f"keyring cannot be read: {error.strerror}", field="keyring", value=path,
+            remedy="it has to be a regular file, and no link",
+        ) from error  # fmt: skip
+    owners = {os.geteuid()} if own else {os.geteuid(), 0, paths.PACKAGE.stat().st_uid}
+    if found.st_uid not in owners:
+        raise UsageError(
+            f"the keyring belongs to another user (uid {found.st_uid})", field="keyring", value=path,
+            remedy="look at what it lists, and make it yours: chown",
+        )  # fmt: skip
+    if found.st_mode & (0o022 if own else 0o002):
+        raise UsageError(
+            "others can write to the keyring", field="keyring", value=path,
+            remedy=f"look at what it lists, then chmod {'600' if own else 'o-w'} it",
+        )  # fmt: skip
+    return data
 
 
 def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: int | None = None) -> Keyring:
@@ -343,12 +377,12 @@ def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: 
 
     until: the last ledger index for which they are trusted; one that is listed up to an earlier index is
     trusted up to this one. Without it each is trusted as far as `entries` say, those that `ring` lists too.
-    Raises UsageError for a label that is none.
+    Raises UsageError for a label that is none, or that a reader takes for another machine's.
     """
-    if not 0 < len(label) <= 80 or not label.isprintable():
-        raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
     entries = tuple(entries)
     offered = {(entry.keyid, entry.role) for entry in entries}
+    others = [entry for entry in ring.entries if (entry.keyid, entry.role) not in offered]
+    require_label(label, "trust", [entry.machine for entry in others])
     listed = {(entry.keyid, entry.role) for entry in ring.entries}
     kept = [
         replace(entry, valid_until=max(entry.valid_until, until))
