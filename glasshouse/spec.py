@@ -67,6 +67,13 @@ class CloudProvider(Strict):
     base_url: str = Field(
         pattern=r"^https?://", description="an https:// address, or http:// on this machine"
     )
+    # base_url's host, where it is neither the vendor's nor this machine's: the key may be sent there.
+    trust_host: str | None = Field(
+        default=None,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9.:\-]+$",
+        description="the host in provider.base_url, without a port",
+    )
     image: str = Field(min_length=1)
     disk_gb: int = Field(default=40, ge=10, le=2000)
     region: str | None = None

@@ -37,7 +37,8 @@ def public_spec(spec: RunSpec, salt: bytes | None = None) -> RunSpec:
         hidden = {"host": WITHHELD, "port": 22, "user": WITHHELD, "key": WITHHELD, "known_hosts": known}
         provider = provider.model_copy(update={**hidden, "python": "python3", "workdir": WITHHELD})
     else:
-        provider = provider.model_copy(update={"base_url": "https://withheld.invalid", "python": "python3"})
+        hidden = {"base_url": "https://withheld.invalid", "trust_host": None, "python": "python3"}
+        provider = provider.model_copy(update=hidden)
     model: Model = spec.model
     if spec.payload == "private":
         weights = model.weights if isinstance(model, LoraModel | WithheldModel) else None
