@@ -22,11 +22,11 @@ SERVICES = ("osv", "pypi")  # either will do; what one cannot be asked, the othe
 
 
 def program(place: Path) -> str | None:
-    """A pip-audit, installed beside everything else where none is given; None where there is none to be had."""
+    """A pip-audit, installed by itself where none is given; None where there is none to be had."""
     if given := os.environ.get("PIP_AUDIT"):
         return given
     venv.create(place, with_pip=True)
-    pip = [place / "bin/python", "-m", "pip", "--disable-pip-version-check"]
+    pip = [str(place / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
     command = [*pip, "install", "--quiet", "pip-audit"]
     return str(place / "bin/pip-audit") if subprocess.run(command, check=False).returncode == 0 else None
 

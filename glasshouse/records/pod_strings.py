@@ -78,7 +78,7 @@ _BODIES: Final[dict[str, dict[str, str]]] = {
     "zeroized": {
         **{f"outputs.{name}": form for name, form in _OUTPUTS.items()},
         **{f"needles[].{name}": form for name, form in _NEEDLE.items()},
-        "buffers.device.cache": DEVICE_CACHE,
+        **{f"buffers.{place}.cache": DEVICE_CACHE for place in ("host", "device", "ranks", "package")},
         "residue": _CODE,
         "runtimeState": _CODE,
         "scannedBy.custodian": _CODE,

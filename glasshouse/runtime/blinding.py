@@ -65,9 +65,9 @@ def blinded(
             shown[name] = value
         else:
             hidden.append((name, value))
-    for number, (name, value) in enumerate(hidden[:MAX_ITEMS], 1):
+    for index, (name, value) in enumerate(hidden[:MAX_ITEMS], 1):
         try:
-            shown[f"withheld-{number}"] = withheld(salt, f"{place}.{name}", value)
+            shown[f"withheld-{index}"] = withheld(salt, f"{place}.{name}", value)
         except (TypeError, ValueError):  # no JSON value: whoever reads it refuses it by its form
-            shown[f"withheld-{number}"] = withheld(salt, f"{place}.{name}", None)
+            shown[f"withheld-{index}"] = withheld(salt, f"{place}.{name}", None)
     return shown
