@@ -10,8 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import glasshouse
 from glasshouse.canonical import canonical_json, sha256_hex
+from glasshouse.errors import UsageError
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.records.ledger import Ledger, Registered
+from glasshouse.records.secrets import scan_file
 from glasshouse.records.signing import PLAN_TYPE, sign_statement
 from glasshouse.records.withheld import blinded_model, sealed_salt
 from glasshouse.runtime.blinding import SALT_BYTES
@@ -68,6 +70,14 @@ def register_plan(
     shown = public_spec(spec, salt)
     sealed = () if salt is None else sealed_salt(salt, run, owners)
     dump = shown.model_dump(mode="json")
+    # Before anything is rented: what stands in a plan is published with its row, and names the row.
+    if found := scan_file("settings", canonical_json(dump), known=()):
+        raise UsageError(
+            f"a setting looks like what must not become public: {found[0].code}",
+            field=found[0].where.removeprefix("settings."),
+            value="(not repeated)",
+            remedy="change it, or make it a private job: payload=private order=protected-only",
+        )
 
     def build(serial: int, now: float) -> bytes:
         predicate = {

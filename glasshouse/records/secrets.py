@@ -54,6 +54,7 @@ _NATURES: Final[tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]] = tuple(
     (re.compile(names), re.compile(form))
     for names, form in (
         (_DIGESTS, _HEX),
+        (r"image", r"[a-z0-9][a-z0-9./_:\-]{0,200}@sha256:[0-9a-f]{64}"),
         (r"sig", r"[A-Za-z0-9_\-]{86}|[A-Za-z0-9+/]{86}=="),
         (r"publicKey|event_key|jkt|eat_nonce|nonce|info|matchSalt", _B64),
         (r"kem_key|ct|enc|sealedSalt|sealed_salt", r"[A-Za-z0-9_\-]{40,1622}"),

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from glasshouse.canonical import b64u_decode, sha256_hex
+from glasshouse.errors import UsageError
 from glasshouse.records.plan import public_spec, register_plan
 from glasshouse.records.withheld import opened_salt, places, sealed_salt
 from glasshouse.runtime import machine
@@ -113,3 +114,26 @@ def test_a_salt_is_sealed_to_each_key_of_the_owner() -> None:
     assert [len(b64u_decode(text)) for text in sealed] == [1168, 1168]
     for key in (first, second):
         assert opened_salt(sealed, RUN, [key]) == SALT
+
+
+@pytest.mark.parametrize("name", ["sk-abcdefghijklmnopqrst", "node17.hpc.example.edu", "203.0.113.9"])
+def test_a_setting_that_would_name_a_secret_is_refused_before_a_plan_exists(
+    factory: Factory, name: str
+) -> None:
+    model = {"kind": "custom", "name": name, "entry": "a.py:A", "params": {}}
+    spec = make_spec(model=model, payload="public")
+    with pytest.raises(UsageError, match="must not become public") as caught:
+        register_plan(factory.ledger, factory.operator, RUN, spec)
+    assert caught.value.field == "model.name"
+    assert name not in str(caught.value)
+    assert factory.ledger.leaves() == ()
+
+
+def test_a_short_secret_of_the_environment_keeps_no_run_from_its_row(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "verified")
+    register_plan(factory.ledger, factory.operator, RUN, make_spec())
+    digest = "a" * 64
+    row = {"run": RUN, "row": "2026-01-01-a-row", "record_sha256": digest, "bundle_sha256": digest}
+    assert factory.ledger.append_row(status="verified", **row) == 1
