@@ -56,18 +56,18 @@ def blinded_model(model: CustomModel, salt: bytes, allow: Sequence[str]) -> Cust
 
 def places(spec: RunSpec, unit_info: Iterable[str] = ()) -> tuple[str, ...]:
     """Which of a run's settings and reports are published as digests, by name; () where none is."""
-    found = []
+    hidden = []
     model = spec.model
     if isinstance(model, CustomModel):
         if model.entry.startswith(_ENTRY):
-            found.append("model.entry")
+            hidden.append("model.entry")
         if any(WITHHELD.match(item) for item in model.data):
-            found.append("model.data")
+            hidden.append("model.data")
         if any(isinstance(item, str) and WITHHELD.match(item) for item in model.params.values()):
-            found.append("model.params")
+            hidden.append("model.params")
     if any(name.startswith(_ENTRY) for name in unit_info):
-        found.append("unitInfo")
-    return tuple(found)
+        hidden.append("unitInfo")
+    return tuple(hidden)
 
 
 def _info(run: str) -> bytes:
