@@ -197,7 +197,7 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
         config = TypeAdapter[ProviderConfig](ProviderConfig).validate_python(entry.detail.get("provider"))
     except ValidationError:
         return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
-    with open_provider(config) as provider, uninterrupted(screen) as waits:
+    with open_provider(config, rented=True) as provider, uninterrupted(screen) as waits:
         kept = journaling(waits, journal, entry.name, entry.allocation_id)
         proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept, entry.note)
     journal.closed(entry.name, proof.proof)
@@ -229,7 +229,10 @@ def finish_dead(
     stopped: as `_contained`.
     """
     with live.screen.logged(live.folder.log):
-        with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as own:
+        with (
+            open_provider(live.run.spec.provider, rented=True) as provider,
+            uninterrupted(live.screen) as own,
+        ):
             home = look and rescue.bring_home(live, provider)
             waits = own if stopped is None else replace(own, stopped=stopped)
             proof = finish.release(live, provider, journal, waits, entry)
@@ -264,7 +267,7 @@ def _overdue_sec(folder: Path, screen: Screen) -> float:
     journal.
     """
     spec = reopen(folder, screen).run.spec
-    with open_provider(spec.provider), Journal():
+    with open_provider(spec.provider, rented=True), Journal():
         pass
     if spec.provider.kind not in PAID_PROVIDERS:
         return math.inf
@@ -279,7 +282,7 @@ def _take_back(folder: Path, screen: Screen) -> str:
     """
     try:
         live = reopen(folder, screen)
-        with open_provider(live.run.spec.provider) as provider:
+        with open_provider(live.run.spec.provider, rented=True) as provider:
             # So late that whatever was asked for has come: no create is sent after the last boot could begin.
             return provider.release(live.run.allocation, live.rental.allocation_id, 0.0).proof
     except GlasshouseError as error:

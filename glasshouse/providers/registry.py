@@ -26,12 +26,15 @@ KEY_VARIABLES = {"runpod": "RUNPOD_API_KEY", "vastai": "VAST_API_KEY"}
 VENDORS = {"runpod": ("RunPod", "runpod.io"), "vastai": ("Vast.ai", "vast.ai")}
 
 
-def open_provider(config: spec.Provider) -> Provider:
+def open_provider(config: spec.Provider, *, rented: bool = False) -> Provider:
     """Make the client of the configured provider; enter it before use. Raises UsageError: a missing key, a
     proxy in the environment that is none, a host that is not the vendor's and that nobody said to trust.
+
+    rented: the config is of the journal, so a machine may be there and the host has had the key: it is named,
+    and what was rented is given back all the same.
     """
     if isinstance(config, spec.CloudProvider):
-        _named(config)
+        _named(config, rented=rented)
     module, _, name = _OPENERS[config.kind].partition(":")
     opener = getattr(importlib.import_module(module), name)
     try:
@@ -45,7 +48,7 @@ def open_provider(config: spec.Provider) -> Provider:
         ) from error
 
 
-def _named(config: spec.CloudProvider) -> None:
+def _named(config: spec.CloudProvider, *, rented: bool) -> None:
     """Name a host that would be sent the API key and is not its vendor's; refuse one that nobody trusts."""
     vendor, domain = VENDORS[config.kind]
     from glasshouse.providers.cloud_http import check_base_url, is_loopback  # noqa: PLC0415  (httpx)
@@ -54,7 +57,7 @@ def _named(config: spec.CloudProvider) -> None:
     if host == domain or host.endswith(f".{domain}") or is_loopback(host):
         return
     variable = KEY_VARIABLES[config.kind]
-    if (config.trust_host or "").rstrip(".").lower() != host:
+    if not rented and (config.trust_host or "").rstrip(".").lower() != host:
         raise UsageError(
             f"the API key in {variable} would be sent to a host that is not {vendor}'s",
             field="provider.base_url",

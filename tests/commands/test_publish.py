@@ -63,7 +63,7 @@ def test_a_signer_that_nobody_committed_is_not_published(repository: tuple[Path,
     assert err.startswith(f"error: {folder}: ")
     assert "publish it where it was made" in err
     assert not (root / "site").exists()
-    assert call("keys", "--trust", "a lab")[0] == 0
+    assert call("keys", "--trust", "a lab", "--yes")[0] == 0
     ring = keys.parse_keyring((root / "conf" / "trust" / "keyring.json").read_bytes())
     assert sorted(entry.label for entry in ring.entries) == [
         "a lab, broker",
@@ -72,7 +72,7 @@ def test_a_signer_that_nobody_committed_is_not_published(repository: tuple[Path,
     ]
     assert not any(entry.local for entry in ring.entries)
     before = (root / "conf" / "trust" / "keyring.json").read_bytes()
-    assert call("keys", "--trust", "another name")[0] == 0
+    assert call("keys", "--trust", "another name", "--yes")[0] == 0
     assert (root / "conf" / "trust" / "keyring.json").read_bytes() == before
 
 

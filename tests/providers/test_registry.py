@@ -55,6 +55,9 @@ def test_a_key_is_sent_to_no_host_that_is_neither_the_vendors_nor_named(
     other = config.model_copy(update={"trust_host": "another.example"})
     with pytest.raises(UsageError, match="would be sent"):
         registry.open_provider(other)
+    # What was rented there is given back: the host has had the key.
+    with registry.open_provider(config, rented=True):
+        assert f"is sent to {host}," in capsys.readouterr().err
     with registry.open_provider(config.model_copy(update={"trust_host": host})):
         assert capsys.readouterr().err == (
             f"note: the API key in RUNPOD_API_KEY is sent to {host}, which is not RunPod's\n"

@@ -183,7 +183,7 @@ def test_the_head_of_outputs_for_several_keys_is_read_strictly(tmp_path: Path) -
     ):
         place.write_bytes(data[:at] + value + data[at + 1 :])
         with pytest.raises(GlasshouseError):
-            open_outputs(place, [one], context=CONTEXT).close()
+            open_outputs(place, [one], context=CONTEXT)
     for size in (0, 1215, 1217, 9 * 1216):
         with pytest.raises(SealError):
             seal_outputs(io.BytesIO(), owner_public=bytes(size), context=CONTEXT, files={}, tensors=[])
