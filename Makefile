@@ -5,7 +5,8 @@
 # make test-all   the rest too: OpenSSH, Chromium, PostgreSQL, installed from Debian's packages where missing
 # make lint       ruff and mypy
 # make soak       the long tests, which test-all leaves out
-# make lock       renew locks/ after a change of pyproject.toml; UPGRADE=all or UPGRADE=NAME takes newer versions
+# make lock       renew locks/ after a change of pyproject.toml, then tools/pod_pins.py; UPGRADE=all or UPGRADE=NAME takes newer versions
+# make audit      ask a database of known vulnerabilities about what is locked; says so where none can be reached
 # TORCH=VERSION, TORCH=FILE.whl or TORCH=URL of an index: another torch than the one that fits this machine
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -40,7 +41,7 @@ ifneq ($(TORCH),$(shell cat $(VENV)/.torch 2>/dev/null))
 endif
 endif
 
-.PHONY: demo demo-cloud quick test test-all lint collect services soak site lock clean
+.PHONY: demo demo-cloud quick test test-all lint collect services soak site lock audit clean
 
 $(VENV)/.base: pyproject.toml $(LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) (PYTHON=$(PYTHON)): on Debian, apt install python3 python3-venv" >&2; exit 2; }
@@ -99,6 +100,9 @@ soak: linux $(VENV)/.dev services
 site: $(VENV)/.base
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "built build/site/index.html"
+
+audit:
+	@$(PYTHON) tools/audit.py
 
 lock:
 	@$(PYTHON) tools/lock.py $(if $(UPGRADE),--upgrade $(filter-out all,$(UPGRADE)))

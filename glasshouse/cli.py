@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     With GLASSHOUSE_DEBUG=1 an unexpected exception is raised, with its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    os.umask(os.umask(0o022) | 0o022)  # nobody else writes what we wrote, whatever was inherited
     try:
         with _ending_cleanly():
             code = _dispatch(words)

@@ -4,7 +4,7 @@ A code is the name of a fact in records, ledgers and published pages. Its string
 given a second meaning. What each one says to a person stands in `reasons/`, which does not go to the pod.
 
 Three vocabularies have lists of their own: caveats (judgement/caveats.py), the kinds of secrets that a scan
-finds (publishing/secrets.py), and the attacks of the tamper suite (attestation/scenarios.py).
+finds (records/secrets.py), and the attacks of the tamper suite (attestation/scenarios.py).
 
 This module is part of the archive that runs on the pod: standard library only.
 """

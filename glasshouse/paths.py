@@ -84,7 +84,10 @@ def _base(variable: str, fallback: str) -> Path:
 
 def _private(path: Path) -> Path:
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Each folder on the way is made private: under a lax umask others could exchange what lies in it.
+        for folder in [*reversed([item for item in path.parents if not item.exists()]), path]:
+            folder.mkdir(exist_ok=True, mode=0o700)
+        found = path.stat()
     except OSError as error:
         raise UsageError(
             f"cannot make the folder for keys and state: {error.strerror}",
@@ -92,6 +95,14 @@ def _private(path: Path) -> Path:
             value=path,
             remedy="set GLASSHOUSE_HOME to a folder that can be written",
         ) from error
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written to by others"
+        raise UsageError(
+            f"the folder for keys and state {whose}",
+            field="folder",
+            value=path,
+            remedy="look at what lies there, then chmod 700 and chown it, or set GLASSHOUSE_HOME to another",
+        )
     return path
 
 

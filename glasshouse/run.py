@@ -115,7 +115,14 @@ def _run(
             screen.say(line)
 
     # 1. Plan: signed and in the ledger before anything is rented.
-    registered = register_plan(Ledger(), keys.operator_key(), run.id, run.spec)
+    registered = register_plan(
+        Ledger(),
+        keys.operator_key(),
+        run.id,
+        run.spec,
+        salt=run.salt,
+        owners=keys.owner_publics(),
+    )
     live.folder.write_bytes("plan.dsse.json", registered.envelope)
     try:
         packing = Packer(live, going_on(run.spec, screen.warn))

@@ -23,9 +23,20 @@ RunId = Annotated[str, Field(pattern=r"^20\d{6}-\d{6}-[a-z2-7]{6}$")]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{2,159}$")]  # of a published row
 Day = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
 Text = Annotated[str, Field(max_length=2000)]
+SealedSalt = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]{1558}$")]
 Words = Annotated[str, Field(max_length=120, pattern=r"^[A-Za-z0-9 ._:+()\[\]\-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
 Names = Annotated[tuple[Words, ...], Field(max_length=64)]
+# What a machine or its tools say in words of their own: a form and a length each, so that nothing else of the
+# pod can stand there. Also what a pod's file may hold when it is published (records/pod_strings.py).
+CPU_MODEL = r"[A-Za-z0-9 ()@.,+/_\-]{0,120}"
+KERNEL = r"[A-Za-z0-9._+~\-]{0,100}"
+DRIVER = r"[0-9]{1,5}(?:\.[0-9]{1,5}){1,3}|"
+GPU_NAME = r"[A-Za-z0-9 ()./+\-]{1,80}"
+GPU_UUID = r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{3}-[0-9a-f]{1,16}"
+GPU_STATE = r"[0-9]{0,9}(?:\.[0-9]{1,6})?|0x[0-9a-fA-F]{1,16}|\[[A-Za-z/ ]{1,40}\]"
+DEVICE_CACHE = r"[a-z][a-z\-]{0,39}"
+NEEDLE_PLACE = r"(?:custodian|trainer|keeper)(?:/[a-z]{1,8})?|"
 # Digits, or what nvidia-smi prints for a GPU that does not count: [N/A], [Not Supported].
 Counter = Annotated[str, Field(pattern=r"^([0-9]{0,20}|\[[A-Za-z/ ]{1,40}\])$")]
 Counters = Annotated[tuple[Counter, ...], Field(max_length=64)]
@@ -123,7 +134,7 @@ class Machine(Report):
     gpu_uuids: Names = ()
     pci_bus_ids: Names = ()
     ecc_uncorrected: Counters = ()
-    cpu_model: Annotated[str, Field(max_length=200)] = ""
+    cpu_model: Annotated[str, Field(pattern=rf"^(?:{CPU_MODEL})$")] = ""
 
     def under(self, seen: Machine) -> Machine:
         """Return this machine with everything in its place that `seen` says; what that does not say stays."""
@@ -134,14 +145,14 @@ class SeenMachine(Machine):
     """As much of a machine as the controller reads over its own connection."""
 
     cpu_count: Count
-    kernel: Annotated[str, Field(max_length=400)]
+    kernel: Annotated[str, Field(pattern=rf"^(?:{KERNEL})$")]
 
 
 class GpuSample(Report):
     """Telemetry of one GPU at one moment, as nvidia-smi prints it."""
 
-    sm_mhz: Annotated[str, Field(max_length=40)] = ""
-    throttle: Annotated[str, Field(max_length=40)] = ""
+    sm_mhz: Annotated[str, Field(pattern=rf"^(?:{GPU_STATE})$")] = ""
+    throttle: Annotated[str, Field(pattern=rf"^(?:{GPU_STATE})$")] = ""
 
 
 class Sample(Report):
@@ -178,6 +189,8 @@ class Plan(Written):
     serial: Count
     registered_at: Time
     version: Words
+    # The salt of what is withheld, wrapped to each of the owner's keys (records/withheld.py).
+    sealed_salt: Annotated[tuple[SealedSalt, ...], Field(max_length=16)] | None = None
 
 
 class Allocation(Written):
@@ -414,7 +427,7 @@ class Buffers(Report):
     """Registered buffers of one kind after the wipe; of the device's, what became of memory freed before."""
 
     read_back_zero: bool
-    cache: Annotated[str, Field(max_length=200)] | None = None
+    cache: Annotated[str, Field(pattern=rf"^(?:{DEVICE_CACHE})$")] | None = None
 
 
 class Needle(Report):
@@ -424,7 +437,7 @@ class Needle(Report):
     """
 
     name: Annotated[Words, Field(alias="class")]
-    where: Annotated[str, Field(max_length=200)] = ""
+    where: Annotated[str, Field(pattern=rf"^(?:{NEEDLE_PLACE})$")] = ""
     positive_control: Count
     after: Count
 

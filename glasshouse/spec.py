@@ -68,6 +68,13 @@ class CloudProvider(Strict):
     base_url: str = Field(
         pattern=r"^https?://", description="an https:// address, or http:// on this machine"
     )
+    # base_url's host, where it is neither the vendor's nor this machine's: the key may be sent there.
+    trust_host: str | None = Field(
+        default=None,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9.:\-]+$",
+        description="the host in provider.base_url, without a port",
+    )
     image: str = Field(min_length=1)
     disk_gb: int = Field(default=40, ge=10, le=2000)
     region: str | None = None
@@ -292,6 +299,21 @@ class Spend(Strict):
     max_usd: float | None = Field(default=None, gt=0, le=100_000)
 
 
+Publishable = Annotated[
+    str,
+    Field(
+        pattern=r"^(?:(?:model\.params|unitInfo)\.[A-Za-z][A-Za-z0-9_]{0,39}|model\.entry|model\.data)$",
+        description="model.params.NAME, unitInfo.NAME, model.entry or model.data",
+    ),
+]
+
+
+class Publication(Strict):
+    """What of a workload of one's own is published as it is; of the rest, salted digests are."""
+
+    allow: tuple[Publishable, ...] = Field(default=(), max_length=64)
+
+
 class RunSpec(Strict):
     """One run: one Hydra cell, one allocation."""
 
@@ -301,6 +323,7 @@ class RunSpec(Strict):
     policy: Policy
     measure: Measure
     spend: Spend = Spend()
+    publication: Publication = Publication()
     order: Order
     duration: float | None = Field(gt=0, le=86_400)  # measured seconds per arm
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)  # fixes the work instead

@@ -32,6 +32,8 @@ LAYERS = (
         "retry",
         "cutting",
         "secret_patterns",
+        "random_looking",
+        "vendor_tokens",
     ),
     ("spec", "conf_files"),
     ("schema",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,13 @@ def test_what_was_left_out_is_named_whether_tests_pass_or_fail(
     )
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == f"left out: {left_out}\n"
+
+
+@pytest.mark.parametrize("program", ["false", "/nowhere/pip-audit"])
+def test_an_audit_that_asked_nobody_says_so_and_is_no_success(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/audit.py"], env={**os.environ, "PIP_AUDIT": program},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("not audited: no vulnerability database answered about locks/lock.txt.")

@@ -24,9 +24,9 @@ EAT_PROFILE = "tag:glasshouse,2026:eat/v1"
 AWAITING_RELEASE = "awaiting-release"
 
 
-def container_id(boot_id: str, pid_namespace: str, mount_namespace: str, hostname: str) -> str:
-    """Id of a container in hex: a hash, so that the host name itself stays out of public evidence."""
-    parts = [boot_id, pid_namespace, mount_namespace, hostname]
+def container_id(boot_id: str, pid_namespace: str, mount_namespace: str, host: str) -> str:
+    """Id of a container in hex. host: its name's salted digest (blinding.py), as the rest can be guessed."""
+    parts = [boot_id, pid_namespace, mount_namespace, host]
     return domain_hash("glasshouse/container/v1", [part.encode("utf-8") for part in parts]).hex()
 
 

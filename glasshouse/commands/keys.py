@@ -4,6 +4,9 @@
   glasshouse keys --make               make this machine's keys now instead of at the first run
   glasshouse keys --trust "our lab"    list this machine's keys in conf/trust, for a reviewed commit
   glasshouse keys --rotate broker      another key from the next ledger entry on; also: operator
+  glasshouse keys --backup FILE        all private keys in one file, under a passphrase; --restore: back
+  glasshouse keys --add-owner FILE     another key that opens your outputs, in a file that you keep elsewhere
+  glasshouse keys --lock               put the private keys here under a passphrase; --unlock takes them out
   glasshouse keys --json > ring.json   a keyring file, for `glasshouse verify --keys ring.json` elsewhere
 
 A machine whose publisher key conf/trust lists publishes into a log of its own. When a machine is lost, its
@@ -20,15 +23,19 @@ Private keys never leave their folder.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from glasshouse import paths
 from glasshouse.canonical import canonical_json
+from glasshouse.commands.confirm import confirm_argument, confirmed
 from glasshouse.commands.terminal import emit, say, table
+from glasshouse.errors import UsageError
 from glasshouse.paths import Workspace
-from glasshouse.records import keys
+from glasshouse.records import key_backup, keys
 from glasshouse.records.ledger import Ledger
+from glasshouse.records.locked import new_passphrase
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +44,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", metavar="LABEL", help="add them to conf/trust/keyring.json under this label"
     )
+    confirm_argument(parser)
+    parser.add_argument(
+        "--lock", action="store_true", help="put this machine's private keys under a passphrase"
+    )
+    parser.add_argument("--unlock", action="store_true", help="take them out of it again")
+    parser.add_argument(
+        "--add-owner", type=Path, metavar="FILE",
+        help="make another key of the owner's in FILE: what is sealed from now on opens with it, too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backup", type=Path, metavar="FILE", help="all keys in one new file, under a passphrase"
+    )
+    parser.add_argument("--restore", type=Path, metavar="FILE", help="the missing keys out of a backup")
     parser.add_argument(
         "--rotate", choices=("operator", "broker"), help="retire this machine's key and make another"
     )
@@ -47,12 +67,13 @@ def run(args: argparse.Namespace) -> int:
     workspace: Workspace = args.workspace
     if args.rotate:
         _rotate(args.rotate, workspace)
-    publication = workspace.publication("keys --trust") if args.trust else None
-    if args.make or args.trust:
-        keys.operator_key()
-        keys.broker_key()
-        keys.publisher_key()
-        keys.owner_key()
+    _kept(args)
+    publication = workspace.publication("keys --trust") if args.trust is not None else None
+    if args.trust is not None:
+        keys.listed_as(keys.committed_keyring(workspace.keyring), keys.local_keyring().entries, args.trust)
+        confirmed(args.trust, "trust", yes=args.yes, shown_as=f"{args.trust}, operator")
+    if args.make or args.trust is not None:
+        keys.make_all()
     if publication is not None:
         _trust(args.trust, workspace.keyring)
     ring = keys.load_keyring(workspace=workspace)
@@ -75,6 +96,28 @@ def run(args: argparse.Namespace) -> int:
     say(table(["role", "key id", "label", "listed by", "valid for ledger entries"], rows))
     say(f"\nprivate keys are in {paths.keys_dir()}")
     return 0
+
+
+def _kept(args: argparse.Namespace) -> None:
+    """What keeps private keys: a passphrase, a second key of the owner's, a backup."""
+    done = []
+    if args.lock and args.unlock:
+        raise UsageError("both at once", field="lock", value="--unlock", remedy="give one of them")
+    if args.restore is not None:
+        found = key_backup.restore(args.restore)
+        done.append(f"restored: {', '.join(found)}" if found else "restored: nothing was missing")
+    if args.make or args.backup or args.add_owner or args.lock:
+        keys.make_all()
+    if args.lock or args.unlock:
+        changed = keys.relock(new_passphrase("this machine's keys") if args.lock else None)
+        done.append(f"{'under a passphrase' if args.lock else 'under none'}: {', '.join(changed)}")
+    if args.add_owner is not None:
+        name = keys.add_owner(args.add_owner)
+        done.append(f"another key of the owner's, {name}, is in {args.add_owner}: keep it elsewhere")
+    if args.backup is not None:
+        done.append(f"in {args.backup}, under its passphrase: {', '.join(key_backup.back_up(args.backup))}")
+    for line in done:
+        sys.stderr.write(f"{line}\n")
 
 
 def _trust(label: str, path: Path) -> None:

@@ -21,7 +21,7 @@ from glasshouse.commands.records import RUNS
 from glasshouse.commands.terminal import say
 from glasshouse.commands.watched_runs import Job, Taken, explained, pick_job
 from glasshouse.errors import SealError, one_line
-from glasshouse.records.keys import owner_key
+from glasshouse.records.keys import owner_keys
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.watching.lines import plain
 
@@ -83,7 +83,7 @@ def _print_whole(job: Job, *, as_json: bool) -> bool:
         if not item.path.name.endswith("-log.sealed"):
             continue
         try:
-            with open_outputs(item.path, owner_key(), context=item.context) as opened:
+            with open_outputs(item.path, owner_keys(), context=item.context) as opened:
                 text = bytes(opened.files.get("trainer.log", b"")).decode("utf-8", "replace")
         except SealError as error:
             raise explained(error) from error

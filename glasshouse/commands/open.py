@@ -13,6 +13,7 @@ held against the digests in the leg's signed events. Tensors are written as safe
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import os
 import re
@@ -23,13 +24,14 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from glasshouse.canonical import CanonicalError, parse_json
+from glasshouse.canonical import CanonicalError, b64u, canonical_json, parse_json
 from glasshouse.codes import Code
 from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
 from glasshouse.lifecycle.checkpoints import Stored, event_of, stored
-from glasshouse.records.keys import owner_key
+from glasshouse.records.keys import owner_keys
+from glasshouse.records.withheld import opened_salt
 from glasshouse.runtime.harness import safetensors_layout
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.layout import SealedObject, TensorSpec
@@ -68,6 +70,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=int, metavar="N", help="this checkpoint (the newest, where there are no outputs)"
     )
     parser.add_argument("--to", type=Path, metavar="DIR", help="where to write (RUN/opened)")
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="open with this key of yours instead of this machine's"
+    )
     parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where run folders are")
 
 
@@ -76,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     folder = pick_run(args.run, args.out).path
     target = args.to or folder / "opened"
     sealed = _chosen(folder, args.run, args.checkpoint)
-    key = owner_key()
+    key = owner_keys(args.key)
     opened: list[dict[str, Any]] = []
     for item in sealed:
         with writing("to", target):
@@ -84,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
                 opened += [_said(item, path) for path in _unpacked(item, key, target)]
             except _FolderError:
                 opened += _opened_folder(item, key, target)
+    salt = _salt(folder, key, target)
+    if salt is not None:
+        opened.append(salt)
     complete = not any(item.get("unwritten") for item in opened)
     if args.json:
         emit({"ok": complete, "files": opened})
@@ -155,11 +163,27 @@ def _checkpoint(folder: Path, point: Stored) -> Sealed:
     return Sealed(point.path, point.leg, point.launch, context, digest, event)
 
 
+def _salt(folder: Path, keys: Sequence[KemKey], target: Path) -> dict[str, Any] | None:
+    """Write the salt of what the row withholds, where the plan holds it and one of the keys opens it."""
+    try:
+        envelope = parse_json((folder / "bundle" / "plan.dsse.json").read_bytes())
+        predicate = parse_json(base64.b64decode(envelope["payload"]))["predicate"]
+        sealed, run = predicate.get("sealedSalt") or (), str(predicate["run"])
+        salt = opened_salt([str(text) for text in sealed], run, keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # a run of before, or no bundle: there is nothing that a salt would show
+    if salt is None:
+        return None
+    path = target / "salt.json"
+    _write(path, [canonical_json({"run": run, "salt": b64u(salt)})])
+    return {"path": str(path), "leg": "-", "launch": 0, "bytes": path.stat().st_size, "matchesEvents": None}
+
+
 class _FolderError(Exception):
     """What is sealed is a folder, whose files are written by other rules."""
 
 
-def _opened_folder(item: Sealed, key: KemKey, target: Path) -> list[dict[str, Any]]:
+def _opened_folder(item: Sealed, key: Sequence[KemKey], target: Path) -> list[dict[str, Any]]:
     """Write a sealed folder, and what lies beside it in the same file; return what is said of them."""
     opened = []
     with checked_outputs(
@@ -194,7 +218,7 @@ def _explained(item: Sealed, error: SealError) -> SealError:
     )
 
 
-def _unpacked(item: Sealed, key: KemKey, target: Path) -> list[Path]:
+def _unpacked(item: Sealed, key: Sequence[KemKey], target: Path) -> list[Path]:
     """Open one sealed file into `target`; the files that it made. Another owner's is said in words.
 
     They are private, and have their names only once all of them are known to be right.

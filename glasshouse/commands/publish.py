@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glasshouse.codes import Code
+from glasshouse.commands.confirm import confirm_argument, confirmed
 from glasshouse.commands.terminal import emit, say
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
@@ -51,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", metavar="LABEL", help="with --from: list the journey's keys in conf/trust under this label"
     )
+    confirm_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,6 +103,8 @@ def _journey(args: argparse.Namespace, workspace: Workspace) -> int:
     workspace.publication("publish --from")
     returned = read_journey(args.archive)
     ring = _trusting(returned, committed_keyring(workspace.keyring), args.trust)
+    if args.trust is not None:
+        confirmed(args.trust, "trust", yes=args.yes, shown_as=f"{args.trust}, operator")
     after = _after_end(returned, Ledger().leaves())
     key = publisher_key()
     try:

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 
+from glasshouse.commands.confirm import confirm_argument, confirmed
 from glasshouse.commands.terminal import emit, say
 from glasshouse.paths import Workspace
 from glasshouse.publishing.publish import Published
@@ -17,6 +18,7 @@ def statement_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that every statement has."""
     parser.add_argument("--reason", required=True, help="what readers are told")
     parser.add_argument("--local", action="store_true", help="rows in build/artifacts")
+    confirm_argument(parser)
 
 
 def state(
@@ -26,13 +28,14 @@ def state(
     workspace: Workspace = args.workspace
     if not args.local:
         workspace.publication(command)
+    reason = confirmed(args.reason, "reason", yes=args.yes) if args.reason.strip() else args.reason
     done = enter(
         *rows,
         workspace=workspace,
         keyring=load_keyring(workspace=workspace) if args.local else committed_keyring(workspace.keyring),
         ledger=Ledger(),
         key=publisher_key(),
-        reason=args.reason,
+        reason=reason,
         day=time.strftime("%Y-%m-%d", time.gmtime()),
         local=args.local,
     )

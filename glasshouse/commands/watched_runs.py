@@ -10,7 +10,7 @@ from glasshouse.codes import Code
 from glasshouse.commands.records import Found, pick_run
 from glasshouse.errors import SealError, UsageError
 from glasshouse.lifecycle.run_folder import RunFolder, RunLock
-from glasshouse.records.keys import owner_key
+from glasshouse.records.keys import owner_keys
 from glasshouse.spec import RunSpec
 from glasshouse.watching.curves import Brought, Watched
 from glasshouse.watching.record import WatchRecord
@@ -42,7 +42,7 @@ class Job:
                 field="run", value=found.run,
                 remedy="`glasshouse show` has its curves once it is over",
             )  # fmt: skip
-        self._key = owner_key()
+        self._keys = owner_keys()
         self._readers: dict[tuple[str, int], WatchReader] = {}
         self.watched: dict[tuple[str, int], Watched] = {}
 
@@ -73,7 +73,7 @@ class Job:
         for launch in launches(self.path, self.found.run):
             name = launch.leg, launch.launch
             if name not in self._readers:
-                self._readers[name] = WatchReader(launch, self._key)
+                self._readers[name] = WatchReader(launch, self._keys)
                 self.watched[name] = Watched(self.spec.steps)
             # Its files move from parts/ to bundle/ when the run is recorded.
             self._readers[name].launch = launch

@@ -257,7 +257,7 @@ def last_lines(live: LiveRun, ready: Sealed, leg: Leg, count: int = 3 * LAST_LIN
         "manifestHash": ready.manifest_hash,
     }
     try:
-        with open_outputs(path, keys.owner_key(), context=context) as opened:
+        with open_outputs(path, keys.owner_keys(), context=context) as opened:
             text = bytes(opened.files.get("trainer.log", b"")).decode("utf-8", "replace")
     except (SealError, UsageError, OSError):
         return []

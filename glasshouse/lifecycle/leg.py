@@ -113,6 +113,8 @@ def _params(live: LiveRun, ready: Ready, leg: Leg, arm: str) -> params.LaunchPar
         leg_dir=leg.pod_folder,
         allocation=ready.allocation.name,
         public_allocation=ready.public_allocation,
+        salt=live.run.salt,
+        allow=list(spec.publication.allow),
         stretch=Stretch(slot.warmup_sec, slot.measured_sec, slot.steps, slot.delay_pct),
         device="cpu" if spec.gpu.name == "cpu" else "auto",
         deadline_sec=deadline_sec,

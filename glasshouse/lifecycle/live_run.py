@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glasshouse import host
-from glasshouse.canonical import sha256_hex
+from glasshouse.canonical import b64u, b64u_decode, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
 from glasshouse.lifecycle.run_folder import RunFolder, SavedEndpoint, SavedLaunch, SavedRun
@@ -26,6 +26,7 @@ from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.sweep import Sweep
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.remote.endpoint import Endpoint
+from glasshouse.runtime.blinding import SALT_BYTES
 from glasshouse.schema import Slot
 from glasshouse.spec import RunSpec
 
@@ -51,6 +52,8 @@ class Run:
     overrides: tuple[str, ...]
     started: float
     controller: str = ""
+    # In which names and values are hidden that are published as digests (runtime/blinding.py).
+    salt: bytes = field(default_factory=lambda: secrets.token_bytes(SALT_BYTES), repr=False)
 
 
 @dataclass
@@ -165,6 +168,7 @@ class LiveRun:
                 controller=self.run.controller,
                 unattended_until=self.rental.unattended_until,
                 launched=self.rental.launched,
+                salt=b64u(self.run.salt),
             )
         )
 
@@ -183,7 +187,9 @@ def create(
     run = new_run_id()
     folder = RunFolder(out / run)
     try:
-        folder.parts.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(mode=0o700)  # under any umask: its log and its parts are its owner's
+        folder.parts.mkdir()
     except OSError as error:
         raise UsageError(
             f"cannot make the run folder: {error.strerror}",
@@ -206,8 +212,9 @@ def reopen(folder: Path, screen: Screen) -> LiveRun:
     saved = files.saved()
     schedule = build_schedule(saved.spec)
     run = Run(
-        saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at, saved.controller
-    )
+        saved.run, saved.name, saved.spec, schedule, saved.overrides, saved.started_at, saved.controller,
+        **({} if saved.salt is None else {"salt": b64u_decode(saved.salt, size=SALT_BYTES)}),
+    )  # fmt: skip
     rental = Rental(
         saved.allocation_id,
         rented_at=saved.rented_at,

@@ -26,7 +26,6 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.records import keys
 from glasshouse.runtime.params import MARKER_BYTES, MARKER_FILE
 from glasshouse.sealing.container import fresh_payload_key, seal_package
-from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.memory import overwrite
 from glasshouse.workloads.package import Payload, Resumed, bring, go_on_from, prepare
 
@@ -181,7 +180,7 @@ class Packer:
                         tensors=payload,
                         extra={
                             "builder": payload.builder,
-                            "ownerPublicKey": b64u(kem_public_bytes(keys.owner_key())),
+                            "ownerPublicKey": b64u(b"".join(keys.owner_publics())),
                             # Of the digests on which both arms must agree.
                             "matchSalt": b64u(secrets.token_bytes(32)),
                             "run": run,

@@ -1,8 +1,9 @@
 """The pod's interpreter: can it run the runtime and the workload, and on a rented machine, make it so.
 
 Images of GPU providers bring torch for their GPUs and none of our libraries. On a rented machine, which is
-destroyed afterwards, those go into a virtual environment in the pod folder that sees the image's torch, at
-exactly the versions that are installed here. On anybody's own machine nothing is installed.
+destroyed afterwards, those go into a virtual environment in the pod folder that sees the image's torch: the
+files of conf/pod/pins.txt, each held to a hash, so that an index can give no others. Nothing is resolved
+there. On anybody's own machine nothing is installed.
 
 The probe (pod_probe.py) asks in the order in which nothing is done in vain: what no installation can mend
 (Python, torch, the GPU) comes before our libraries. Each fault has a reason code of its own.
@@ -10,22 +11,19 @@ The probe (pod_probe.py) asks in the order in which nothing is done in vain: wha
 
 from __future__ import annotations
 
-import re
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from glasshouse.codes import Code, known
 from glasshouse.errors import RemoteError
 from glasshouse.lifecycle import pod_probe
-from glasshouse.paths import DISTRIBUTION
+from glasshouse.paths import Workspace
 from glasshouse.remote.pod import Pod, Result
 from glasshouse.spec import RunSpec
 
 INSTALL_SEC: Final = 900.0
 PROBE_SEC: Final = 180.0  # importing torch from a cold disk takes its time
-RUNTIME: Final = ("cryptography", "pyjwt", "pynacl")
-LORA: Final = ("transformers", "peft", "safetensors", "accelerate")
+_MISMATCH: Final = "DO NOT MATCH THE HASHES"  # pip's words
 _REMEDY: Final = {
     Code.PYTHON_UNUSABLE: "give an interpreter of Python 3.11 or later (provider.python=, or another image)",
     Code.TORCH_MISSING: "give an interpreter, or an image, whose Python has torch",
@@ -46,10 +44,11 @@ pathlib.Path(made, "parent.pth").write_text("\n".join(lines))
 """
 _INSTALL: Final = """
 set -eu
-python="$1"; place="$2"; link="$3"; shift 3
+python="$1"; place="$2"; link="$3"; pins="$4"
 "$python" -m venv --system-site-packages --without-pip "$place" >&2
 "$python" -c "$link" "$place/bin/python"
-"$python" -m pip --python "$place/bin/python" install --quiet --no-input --disable-pip-version-check "$@" >&2
+"$python" -m pip --python "$place/bin/python" install --quiet --no-input --disable-pip-version-check \\
+  --no-deps --require-hashes --only-binary :all: -r "$pins" >&2
 """
 
 
@@ -67,13 +66,18 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
         return python
     if said[0] != Code.LIBRARIES_MISSING or not spec.paid:
         raise _unusable(*said, python)
-    wanted = [_pinned(name) for name in (*RUNTIME, *(LORA if lora else ()))]
-    place = f"{root}/python"
-    done = pod.run(["sh", "-c", _INSTALL, "sh", python, place, _LINK, *wanted], timeout=INSTALL_SEC)
+    place, listed = f"{root}/python", f"{root}/pins.txt"
+    pod.put(pins(lora=lora).encode(), listed)
+    done = pod.run(["sh", "-c", _INSTALL, "sh", python, place, _LINK, listed], timeout=INSTALL_SEC)
     if done.exit != 0:
+        altered = _MISMATCH in done.stderr.decode("utf-8", "replace")
         raise RemoteError(
-            f"installing {' '.join(wanted)} on the pod failed: {_last_line(done)}",
-            remedy="give an image whose python3 has venv and pip, and may reach a package index",
+            "what the pod's package index gave is not what is pinned: a file's hash differs"
+            if altered
+            else f"installing the pinned libraries on the pod failed: {_last_line(done)}",
+            remedy="look at which index the image's pip is set to; nothing of it was installed"
+            if altered
+            else "give an image whose python3 has venv and pip, and may reach a package index",
             code=Code.INSTALL_FAILED,
         )
     said = _probed(pod, f"{place}/bin/python", words)
@@ -83,18 +87,21 @@ def prepare_python(pod: Pod, python: str, root: str, spec: RunSpec, *, simulated
     return f"{place}/bin/python"
 
 
-def _pinned(name: str) -> str:
-    """The version that is installed here; for what only trains, and may not be here, the range we ask for."""
-    try:
-        return f"{name}=={metadata.version(name)}"
-    except metadata.PackageNotFoundError:
-        pass
-    try:
-        asked = metadata.requires(DISTRIBUTION) or ()
-    except metadata.PackageNotFoundError:
-        asked = ()
-    ranges = [line.partition(";")[0].strip() for line in asked]
-    return next((item for item in ranges if re.match(rf"{re.escape(name)}\b(?!-)", item)), name)
+def pins(*, lora: bool) -> str:
+    """The requirements that the pod's pip is given, each with its hashes; LoRA's only where they serve."""
+    text = pins_file().read_text(encoding="utf-8")
+    runtime, found, _ = text.partition("# lora\n")
+    if not found or "--hash=sha256:" not in runtime:
+        raise RemoteError(
+            "the list of what a pod is given is not whole", field="file", value=pins_file(),
+            remedy="install Glasshouse again, or run tools/pod_pins.py", code=Code.INSTALL_FAILED,
+        )  # fmt: skip
+    return text if lora else runtime
+
+
+def pins_file() -> Path:
+    """Where that list lies: it comes with the program, whatever --conf says."""
+    return Workspace.find().root / "conf" / "pod" / "pins.txt"
 
 
 def _probed(pod: Pod, python: str, words: list[str]) -> tuple[Code, str] | None:

@@ -288,7 +288,7 @@ def _release_only(entry: Entry, journal: Journal, screen: Screen) -> Reaped:
         config = TypeAdapter[ProviderConfig](ProviderConfig).validate_python(entry.detail.get("provider"))
     except ValidationError:
         return _said(entry, "failed", "neither its run folder nor its provider's settings are left")
-    with open_provider(config) as provider, uninterrupted(screen) as waits:
+    with open_provider(config, rented=True) as provider, uninterrupted(screen) as waits:
         kept = journaling(waits, journal, entry.name, entry.allocation_id)
         proof = provider.release(entry.name, entry.allocation_id, entry.doubt_until, kept, entry.note)
     journal.closed(entry.name, proof.proof)
@@ -323,7 +323,10 @@ def finish_dead(
     """
     taken, status = unattended.NOTHING, None
     with live.screen.logged(live.folder.log):
-        with open_provider(live.run.spec.provider) as provider, uninterrupted(live.screen) as own:
+        with (
+            open_provider(live.run.spec.provider, rented=True) as provider,
+            uninterrupted(live.screen) as own,
+        ):
             if allowed(live.run.spec) and not live.folder.bundle.exists():
                 taken = unattended.take_up(live, provider, entry.unattended_until, stay=stay)
             if taken.goes_on:
@@ -370,7 +373,7 @@ def _overdue_sec(folder: Path, screen: Screen) -> float:
     journal.
     """
     spec = reopen(folder, screen).run.spec
-    with open_provider(spec.provider), Journal():
+    with open_provider(spec.provider, rented=True), Journal():
         pass
     if spec.provider.kind not in PAID_PROVIDERS:
         return math.inf
@@ -385,7 +388,7 @@ def _take_back(folder: Path, screen: Screen) -> str:
     """
     try:
         live = reopen(folder, screen)
-        with open_provider(live.run.spec.provider) as provider:
+        with open_provider(live.run.spec.provider, rented=True) as provider:
             # So late that whatever was asked for has come: no create is sent after the last boot could begin.
             return provider.release(live.run.allocation, live.rental.allocation_id, 0.0).proof
     except GlasshouseError as error:
@@ -394,8 +397,22 @@ def _take_back(folder: Path, screen: Screen) -> str:
         return unexpected(error)
 
 
+def _rents(live: LiveRun) -> bool:
+    """Whether the journal has the machine of a run, and says that it may go on."""
+    with Journal() as journal:
+        entries = journal.open_entries()
+    return any(entry.name == live.run.allocation and entry.unattended_until for entry in entries)
+
+
 def watch(folder: Path, screen: Screen) -> None:
     """What the watchdog does after its controller died: wait for the lock, then finish the run."""
+    lock = RunLock(folder)
+    lock.take(wait=True)
+    with contextlib.closing(lock):
+        dead = reopen(folder, screen)
+    if allowed(dead.run.spec):
+        with screen.logged(dead.folder.log):
+            unattended.wait_without_keys(dead, lambda: not _rents(dead))
     lock = RunLock(folder)
     lock.take(wait=True)
     try:

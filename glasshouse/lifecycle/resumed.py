@@ -70,7 +70,7 @@ def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
     words = f"checkpoint {good.stored.number} of {good.leg.run}"
     try:
         with checked_outputs(
-            good.stored.path, keys.owner_key(), context=good.context, plaintext_sha256=good.plaintext_sha256
+            good.stored.path, keys.owner_keys(), context=good.context, plaintext_sha256=good.plaintext_sha256
         ) as package:
             if INDEX_NAME not in package.files:
                 raise UsageError("this checkpoint holds no files", field="from", value=words, remedy=_ANOTHER)
@@ -91,7 +91,7 @@ _ANOTHER = "name another with from=RUN@N, or begin anew without from="
 def counts_on(good: restore.Good) -> bool:
     """Whether a state holds the steps of the whole chain; one of a class of the owner's need not."""
     with checked_outputs(
-        good.stored.path, keys.owner_key(), context=good.context, plaintext_sha256=good.plaintext_sha256
+        good.stored.path, keys.owner_keys(), context=good.context, plaintext_sha256=good.plaintext_sha256
     ) as package:
         index = parse_index(package.files[INDEX_NAME])
         with _state(index, package, f"checkpoint {good.stored.number}") as files:

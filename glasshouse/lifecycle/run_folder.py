@@ -20,8 +20,9 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from glasshouse.canonical import canonical_json
@@ -101,7 +102,8 @@ class SavedLaunch(BaseModel):
 
 class SavedRun(BaseModel):
     """run.json. started_at, rented_at and unattended_until are Unix seconds; name is the allocation's;
-    controller is as glasshouse.host names a process, "" in folders of older versions.
+    controller is as glasshouse.host names a process, "" in folders of older versions. salt: of what the run
+    publishes as digests (32 bytes, base64url): with it whoever finishes the run goes on hiding alike.
     """
 
     model_config = ConfigDict(
@@ -121,6 +123,7 @@ class SavedRun(BaseModel):
     controller: str = ""
     unattended_until: float = 0.0
     launched: SavedLaunch | None = None
+    salt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]{43}$")] | None = None
 
 
 class RunFolder:

@@ -210,12 +210,12 @@ def _equipped(live: LiveRun, pod: Pod, allocation: Allocation, root: str) -> tup
     data, digest = build_archive()
     archive = f"{root}/runtime-{digest}.zip"
     pod.put(data, archive)
-    seen = observe(pod, archive, given)
+    seen = observe(pod, archive, given, live.run.salt)
     # The GPU before anything that takes minutes: no installation mends a wrong one.
     gpu_model = check_gpu(spec, seen)
     python = prepare_python(pod, given, root, spec, simulated=live.rental.simulated)
     if python != given:
-        seen = observe(pod, archive, python)
+        seen = observe(pod, archive, python, live.run.salt)
     if seen.archive_sha256 != digest:
         raise LegError("the runtime archive on the pod is not the one sent", code=Code.RUNTIME_ALTERED)
     found = describe(live, allocation, gpu_model=gpu_model, source=pod.host_key.source, seen=seen)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from glasshouse.errors import (
     ProviderError,
     RemoteError,
     RentalOver,
+    UsageError,
 )
 from glasshouse.lifecycle import arms, checkpoints, collect
 from glasshouse.lifecycle.end_wait import EndWait
@@ -51,6 +52,7 @@ from glasshouse.lifecycle.slots import launch_file
 from glasshouse.providers.base import Provider
 from glasshouse.providers.cloud import Cloud
 from glasshouse.providers.cloud_release import is_ours
+from glasshouse.records import keys
 from glasshouse.records.keys import atomic_write
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime import params
@@ -61,6 +63,7 @@ ANSWER_SEC: Final = 60.0  # within which a machine has to answer whoever only lo
 FETCH_SEC: Final = 600.0  # for the checkpoints of one that goes on, for whoever only looks
 ABSENT_SEC: Final = 60.0  # so long, and in as many looks, a list has to lack a machine that is gone
 ABSENT_LOOKS: Final = 3
+KEYLESS_SEC: Final = 2.0  # between two looks of whoever can only wait
 WAITS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds between rounds of tries to reach a machine
 _FRESH_SEC = 180.0  # what was found longer ago is no longer "in a row"
 _DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -144,6 +147,24 @@ class Absence:
 
 
 # --- whoever comes back -----------------------------------------------------------------------
+
+
+def wait_without_keys(live: LiveRun, over: Callable[[], bool]) -> None:
+    """Where this process cannot open the operator's key, and nobody is there to type its passphrase, heads
+    cannot be countersigned: leave a job alone until its time is over, or `over`. Holds no lock meanwhile,
+    so that whoever can open it takes the job up.
+    """
+    until = live.rental.unattended_until
+    if live.ending.failures or _job(live) is None:
+        return  # as `take_up` does not: it cannot come to an end
+    try:
+        keys.operator_key()
+    except UsageError as error:
+        if time.time() < until:
+            why = f"{error.line()}. Its job goes on without anybody, until {clock(until)} at most"
+            live.screen.warn(f"{why}: `glasshouse reap` at a terminal takes it up")
+        while time.time() < until and asked(live.folder.path) != "now" and not over():
+            time.sleep(KEYLESS_SEC)
 
 
 def ask_stop(folder: Path, wish: Wish) -> None:

@@ -73,7 +73,7 @@ def _shown(entry: Entry) -> tuple[bool, str]:
 
     try:
         config = TypeAdapter(CloudProvider).validate_python(entry.detail.get("provider"))
-        with open_provider(config) as provider:
+        with open_provider(config, rented=True) as provider:
             assert isinstance(provider, Cloud)
             with provider.api.http.within(_LOOK_SEC):
                 if any(is_ours(machine.name, entry.name) for machine in provider.api.machines()):

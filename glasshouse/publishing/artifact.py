@@ -241,6 +241,12 @@ class Artifact(Public):
     superseded_by: Id | None
     retracted: Retraction | None
     evidence: Evidence | None
+    withheld: tuple[Word, ...] = Field(
+        default=(),
+        max_length=8,
+        exclude_if=lambda value: not value,
+        description="what of the run is published as salted digests, so that no command repeats it",
+    )
     command: Annotated[str, Field(max_length=800)] | None
     chain: Chain | None = Field(default=None, description="of a job that went on from a checkpoint")
     curves: Curves | None = None

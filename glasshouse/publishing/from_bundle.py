@@ -33,6 +33,7 @@ from glasshouse.publishing.artifact import (
     Setting,
 )
 from glasshouse.records.verify import VerifiedRow
+from glasshouse.records.withheld import places
 from glasshouse.schema import Result, UnitInfo
 from glasshouse.spec import LoraModel, RunSpec, WithheldModel
 
@@ -109,7 +110,8 @@ def artifact_from_verified(row: VerifiedRow) -> Artifact:
         evidence=None
         if facts.simulated
         else Evidence(plan_sha256=row.plan_sha256, bundle_sha256=row.bundle_sha256, signer=row.signer.keyid),
-        command=command(spec),
+        withheld=(hidden := places(spec, figures.unit_info)),
+        command=None if hidden else command(spec),
         chain=None if figures.chain is None else Chain(**figures.chain.model_dump()),
         curves=_curves(facts),
         protected_epochs_per_sec=protected.epochs_per_sec,

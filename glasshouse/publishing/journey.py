@@ -33,11 +33,11 @@ from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.publishing import archive
 from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, KeyLeaf, PublishedLog, check_log
-from glasshouse.publishing.secrets import holds_private_key
 from glasshouse.records.bundle import ENVELOPE, bundle_of, read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, parse_keyring
 from glasshouse.records.leaf_bodies import JourneyBody, JourneyLogBody, KeyBody
 from glasshouse.records.ledger import Leaf, Ledger, sign_checkpoint
+from glasshouse.records.secrets import holds_private_key
 from glasshouse.records.verify import VerifiedRow, verify_files
 
 KEYRING = "keyring.json"

@@ -23,7 +23,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from glasshouse import host
-from glasshouse.canonical import canonical_json, record_json, sha256_hex
+from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.judgement.rules import OPEN
@@ -60,11 +60,11 @@ from glasshouse.publishing.publication_files import (
     read_artifact,
 )
 from glasshouse.publishing.published_log import CHECKPOINT, LEAVES, JourneyLeaf, PublishedLog
-from glasshouse.publishing.secrets import require_clean
 from glasshouse.records.bundle import read_bundle
 from glasshouse.records.keys import Keyring, atomic_write, public_bytes
 from glasshouse.records.leaf_bodies import AboutRow, JourneyEndBody, LeafBody, RetractBody, SupersedeBody
 from glasshouse.records.ledger import Leaf, Ledger, log_key
+from glasshouse.records.secrets import require_clean, require_public
 from glasshouse.records.verify import VerifiedRow, verify
 
 MAX_BUNDLE_BYTES = 2 << 20  # a block design of 81 slots took 1.06 MB
@@ -162,7 +162,9 @@ class _Home:
         """Write this machine's own log and the journey's; others stay byte for byte."""
         written: list[Path] = []
         keys = [log_key(public_bytes(self.key)), *([] if self.carried is None else [self.carried.key])]
-        for log in filter(None, map(logs.of, keys)):
+        own = list(filter(None, map(logs.of, keys)))
+        require_clean({f"{LEDGER}/{log.key}/{LEAVES}": log.data for log in own})
+        for log in own:
             written += _write(self.logs / log.key / LEAVES, log.data)
             written += _write(self.logs / log.key / CHECKPOINT, log.note.encode("utf-8"))
         if self.local:
@@ -429,6 +431,7 @@ def _before_statement(
     """Refuse a statement about rows, given by field, before anything is entered; else what is published."""
     if not reason.strip():
         raise UsageError(f"a {statement} needs a reason", field="reason", value="", remedy="say why")
+    require_public(reason, "reason")
     present = _present(home.artifacts)
     for field_name, row in rows.items():
         if _named(home, present, row, field_name).reported is not None:
@@ -463,7 +466,6 @@ def _named(home: _Home, present: Mapping[str, Artifact], row: str, field_name: s
 def _state(home: _Home, present: Mapping[str, Artifact], body: AboutRow | None, row: str) -> Published:
     """Enter a statement about a row, None where the logs hold it already, and write what follows from it."""
     if body is not None:
-        require_clean({f"{body.kind}.json": canonical_json(record_json(body))})
         home.enter(body)
     logs = home.read()
     written = home.write(logs)

@@ -307,7 +307,7 @@ def open_checkpoint(note: str, keyring: Keyring) -> tuple[Checkpoint, KeyEntry, 
         raise VerificationError(
             "the log goes on past its key's retirement", codes=[Code.LEDGER_SIGNER_RETIRED]
         )
-    witnesses = tuple(sorted({entry.label for entry in opened.witnesses}))
+    witnesses = tuple(sorted({entry.name for entry in opened.witnesses}))
     return checkpoint, signer, witnesses
 
 

@@ -25,6 +25,8 @@ from glasshouse.canonical import CanonicalError, b64u, b64u_decode, canonical_js
 from glasshouse.codes import Code
 from glasshouse.errors import UsageError, VerificationError
 from glasshouse.paths import Workspace
+from glasshouse.records.key_labels import require_label
+from glasshouse.records.locked import is_locked, known_passphrase, lock, unlock
 
 if TYPE_CHECKING:
     from glasshouse.sealing.grant import KemKey
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Role = Literal["operator", "broker", "publisher", "witness"]
 ROLES: tuple[str, ...] = get_args(Role)
 MAX_KEY_FILE = 64 << 10
+MAX_OWNERS = 8
 MAX_KEYRING_BYTES = 1 << 20
 
 
@@ -88,7 +91,7 @@ def rotate(role: Role, index: int) -> tuple[KeyEntry, KeyEntry]:
         # First the list: a power cut in between leaves a key that is retired, not one that is still trusted.
         document = {"keys": [item.as_json() for item in entries]}
         atomic_write(paths.keys_dir() / "keyring.json", canonical_json(document), mode=0o600)
-        atomic_write(paths.keys_dir() / f"{role}.ed25519.pem", _pem(new), mode=0o600)
+        atomic_write(paths.keys_dir() / f"{role}.ed25519.pem", _at_rest(_pem(new)), mode=0o600)
     return retired, added
 
 
@@ -96,10 +99,110 @@ def owner_key() -> KemKey:
     """The owner's X-Wing key: outputs of protected legs are sealed to it."""
     from glasshouse.sealing import grant  # noqa: PLC0415  (HPKE is loaded only where outputs are opened)
 
-    path = paths.keys_dir() / "owner.xwing"
-    if not path.exists():
-        _link_new(path, lambda temporary: grant.save_kem_key(temporary, grant.generate_kem_key()))
-    return grant.load_kem_key(path)
+    made = _private_file("owner.xwing", lambda: grant.kem_key_text(grant.generate_kem_key()))
+    return grant.parse_kem_key(made)
+
+
+def make_all() -> None:
+    """Make whichever of this machine's keys are missing."""
+    operator_key()
+    broker_key()
+    publisher_key()
+    owner_key()
+
+
+def owner_publics() -> tuple[bytes, ...]:
+    """The owner's public keys (X-Wing), to each of which is sealed what is theirs; any of them opens it.
+
+    The first is this machine's own; of the others only the public halves lie here (`add_owner`).
+    """
+    from glasshouse.sealing import grant  # noqa: PLC0415
+
+    found = [grant.kem_public_bytes(owner_key())]
+    for path in sorted(paths.keys_dir().glob("owner-*.pub")):
+        try:
+            public = b64u_decode(
+                host.read_regular(path, MAX_KEY_FILE).decode("ascii").strip(), size=grant.PUBLIC_BYTES
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                "not a public key of the owner's", field="key", value=path,
+                remedy="remove it, and add the key again: glasshouse keys --add-owner",
+            ) from error  # fmt: skip
+        _require_own(path)
+        found.append(public)
+    return tuple(dict.fromkeys(found))
+
+
+def add_owner(place: Path) -> str:
+    """Make another owner's key in the file `place`, and keep its public half here; return its id (16 hex).
+
+    What is sealed from then on opens with it too, so it belongs where this machine is not. It is under the
+    same passphrase as the keys here. Raises UsageError where the file is there, or for more keys than can be.
+    """
+    from glasshouse.sealing import grant  # noqa: PLC0415
+
+    if len(owner_publics()) >= MAX_OWNERS:
+        raise UsageError(
+            f"an owner has {MAX_OWNERS} keys at most", field="add-owner", value=place,
+            remedy=f"remove an owner-*.pub in {paths.keys_dir()} whose key is lost",
+        )  # fmt: skip
+    key = grant.generate_kem_key()
+    public = grant.kem_public_bytes(key)
+    name = sha256_hex(public)[:16]
+    _new_private(place, _at_rest(grant.kem_key_text(key)), "add-owner")
+    atomic_write(paths.keys_dir() / f"owner-{name}.pub", b64u(public).encode() + b"\n", mode=0o600)
+    return name
+
+
+def owner_keys(given: Path | None = None) -> tuple[KemKey, ...]:
+    """The owner's private keys that can be had: of the file `given`, else this machine's."""
+    from glasshouse.sealing import grant  # noqa: PLC0415
+
+    if given is None:
+        return (owner_key(),)
+    return (grant.parse_kem_key(_read_private(given)),)
+
+
+def private_files() -> tuple[Path, ...]:
+    """The files here that hold private keys."""
+    folder = paths.keys_dir()
+    return tuple(sorted([*folder.glob("*.ed25519.pem"), *folder.glob("*.xwing")]))
+
+
+def relock(passphrase: bytes | None) -> tuple[str, ...]:
+    """Put every private key here under a passphrase, or under none; return the names of those changed."""
+    changed = []
+    with _locked(paths.keys_dir() / ".keyring.lock"):
+        opened = [(path, _read_private(path)) for path in private_files()]  # all of them, or none is changed
+        for path, plain in opened:
+            atomic_write(path, plain if passphrase is None else lock(plain, passphrase), mode=0o600)
+            changed.append(path.name)
+    return tuple(changed)
+
+
+def _at_rest(data: bytes) -> bytes:
+    """A new private key as it is written: under the passphrase of the others here, if they have one."""
+    others = [path for path in private_files() if is_locked(host.read_regular(path, MAX_KEY_FILE))]
+    if not others:
+        return data
+    _read_private(others[0])  # the passphrase is theirs, or nothing is written
+    return lock(data, known_passphrase(others[0].name))
+
+
+def _new_private(path: Path, data: bytes, field: str) -> None:
+    """Write a private file that was not there before, whole."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the file: {error.strerror}", field=field, value=path,
+            remedy="give a file that is not there yet, in a folder that is",
+        ) from error  # fmt: skip
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        host.sync(file.fileno())
 
 
 def _signing_key(role: Role) -> Ed25519PrivateKey:
@@ -125,7 +228,27 @@ def _private_file(name: str, make: Callable[[], bytes]) -> bytes:
     """Read a private file, creating it with `make` when absent; two processes agree on one."""
     path = paths.keys_dir() / name
     if not path.exists():
-        _link_new(path, lambda temporary: atomic_write(temporary, make(), mode=0o600))
+        _link_new(path, lambda temporary: atomic_write(temporary, _at_rest(make()), mode=0o600))
+    return _read_private(path)
+
+
+def _require_own(path: Path) -> None:
+    """Refuse a file of the keys' folder that another user owns or writes to."""
+    found = path.stat(follow_symlinks=False)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise UsageError(
+            "others can write to it", field="key", value=path,
+            remedy="look whether it is yours, then chmod 600 and chown it",
+        )  # fmt: skip
+
+
+def _read_private(path: Path) -> bytes:
+    """What a private key's file holds, out of its passphrase where it is under one."""
+    return unlock(_raw_private(path), path.name)
+
+
+def _raw_private(path: Path) -> bytes:
+    name = path.name
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
@@ -171,6 +294,11 @@ class KeyEntry:
     def name(self) -> str:
         """How a signer is shown: label, and whether only this machine lists it."""
         return f"{'local: ' if self.local else ''}{self.label} ({self.keyid[:16]})"
+
+    @property
+    def machine(self) -> str:
+        """The label without the role that `listed_as` puts behind it."""
+        return self.label.removesuffix(f", {self.role}")
 
     def check(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` (64 bytes) is this key's over `message`."""
@@ -322,13 +450,41 @@ def load_keyring(path: Path | None = None, *, workspace: Workspace | None = None
 
 def committed_keyring(path: Path) -> Keyring:
     """The keyring that comes with the program or the publication; empty where the file is not there."""
-    return parse_keyring(path.read_bytes()) if path.exists() else Keyring()
+    return parse_keyring(_trusted_bytes(path, own=False)) if path.exists() else Keyring()
 
 
 def local_keyring() -> Keyring:
     """This machine's own keys, each marked local."""
     path = paths.keys_dir() / "keyring.json"
-    return parse_keyring(path.read_bytes(), local=True) if path.exists() else Keyring()
+    return parse_keyring(_trusted_bytes(path, own=True), local=True) if path.exists() else Keyring()
+
+
+def _trusted_bytes(path: Path, *, own: bool) -> bytes:
+    """Read a keyring that decides whom to trust; UsageError where somebody else could have written it.
+
+    own: this machine's own, which is its user's and nobody else writes. The committed one belongs to whoever
+    the program's files belong to, or to root: who may change those needs no keyring.
+    """
+    try:
+        data = host.read_regular(path, MAX_KEYRING_BYTES)
+        found = path.stat(follow_symlinks=False)
+    except OSError as error:
+        raise UsageError(
+            f"keyring cannot be read: {error.strerror}", field="keyring", value=path,
+            remedy="it has to be a regular file, and no link",
+        ) from error  # fmt: skip
+    owners = {os.geteuid()} if own else {os.geteuid(), 0, paths.PACKAGE.stat().st_uid}
+    if found.st_uid not in owners:
+        raise UsageError(
+            f"the keyring belongs to another user (uid {found.st_uid})", field="keyring", value=path,
+            remedy="look at what it lists, and make it yours: chown",
+        )  # fmt: skip
+    if found.st_mode & (0o022 if own else 0o002):
+        raise UsageError(
+            "others can write to the keyring", field="keyring", value=path,
+            remedy=f"look at what it lists, then chmod {'600' if own else 'o-w'} it",
+        )  # fmt: skip
+    return data
 
 
 def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: int | None = None) -> Keyring:
@@ -336,12 +492,12 @@ def listed_as(ring: Keyring, entries: Iterable[KeyEntry], label: str, *, until: 
 
     until: the last ledger index for which they are trusted; one that is listed up to an earlier index is
     trusted up to this one. Without it each is trusted as far as `entries` say, those that `ring` lists too.
-    Raises UsageError for a label that is none.
+    Raises UsageError for a label that is none, or that a reader takes for another machine's.
     """
-    if not 0 < len(label) <= 80 or not label.isprintable():
-        raise UsageError("not a label", field="trust", value=label[:80], remedy="give 1 to 80 characters")
     entries = tuple(entries)
     offered = {(entry.keyid, entry.role) for entry in entries}
+    others = [entry for entry in ring.entries if (entry.keyid, entry.role) not in offered]
+    require_label(label, "trust", [entry.machine for entry in others])
     listed = {(entry.keyid, entry.role) for entry in ring.entries}
     kept = [
         replace(entry, valid_until=max(entry.valid_until, until))

@@ -27,6 +27,7 @@ MODULES = (
     "remote/__init__.py",
     "remote/sweep_script.py",
     "runtime/__init__.py",
+    "runtime/blinding.py",
     "runtime/cadence.py",
     "runtime/channel.py",
     "runtime/checkpointing.py",

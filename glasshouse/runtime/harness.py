@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from glasshouse.canonical import domain_hash, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
 from glasshouse.runtime import gpus, machine, resume
+from glasshouse.runtime.blinding import LISTED, UNITS, blinded
 from glasshouse.runtime.cadence import report_every
 from glasshouse.runtime.forecast import Forecast
 from glasshouse.runtime.ranks import RankedSession
@@ -112,6 +113,8 @@ def run(
     salt: bytes,
     report: Report,
     ranks: int = 1,
+    blind: bytes,
+    allow: Collection[str] = (),
     kept: Callable[[Session], Session] = lambda session: session,
     ended: Callable[[], bool] = lambda: False,
     forecast: Forecast | None = None,
@@ -150,7 +153,7 @@ def run(
         held = [session]
         del session  # what warms up is held in one place: a second session may need its memory
         session, undone = _warmed(held, begin, stretch.warmup_sec, report)
-    machine_start = machine.identity(allocation)
+    machine_start = machine.identity(allocation, blind)
     losses: list[list[float]] = []
     throughput: list[list[float]] = []
     cpu_start = time.process_time()
@@ -168,13 +171,13 @@ def run(
             ended=ended,
         )
     cpu_sec = time.process_time() - cpu_start
-    machine_end = machine.identity(allocation)
+    machine_end = machine.identity(allocation, blind)
     final_loss = _finite(session.loss())
     outputs = session.trainable()
     digest, size = export_digest(outputs)
     output_digest = tensor_digest(outputs, salt)
     result = LegResult(
-        unit=session.unit,
+        unit=session.unit if session.unit in UNITS else "units",
         units=units,
         steps=round(units * session.steps_per_unit),
         elapsed_sec=elapsed,
@@ -190,7 +193,13 @@ def run(
         output_differs=initial != output_digest,
         output_sha256=digest,
         output_bytes=size,
-        unit_info={**session.info, "ranks": ranks} if ranks > 1 else session.info,
+        unit_info=blinded(
+            "unitInfo",
+            {**session.info, "ranks": ranks} if ranks > 1 else session.info,
+            blind,
+            allow,
+            LISTED,
+        ),
         machine_start=machine_start,
         machine_end=machine_end,
         cpu_sec=cpu_sec,

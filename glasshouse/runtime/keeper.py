@@ -58,7 +58,7 @@ WAIT_SHARE = 0.5  # of the cadence: for so long a folder that does not rest is w
 TRIES = 3  # of one checkpoint, which the job wrote to while it was sealed
 ANSWER_SEC = 600.0  # for the supervisor to have written to disk what it was given
 MARKER_BYTES = 24
-MAX_RECORD_BYTES = 56 << 10  # sealed and padded, all records up to this have one size (padding.py: FLOOR)
+MAX_RECORD_BYTES = 56 << 10  # sealed and padded, all of a run up to this have one size (padding.py: FLOOR)
 RECORD = "record"  # the one file in a sealed record
 NICE = 10  # the job goes first
 

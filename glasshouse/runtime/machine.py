@@ -21,6 +21,7 @@ from glasshouse.attestation.claims import GpuClaim
 from glasshouse.attestation.evidence import container_id
 from glasshouse.canonical import domain_hash, sha256_hex
 from glasshouse.runtime import gpus
+from glasshouse.runtime.blinding import host_digest
 from glasshouse.runtime.results import MachineReading
 
 
@@ -41,9 +42,11 @@ def namespace(kind: str) -> str:
     return "".join(char for char in str(Path(f"/proc/self/ns/{kind}").readlink()) if char.isdigit())
 
 
-def own_container_id() -> str:
-    """Which container this is, without its name: see evidence.container_id."""
-    return container_id(boot_id(), namespace("pid"), namespace("mnt"), socket.gethostname())
+def own_container_id(salt: bytes) -> str:
+    """Which container this is, without its name, of which the run's salt hides even a guess."""
+    return container_id(
+        boot_id(), namespace("pid"), namespace("mnt"), host_digest(socket.gethostname(), salt)
+    )
 
 
 def file_sha256(path: str | Path) -> str:
@@ -80,8 +83,11 @@ def swap_total_kib() -> int:
     return 0
 
 
-def identity(allocation: str) -> MachineReading:
-    """The machine as the same-machine proof needs it; measurement/telemetry.py compares two of them."""
+def identity(allocation: str, salt: bytes) -> MachineReading:
+    """The machine as the same-machine proof needs it; measurement/telemetry.py compares two of them.
+
+    salt: the run's, so that nobody can confirm a guess at the host's name.
+    """
     found = gpus.query_gpus()
     cpu = next(
         (
@@ -93,7 +99,7 @@ def identity(allocation: str) -> MachineReading:
     )
     return MachineReading(
         boot_id=boot_id(),
-        hostname_digest=sha256_hex(socket.gethostname().encode()),
+        hostname_digest=host_digest(socket.gethostname(), salt),
         allocation=allocation,
         gpu_names=[gpu["name"] for gpu in found],
         gpu_uuids=[gpu["uuid"] for gpu in found],

@@ -15,6 +15,7 @@ from typing import Any
 
 from glasshouse.attestation.ticket import TICKET_BYTES
 from glasshouse.canonical import b64u, b64u_decode, canonical_json, parse_json
+from glasshouse.runtime.blinding import SALT_BYTES
 from glasshouse.runtime.ranks import MAX_RANKS
 from glasshouse.runtime.session import Stretch, check_number
 from glasshouse.sealing.layout import KEY
@@ -60,6 +61,10 @@ class LaunchParams:
     package: str = ""  # where it lies on the pod, for both arms the same
     # A protected launch's ticket, a raw one's payload key: wiped by whoever is done with it.
     secret: bytearray = field(default_factory=bytearray, repr=False)
+    salt: bytes = bytes(
+        SALT_BYTES
+    )  # of digests that stand for names and values (blinding.py); made for the run
+    allow: list[str] = field(default_factory=list)  # which of them are published as they are
     # protected arm
     broker_public: bytes = b""
     broker_port: int = 0
@@ -158,6 +163,8 @@ def parse_launch(data: bytes, secret: bytearray) -> LaunchParams:
         kind = _KINDS.get(str(item.type))
         if kind is not None and type(found) is not kind:
             raise TypeError(f"{item.name} is not of its type")
+    if len(launch.salt) != SALT_BYTES or not _all_names(launch.allow):
+        raise ValueError("no salt of a run, or no list of names")
     if not 1 <= launch.launch <= 1000 or not 0 <= launch.broker_port <= 65535:
         raise ValueError("launch number or port out of range")
     if launch.arm == "raw" and launch.private:
@@ -170,6 +177,10 @@ def parse_launch(data: bytes, secret: bytearray) -> LaunchParams:
     return launch
 
 
-_ENCODED = ("broker_public",)  # bytes, which stand in JSON as base64url
+_ENCODED = ("broker_public", "salt")  # bytes, which stand in JSON as base64url
 _KINDS = {"str": str, "int": int, "bool": bool, "bytes": bytes}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
+
+
+def _all_names(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= 64 and all(isinstance(item, str) for item in value)

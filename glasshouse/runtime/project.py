@@ -95,7 +95,7 @@ def work(
     site = _installed(place / WHEELS_FOLDER, scratch)
     setup_sec = time.monotonic() - began
     channel.send("progress", {"phase": "setup", "elapsedSec": setup_sec, "units": 0})
-    start = machine.identity(launch.public_allocation)
+    start = machine.identity(launch.public_allocation, launch.salt)
     on_gpu = bool(start.gpu_uuids) and launch.device != "cpu"
     board = Board(job.command.ranks)
     owner_public = b64u_decode(str(package.extra["ownerPublicKey"]))
@@ -137,7 +137,7 @@ def work(
         workload_digest=digest,
         unit_info={},
         machine_start=start,
-        machine_end=machine.identity(launch.public_allocation),
+        machine_end=machine.identity(launch.public_allocation, launch.salt),
         cpu_sec=ended.cpu_sec,
         total_cpu_sec=ended.cpu_sec,
         device="cuda" if on_gpu else "cpu",

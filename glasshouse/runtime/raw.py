@@ -135,6 +135,8 @@ def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> 
             salt=b64u_decode(str(package.extra["matchSalt"])),
             report=channel.send,
             ranks=launch.ranks,
+            blind=launch.salt,
+            allow=launch.allow,
         )
         channel.send("trained", {"result": result})
         if isinstance(session, RankedSession):

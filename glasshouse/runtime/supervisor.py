@@ -290,7 +290,7 @@ def _claims(leg: LegState, kem_public: bytes, challenge: Challenge) -> Claims:
         leg=launch.leg,
         launch=launch.launch,
         allocation_id=launch.allocation_id,
-        container_id=machine.own_container_id(),
+        container_id=machine.own_container_id(launch.salt),
         manifest_hash=launch.manifest_hash,
         runtime_sha256=machine.file_sha256(Path(sys.argv[0])),
         interpreter_sha256=machine.interpreter_sha256(),

@@ -295,6 +295,8 @@ def _work(
         salt=salt,
         report=channel.send,
         ranks=launch.ranks,
+        blind=launch.salt,
+        allow=launch.allow,
         kept=trained,
         ended=end or (lambda: False),
         forecast=Forecast(launch.job_sec) if launch.private else None,

@@ -4,9 +4,10 @@ Followed are files that people's tools write anyway (kind_of), what the job prin
 notes, the optimizer steps that its processes counted, and the GPUs. Nothing is parsed here: the bytes are
 what the job wrote, and are read at home (glasshouse/watching).
 
-A record is never larger than MAX_BYTES, and its container is padded to the smallest size: all have one size,
-whatever is in them. It is compressed, and what finds no room comes with the next, or, of what runs away, is
-left out: a record says from where to where each part is.
+A record is never larger than MAX_BYTES, and its container is padded to the smallest size: all of a run have
+one size, whatever is in them, which grows only by a wrapped key for each further key of the owner's. It is
+compressed, and what finds no room comes with the next, or, of what runs away, is left out: a record says from
+where to where each part is.
 
     b"GHWATCH1" then zlib of: one line of JSON (the head, see `_head`), and behind it the parts' bytes
 """

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
@@ -153,30 +151,21 @@ def _check_info(info: bytes) -> bytes:
 # --- key files ------------------------------------------------------------
 
 
-def save_kem_key(path: Path, key: KemKey) -> None:
-    """Write a key file (mode 0600, one line); never overwrites. Raises FileExistsError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def kem_key_text(key: KemKey) -> bytes:
+    """A key file's one line."""
     seed = kem_private_bytes(key)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(f"{_FILE_LABEL} {b64u(seed)}\n".encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
+        return f"{_FILE_LABEL} {b64u(seed)}\n".encode("ascii")
     finally:
         overwrite(seed)
 
 
-def load_kem_key(path: Path) -> KemKey:
-    """Read a key file; refuses one that group or others may read. Raises SealError: kem-key-malformed."""
+def parse_kem_key(data: bytes) -> KemKey:
+    """Read a key file's line. Raises SealError: kem-key-malformed."""
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(256).decode("ascii")
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise refuse("KEM key file is readable by others", Code.KEM_KEY_MALFORMED, "chmod 600 it")
-        label, _, seed = text.removesuffix("\n").partition(" ")
+        label, _, seed = data.decode("ascii").removesuffix("\n").partition(" ")
         if label != _FILE_LABEL:
             raise refuse("not a KEM key file", Code.KEM_KEY_MALFORMED)
         return KemKey(b64u_decode(seed, size=SEED_BYTES))
-    except (OSError, UnicodeDecodeError, CanonicalError) as error:
+    except (UnicodeDecodeError, CanonicalError) as error:
         raise refuse("cannot read the KEM key file", Code.KEM_KEY_MALFORMED) from error

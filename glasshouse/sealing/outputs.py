@@ -4,6 +4,9 @@ unwraps.
     prefix (1212 bytes)   magic "GHOUTPUT", version u16, zero u16, manifest hash (32), HPKE-wrapped key (1168)
     container             see layout.py
 
+Of an owner with several keys the version is 2, and in place of the zero stands how many wrapped keys follow:
+one for each, and any of them opens it.
+
 The wrapping's info is SHA-256 over a label, the context (run, leg, launch, package) and the manifest hash,
 so a prefix fits one container of one leg. Anyone can seal to a public key: that a leg made these outputs is
 what its signed event chain says, which names both digests.
@@ -13,19 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from glasshouse.canonical import canonical_json, domain_hash
 from glasshouse.codes import Code
+from glasshouse.errors import SealError
 from glasshouse.sealing.container import OpenedPackage, map_file, open_package
 from glasshouse.sealing.container_keys import fresh_payload_key
-from glasshouse.sealing.grant import WRAPPED_BYTES, KemKey, unwrap_key, wrap_key
-from glasshouse.sealing.layout import TensorSpec, refuse
+from glasshouse.sealing.grant import PUBLIC_BYTES, WRAPPED_BYTES, KemKey, unwrap_key, wrap_key
+from glasshouse.sealing.layout import TensorSpec, as_bytes, refuse
 from glasshouse.sealing.memory import overwrite
 from glasshouse.sealing.packing import CHUNK_BYTES, PreparedPackage, Sink, prepare, write_all
 from glasshouse.sealing.tree_index import PIECE_PREFIX
@@ -37,7 +41,18 @@ MAGIC = b"GHOUTPUT"
 VERSION = 1
 
 _PREFIX = struct.Struct(f">8sHH32s{WRAPPED_BYTES}s")
-PREFIX_BYTES = _PREFIX.size
+PREFIX_BYTES = _PREFIX.size  # of one owner's key; more wrapped keys make it longer
+_HEAD = struct.Struct(">8sHH32s")
+SEVERAL = 2  # the version of outputs that several keys open
+MAX_OWNERS = 8
+
+
+class Unwrapped(NamedTuple):
+    """A container's key (wiped by whoever gave it), its manifest hash (64 hex), where it begins (bytes)."""
+
+    key: bytearray
+    manifest_hash: str
+    offset: int
 
 
 class _Digesting:
@@ -93,7 +108,7 @@ def seal_outputs(
 
     Args:
         out: as `seal_package`.
-        owner_public: 1216 bytes (`kem_public_bytes`).
+        owner_public: 1216 bytes (`kem_public_bytes`), or those of several keys behind one another.
         context: what names this leg, such as run, leg, launch, package; not empty; needed again to open.
         files: as `seal_package`.
         tensors: as `seal_package`.
@@ -114,13 +129,15 @@ def seal_prepared(
     out: Sink, package: PreparedPackage, *, owner_public: ReadableBuffer, context: Mapping[str, str]
 ) -> SealedOutputs:
     """Second half of `seal_outputs`, for what `prepare` went through once. Arguments and errors as there."""
-    info = _info(context, package.manifest_hash)
+    info, digest = _info(context, package.manifest_hash), package.manifest_hash
+    publics = _recipients(owner_public)
     key = fresh_payload_key()
     with ThreadPoolExecutor(1) as pool:
         digesting = _Digesting(out, pool)
         try:
-            wrapped = wrap_key(key, owner_public, info)
-            write_all(digesting, _PREFIX.pack(MAGIC, VERSION, 0, package.manifest_hash, wrapped))
+            wrapped = [wrap_key(key, public, info) for public in publics]
+            several = (SEVERAL, len(wrapped)) if len(wrapped) > 1 else (VERSION, 0)
+            write_all(digesting, b"".join((_HEAD.pack(MAGIC, *several, digest), *wrapped)))
             package.write(digesting, key)
         finally:
             overwrite(key)
@@ -129,7 +146,7 @@ def seal_prepared(
 
 def open_outputs(
     path: str | Path,
-    owner_private: KemKey,
+    owner_private: KemKey | Sequence[KemKey],
     *,
     context: Mapping[str, str],
     plaintext_sha256: str | None = None,
@@ -142,7 +159,7 @@ def open_outputs(
 
     Args:
         path: the file that `seal_outputs` wrote.
-        owner_private: the owner's X-Wing key.
+        owner_private: the owner's X-Wing key, or several of which any may open it.
         context: exactly the mapping it was sealed with.
         plaintext_sha256: "plaintextSha256" from the leg's signed events, if any: ties these bytes to them.
         threads: as `open_package`.
@@ -151,7 +168,7 @@ def open_outputs(
         SealError: as `open_package`, and outputs-malformed, context-malformed, grant-unwrap-failed
         (altered, another owner's, or another context).
     """
-    with unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest):
+    with unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest, offset):
         return open_package(
             path,
             payload_key=key,
@@ -159,28 +176,56 @@ def open_outputs(
             threads=threads,
             verify_digests=True,
             tolerate=lambda name: name.startswith(PIECE_PREFIX),
-            offset=PREFIX_BYTES,
+            offset=offset,
         )
 
 
 @contextmanager
 def unwrapped(
-    path: str | Path, owner_private: KemKey, context: Mapping[str, str], plaintext_sha256: str | None
-) -> Iterator[tuple[bytearray, str]]:
-    """Give the container's key, while this lasts, and its manifest hash (64 hex). As `open_outputs`."""
+    path: str | Path,
+    owner_private: KemKey | Sequence[KemKey],
+    context: Mapping[str, str],
+    plaintext_sha256: str | None,
+) -> Iterator[Unwrapped]:
+    """Give the container's key while this lasts, and what goes with it. As `open_outputs`."""
     mapped = map_file(path, PREFIX_BYTES)
-    prefix = mapped[:PREFIX_BYTES]
+    prefix = mapped[: _HEAD.size + MAX_OWNERS * WRAPPED_BYTES]
     mapped.close()
-    magic, version, zero, digest, wrapped = _PREFIX.unpack(prefix)
-    if (magic, version, zero) != (MAGIC, VERSION, 0):
+    magic, version, several, digest = _HEAD.unpack(prefix[: _HEAD.size])
+    count = 1 if (version, several) == (VERSION, 0) else several if version == SEVERAL else 0
+    offset = _HEAD.size + count * WRAPPED_BYTES
+    odd = not 1 <= count <= MAX_OWNERS or (version == SEVERAL and count == 1)
+    if magic != MAGIC or odd or len(prefix) < offset:
         raise refuse("not sealed outputs of a known version", Code.OUTPUTS_MALFORMED)
     if plaintext_sha256 is not None and digest.hex() != plaintext_sha256:
         raise refuse("sealed outputs are not the ones the events name", Code.MANIFEST_HASH_MISMATCH)
-    key = unwrap_key(wrapped, owner_private, _info(context, digest))
+    keys = [owner_private] if isinstance(owner_private, KemKey) else list(owner_private)
+    places = range(_HEAD.size, offset, WRAPPED_BYTES)
+    key = _first([prefix[place : place + WRAPPED_BYTES] for place in places], keys, _info(context, digest))
     try:
-        yield key, digest.hex()
+        yield Unwrapped(key, digest.hex(), offset)
     finally:
         overwrite(key)
+
+
+def _first(wrapped: Sequence[bytes], keys: Sequence[KemKey], info: bytes) -> bytearray:
+    """What the first key opens that opens any; SealError (grant-unwrap-failed) where none does."""
+    pairs = [(text, key) for text in wrapped for key in keys]
+    for text, key in pairs[:-1]:
+        try:
+            return unwrap_key(text, key, info)
+        except SealError as error:
+            if Code.GRANT_UNWRAP_FAILED not in error.codes:
+                raise
+    return unwrap_key(*pairs[-1], info)
+
+
+def _recipients(owner_public: ReadableBuffer) -> list[bytes]:
+    """The public keys that stand behind one another."""
+    data = bytes(as_bytes(owner_public))
+    if len(data) % PUBLIC_BYTES or not 1 <= len(data) // PUBLIC_BYTES <= MAX_OWNERS:
+        raise refuse(f"KEM public key is not {PUBLIC_BYTES} bytes, nor some of them", Code.KEM_KEY_MALFORMED)
+    return [data[at : at + PUBLIC_BYTES] for at in range(0, len(data), PUBLIC_BYTES)]
 
 
 def _info(context: Mapping[str, str], manifest_hash: bytes) -> bytes:

@@ -42,7 +42,7 @@ from glasshouse.sealing.layout import (
     refuse,
 )
 from glasshouse.sealing.memory import overwrite
-from glasshouse.sealing.outputs import PREFIX_BYTES, unwrapped
+from glasshouse.sealing.outputs import unwrapped
 from glasshouse.sealing.packing import thread_count
 from glasshouse.sealing.tree_index import PIECE_PREFIX
 
@@ -90,7 +90,7 @@ def unpack(
 
 def unpack_outputs(
     path: str | Path,
-    owner_private: KemKey,
+    owner_private: KemKey | Sequence[KemKey],
     places: Places,
     *,
     context: Mapping[str, str],
@@ -102,8 +102,8 @@ def unpack_outputs(
     `places` is called once key and manifest are known to be right. What is not named here, and errors, as
     `open_outputs` and `unpack`.
     """
-    with unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest):
-        unpack(path, places, payload_key=key, manifest_hash=digest, threads=threads, offset=PREFIX_BYTES)
+    with unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest, offset):
+        unpack(path, places, payload_key=key, manifest_hash=digest, threads=threads, offset=offset)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class CheckedOutputs:
 @contextlib.contextmanager
 def checked_outputs(
     path: str | Path,
-    owner_private: KemKey,
+    owner_private: KemKey | Sequence[KemKey],
     *,
     context: Mapping[str, str],
     plaintext_sha256: str | None = None,
@@ -134,8 +134,8 @@ def checked_outputs(
     its tags are checked again: SealError where the file was changed meanwhile.
     """
     with (
-        unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest),
-        _opened(path, check_key(key), check_hash(digest), PREFIX_BYTES) as source,
+        unwrapped(path, owner_private, context, plaintext_sha256) as (key, digest, offset),
+        _opened(path, check_key(key), check_hash(digest), offset) as source,
     ):
         manifest, count = source.manifest, thread_count(threads)
         files = {item.index: bytearray(item.nbytes) for item in manifest.objects if item.kind != "tensor"}

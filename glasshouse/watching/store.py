@@ -1,4 +1,4 @@
-"""The sealed records of a run at home: found, held against signed events, opened with the owner's key.
+"""The sealed records of a run at home: found, held against signed events, opened with a key of the owner's.
 
     runs/<run>/watch/<leg>-<launch>/000001.sealed
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,9 @@ class LaunchRecords:
 class WatchReader:
     """Opens a launch's records one after the other. Not for two threads."""
 
-    def __init__(self, launch: LaunchRecords, key: KemKey) -> None:
+    def __init__(self, launch: LaunchRecords, keys: Sequence[KemKey]) -> None:
         self.launch = launch
-        self._key = key
+        self._keys = keys  # of the owner, any of which may open a record
         self._read = 0  # bytes of the events that were looked at
         self._named: dict[int, str] = {}
         self._manifest: str | None = None
@@ -101,7 +101,7 @@ class WatchReader:
             "manifestHash": self._manifest or "",
             "watch": str(number),
         }
-        with open_outputs(self.launch.path(number), self._key, context=context, threads=1) as opened:
+        with open_outputs(self.launch.path(number), self._keys, context=context, threads=1) as opened:
             if len(opened.files) != 1:
                 raise RecordError("it holds something else")
             record = read(bytes(*opened.files.values()))

@@ -60,8 +60,8 @@ def test_trusted_it_is_published_and_the_journey_ends(
     code, out, err = call("ledger")
     assert "open: nothing came back yet" in out
     assert json.loads(call("ledger", "--json")[1])["openJourneys"] == [away.journey.open_serial]
-    code, out, err = call("publish", "--from", str(path), "--trust", "a borrowed H100")
-    assert (code, err) == (0, "")
+    code, out, err = call("publish", "--from", str(path), "--trust", "a borrowed H100", "--yes")
+    assert (code, err) == (0, "published, for ever, as: a borrowed H100, operator\n")
     assert away.journey.commitment in out
     assert f"announced as entry {away.journey.open_serial} of log {away.journey.opened_in}" in out
     assert "trusted as a borrowed H100, publisher" in out
@@ -87,7 +87,7 @@ def test_trusted_it_is_published_and_the_journey_ends(
     ring_file = str(root / "conf" / "trust" / "keyring.json")
     assert call("verify", str(artifact), "--keys", ring_file)[0] == 0
     (row,) = document["rows"]
-    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong")
+    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong", "--yes")
     assert code == 0
 
 
@@ -97,7 +97,7 @@ def test_keys_are_trusted_for_what_came_back_and_no_further(
     root, folder = repository
     ring = root / "conf" / "trust" / "keyring.json"
     early, _ = away.pack(name="early.tar.gz")
-    assert call("publish", "--from", str(early), "--trust", "one")[0] == 0
+    assert call("publish", "--from", str(early), "--trust", "one", "--yes")[0] == 0
     bounds = {"operator": 4, "broker": 4, "publisher": 4}
     assert _bounds(ring, "one") == bounds
     away.run()
@@ -110,11 +110,11 @@ def test_keys_are_trusted_for_what_came_back_and_no_further(
     said = f"it ended as entry {ended}, and this adds 2 entries after its end, whose rows are registered-late"
     assert said in err
     assert _files(root) == before
-    code, out, _ = call("publish", "--from", str(path), "--trust", "two")
+    code, out, _ = call("publish", "--from", str(path), "--trust", "two", "--yes")
     assert (code, said in out) == (0, True)
     assert _bounds(ring, "one") == dict.fromkeys(bounds, 6)  # the first label stays
     for archive in (early, path):  # nor does an earlier archive take anything back
-        code, out, _ = call("publish", "--from", str(archive), "--trust", "three", "--json")
+        code, out, _ = call("publish", "--from", str(archive), "--trust", "three", "--yes", "--json")
         assert (code, json.loads(out)["written"]) == (0, [])
     # Whoever finds the private keys later can enter nothing more that is published.
     away.run()
@@ -136,7 +136,7 @@ def test_an_archive_cannot_borrow_a_key_that_is_listed(
     document = keys.parse_keyring(ring.read_bytes())
     ring.write_bytes(keys.listed_as(document, [entry], "retired", until=0).as_bytes())
     before = _files(root)
-    code, _, err = call("publish", "--from", str(away.pack()[0]), "--trust", "x")
+    code, _, err = call("publish", "--from", str(away.pack()[0]), "--trust", "x", "--yes")
     assert code == 1
     assert "a key that conf/trust lists for another machine (failed=journey-keys)" in err
     assert _files(root) == before
@@ -150,8 +150,8 @@ def _bounds(ring: Path, label: str) -> dict[str, int | None]:
 def test_an_unannounced_one_says_so(repository: tuple[Path, Path], away: Away, call: Call) -> None:
     place = keys.paths.state_dir() / "ledger" / "leaves.jsonl"
     place.write_bytes(b"".join(place.read_bytes().splitlines(keepends=True)[:-1]))
-    code, out, err = call("publish", "--from", str(away.pack()[0]), "--trust", "somebody")
-    assert (code, err) == (0, "")
+    code, out, err = call("publish", "--from", str(away.pack()[0]), "--trust", "somebody", "--yes")
+    assert (code, err) == (0, "published, for ever, as: somebody, operator\n")
     assert "no published log announced it before its first plan: its rows carry registered-late" in out
     assert "ended as" not in out
 
@@ -188,7 +188,7 @@ def test_a_machine_whose_own_key_is_not_listed_is_told_so(
 ) -> None:
     root, _ = repository
     (root / "conf" / "trust" / "keyring.json").write_bytes(b'{"keys":[]}')
-    code, _, err = call("publish", "--from", str(away.pack()[0]), "--trust", "x")
+    code, _, err = call("publish", "--from", str(away.pack()[0]), "--trust", "x", "--yes")
     assert code == 1
     assert "`glasshouse keys --trust LABEL` lists this machine's" in err
     assert (root / "conf" / "trust" / "keyring.json").read_bytes() == b'{"keys":[]}'

@@ -69,7 +69,7 @@ def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(elsewhere: P
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("keys", "--trust", "lab")
+    run("keys", "--trust", "lab", "--yes")
     old = keys.local_keyring().with_role("broker")[0]
     ledger.Ledger().register_plan("20260101-000000-aaaaaa", lambda serial, now: b"envelope")
     run("keys", "--rotate", "broker")
@@ -85,14 +85,14 @@ def test_a_rotated_key_is_retired_here_and_in_the_committed_keyring(elsewhere: P
     entered = [leaf.body for leaf in ledger.Ledger().leaves()[1:]]
     assert [(body["keyid"], body["state"]) for body in entered] == [(old.keyid, "retired"), (new, "added")]
     # Listing them again brings no retired key back, nor one whose end was cut out of the file.
-    run("keys", "--trust", "lab")
+    run("keys", "--trust", "lab", "--yes")
     assert keys.committed_keyring(elsewhere / "conf/trust/keyring.json") == committed
     endless = [replace(item, valid_until=None) for item in committed.entries]
     (elsewhere / "conf/trust/keyring.json").write_bytes(keys.Keyring(tuple(endless)).as_bytes())
-    run("keys", "--trust", "lab")
+    run("keys", "--trust", "lab", "--yes")
     assert keys.committed_keyring(elsewhere / "conf/trust/keyring.json") == committed
     (elsewhere / "conf/trust/keyring.json").unlink()
-    run("keys", "--trust", "lab")
+    run("keys", "--trust", "lab", "--yes")
     listed = keys.committed_keyring(elsewhere / "conf/trust/keyring.json")
     assert set(listed.entries) == set(committed.entries)
     shown = run("keys")

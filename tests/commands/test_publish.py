@@ -63,7 +63,7 @@ def test_a_signer_that_nobody_committed_is_not_published(repository: tuple[Path,
     assert err.startswith(f"error: {folder}: ")
     assert "publish it where it was made" in err
     assert not (root / "site").exists()
-    assert call("keys", "--trust", "a lab")[0] == 0
+    assert call("keys", "--trust", "a lab", "--yes")[0] == 0
     ring = keys.parse_keyring((root / "conf" / "trust" / "keyring.json").read_bytes())
     assert sorted(entry.label for entry in ring.entries) == [
         "a lab, broker",
@@ -72,7 +72,7 @@ def test_a_signer_that_nobody_committed_is_not_published(repository: tuple[Path,
     ]
     assert not any(entry.local for entry in ring.entries)
     before = (root / "conf" / "trust" / "keyring.json").read_bytes()
-    assert call("keys", "--trust", "another name")[0] == 0
+    assert call("keys", "--trust", "another name", "--yes")[0] == 0
     assert (root / "conf" / "trust" / "keyring.json").read_bytes() == before
 
 
@@ -80,13 +80,13 @@ def test_unpublish_keeps_the_row_and_says_why(repository: tuple[Path, Path], cal
     root, folder = repository
     (row,) = json.loads(call("publish", str(folder), "--json")[1])["rows"]
     assert call("unpublish", row)[0] == 2  # no reason
-    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong")
+    code, out, _ = call("unpublish", row, "--reason", "the clock was wrong", "--yes")
     assert code == 0
     assert row in out
     kept = json.loads((root / "site" / "research" / "artifacts" / f"{row}.json").read_bytes())
     assert kept["retracted"]["reason"] == "the clock was wrong"
-    assert "retracted already" in call("unpublish", row, "--reason", "again")[1]
-    code, _, err = call("unpublish", "no-such-row", "--reason", "x")
+    assert "retracted already" in call("unpublish", row, "--reason", "again", "--yes")[1]
+    code, _, err = call("unpublish", "no-such-row", "--reason", "x", "--yes")
     assert code == 2
     assert "site/research/artifacts" in err
     # Whoever publishes or verifies it again is told.
@@ -111,11 +111,11 @@ def test_supersede_says_which_row_takes_the_place_of_which(
     shutil.copytree(factory.folder / "ledger", paths.state_dir() / "ledger", dirs_exist_ok=True)
     old, new = json.loads(call("publish", str(folder), str(bundle), "--json")[1])["rows"]
     assert call("supersede", old, new)[0] == 2  # no reason
-    code, out, _ = call("supersede", old, new, "--reason", "repeated with the clock set")
+    code, out, _ = call("supersede", old, new, "--reason", "repeated with the clock set", "--yes")
     assert code == 0
     assert out.startswith(f"{old} is superseded by {new}; changed: ")
-    assert "already" in call("supersede", old, new, "--reason", "again")[1]
-    code, _, err = call("supersede", new, old, "--reason", "x")
+    assert "already" in call("supersede", old, new, "--reason", "again", "--yes")[1]
+    code, _, err = call("supersede", new, old, "--reason", "x", "--yes")
     assert code == 2
     assert f"superseded by {new} itself, in a circle" in err
     artifact = root / "site" / "research" / "artifacts" / f"{old}.json"

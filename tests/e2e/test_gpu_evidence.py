@@ -37,7 +37,7 @@ def test_a_stay_of_three_minutes_ends_as_a_row_on_the_site(tmp_path: Path) -> No
     kit, archive = tmp_path / "kit", tmp_path / "gpu.tar.gz"
     carry = ["bash", "tools/gpu_carry.sh", "--python", version, "--budget", "3m", "--out", str(kit)]
     assert "wheels" in done(carry, clone, here)
-    assert operator("keys", "--trust", "the operator").returncode == 0
+    assert operator("keys", "--trust", "the operator", "--yes").returncode == 0
 
     # Away: the kit's own source and wheels, the interpreter's own torch, no network.
     away = tmp_path / "away"
@@ -63,7 +63,8 @@ def test_a_stay_of_three_minutes_ends_as_a_row_on_the_site(tmp_path: Path) -> No
     assert '"status": "verified"' in said
     assert "qwen2.5-0.5b: left out: no GPU" in said
 
-    published = operator("publish", "--from", str(archive), "--trust", "a borrowed machine", "--json")
+    trust = ("--trust", "a borrowed machine", "--yes")
+    published = operator("publish", "--from", str(archive), *trust, "--json")
     assert published.returncode == 0, published.stderr
     rows = json.loads(published.stdout)["rows"]
     assert rows

@@ -39,7 +39,7 @@ def operator(tmp_path: Path) -> Program:
         else:
             shutil.copy(source, checkout / name)
     program = Program(tmp_path / "operator", tmp_path / "runs", checkout)
-    assert program("keys", "--trust", "the operator").returncode == 0
+    assert program("keys", "--trust", "the operator", "--yes").returncode == 0
     return program
 
 
@@ -73,7 +73,7 @@ def test_from_the_kit_to_the_page(operator: Program, tmp_path: Path) -> None:
     refused = operator("publish", "--from", str(archive))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert journey["commitment"] in refused.stderr
-    document = publish(operator, archive, "--trust", "a borrowed machine")
+    document = publish(operator, archive, "--trust", "a borrowed machine", "--yes")
     assert document["rows"] == [first["id"]]
     assert (document["opening"], document["ending"]) == (0, 1)
     assert len(document["withheld"]) == 1
@@ -88,7 +88,7 @@ def test_from_the_kit_to_the_page(operator: Program, tmp_path: Path) -> None:
     refused = operator("publish", "--from", str(archive))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "does not list for so many entries the keys" in refused.stderr
-    document = publish(operator, archive, "--trust", "a borrowed machine")
+    document = publish(operator, archive, "--trust", "a borrowed machine", "--yes")
     assert len(document["rows"]) == 2
     assert document["withheld"] == []
 

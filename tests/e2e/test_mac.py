@@ -109,14 +109,14 @@ def test_a_mac_publishes_what_ran_on_a_machine_of_ones_own(laptop: Laptop, tmp_p
         laptop.does("doctor", *words)
         ran = json.loads(laptop.does("run", "--json", "--out", str(laptop.runs), *SHORT_HERE, *words))
     (record,) = ran["runs"]
-    laptop.does("keys", "--trust", "a lab")
+    laptop.does("keys", "--trust", "a lab", "--yes")
     laptop.does("publish", record["folder"])
     published = laptop.root / "site/research/artifacts" / f"{record['id']}.json"
     laptop.does("verify", str(published))
     laptop.does("build", "--strict", "--quiet", module="mkdocs")
     assert (laptop.root / "build/site/index.html").is_file()
     laptop.does("tamper")
-    laptop.does("unpublish", record["id"], "--reason", "it was a test")
+    laptop.does("unpublish", record["id"], "--reason", "it was a test", "--yes")
     assert laptop.mac.touched() == []
 
 

@@ -13,7 +13,6 @@ from glasshouse.codes import Code
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.records import keys
 from glasshouse.runtime.sealer import seal_tree
-from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.spec import RunSpec
 from tests.records.factory import Factory
 from tests.records.legs import Leg
@@ -51,7 +50,7 @@ def sealed(folder: Path, files: Files, context: Mapping[str, str]) -> tuple[byte
         place.write_bytes(data)
     out = io.BytesIO()
     report = seal_tree(
-        out, folder, owner_public=kem_public_bytes(keys.owner_key()), context=context, extra={}, padded=True
+        out, folder, owner_public=b"".join(keys.owner_publics()), context=context, extra={}, padded=True
     )
     return out.getvalue(), record_json(report)
 

@@ -22,7 +22,7 @@ sys.path.insert(0, sys.argv[1])
 from glasshouse.runtime import machine
 print(json.dumps({
     "boot_id": machine.boot_id(), "pid_namespace": machine.namespace("pid"),
-    "container_id": machine.own_container_id(), "interpreter_sha256": machine.interpreter_sha256(),
+    "container_id": machine.own_container_id(bytes(32)), "interpreter_sha256": machine.interpreter_sha256(),
     "python_version": sys.version.split()[0], "distributions_sha256": machine.distributions_sha256(),
 }))
 """
@@ -40,7 +40,7 @@ def python(tmp_path: Path) -> tuple[Path, Path]:
 
 def _look(pod: Pod, archive: Path, python: Path) -> tuple[Observed, dict[str, str]]:
     """(what the controller sees, what the runtime would claim)."""
-    seen = observe(pod, str(archive), str(python))
+    seen = observe(pod, str(archive), str(python), bytes(32))
     said = subprocess.run([python, "-I", "-c", CLAIMS, archive], capture_output=True, check=True, timeout=60)
     return seen, json.loads(said.stdout)
 

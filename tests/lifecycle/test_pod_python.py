@@ -7,6 +7,10 @@ packages come from.
 
 from __future__ import annotations
 
+import hashlib
+import re
+import subprocess
+import sys
 import venv
 import zipfile
 from collections.abc import Callable
@@ -18,11 +22,16 @@ import pytest
 
 from glasshouse import spec as specs
 from glasshouse.errors import RemoteError
-from glasshouse.lifecycle.pod_python import LORA, RUNTIME, _pinned, prepare_python
+from glasshouse.lifecycle import pod_python
+from glasshouse.lifecycle.pod_python import prepare_python
 from glasshouse.remote.pod import Pod
 from tests.providers.cloud_kit import rented_spec
 from tests.specs import make_spec
 
+ROOT = Path(__file__).resolve().parents[2]
+
+RUNTIME = ("cryptography", "pyjwt", "pynacl")
+LORA = ("transformers", "peft", "safetensors", "accelerate")
 MODULES = {
     "pyjwt": "jwt/__init__.py",
     "cryptography": "cryptography/hazmat/primitives/hpke.py",
@@ -81,10 +90,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 @pytest.fixture
-def index(pod: Pod) -> Path:
-    """The folder that pip on the pod takes packages from, and nowhere else."""
+def index(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that pip on the pod takes packages from, and nowhere else.
+
+    What is pinned are the wheels that were offered first: theirs are of this test's making.
+    """
     folder = Path(pod.endpoint.workdir) / "index"
     folder.mkdir()
+    listed = tmp_path / "pins.txt"
+    listed.write_text("# runtime\n# lora\n")
+    monkeypatch.setattr(pod_python, "pins_file", lambda: listed)
     pod.put(f"[global]\nno-index = true\nfind-links = {folder}\n".encode(), ".config/pip/pip.conf")
     return folder
 
@@ -98,10 +113,22 @@ def offer(index: Path, name: str, version: str, *, text: str | None = None) -> N
         f"{base}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = f"{base}.dist-info/RECORD"
-    with zipfile.ZipFile(index / f"{base}-py3-none-any.whl", "w") as wheel:
+    place = index / f"{base}-py3-none-any.whl"
+    with zipfile.ZipFile(place, "w") as wheel:
         for path, content in files.items():
             wheel.writestr(path, content)
         wheel.writestr(record, "".join(f"{path},,\n" for path in [*files, record]))
+    pin(name, version, hashlib.sha256(place.read_bytes()).hexdigest())
+
+
+def pin(name: str, version: str, digest: str) -> None:
+    """List a wheel in the pins, unless its name is there."""
+    listed = pod_python.pins_file()
+    text = listed.read_text()
+    if f"{name}==" not in text:
+        line = f"{name}=={version} --hash=sha256:{digest}\n"
+        after = text + line if name in LORA else text.replace("# lora\n", f"{line}# lora\n")
+        listed.write_text(after)
 
 
 def offer_all(index: Path, names: tuple[str, ...]) -> None:
@@ -166,10 +193,18 @@ def _code(prepare: Callable[[], str]) -> tuple[str, str]:
 
 def test_what_cannot_be_installed_is_an_install_that_failed(pod: Pod, index: Path, plain: Image) -> None:
     offer(index, "cryptography", metadata.version("cryptography"))
+    pin("pyjwt", metadata.version("pyjwt"), "0" * 64)
     code, line = _code(lambda: prepare_python(pod, plain.python, pod.endpoint.workdir, rented()))
     assert code == "install-failed"
     assert "No matching distribution found for pyjwt" in line
     offer(index, "pynacl", metadata.version("pynacl"))
+    listed = pod_python.pins_file()
+    offer(index, "pyjwt", metadata.version("pyjwt"), text="raise ImportError('built for another machine')")
+    code, line = _code(lambda: prepare_python(pod, plain.python, pod.endpoint.workdir, rented()))
+    assert code == "install-failed"
+    assert "is not what is pinned: a file's hash differs" in line
+    assert not pod.exists(f"{pod.endpoint.workdir}/python/lib/python3.11/site-packages/jwt")
+    listed.write_text("".join(line for line in listed.read_text().splitlines(True) if "pyjwt" not in line))
     offer(index, "pyjwt", metadata.version("pyjwt"), text="raise ImportError('built for another machine')")
     code, line = _code(lambda: prepare_python(pod, plain.python, pod.endpoint.workdir, rented()))
     assert code == "install-failed"
@@ -250,21 +285,20 @@ def test_an_interpreter_that_is_none_of_use(pod: Pod, tmp_path: Path, old: bool)
     assert ("SyntaxError" if old else "not found") in line
 
 
-def test_what_only_trains_is_asked_for_as_a_range_where_it_is_not_installed_here(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Somebody who rents from a laptop with the extra `run` has no transformers there."""
-    there = metadata.version
+def test_what_is_pinned_is_locked_whole_and_leaves_torch_to_the_image() -> None:
+    runtime, lora = pod_python.pins(lora=False), pod_python.pins(lora=True)
+    assert lora.startswith(runtime)
+    names = re.findall(r"^([a-z0-9-]+)==", lora, re.MULTILINE)
+    assert set(RUNTIME) | {"cffi"} <= set(re.findall(r"^([a-z0-9-]+)==", runtime, re.MULTILINE))
+    assert set(LORA) | {"numpy", "tokenizers", "huggingface-hub"} <= set(names)
+    assert not {"torch", "triton"} & set(names)
+    assert len(names) == len(set(names))
+    for entry in re.split(r"\n(?=[a-z])", lora.partition("# runtime\n")[2].replace("# lora\n", "")):
+        assert entry.count("--hash=sha256:") >= 1, entry
 
-    def version(name: str) -> str:
-        if name in LORA:
-            raise metadata.PackageNotFoundError(name)
-        return there(name)
 
-    train = ["transformers>=5.17,<6; extra == 'train'", "peft<1,>=0.21.2 ; extra == 'train'"]
-    monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(metadata, "requires", lambda _name: ["hydra-core>=1.3.8", *train])
-    assert [_pinned(name) for name in LORA] == [
-        "transformers>=5.17,<6", "peft<1,>=0.21.2", "safetensors", "accelerate",
-    ]  # fmt: skip
-    assert _pinned("pyjwt") == f"pyjwt=={there('pyjwt')}"
+@pytest.mark.train
+def test_the_pins_follow_from_the_lock() -> None:
+    command = [sys.executable, ROOT / "tools/pod_pins.py", "--check"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

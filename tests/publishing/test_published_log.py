@@ -19,7 +19,7 @@ from glasshouse.publishing.publish import Published, refresh_history
 from glasshouse.publishing.published_log import Entry, check_inclusion, check_log
 from glasshouse.publishing.verify_artifact import check_artifact
 from glasshouse.records import merkle
-from glasshouse.records.keys import public_bytes
+from glasshouse.records.keys import keyid, public_bytes
 from glasshouse.records.leaf_bodies import LeafBody
 from glasshouse.records.ledger import Ledger, log_key, sign_checkpoint
 from glasshouse.records.signed_note import cosign
@@ -267,7 +267,8 @@ def test_a_co_signature_is_shown_and_kept_while_nothing_is_added(
     path.write_text(cosign(path.read_text(), "witness.example/w1", factory.witness, 1_790_000_000))
     assert put(pair[0]).written == ()
     publication = read_publication(Workspace.of_source(root))
-    assert publication.logs.logs[0].witnesses == ("witness.example/w1",)
+    (shown,) = publication.logs.logs[0].witnesses
+    assert shown == f"witness.example/w1 ({keyid(public_bytes(factory.witness))[:16]})"
     assert "witness.example/w1" in render(publication)["ledger.md"].decode()
 
 

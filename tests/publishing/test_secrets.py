@@ -10,7 +10,7 @@ import pytest
 from glasshouse.canonical import b64u, canonical_json
 from glasshouse.errors import VerificationError
 from glasshouse.publishing.artifact import Artifact, artifact_bytes
-from glasshouse.publishing.secrets import environment_secrets, require_clean, scan_file
+from glasshouse.records.secrets import environment_secrets, require_clean, scan_file
 from glasshouse.records.signing import sign_statement
 from glasshouse.records.verify import VerifiedRow
 
@@ -120,7 +120,7 @@ def test_what_is_random_may_spell_a_tokens_beginning(prefix: str) -> None:
     line = canonical_json({"head": "ab" * 32, "sig": signature}) + b"\n"
     assert scan_file("legs/s001-protected/heads.jsonl", line) == ()
     for size in (1494, 1622):
-        assert scan_file("result.json", canonical_json({"enc": f"{prefix}{'A1b2' * 410}"[:size]})) == ()
+        assert scan_file("grant.json", canonical_json({"enc": f"{prefix}{'A1b2' * 410}"[:size]})) == ()
     exchange = canonical_json({"ear": f"{header}.{claims}.{signature}"})
     assert scan_file("legs/s001-protected/exchange.json", exchange) == ()
 

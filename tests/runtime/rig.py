@@ -29,8 +29,9 @@ from glasshouse.canonical import b64u, canonical_json
 from glasshouse.remote.sweep_script import cgroups
 from glasshouse.runtime import machine
 from glasshouse.runtime.archive import build_archive
+from glasshouse.runtime.blinding import host_digest
 from glasshouse.sealing.container import fresh_payload_key, seal_package
-from glasshouse.sealing.grant import generate_kem_key, kem_public_bytes
+from glasshouse.sealing.grant import KemKey, generate_kem_key, kem_public_bytes
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.spec import Policy
 
@@ -131,7 +132,7 @@ class Rig:
                 machine.boot_id(),
                 machine.namespace("pid"),
                 self.mount_namespace or machine.namespace("mnt"),
-                os.uname().nodename,
+                host_digest(os.uname().nodename, bytes(32)),
             ),
             "manifest_hash": self.manifest_hash,
             "runtime_sha256": machine.file_sha256(self.archive),
@@ -207,8 +208,12 @@ def rig(
     params: Mapping[str, Any] | None = None,
     base_source: str = TINY,
     user: int | None = None,
+    spares: Sequence[KemKey] = (),
 ) -> Iterator[Rig]:
-    """Seal `base_source` and `source` (which may replace the class Workload) and serve its key."""
+    """Seal `base_source` and `source` (which may replace the class Workload) and serve its key.
+
+    spares: further keys of the owner's.
+    """
     base = Path(tempfile.mkdtemp(prefix="gh-rig-"))
     name = f"gh-20260101-000000-{secrets.token_hex(8)}"
     key = fresh_payload_key()
@@ -225,7 +230,7 @@ def rig(
     }
     extra = {
         "builder": "Workload",
-        "ownerPublicKey": b64u(kem_public_bytes(owner)),
+        "ownerPublicKey": b64u(b"".join(map(kem_public_bytes, (owner, *spares)))),
         "matchSalt": b64u(bytes(32)),
     }
     with package.open("xb") as out:

@@ -32,6 +32,7 @@ def run(
         device="cpu",
         allocation="0" * 64,
         salt=b"salt",
+        blind=bytes(32),
         report=lambda kind, body: reported.append({"kind": kind, **body}),
     )
     return session, result, reported

@@ -29,7 +29,7 @@ said = []
 def run(payload, ranks, steps=6, warmup=0.0):
     return harness.run(
         harness.Workload(payload.files, in_memory(payload), payload.builder),
-        stretch=Stretch(warmup, None, steps), device="cpu", allocation="a", salt=b"s" * 32,
+        stretch=Stretch(warmup, None, steps), device="cpu", allocation="a", salt=b"s" * 32, blind=bytes(32),
         report=lambda kind, body: said.append((kind, body)), ranks=ranks,
     )
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from glasshouse.canonical import canonical_json, sha256_hex
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
-from glasshouse.records.keys import owner_key
+from glasshouse.records.keys import owner_publics
 from glasshouse.runtime.ring import Ring
 from glasshouse.runtime.watched import MAX_BYTES, Watch, collect
-from glasshouse.sealing.grant import kem_public_bytes
 from glasshouse.sealing.outputs import seal_outputs
 from tests.specs import make_spec
 
@@ -69,7 +68,7 @@ def seal(
     out = io.BytesIO()
     context = {"run": run, "leg": "s000", "launch": "1", "manifestHash": MANIFEST, "watch": str(number)}
     seal_outputs(
-        out, owner_public=kem_public_bytes(owner_key()), context=context,
+        out, owner_public=b"".join(owner_publics()), context=context,
         files={name: data.ljust(MAX_BYTES) for name in files}, tensors=(), threads=1, padded=True,
     )  # fmt: skip
     return out.getvalue(), sha256_hex(out.getvalue())

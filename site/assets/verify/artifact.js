@@ -54,6 +54,26 @@ const modelName = (spec) => (spec.model.kind === "withheld" ? `private-${spec.mo
 /** @param {Json} spec @returns {number | null} */
 const threads = (spec) => (spec.provider.kind === "local" ? spec.provider.threads ?? null : null);
 
+/** Optimizer steps that an arm is to make. @param {Json} spec @returns {number | null} */
+const totalSteps = (spec) => {
+  const { kind, batches_per_epoch: batches, batch, examples } = spec.model;
+  const rows = kind === "mlp" ? batches * batch : kind === "lora" ? examples : null;
+  return !spec.epochs || rows === null ? spec.steps : Math.floor((spec.epochs * rows) / batch);
+};
+
+/** What of a run is published as salted digests, by name (records/withheld.py). @param {Json} spec @param {Json} info */
+const withheld = (spec, info) => {
+  const hidden = (/** @type {Json} */ value) => typeof value === "string" && /^withheld:[0-9a-f]{64}$/.test(value);
+  const { kind, entry, data, params } = spec.model;
+  const custom = kind === "custom";
+  return [
+    ...(custom && entry.startsWith("withheld-") ? ["model.entry"] : []),
+    ...(custom && data.some(hidden) ? ["model.data"] : []),
+    ...(custom && Object.values(params).some(hidden) ? ["model.params"] : []),
+    ...(Object.keys(info ?? {}).some((name) => name.startsWith("withheld-")) ? ["unitInfo"] : []),
+  ];
+};
+
 /**
  * The command that repeats the run; `named` are the model's own settings, which later versions name too.
  * @param {Json} spec @param {string[]} named words `model.FIELD=VALUE` that stand in the command
@@ -63,9 +83,12 @@ const command = (spec, named) => {
   if (threads(spec) !== null) words.push(`provider.threads=${threads(spec)}`);
   if (spec.provider.kind === "ssh") words.push("provider.host=HOST", "provider.user=USER", "provider.key=KEY");
   words.push(`gpu=${spec.gpu.name}`, `model=${spec.model.kind === "withheld" ? "MODEL" : spec.model.name}`, ...named);
-  words.push(`policy=${spec.policy.name}`, `order=${spec.order}`);
+  words.push(`policy=${spec.policy.name}`);
+  if (spec.continues) words.push(`from=${spec.continues.runs.at(-1)}@${spec.continues.number}`);
+  words.push(`order=${spec.order}`);
   words.push(`duration=${spec.duration === null ? "null" : general(spec.duration)}`);
   if (spec.steps !== null) words.push(`steps=${spec.steps}`);
+  if (spec.epochs) words.push(`epochs=${spec.epochs}`);
   words.push(`control=${spec.control}`, `payload=${spec.payload}`, `seed=${spec.seed}`, `repeat=${spec.repeat}`);
   return words.join(" ");
 };
@@ -79,8 +102,9 @@ const MEASURE = { warmup_sec: null, discard_sec: null, blocks: null, burn_in_slo
 /** How it was timed. @param {Json} spec @returns {Record<string, number>} */
 const measure = (spec) => ({ ...MEASURE, ...spec.measure });
 
-/** @param {Json} spec @param {unknown} told */
-const commandFits = (spec, told) => {
+/** @param {Json} spec @param {unknown} told @param {Json} info what a workload says of its unit, in the record */
+const commandFits = (spec, told, info) => {
+  if (withheld(spec, info).length) return plain(told) === null;
   if (typeof told !== "string") return false;
   const named = [...told.matchAll(/ (model\.(\w+)=(\S+))/g)];
   const true_ = named.every(([, , name, value]) =>
@@ -132,6 +156,17 @@ const curves = ({ plan, results }) => {
   return found.length ? Object.fromEntries(found) : null;
 };
 
+/** What a job went on from, and the steps of all its runs. @param {Evidence} evidence */
+const chain = ({ plan, record, results }) => {
+  const before = plan.spec.continues;
+  if (!before || !record.figures.chain) return null;
+  const made = plan.schedule.filter((/** @type {Json} */ slot) => slot.arm === "protected" && !slot.burn_in)
+    .reduce((/** @type {number} */ all, /** @type {Json} */ slot) => all + (results.get(slot.index)?.steps ?? 0), 0);
+  const { runs, leg, launch, number, sha256, witnessed } = before;
+  const steps = typeof before.steps === "number" ? Math.min(before.steps + made, Number.MAX_SAFE_INTEGER) : null;
+  return { runs, leg, launch, number, sha256, steps, witnessed };
+};
+
 /**
  * What every field must be that follows from the evidence alone.
  * @param {Evidence} evidence
@@ -176,7 +211,7 @@ export const expectedFields = (evidence) => {
     controlOutcome: figures.control?.outcome ?? null,
     durationSec: spec.duration,
     warmupSec: leadSec(spec),
-    targetSteps: spec.steps,
+    targetSteps: totalSteps(spec),
     steps: null,
     settings,
     overheadPct: overhead,
@@ -192,6 +227,8 @@ export const expectedFields = (evidence) => {
       codes: [...new Set(record.exclusion.codes)], observed: clip(record.exclusion.observed, 4000),
     },
     evidence: simulated ? null : evidence.anchor,
+    withheld: withheld(spec, figures.unitInfo),
+    chain: chain(evidence),
     curves: curves(evidence),
     protectedTrainElapsedSec: null,
     rawTrainElapsedSec: null,
@@ -300,7 +337,7 @@ export const differences = (artifact, evidence, since, neighbours, isLate) => {
     ...overheadFaults(artifact.overhead, evidence),
     ...checkFaults(artifact.checks, record, plan.spec),
     ...caveatFaults(artifact, record, neighbours, isLate),
-    ...(commandFits(plan.spec, artifact.command) ? [] : ["command: it does not repeat the plan"]),
+    ...(commandFits(plan.spec, artifact.command, record.figures.unitInfo) ? [] : ["command: it does not repeat the plan"]),
   ];
 };
 

@@ -173,6 +173,19 @@ const ledger = ({ place }) => {
   };
 };
 
+/** What a job went on from. @param {Json} c */
+const chain = (c) => {
+  const before = `The job went on from checkpoint ${c.number} of run ${c.runs.at(-1)}, SHA-256 of its ciphertext ${c.sha256}, as that run’s leg signed it. `;
+  const all = c.runs.length > 1
+    ? `It is run ${c.runs.length + 1} of a chain: ${c.runs.map((/** @type {string} */ run) => `${run}, `).join("")}this one. ` : "";
+  return before + all + (typeof c.steps === "number" ? `Optimizer steps of all of them together: ${f.number(c.steps)}.`
+    : "How many optimizer steps they made together is not known.");
+};
+
+/** Why no command repeats a run. @param {string[]} names */
+const withheld = (names) =>
+  `No command repeats it: ${names.join(", ")} ${names.length === 1 ? "is" : "are"} withheld. What was trained stands here as salted digests; its owner holds the salt and can show what they stand for.`;
+
 /**
  * Every text that a page of this row must show, by name. The heading and the artifact itself are looked at apart.
  * @param {Json} a the artifact, checked @param {Context} context
@@ -202,7 +215,8 @@ export const expectedTexts = (a, context) => {
       `${check.vacuous ? "not applicable" : check.ok ? "holds" : "does not hold"} ${check.code} ${plainText(check.detail)}`.trim()) } : {}),
     ...(a.caveats.length ? { caveats: a.caveats } : {}),
     ...ledger(context),
-    ...(a.command ? { command: [a.command] } : {}),
+    ...(a.chain ? { chain: [chain(a.chain)] } : {}),
+    ...(a.command ? { command: [a.command] } : a.withheld?.length ? { withheld: [withheld(a.withheld)] } : {}),
     hashes: [context.sha256, ...evidence],
   };
 };
