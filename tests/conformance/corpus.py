@@ -55,7 +55,8 @@ class Case:
 
 
 def _source(base: str) -> Path:
-    return LAB if base == "lab" else ROOT / "site/research"
+    """`lab`, `published`, or a folder that lab.make wrote."""
+    return {"lab": LAB, "published": ROOT / "site/research"}.get(base, Path(base))
 
 
 def cases() -> list[Case]:
@@ -155,7 +156,7 @@ def _true_files(source: Path, row: str, controls: tuple[str, ...]) -> dict[str, 
 def _publication(source: Path, row: str, controls: tuple[str, ...]) -> Publication:
     keyring = (
         parse_keyring((source / "keyring.json").read_bytes())
-        if source == LAB
+        if (source / "keyring.json").exists()
         else committed_keyring(Workspace.of_source(ROOT).keyring)
     )
     rows = [parse_artifact((source / f"artifacts/{name}.json").read_bytes()) for name in (row, *controls)]

@@ -24,6 +24,7 @@ from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Ledger, log_key, parse_leaves, sign_checkpoint
 from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
 from glasshouse.records.verify import verify
+from glasshouse.spec import RunSpec
 from tests.records.factory import Factory, Leg
 from tests.specs import make_spec
 
@@ -96,11 +97,11 @@ def publish_again(research: Path, row: str) -> None:
     sign_log(log, b"".join(line + b"\n" for line in lines))
 
 
-def make(out: Path) -> None:
-    """One good pair, published."""
+def make(out: Path, spec: RunSpec | None = None) -> None:
+    """One good run, published; None: a pair."""
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
-        run, files = lab.parts(make_spec(), {1: Leg(rate=9.8)})
+        run, files = lab.parts(spec or make_spec(), {} if spec else {1: Leg(rate=9.8)})
         bundle = Path(folder) / "bundle"
         judgement = lab.write(bundle, run, files)
         lab.ledger.append_row(
