@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -15,18 +16,20 @@ from glasshouse.errors import RemoteError
 from glasshouse.lifecycle import finish, goes_on, unattended
 from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.live_run import LiveRun, create, reopen
-from glasshouse.lifecycle.reap import Wishes, reap_all
+from glasshouse.lifecycle.reap import Wishes, reap_all, watch
 from glasshouse.lifecycle.run_folder import RunLock, SavedLaunch
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.providers.journal import Journal
 from glasshouse.providers.local import LocalProvider
 from glasshouse.providers.money import DEAD_MAN_MARGIN_SEC, cost_ceiling, rental_deadline_sec
+from glasshouse.records import keys, locked
 from glasshouse.remote.endpoint import Endpoint
 from glasshouse.spec import LocalProvider as LocalSpec
 from tests.lifecycle.test_reap import QUIET, intended
 from tests.lifecycle.test_rescue import Orphan, orphan
 from tests.providers.cloud_kit import VARIABLE, rented
 from tests.remote.conftest import embedded_endpoint, serving
+from tests.runtime.rig import wait_until
 from tests.specs import make_spec
 
 PRIVATE = {"order": "protected-only", "payload": "private"}
@@ -294,6 +297,62 @@ def test_from_its_release_on_nothing_is_left_alone(tmp_path: Path) -> None:
         assert finish.release(live, provider, journal).proof == "zero"
     assert seen == [False]
     assert live.folder.saved().unattended_until == 0.0
+
+
+def test_a_watchdog_that_cannot_open_the_keys_leaves_it_to_whoever_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unattended, "KEYLESS_SEC", 0.05)
+    words = tmp_path / "words"
+    words.write_text("correct horse battery staple\n")
+    words.chmod(0o600)
+    with serving(tmp_path) as server:
+        it = job(embedded_endpoint(server), tmp_path)
+        journaled(it)
+        keys.make_all()
+        keys.relock(b"correct horse battery staple")
+        locked.forget()
+        folder = it.live.folder.path
+        watchdog = threading.Thread(target=watch, args=(folder, QUIET))
+        watchdog.start()
+        log = it.live.folder.log
+        wait_until(lambda: log.exists() and "under a passphrase" in log.read_text(), 10, "its word")
+        time.sleep(0.3)
+        assert watchdog.is_alive()
+        assert it.pod.exists()
+        lock = RunLock(folder)
+        assert lock.take()  # whoever can open them may take it up
+        lock.close()
+        monkeypatch.setenv(locked.VARIABLE, str(words))
+        (found,) = reap_all(QUIET, Wishes(stop=it.live.run.id, now=True))
+        assert (found.state, found.proof, found.status) == ("reaped", "zero", "excluded")
+        watchdog.join(20)
+        assert not watchdog.is_alive()
+
+
+@pytest.mark.parametrize("why", ["its time is over", "nothing of it goes on"])
+def test_without_keys_nothing_is_waited_for_in_vain(
+    why: str, left: Orphan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.make_all()
+    keys.relock(b"correct horse battery staple")
+    locked.forget()
+    if why == "its time is over":
+        left.live.rental.unattended_until = time.time() - 1
+    else:
+        left.live.ending.failures.append(Code.INTERRUPTED)
+    began = time.monotonic()
+    unattended.wait_without_keys(left.live, lambda: pytest.fail("it waits"))
+    assert time.monotonic() - began < 5
+
+
+def test_the_salt_is_that_of_the_plan_for_whoever_finishes_the_run(left: Orphan) -> None:
+    left.live.save()
+    assert reopen(left.live.folder.path, QUIET).run.salt == left.live.run.salt
+    saved = left.live.folder.path / "run.json"
+    assert saved.stat().st_mode & 0o777 == 0o600
+    assert repr(left.live.run).find(saved_salt := parse_json(saved.read_bytes())["salt"]) == -1
+    assert len(saved_salt) == 43
 
 
 # --- the controller itself ----------------------------------------------------------------------
