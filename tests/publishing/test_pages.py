@@ -96,7 +96,7 @@ def test_without_a_gpu_headline_of_our_own_the_landing_page_says_so(pages: dict[
     page = pages["index.md"].decode()
     assert "None of our own yet." in page
     # The first door is one's own project; what it costs comes behind it.
-    first, second = page.index("glasshouse model=project"), page.index('href="./project/"')
+    first, second = page.index("glasshouse train"), page.index('href="./project/"')
     assert first < second < page.index('id="headline"')
     assert [page.index(value) for value in ("+18.05%", "+14.63%", "+2.58%")]
 

@@ -57,6 +57,26 @@ def test_no_canary_among_a_workloads_parameters_reaches_the_plan(factory: Factor
         assert opened_salt(sealed, "20260101-120000-zzzzzz", [owner]) is None
 
 
+def test_of_a_private_job_not_even_the_names_that_it_allowed_are_published() -> None:
+    before = {
+        "runs": [RUN], "leg": "s000", "launch": 1, "number": 2, "sha256": "ab" * 32, "steps": 5,
+        "seconds": None, "witnessed": True, "folder": "/home/ada/runs/hidden-place",
+    }  # fmt: skip
+    spec = make_spec(
+        model=custom().model.model_dump(mode="json"), payload="private", order="protected-only",
+        publication={"allow": ["model.params.diffusion_depth"]}, continues=before,
+    )  # fmt: skip
+    shown = public_spec(spec, SALT)
+    said = shown.model_dump_json()
+    assert shown.publication == Publication()
+    assert shown.continues is not None
+    assert shown.continues.runs == (RUN,)
+    for word in ("diffusion", "ada", "hidden-place"):
+        assert word not in said
+    assert public_spec(shown, SALT) == shown
+    assert places(shown) == ()
+
+
 def test_what_is_allowed_by_name_is_published_and_the_rest_can_be_shown_by_the_salt() -> None:
     spec = custom(("model.params.lr", "model.data"), lr=3e-4, note="words")
     shown = public_spec(spec, SALT)

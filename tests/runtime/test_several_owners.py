@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from glasshouse.canonical import parse_json
+from glasshouse.records.pod_strings import strangers
 from glasshouse.sealing.grant import WRAPPED_BYTES, generate_kem_key
 from glasshouse.sealing.outputs import PREFIX_BYTES, open_outputs
 from glasshouse.sealing.padding import FLOOR
@@ -15,6 +17,10 @@ def test_checkpoints_records_log_and_outputs_open_with_either_key_and_with_no_ot
     with rig(RESTORABLE, spares=[spare]) as one:
         leg = one.launch(private=True, checkpoint_sec=1.0, watch_sec=1.0, deadline_sec=60, seconds=3.0)
         assert leg.wait(60)["status"] == "complete", leg.log
+        # What a keeper adds to what is published has its forms.
+        said = [each for event in leg.events() for each in strangers("events.jsonl", event)]
+        assert said == []
+        assert list(strangers("result.json", parse_json((leg.folder / "result.json").read_bytes()))) == []
         context = {**leg.names, "manifestHash": one.manifest_hash}
         checkpoints = sorted((leg.folder / "checkpoints").glob("*.sealed"))
         records = sorted((leg.folder / "watch").glob("*.sealed"))

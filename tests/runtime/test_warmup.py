@@ -53,7 +53,7 @@ def run(source: str, **changes: Any) -> tuple[Any, Any]:
     return harness.run(
         harness.Workload(files, {}, "Workload"),
         stretch=Stretch(**{"warmup_sec": 0.05, "measured_sec": None, "steps": 5, **changes}),
-        device="cpu", allocation="0" * 64, salt=b"salt", report=lambda _kind, _body: None,
+        device="cpu", allocation="0" * 64, salt=b"salt", blind=bytes(32), report=lambda _kind, _body: None,
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ class Workload(Alike):
     }  # fmt: skip
     session, _ = harness.run(
         harness.Workload(files, {}, "Workload", region),
-        stretch=Stretch(0.05, None, 5), device="cpu", allocation="0" * 64, salt=b"salt",
+        stretch=Stretch(0.05, None, 5), device="cpu", allocation="0" * 64, salt=b"salt", blind=bytes(32),
         report=lambda _kind, _body: None,
     )  # fmt: skip
     assert session.steps == 5

@@ -91,7 +91,8 @@ class Counted:
         _, result = harness.run(
             harness.Workload(payload.files, in_memory(payload), payload.builder),
             stretch=Stretch(slot.warmup_sec, slot.measured_sec, slot.steps, slot.delay_pct),
-            device="cpu", allocation="0" * 64, salt=b"s" * 32, report=lambda _kind, _body: None,
+            device="cpu", allocation="0" * 64, salt=b"s" * 32, blind=bytes(32),
+            report=lambda _kind, _body: None,
         )  # fmt: skip
         return result, self.steps - before
 
