@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from glasshouse import host, schema
+from glasshouse.canonical import b64u
 from glasshouse.codes import Code
 from glasshouse.errors import RemoteError, UsageError
 from glasshouse.lifecycle.finish import outcome_file, release_file
@@ -42,7 +43,7 @@ SEEN = Observed(
     container_id="4" * 64,
     hostname_digest="5" * 64,
     uptime_sec=12.5,
-    kernel="6.18.0 #1 (a/b)",
+    kernel="6.18.0-1+a_b.c",
     cpu_count=16,
     gpus=(("NVIDIA H100 PCIe", "GPU-1", "00000000:01:00.0", "570.1"),),
 )
@@ -86,7 +87,7 @@ def test_an_allocation_with_its_machine(live: LiveRun, tmp_path: Path) -> None:
         b'"imageDigest":"","instanceId":"i-1","machine":{"allocation":"' + digest + b'",'
         b'"bootId":"9c1f0a52-5f2e-4a0e-9a53-5e8a7f8d2c11","cpuCount":16,"driver":"570.1",'
         b'"gpuNames":["NVIDIA H100 PCIe"],"gpuUuids":["GPU-1"],"hostnameDigest":"' + b"5" * 64 + b'",'
-        b'"kernel":"6.18.0 #1 (a/b)","pciBusIds":["00000000:01:00.0"],"uptimeSec":12.5},'
+        b'"kernel":"6.18.0-1+a_b.c","pciBusIds":["00000000:01:00.0"],"uptimeSec":12.5},'
         b'"provider":"local","rentedAt":1000.125,"tier":"secure","usdPerHour":2}'
     )
     read = schema.Allocation.model_validate_json(found.to_bytes())
@@ -189,6 +190,7 @@ def test_run_json_is_what_another_process_finishes_the_run_from(live: LiveRun) -
         "run": "20260101-000000-abcdef", "name": NAME, "allocationId": None, "failures": ["no-capacity"],
         "startedAt": 1000.00049, "overrides": ["gpu=cpu", "duration=1"], "simulated": False, "rentedAt": None,
         "endpoint": None, "controller": host.identity(os.getpid()), "unattendedUntil": 0, "launched": None,
+        "salt": b64u(live.run.salt),
     }  # fmt: skip
     again = reopen(live.folder.path, live.screen)
     assert again.run == live.run
