@@ -24,7 +24,8 @@ from glasshouse.records.keys import Keyring, public_bytes
 from glasshouse.records.ledger import Ledger, log_key, parse_leaves, sign_checkpoint
 from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
 from glasshouse.records.verify import verify
-from tests.records.factory import Factory, Leg
+from tests.records.factory import Factory
+from tests.records.legs import Leg
 from tests.specs import make_spec
 
 LAB = Path(__file__).parent / "lab"

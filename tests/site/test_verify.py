@@ -163,8 +163,8 @@ def test_what_verify_refuses_of_an_operator_the_page_refuses_too(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
     failed = {line[1] for line in found["lines"] if line[0] == "failed"}
-    # It is another bundle than artifact, page and log name, and a leg without figures has no fixed cost.
-    assert failed - {"fixed-cost"} == {"artifact", "artifact-fields", "page", "ledger-inclusion", *expected}
+    # It is another bundle than artifact and log name, and a leg without figures has no fixed cost.
+    assert failed - {"fixed-cost"} == {"artifact", "artifact-fields", "ledger-inclusion", *expected}
 
 
 @pytest.mark.parametrize(("role", "code"), [("operator", "plan-signature"), ("broker", "exchange")])
