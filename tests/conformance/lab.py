@@ -25,7 +25,8 @@ from glasshouse.records.ledger import Ledger, log_key, parse_leaves, sign_checkp
 from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
 from glasshouse.records.verify import verify
 from glasshouse.spec import RunSpec
-from tests.records.factory import Factory, Leg
+from tests.records.factory import Factory
+from tests.records.legs import Leg
 from tests.specs import make_spec
 
 LAB = Path(__file__).parent / "lab"

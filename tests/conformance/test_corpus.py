@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def test_the_browsers_code_says_under_node_what_is_expected(sites: Sites, module
 
 
 def leaves(document: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    inner = document.items() if isinstance(document, dict) else ()
+    inner: Iterable[tuple[Any, Any]] = document.items() if isinstance(document, dict) else ()
     inner = enumerate(document) if isinstance(document, list) else inner
     empty = True
     for name, value in inner:
@@ -113,6 +113,10 @@ OTHERWISE: dict[type, Callable[[Any], Any]] = {
 }
 
 
+def _five(_: object) -> int:
+    return 5
+
+
 def test_no_field_of_a_row_can_be_altered_unseen(sites: Sites, modules: Path) -> None:
     """Each, one after the other; but for what the page says that it does not compare."""
     (case,) = (case for case in sites if case.name == "true-lab")
@@ -121,7 +125,8 @@ def test_no_field_of_a_row_can_be_altered_unseen(sites: Sites, modules: Path) ->
     told = parse_json((sites[case] / f"research/bundles/{case.row}/record.json").read_bytes())["checks"]
     asked, named = [], []
     for way, value in leaves(row):
-        other = OTHERWISE.get(type(value), lambda _: 5)(value)
+        change: Callable[[Any], Any] = OTHERWISE.get(type(value), _five)
+        other = change(value)
         if way[0] == "checks" and way[2] == "detail" and not told[way[1]]["detail"]:
             continue  # the sentence of a check that held
         text = canonical_json(_with(json.loads(json.dumps(row)), list(way), other)).decode()

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.timeout(3600)  # the soak ones, on a machine that does 
 def places(document: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every place of a document with what stands there; of a list the first two."""
     yield way, document
-    inner = document.items() if isinstance(document, dict) else ()
+    inner: Iterable[tuple[Any, Any]] = document.items() if isinstance(document, dict) else ()
     inner = list(enumerate(document[:2])) if isinstance(document, list) else inner
     for name, value in inner:
         yield from places(value, (*way, name))
