@@ -33,7 +33,9 @@ from glasshouse.schema import Head
 HEAD_DOMAIN = "glasshouse/head/v1"
 MAX_HEAD_BYTES = 2048
 
-# Legal orders, by the letters of _LETTERS: a leg goes this far, and may fail at any point.
+# Legal orders, by the letters of _LETTERS: a leg goes this far, and may fail at any point. A job whose outputs
+# take a while to seal says that it goes on; its keeper has ended by then. The row page has the same two
+# (site/assets/verify/launches.js).
 _LETTERS = {
     "released": "r",
     "unsealed": "u",
@@ -47,8 +49,8 @@ _LETTERS = {
     "zeroized": "z",
     "failed": "f",
 }
-_WHOLE = re.compile(r"ruh+[pcw]*tox?z\Z")
-_FAILED = re.compile(r"r(u(h+([pcw]*(to?)?)?x?)?)?f\Z")
+_WHOLE = re.compile(r"ruh+[pcw]*tp*ox?z\Z")
+_FAILED = re.compile(r"r(u(h+([pcw]*(tp*o?)?)?x?)?)?f\Z")
 
 
 @dataclass(frozen=True)

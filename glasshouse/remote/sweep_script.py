@@ -17,12 +17,12 @@ not be looked into}.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +43,9 @@ _MAX_DESCRIPTORS = 4096  # of one process that are looked at
 _MAX_CGROUPS = 50_000
 _LISTINGS = 20  # of /proc in one search: whoever forks meanwhile is in the next
 _AGAIN_SECONDS = 15.0  # in which another pass is begun where a process was left
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_DESCENT = 40  # folders within each other, of those that cannot be moved up: each has a descriptor
+REMOVE_SECONDS = 600.0
 
 
 class _Process(NamedTuple):
@@ -95,10 +98,15 @@ def cgroups(name: str) -> list[Path]:
     """Return the control groups that are named after the allocation, the innermost first."""
     found = []
     for point in _cgroup_mounts():
-        for count, (place, inner, _) in enumerate(os.walk(point)):
-            found += [Path(place, entry) for entry in inner if entry.startswith(name)]
-            if count > _MAX_CGROUPS:
+        ahead = [Path(point)]
+        for _ in range(_MAX_CGROUPS):
+            if not ahead:
                 break
+            place = ahead.pop()
+            with contextlib.suppress(OSError), os.scandir(place) as listing:
+                inner = [item.name for item in listing if item.is_dir(follow_symlinks=False)]
+                ahead += [place / entry for entry in inner]
+                found += [place / entry for entry in inner if entry.startswith(name)]
     return sorted(found, key=lambda path: -len(path.parts))
 
 
@@ -277,24 +285,107 @@ def _mounts_under(folder: Path) -> list[str]:
     return [point for point in points if f"{point}/".startswith(f"{folder}/")]
 
 
+def remove(place: str | os.PathLike[str]) -> bool:
+    """Remove a file, a link or a whole folder; return whether nothing of that name is left.
+
+    Whatever a job put there goes, in the time that its entries take: folders within each other without end,
+    of any name, without permissions. No link is followed, and no other file system entered. Neither memory
+    nor descriptors grow with the tree: a folder in a folder is moved up, to lie in the topmost one. Ends
+    after REMOVE_SECONDS where somebody still writes there. Raises nothing of its own.
+    """
+    path = os.fspath(place)
+    try:
+        top = _opened(path, None)
+    except OSError:  # no folder
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # noqa: PTH108
+    else:
+        with contextlib.suppress(OSError, MemoryError):
+            try:
+                _Removal(os.fstat(top).st_dev).empty(top, _MAX_DESCENT)
+            finally:
+                os.close(top)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)  # noqa: PTH106
+    return not os.path.lexists(path)
+
+
+def _opened(name: str, parent: int | None) -> int:
+    """Open a folder, with all permissions where they can be had. Raises OSError for a link, too."""
+    with contextlib.suppress(OSError):
+        held = os.open(name, _FOLDER | os.O_PATH, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{held}", 0o700)  # noqa: PTH101
+        finally:
+            os.close(held)
+    return os.open(name, _FOLDER, dir_fd=parent)
+
+
+class _Removal:
+    """One removal, in one file system."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._until = time.monotonic() + REMOVE_SECONDS
+        self._token = f".{os.urandom(8).hex()}-"  # how no name begins that is there
+        self._moved = 0
+
+    def empty(self, top: int, descents: int, to: int | None = None) -> None:
+        """Remove what lies in an open folder, as far as that is possible; move its folders to `to`, if given.
+
+        Again and again, as long as something goes: a listing may miss what is there while entries go. Raises
+        OSError.
+        """
+        going = True
+        while going:
+            going = False
+            with os.scandir(top) as listing:
+                for item in listing:
+                    if time.monotonic() > self._until:
+                        return
+                    with contextlib.suppress(OSError):
+                        going = self._less(top, item, descents, to) or going
+
+    def _less(self, top: int, item: os.DirEntry[str], descents: int, to: int | None) -> bool:
+        """Remove one entry, or move it; whether it is gone from there, or less of it is. Raises OSError."""
+        if not item.is_dir(follow_symlinks=False):
+            os.unlink(item.name, dir_fd=top)
+            return True
+        try:
+            os.rmdir(item.name, dir_fd=top)
+        except OSError as error:
+            if error.errno == errno.EBUSY:  # something is mounted there, of this file system, too
+                return False
+        else:
+            return True
+        inner = _opened(item.name, top)  # and so may be moved
+        try:
+            if os.fstat(inner).st_dev != self._device:
+                return False
+            if to is not None:
+                with contextlib.suppress(OSError):  # refused of what lies in an image's own layer
+                    os.rename(item.name, f"{self._token}{self._moved}", src_dir_fd=top, dst_dir_fd=to)
+                    self._moved += 1
+                    return True
+                if not descents:
+                    return False
+            before = self._moved
+            self.empty(inner, descents - 1, top if to is None else to)
+        finally:
+            os.close(inner)
+        with contextlib.suppress(OSError):
+            os.rmdir(item.name, dir_fd=top)
+            return True
+        return self._moved > before
+
+
 def _remove(folder: Path) -> None:
     """Remove one folder tree, unless something stays mounted in it: that could be someone's data."""
     for point in reversed(_mounts_under(folder)):
         subprocess.run(["umount", "-l", point], check=False, capture_output=True)
     if _mounts_under(folder):
         return
-    if folder.is_symlink() or folder.is_file():
-        with contextlib.suppress(OSError):
-            folder.unlink()
-        return
-    for _ in range(2):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.lexists(folder):
-            return
-        # A folder without its write bit kept its entries from the first pass.
-        for root, _, _ in os.walk(folder):
-            with contextlib.suppress(OSError):
-                Path(root).chmod(0o700)
+    remove(folder)
 
 
 def _folders(name: str, folder: Path) -> list[Path]:
@@ -323,7 +414,8 @@ def sweep(name: str, folder: str) -> dict[str, object]:
     while True:
         killed += _kill(search, name)
         for path in _folders(name, place):
-            _remove(path)
+            with contextlib.suppress(OSError):  # no `umount`: the other places are removed all the same
+                _remove(path)
         for cgroup in cgroups(name):
             with contextlib.suppress(OSError):
                 cgroup.rmdir()  # refused while a process is in it

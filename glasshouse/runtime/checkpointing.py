@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import canonical_json
+from glasshouse.remote.sweep_script import remove
 from glasshouse.runtime import harness
 from glasshouse.runtime.params import SAID
 from glasshouse.runtime.session import Session, restorable
@@ -54,7 +54,7 @@ class Checkpointed:
                 self._write()
             except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
                 self._failed += 1
-                shutil.rmtree(self._folder / WRITING, ignore_errors=True)
+                remove(self._folder / WRITING)
                 if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
                     self._give_up(f"{type(error).__name__}: {error}")
                     return
@@ -64,7 +64,7 @@ class Checkpointed:
 
     def _give_up(self, why: str) -> None:
         self._next = float("inf")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700)
             (self._folder / UNABLE).touch()
@@ -78,7 +78,7 @@ class Checkpointed:
         if type(steps) is not int or steps < 0:
             steps = self._units * session.steps_per_unit
         place = self._folder / WRITING
-        shutil.rmtree(place, ignore_errors=True)
+        remove(place)
         place.mkdir(parents=True, mode=0o700)
         described = {
             name: (harness.dtype_name(tensor), list(tensor.shape), tensor.numel() * tensor.element_size())
@@ -99,11 +99,11 @@ class Checkpointed:
         before = [path for path in self._folder.iterdir() if _NAME.match(path.name)]
         final = self._folder / f"checkpoint-{steps}"
         if final in before:  # of a session that made no step meanwhile: as it was
-            shutil.rmtree(place)
+            remove(place)
             return
         place.rename(final)
         for path in before:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def is_written(name: str) -> bool:

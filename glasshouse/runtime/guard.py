@@ -13,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from glasshouse.errors import LegError
-from glasshouse.remote.sweep_script import MARK_LIMIT, VARIABLE, mark, own_cgroup
+from glasshouse.remote.sweep_script import MARK_LIMIT, VARIABLE, mark, own_cgroup, remove
 from glasshouse.runtime.linux import PR_SET_CHILD_SUBREAPER, SHM, harden, prctl
 from glasshouse.runtime.params import LaunchParams
 from glasshouse.runtime.peers import PeerDiedError, Peers
@@ -109,7 +108,7 @@ def _end(launch: LaunchParams, folder: Path, cgroup: Path | None) -> None:
     if launch.raw_dir:
         places.append(Path(launch.raw_dir))
     for place in places:
-        shutil.rmtree(place, ignore_errors=True)
+        remove(place)
     if cgroup is not None:
         deadline = time.monotonic() + _EMPTY_SEC
         while cgroup.exists() and time.monotonic() < deadline:

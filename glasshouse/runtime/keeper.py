@@ -330,15 +330,20 @@ class _Keeper:
             return
 
         def seal(pipe: _Pipe, context: Mapping[str, str]) -> SealedOutputs:
+            def only(name: str) -> bool:  # asked of every file before any is read, and there may be many
+                pipe.check()
+                return duties.only is None or duties.only(name)
+
             return seal_tree(
                 pipe, duties.folder, owner_public=duties.owner_public, context=context, extra={},
-                only=duties.only, padded=True, threads=1, beat=pipe.check,
+                only=only, padded=True, threads=1, beat=pipe.check,
             )  # fmt: skip
 
         def described() -> dict[str, Any] | None:
             nonlocal after
             after = self._seen()
-            whole = any(looking.same_in(mark.root, before, after) for mark in marked - self._marked)
+            touched = looking.changed(before, after)
+            whole = any(mark.root not in touched for mark in marked - self._marked)
             if not whole and (duties.marked_only or (after != before and not anyhow)):
                 return None
             return {"state": "whole" if whole else "unmarked", "steps": steps}
@@ -353,7 +358,7 @@ class _Keeper:
         self._due_again()
 
     def _seen(self) -> dict[str, looking.Entry]:
-        return looking.look(self._duties.folder, self._duties.only)
+        return looking.look(self._duties.folder, self._duties.only, beat=_Pipe(self._ends).check)
 
     def _due_again(self) -> None:
         self._late = None

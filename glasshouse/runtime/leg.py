@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-import shutil
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from glasshouse.canonical import canonical_json, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
+from glasshouse.remote.sweep_script import remove
 from glasshouse.runtime import disclosure
 from glasshouse.runtime.events import EventWriter
 from glasshouse.runtime.exec_watch import ExecWatch
@@ -168,11 +168,11 @@ def end(leg: LegState) -> None:
         kill_strays()
     for drain in leg.drains:  # every writer is gone; what they wrote last is the traceback
         drain.join(timeout=5)
-    shutil.rmtree(leg.scratch, ignore_errors=True)
+    removed = remove(leg.scratch)
     if leg.code is not None and leg.events is not None:
         with contextlib.suppress(ValueError, OSError, LegError):
             leg.count_execs()
-            leg.event("failed", {"code": leg.code, "tmpfsRemoved": not leg.scratch.exists()})
+            leg.event("failed", {"code": leg.code, "tmpfsRemoved": removed})
     head = leg.events.head if leg.events else None
     count = leg.events.count if leg.events else 0
     if leg.owner_public and (leg.log or leg.withheld):

@@ -24,7 +24,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from glasshouse.sealing.tree_index import MAX_ENTRIES
+from glasshouse.sealing.tree_index import MAX_ENTRIES, MAX_INDEX_BYTES
+
+_BEAT_EVERY = 1000  # entries
 
 
 class Entry(NamedTuple):
@@ -54,21 +56,30 @@ class Mark:
 
 
 def look(
-    folder: Path, only: Callable[[str], bool] | None = None, most: int = MAX_ENTRIES
+    folder: Path,
+    only: Callable[[str], bool] | None = None,
+    most: int = MAX_ENTRIES,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Entry]:
     """What lies in a folder and beneath; links are not followed. Empty also where it is not there.
 
     only: says of a relative path whether it counts; None: all do. What goes away meanwhile, or cannot be
-    listed, is left out. Raises TooManyError beyond `most` entries.
+    listed, is left out. beat: called now and then while it goes; it may raise. Raises TooManyError beyond
+    `most` entries, or where their names are too long together.
     """
     found: dict[str, Entry] = {}
     ahead = [("", os.fspath(folder))]
+    looked = letters = 0
     while ahead:
         prefix, place = ahead.pop()
         try:
             with os.scandir(place) as listing:
                 for item in listing:
-                    if len(found) > most:
+                    looked += 1
+                    if looked % _BEAT_EVERY == 0:
+                        beat()
+                    letters += len(prefix) + len(item.name)
+                    if len(found) > most or letters > MAX_INDEX_BYTES:
                         raise TooManyError
                     try:
                         seen = _entry(item.stat(follow_symlinks=False))
@@ -99,13 +110,20 @@ def marks(seen: Look, ready: str) -> frozenset[Mark]:
     """
     newest: dict[str, int] = {}  # by folder: the latest ctime of what lies beneath it
     files: set[str] = set()  # folders with a file beneath them
+    by_depth: dict[int, set[str]] = {}
     for path, entry in seen.items():
-        above = path
-        while above:
-            above = above.rpartition("/")[0]
-            newest[above] = max(newest.get(above, 0), entry.ctime)
-            if not stat.S_ISDIR(entry.kind):
+        above = path.rpartition("/")[0]
+        newest[above] = max(newest.get(above, 0), entry.ctime)
+        if not stat.S_ISDIR(entry.kind):
+            files.add(above)
+        by_depth.setdefault(_depth(above), set()).add(above)
+    for depth in range(max(by_depth, default=0), 0, -1):  # once per folder, however deep it lies
+        for path in by_depth[depth]:
+            above = path.rpartition("/")[0]
+            newest[above] = max(newest.get(above, 0), newest[path])
+            if path in files:
                 files.add(above)
+            by_depth.setdefault(depth - 1, set()).add(above)
     found = set()
     for path, entry in seen.items():
         if stat.S_ISDIR(entry.kind):
@@ -119,15 +137,20 @@ def marks(seen: Look, ready: str) -> frozenset[Mark]:
     return frozenset(found)
 
 
-def same_in(root: str, one: Look, other: Look) -> bool:
-    """Whether what lies at and beneath `root` is the same in both."""
-    return _beneath(root, one) == _beneath(root, other)
+def _depth(folder: str) -> int:
+    return folder.count("/") + 1 if folder else 0
 
 
-def _beneath(root: str, seen: Look) -> dict[str, Entry]:
-    if not root:
-        return dict(seen)
-    return {path: entry for path, entry in seen.items() if path == root or path.startswith(f"{root}/")}
+def changed(one: Look, other: Look) -> set[str]:
+    """The paths that are not the same in both, and every folder that has one of them beneath it, "" too."""
+    found: set[str] = set()
+    for path in one.keys() | other.keys():
+        if one.get(path) == other.get(path):
+            continue
+        while path not in found:
+            found.add(path)
+            path = path.rpartition("/")[0]  # noqa: PLW2901  of "" it is ""
+    return found
 
 
 def kept(states: Mapping[int, str]) -> set[int]:

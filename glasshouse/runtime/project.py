@@ -52,6 +52,7 @@ from glasshouse.sealing.tree_index import Skipped, as_path, shown
 FOLDER = "project"  # in the scratch folder, as are the next two
 SITE, PROGRAMS = "site", "programs"  # what came along as wheels: modules, and what they let one call by name
 FEW = 5
+_NAME = 160  # characters of a path in a line for the owner
 INDEX_DOMAIN = "glasshouse/project-outputs/v1"
 
 
@@ -150,7 +151,7 @@ def work(
     for line in [*ended.notes, *_account(place, job.outputs, came, left, lost)]:
         print(f"{SAID}{line}", flush=True)  # noqa: T201  the sealed log, whose end the owner is shown
     for name in lost[:FEW]:
-        print(f"{NOT_CARRIED}{name.path}: {name.reason}", flush=True)  # noqa: T201
+        print(f"{NOT_CARRIED}{_brief(name.path)}: {name.reason}", flush=True)  # noqa: T201
     if len(lost) > FEW:
         print(f"{NOT_CARRIED}{len(lost) - FEW} more files", flush=True)  # noqa: T201
     began = time.monotonic()
@@ -240,13 +241,13 @@ def _account(
     size = sum(entry.nbytes for entry in files)
     said = [f"what comes back {where}: {len(files)} file{'s' if len(files) != 1 else ''}, {size} bytes"]
     odd = [item for item in left.found.skipped if item not in lost]
-    said += [f"left out of it: {item.path}: {item.reason}" for item in odd[:FEW]]
+    said += [f"left out of it: {_brief(item.path)}: {item.reason}" for item in odd[:FEW]]
     if (others := left.found.skipped_count - len(lost) - FEW) > 0:
         said.append(f"left out of it: {others} more, which `open` names")
     if whole:
         return said if left.found.entries else [f"{NOTHING}it made or changed no file in its folder"]
     beside = sorted(_beside(place, outputs, came), reverse=True)
-    names = ", ".join(shown(name) for _, name in beside[:FEW])
+    names = ", ".join(_brief(shown(name)) for _, name in beside[:FEW])
     names += f" and {len(beside) - FEW} more" if len(beside) > FEW else ""
     if left.found.entries or left.found.skipped_count:
         elsewhere = f"written outside of {outputs}, and lost with the machine: {names}"
@@ -257,6 +258,11 @@ def _account(
     nbytes, largest = beside[0]
     what = f"{LOST}{names}; the largest has {nbytes} bytes. {why.capitalize()} {outputs} (model.outputs)"
     return [f"{what}: {_remedy(largest, outputs, came)}"]
+
+
+def _brief(path: str) -> str:
+    """A path, without its middle where it is long: of ours, such a line's end may be what to do."""
+    return path if len(path) <= _NAME else f"{path[: _NAME // 2]} ... {path[-_NAME // 2 :]}"
 
 
 def _beside(place: Path, outputs: str, came: comes_back.Sent) -> Iterator[tuple[int, bytes]]:

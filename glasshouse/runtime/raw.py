@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from glasshouse.canonical import b64u_decode, canonical_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError, SealError
+from glasshouse.remote.sweep_script import remove
 from glasshouse.runtime import harness
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.leg import write_result
@@ -79,9 +79,8 @@ def mind(launch: LaunchParams, folder: Path, guard: int) -> None:
         with contextlib.suppress(LegError):
             kill_strays()
         overwrite(launch.secret)  # where the leg ended before it could be used
-        shutil.rmtree(raw, ignore_errors=True)
+        removed = remove(raw)
         status = "failed" if code else "complete"
-        removed = not raw.exists()
         write_result(folder, RawEnd("raw", status, code, result, raw_files_removed=removed, timings=timings))
 
 
@@ -142,7 +141,7 @@ def _trainer(channel: Channel, launch: LaunchParams, raw: Path, minder: int) -> 
         if isinstance(session, RankedSession):
             session.end_ranks()
         os.chdir("/")
-        shutil.rmtree(raw, ignore_errors=True)
+        remove(raw)
         channel.send("done")
         code = 0
     except LegError as error:

@@ -11,7 +11,6 @@ torch, no payload key.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -32,6 +31,7 @@ from glasshouse.attestation.tokens import key_id, public_bytes_of
 from glasshouse.canonical import b64u, b64u_decode
 from glasshouse.codes import Code
 from glasshouse.errors import AttestationError, LegError, SealError
+from glasshouse.remote.sweep_script import remove
 from glasshouse.runtime import custodian, machine
 from glasshouse.runtime.channel import Channel, ChannelClosedError, channel_pair, failure_code
 from glasshouse.runtime.events import EventWriter
@@ -192,7 +192,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
     strays = ended_before + kill_strays()
     log_drain.join(timeout=STEP_TIMEOUT_SEC)
     trainer_channel.close()
-    shutil.rmtree(leg.scratch, ignore_errors=True)
+    removed = remove(leg.scratch)
     leg.count_execs()
     leg.event(
         "zeroized",
@@ -208,7 +208,7 @@ def _lifecycle(leg: LegState, guard: int) -> None:
             custodian_exit=leg.exits.get("custodian", -1),
             trainer_exit=leg.exits.get("trainer", -1),
             strays_killed=strays,
-            tmpfs_removed=not leg.scratch.exists(),
+            tmpfs_removed=removed,
             runtime_state="ended" if launch.job else None,
             keeper=leg.keeping,
         ),

@@ -121,6 +121,15 @@ def test_what_is_sealed_while_it_trains_is_told_then_and_at_no_other_time(kind: 
         assert not chain.whole
 
 
+def test_outputs_that_take_long_to_seal_say_so_between_training_and_their_seal() -> None:
+    whole = [*KINDS[:6], "progress", "progress", *KINDS[6:]]
+    assert (found(events(whole)).codes, found(events(whole)).whole) == ((), True)
+    for end in (["failed"], ["execs-counted", "failed"]):
+        assert found(events([*KINDS[:6], "progress", *end])).codes == ()
+    for at in (7, 8):
+        assert "event-order" in found(events([*KINDS[:at], "progress", *KINDS[at:]])).codes
+
+
 def test_retries_of_hardening_and_no_progress_are_legal() -> None:
     kinds = (
         "released",

@@ -187,6 +187,23 @@ def test_one_in_the_middle_of_sealing_is_given_up_at_the_end(tmp_path: Path) -> 
     assert took < kept.END_SEC
 
 
+def test_one_with_very_many_files_to_look_at_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    def slowly(_name: str) -> bool:  # as of a slow disk
+        time.sleep(0.001)
+        return True
+
+    def work() -> Any:
+        kept.END_SEC = 3.0
+        one = Watched(tmp_path, only=slowly)
+        for number in range(6000):
+            (one.outputs / f"{number}").touch()
+        time.sleep(0.5)
+        ended, _ = one.end()
+        return [ended.exit, ended.ended]
+
+    assert in_child(work) == [0, "asked"]
+
+
 @pytest.mark.parametrize(
     ("number", "how", "words"),
     [(signal.SIGKILL, "died", "ended by itself"), (signal.SIGSTOP, "killed", "did not end when told to")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasshouse.runtime.looking import TooManyError, is_empty, kept, look, marks, same_in
+from glasshouse.runtime.looking import Entry, TooManyError, changed, is_empty, kept, look, marks
 
 TICK = 0.02  # more than one of the kernel's clock
 
@@ -153,9 +154,81 @@ def test_a_set_is_the_same_where_nothing_beneath_it_differs(tmp_path: Path) -> N
     time.sleep(TICK)
     (tmp_path / "ab" / "weights.bin").write_bytes(b"other")
     after = look(tmp_path)
-    assert same_in("a", before, after)
-    assert not same_in("ab", before, after)
-    assert not same_in("", before, after)
+    assert changed(before, after) == {"ab/weights.bin", "ab", ""}
+    assert changed(before, before) == set()
+    filled(tmp_path / "ab" / "new")
+    assert changed(after, look(tmp_path)) == {"ab/new/weights.bin", "ab/new", "ab", ""}
+    assert changed(before, {}) == {"a", "a/weights.bin", "ab", "ab/weights.bin", ""}
+
+
+def deep(files: int, folders: int) -> dict[str, Entry]:
+    """So many folders within each other, and files in the innermost, each as old as its number."""
+    seen = {
+        "/".join(["d"] * depth): Entry(stat.S_IFDIR, 0, 1, 10**6 + depth, depth)
+        for depth in range(1, folders + 1)
+    }
+    inner = "/".join(["d"] * folders)
+    return seen | {f"{inner}/{number}": Entry(stat.S_IFREG, 1, 1, number, 1) for number in range(files)}
+
+
+@pytest.mark.parametrize("what", ["deep", "wide"])
+def test_it_takes_time_by_the_entry_and_not_by_the_depth_or_the_marks(what: str) -> None:
+    if what == "deep":
+        seen = deep(20_000, 900)
+        expected = {"/".join(["d"] * 900)}  # of the others, something beneath is newer
+    else:
+        seen = {f"{number}": Entry(stat.S_IFDIR, 0, 1, 9, number) for number in range(20_000)}
+        expected = set(seen)
+        seen |= {f"{number}/file": Entry(stat.S_IFREG, 1, 1, 5, 1) for number in range(20_000)}
+    began = time.process_time()
+    found = marks(seen, "")
+    assert {mark.root for mark in found} == expected
+    touched = changed(seen, {**seen, "new": Entry(stat.S_IFREG, 1, 1, 5, 1)})
+    assert touched == {"new", ""}
+    assert time.process_time() - began < 3.0
+
+
+@given(
+    st.dictionaries(
+        st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map("/".join),
+        st.tuples(st.booleans(), st.integers(1, 4), st.integers(1, 4)),
+        max_size=12,
+    )
+)
+def test_marked_is_what_was_renamed_with_a_file_and_nothing_newer_beneath(
+    drawn: dict[str, tuple[bool, int, int]],
+) -> None:
+    seen = {
+        path: Entry(stat.S_IFDIR if folder else stat.S_IFREG, 1, mtime, ctime, 1)
+        for path, (folder, mtime, ctime) in drawn.items()
+    }
+    expected = set()
+    for root, entry in seen.items():
+        beneath = [each for path, each in seen.items() if path.startswith(f"{root}/")]
+        if (
+            stat.S_ISDIR(entry.kind)
+            and entry.ctime > entry.mtime
+            and any(stat.S_ISREG(each.kind) for each in beneath)
+            and all(each.ctime <= entry.ctime for each in beneath)
+        ):
+            expected.add(root)
+    assert {mark.root for mark in marks(seen, "")} == expected
+
+
+def test_a_long_look_can_be_ended_and_long_names_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number}").touch()
+
+    def stop() -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        look(tmp_path, beat=stop)
+    monkeypatch.setattr("glasshouse.runtime.looking.MAX_INDEX_BYTES", 1000)
+    with pytest.raises(TooManyError):
+        look(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glasshouse.runtime.project import found_in
+from glasshouse.runtime.project import _brief, found_in
 from tests.runtime.test_sealer import opened, sealed_in_child
 
 
@@ -44,3 +44,12 @@ def test_a_sealer_says_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     data, _report = sealed_in_child(out, goes_on=lambda: beats.append(None))
     assert beats
     assert [entry.nbytes for entry in opened(data, tmp_path)[1].entries] == [1000]
+
+
+def test_of_a_long_path_a_line_has_beginning_and_end() -> None:
+    path = f"cache/{'d/' * 500}leaf.bin"
+    said = _brief(path)
+    assert said.startswith("cache/d/d/")
+    assert said.endswith("d/d/leaf.bin")
+    assert len(said) < 200
+    assert _brief("out/model.bin") == "out/model.bin"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Final
 import asyncssh
 
 from glasshouse.providers.pod_server import PodServer
-from glasshouse.remote.sweep_script import NAME, SCRATCH, cgroups
+from glasshouse.remote.sweep_script import NAME, SCRATCH, cgroups, remove
 
 MARK: Final = "GLASSHOUSE_FAKE_POD"
 START_DEADLINE_SEC: Final = 20.0
@@ -92,11 +91,11 @@ class Container:
             with contextlib.suppress(OSError):
                 for entry in base.iterdir():
                     if self._name and entry.name.startswith(self._name):
-                        shutil.rmtree(entry, ignore_errors=True)
+                        remove(entry)
         for cgroup in cgroups(self._name) if self._name else ():
             with contextlib.suppress(OSError):
                 cgroup.rmdir()
-        shutil.rmtree(self.root, ignore_errors=True)
+        remove(self.root)
 
     def halt(self) -> None:
         """End every process and the server, as when a container exits; files stay. Idempotent."""

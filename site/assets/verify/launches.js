@@ -44,8 +44,8 @@ export const checkExchange = async (keys, exchange, serial, where) => {
 };
 
 /** @type {Record<string, string>} */
-const LETTERS = { released: "r", unsealed: "u", "trainer-hardened": "h", progress: "p", trained: "t",
-                  "sealed-outputs": "o", zeroized: "z", failed: "f" };
+const LETTERS = { released: "r", unsealed: "u", "trainer-hardened": "h", progress: "p", "checkpoint-sealed": "c",
+                  watched: "w", trained: "t", "sealed-outputs": "o", "execs-counted": "x", zeroized: "z", failed: "f" };
 
 /** @param {Uint8Array} bytes @returns {string[]} */
 export const linesOf = (bytes) => {
@@ -82,12 +82,13 @@ export const checkEvents = async (bytes, eventKey, grant, complete) => {
     hashes.push(previous);
   }
   const order = events.map((event) => LETTERS[event.type] ?? "?").join("");
-  const whole = /^ruh+p*toz$/.test(order);
-  const stopped = /^r(u(h+(p*(to?)?)?)?)?$/.test(order);
+  // The orders of records/chain.py.
+  const whole = /^ruh+[pcw]*tp*ox?z$/.test(order);
+  const stopped = /^r(u(h+([pcw]*(tp*o?)?)?x?)?)?$/.test(order);
   const words = !order ? "there are no events"
     : stopped ? `the events stop at ${events.at(-1).type}` : "the events are out of order";
   note(faults, order, "events-missing", words);
-  const failed = !order || /^r(u(h+(p*(to?)?)?)?)?f$/.test(order);
+  const failed = !order || /^r(u(h+([pcw]*(tp*o?)?)?x?)?)?f$/.test(order);
   note(faults, whole || (!complete && failed), "event-order", words);
   return { events, hashes, faults };
 };
