@@ -109,9 +109,10 @@ class Leg:
                 f"launch {launch} of {leg} is none to which {run} released its package",
                 Code.CHECKPOINT_FOREIGN,
             ) from error
+        heads = _read(place / "heads.jsonl")  # before the events: while a leg goes on, these come first
         return cls(
             run, leg, launch, key, exchange.grant, reference.manifest_hash, float(released),
-            _read(place / "events.jsonl"), _read(place / "heads.jsonl"),
+            _read(place / "events.jsonl"), heads,
         )  # fmt: skip
 
     @property
@@ -416,7 +417,7 @@ def _progress(events: Sequence[_Event]) -> tuple[tuple[float, float], ...]:
             continue
         if not (isinstance(seconds, int | float) and isinstance(units, int | float)):
             continue
-        if 0 <= min(seconds, units) and max(seconds, units) <= MAX_STEPS:
+        if min(seconds, units) >= 0 and max(seconds, units) <= MAX_STEPS:
             found.append((float(seconds), float(units)))
     return tuple(found)
 

@@ -129,5 +129,5 @@ def test_another_owners_is_said_in_words(home: Path) -> None:
 
 def test_what_no_job_makes_is_refused_before_anything_is_rented(home: Path) -> None:
     _, spec = project(home, {".glasshouse-wheels/a.whl": b"a wheel"})
-    with pytest.raises(UsageError, match="files in .glasshouse-wheels"):
+    with pytest.raises(UsageError, match=r"files in \.glasshouse-wheels"):
         resumed.check_beforehand(spec)
