@@ -34,7 +34,7 @@ from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
-from glasshouse.lifecycle.resumed import going_on, going_on_line, line
+from glasshouse.lifecycle.resumed import check_beforehand, going_on, going_on_line, line
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.lifecycle.screen import Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
@@ -73,6 +73,7 @@ def run_one(
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
     named_broker()
     payload = prepare(spec)
+    check_beforehand(spec)
     needs = Dependencies() if payload.project is None else payload.project.needs
     with Journal() as journal, open_provider(spec.provider) as provider, Supply(needs) as supply:
         provider.check(spec)

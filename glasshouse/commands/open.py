@@ -6,6 +6,9 @@
 
 Where a run has no outputs, its newest checkpoint is opened, also while the run goes on.
 
+A checkpoint is held against what its leg signed, as `from=` does; one that was made while nobody watched, or
+that is older than a countersigned one, is opened all the same, and said to be.
+
 Needs the owner's key, which is made at the first run and never leaves its folder. What is opened is
 held against the digests in the leg's signed events. Tensors are written as safetensors files.
 """
@@ -29,7 +32,10 @@ from glasshouse.codes import Code
 from glasshouse.commands.records import RUNS, pick_run
 from glasshouse.commands.terminal import emit, say, table, writing
 from glasshouse.errors import SealError, UsageError
-from glasshouse.lifecycle.checkpoints import Stored, event_of, stored
+from glasshouse.lifecycle.checkpoints import Stored, stored
+from glasshouse.lifecycle.restore import RefusedError, check, newest_good
+from glasshouse.lifecycle.resumed import operators
+from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records.keys import owner_keys
 from glasshouse.records.withheld import opened_salt
 from glasshouse.runtime.harness import safetensors_layout
@@ -47,7 +53,8 @@ SEALED = re.compile(r"(?P<leg>s[0-9]{3})-(?P<launch>[0-9]+)-(?P<what>outputs|log
 
 @dataclass(frozen=True)
 class Sealed:
-    """One sealed file of a run, with what it was sealed under. `point`: of a checkpoint, its event."""
+    """One sealed file of a run, with what it was sealed under. `point`: of a checkpoint, its event;
+    `doubts`: what may not be so of it."""
 
     path: Path
     leg: str
@@ -55,6 +62,7 @@ class Sealed:
     context: Mapping[str, str]
     plaintext_sha256: str | None
     point: Mapping[str, Any] | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -106,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         for item in sealed:
             if item.point is not None:
                 say(_point_line(item.point))
+            for doubt in item.doubts:
+                say(doubt)
     return 0 if complete else 1
 
 
@@ -148,19 +158,24 @@ def _chosen(folder: Path, run: str, number: int | None) -> list[Sealed]:
 
 def _checkpoint(folder: Path, point: Stored) -> Sealed:
     """A checkpoint with what it was sealed under. Its event says which of all bytes it is."""
-    files = folder / ("bundle" if (folder / "bundle").is_dir() else "parts")
-    context = _context(_launch_folder(files, point.leg, point.launch), point.leg, point.launch)
+    saved = RunFolder(folder).saved()
+    spec, known = saved.spec, operators()
+    takes_all = spec.policy.model_copy(update={"require_witnessed_checkpoints": False})
     try:
-        body = event_of(point.events.read_bytes())["body"]
-        event = {**body, "number": point.number, "state": str(body["state"])}
-        digest = str(body["plaintextSha256"])
-    except (OSError, CanonicalError, KeyError, TypeError) as error:
-        raise UsageError(
-            "a checkpoint lacks its event, which lies beside it",
-            field="file", value=point.events, remedy="open another one with --checkpoint",
-        ) from error  # fmt: skip
-    context["checkpoint"] = str(point.number)
-    return Sealed(point.path, point.leg, point.launch, context, digest, event)
+        good = check(point, folder, saved.run, spec, takes_all, named=True, operators=known)
+    except RefusedError as error:
+        other = newest_good(folder, saved.run, spec, takes_all, operators=known)
+        remedy = error.remedy if other is None else f"the newest good one: --checkpoint {other.stored.number}"
+        raise RefusedError(error.what, code=error.code, remedy=remedy) from error
+    event = {"number": point.number, "state": "whole" if good.whole else "unmarked", "steps": good.steps}
+    doubts = []
+    if not good.witnessed:
+        doubts.append("checkpoint-unwitnessed: no controller watched when it was made")
+    if good.newest > point.number:
+        doubts.append(f"{Code.CHECKPOINT_OLDER}: number {good.newest} was countersigned after it")
+    return Sealed(
+        point.path, point.leg, point.launch, good.context, good.plaintext_sha256, event, tuple(doubts)
+    )
 
 
 def _salt(folder: Path, keys: Sequence[KemKey], target: Path) -> dict[str, Any] | None:
@@ -325,7 +340,11 @@ def _said(item: Sealed, path: Path, nbytes: int | None = None) -> dict[str, Any]
         "path": str(path),
         "leg": item.leg,
         "launch": item.launch,
-        **({} if item.point is None else {"checkpoint": {name: item.point.get(name) for name in _SHOWN}}),
+        **(
+            {}
+            if item.point is None
+            else {"checkpoint": {name: item.point.get(name) for name in _SHOWN}, "doubts": list(item.doubts)}
+        ),
         "bytes": path.stat().st_size if nbytes is None else nbytes,
         # A log is named by no event: nothing to match.
         "matchesEvents": True if item.plaintext_sha256 is not None else None,

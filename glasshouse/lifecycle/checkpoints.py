@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from glasshouse.canonical import parse_json
+from glasshouse.canonical import MAX_SAFE_INTEGER, parse_json
 from glasshouse.errors import OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.lifecycle.follow import Event, carry
 from glasshouse.lifecycle.leg import Leg
@@ -37,6 +37,7 @@ FOLDERS = kept.FOLDERS
 KINDS = {event: kind for kind, event in kept.EVENTS.items()}
 FIRST_CHUNK, MOST_CHUNK, LEAST_CHUNK = 1 << 20, 32 << 20, 1 << 16
 CHUNK_SEC: Final = 1.0  # what a chunk is to take
+MAX_STEPS: Final = MAX_SAFE_INTEGER
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SEALED = re.compile(r"([0-9]{6,})\.sealed\Z")
 _PLACE = re.compile(r"(s[0-9]{3})-([1-9][0-9]*)\Z")
@@ -79,7 +80,16 @@ class Signed:
             or not _DIGEST.fullmatch(digest)
         ):
             return None
+        if kind == "checkpoint" and not _is_points(body):
+            return None
         return cls(kind, number, size, digest, str(body.get("state", "")))
+
+
+def _is_points(body: Mapping[str, Any]) -> bool:
+    """Whether what a checkpoint's event has beside a record's has its form."""
+    plaintext, steps = body.get("plaintextSha256"), body.get("steps")
+    counted = steps is None or (type(steps) is int and 0 <= steps <= MAX_STEPS)
+    return isinstance(plaintext, str) and _DIGEST.fullmatch(plaintext) is not None and counted
 
 
 def stored(run_folder: Path) -> list[Stored]:

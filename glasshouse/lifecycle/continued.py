@@ -22,7 +22,7 @@ from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle import restore
 from glasshouse.lifecycle.checkpoints import stored
-from glasshouse.lifecycle.resumed import counts_on, operators
+from glasshouse.lifecycle.resumed import Told, operators, told
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.measurement.schedule import left_of
 from glasshouse.spec import Continues, CustomModel, Job, MlpModel, Policy, ProjectModel, RunSpec
@@ -97,7 +97,8 @@ class Origin:
 
 
 def _continues(folder: Path, saved: SavedRun, before: Continues | None, good: restore.Good) -> Continues:
-    own, sofar = _made(saved.spec, good, before)
+    said = told(good) if isinstance(saved.spec.model, CustomModel) else None
+    own, sofar = _made(saved.spec, good, before, said)
     return Continues(
         runs=(*(() if before is None else before.runs), saved.run),
         leg=good.stored.leg,
@@ -105,13 +106,15 @@ def _continues(folder: Path, saved: SavedRun, before: Continues | None, good: re
         number=good.stored.number,
         sha256=good.sha256,
         steps=sofar,
-        seconds=_seconds(saved.spec, good, before, own),
+        seconds=_seconds(saved.spec, good, before, own, said),
         witnessed=good.witnessed and (before is None or before.witnessed),
         folder=str(folder.resolve()),
     )
 
 
-def _made(spec: RunSpec, good: restore.Good, before: Continues | None) -> tuple[int | None, int | None]:
+def _made(
+    spec: RunSpec, good: restore.Good, before: Continues | None, said: Told | None
+) -> tuple[int | None, int | None]:
     """Optimizer steps of the checkpoint's own run by then, and of all of the chain; None: not known.
 
     A session counts on from what it was given; a project's hooks count what their own run made, and so does
@@ -121,21 +124,26 @@ def _made(spec: RunSpec, good: restore.Good, before: Continues | None) -> tuple[
         return good.steps, good.steps
     if good.steps is None or before.steps is None:
         return None, None
-    anew = spec.workload == "project" or (spec.workload == "custom" and not counts_on(good))
+    anew = spec.workload == "project" or (said is not None and not said.counts_on)
     return (good.steps, before.steps + good.steps) if anew else (good.steps - before.steps, good.steps)
 
 
-def _seconds(spec: RunSpec, good: restore.Good, before: Continues | None, own: int | None) -> float | None:
+def _seconds(
+    spec: RunSpec, good: restore.Good, before: Continues | None, own: int | None, said: Told | None
+) -> float | None:
     """Seconds that were trained by then: those of the last report of no more units than the checkpoint has,
-    so that never fewer are made in all than were asked for.
+    so that never fewer are made in all than were asked for. Of a class of the owner's nobody else knows how
+    many units a state holds: those that its checkpoint says it had taken when it was written.
     """
     earlier = 0.0 if before is None else before.seconds
     if spec.workload == "project" or earlier is None:
         return None
+    if said is not None:
+        return earlier + said.seconds
     per_unit = spec.model.batches_per_epoch if isinstance(spec.model, MlpModel) else 1
-    most = None if own is None or isinstance(spec.model, CustomModel) else own / per_unit
-    told = [seconds for seconds, units in good.progress if most is None or units <= most]
-    return earlier + (told[-1] if told else 0.0)
+    most = None if own is None else own / per_unit
+    found = [seconds for seconds, units in good.progress if most is None or units <= most]
+    return earlier + (found[-1] if found else 0.0)
 
 
 def _in(runs: Path, name: str, given: str) -> Path:

@@ -155,26 +155,27 @@ class EventLog(EventReader):
         """Check new bytes, append whole lines to events.jsonl, countersign the head; return the new events.
 
         Called at every poll: a head that stands is countersigned again now and then, so that a
-        quiet stretch of training is not a stretch in which events could be rewritten.
+        quiet stretch of training is not a stretch in which events could be rewritten. All heads of one poll
+        bear one time: what came together was seen together (restore.py: who watched).
         """
-        before = self.count
+        before, at = self.count, time.time()
         lines, events = self._checked(data)
         if lines:
             with (self._folder / "events.jsonl").open("ab") as stream:
                 stream.write(b"".join(line + b"\n" for line in lines))
         for seq, (line, event) in enumerate(zip(lines, events, strict=True), start=before):
             if event.type == "checkpoint-sealed" and seq < self.count - 1:
-                self._sign_head(seq, event_hash(line))  # it is stored with the chain up to here
+                self._sign_head(seq, event_hash(line), at)  # it is stored with the chain up to here
         now = time.monotonic()
         every = heads_every(now - self._made, self._interval) if self._thinned else self._interval
         if lines or (self.count and now - self._signed >= every):
             assert self._prev is not None
-            self._sign_head(self.count - 1, self._prev)
+            self._sign_head(self.count - 1, self._prev, at)
         return events
 
-    def _sign_head(self, seq: int, head: str) -> None:
+    def _sign_head(self, seq: int, head: str, at: float) -> None:
         self._signed = time.monotonic()
-        line = sign_head(self._operator, **self._names, seq=seq, head=head, time=time.time())
+        line = sign_head(self._operator, **self._names, seq=seq, head=head, time=at)
         with (self._folder / "heads.jsonl").open("ab") as stream:
             stream.write(line + b"\n")
 

@@ -15,9 +15,13 @@ The leg's key and its grant are those of the exchange in the run's own bundle (o
 one): neither is taken from what lies beside the checkpoint. Nothing is opened here, and no owner's key is
 needed.
 
-Somebody watched: from the head before the event to the first that covers it passed no more than a few
-intervals at which heads are countersigned. What was made in a longer stretch may be true and still not the
-newest: whoever has the machine could have withheld what came after it.
+Somebody watched: the poll before the one that brought the event lay no more than a few intervals back at
+which heads are countersigned, and by the leg's own clock the event was made between the two, counted from the
+release and from every head since. What was made in a longer stretch, or was handed out late, may be true and
+still not the newest: whoever has the machine could have withheld what came after it.
+
+Where the run has its bundle, its operator's signature says which files the leg had: a bundle that this
+machine's operator did not sign, or whose files are others, is refused by the code of that.
 """
 
 from __future__ import annotations
@@ -35,20 +39,22 @@ from pydantic import ValidationError
 from glasshouse.attestation.claims import Reference
 from glasshouse.attestation.evidence import parse_evidence
 from glasshouse.attestation.tokens import GRANT_TYP, Times, read_jws
-from glasshouse.canonical import CanonicalError, b64u_decode, parse_canonical
+from glasshouse.canonical import CanonicalError, b64u_decode, parse_canonical, sha256_hex
 from glasshouse.codes import Code
-from glasshouse.errors import GlasshouseError, UsageError
+from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.caveats import GAP_FACTOR
-from glasshouse.lifecycle.checkpoints import Stored, stored
+from glasshouse.lifecycle.checkpoints import MAX_STEPS, Signed, Stored, stored
+from glasshouse.records.bundle import ENVELOPE
 from glasshouse.records.chain import MAX_HEAD_BYTES, head_digest, sign_head
-from glasshouse.records.keys import KeyEntry
+from glasshouse.records.keys import KeyEntry, Keyring
+from glasshouse.records.signing import BUNDLE_TYPE, open_statement
+from glasshouse.runtime.cadence import heads_every
 from glasshouse.runtime.events import MAX_EVENT_BYTES, check_line, event_hash, first_link
 from glasshouse.schema import Exchange, Head
 from glasshouse.spec import Policy, RunSpec
 
 MAX_BYTES: Final = 64 << 20  # of a leg's events, and of its heads (lifecycle/follow.py takes no more)
-WATCH_FLOOR_SEC: Final = 30.0  # a poll waits so long on a slow connection, whatever the interval is
-WATCH_SHARE: Final = 0.012  # of a leg's age: the longer it has run, the rarer its heads are countersigned
+CLOCKS_SEC: Final = 30.0  # from a grant to its leg's first event, and by which two clocks may differ
 _HASHED: Final = 4 << 20
 _SEALED = "checkpoint-sealed"
 
@@ -81,10 +87,15 @@ class Leg:
     heads: bytes
 
     @classmethod
-    def read(cls, folder: Path, run: str, leg: str, launch: int) -> Leg:
-        """Read it from the bundle of the run, or what is to become that. Raises RefusedError."""
-        files = next((folder / name for name in ("parts", "bundle") if (folder / name).is_dir()), folder)
-        place = files / "legs" / f"{leg}-protected{'' if launch == 1 else f'-l{launch}'}"
+    def read(cls, folder: Path, run: str, leg: str, launch: int, operators: Sequence[KeyEntry]) -> Leg:
+        """Read it from the run's bundle, which one of `operators` signed, or from what is to become that.
+        Raises RefusedError.
+        """
+        name = f"legs/{leg}-protected{'' if launch == 1 else f'-l{launch}'}"
+        bundle = folder / "bundle"
+        place = (bundle if bundle.is_dir() else folder / "parts") / name
+        if bundle.is_dir():
+            _check_signed(bundle, name, run, operators)
         try:
             exchange = Exchange.model_validate_json((place / "exchange.json").read_bytes())
             said = parse_canonical((place / "reference.json").read_bytes())
@@ -98,9 +109,10 @@ class Leg:
                 f"launch {launch} of {leg} is none to which {run} released its package",
                 Code.CHECKPOINT_FOREIGN,
             ) from error
+        heads = _read(place / "heads.jsonl")  # before the events: while a leg goes on, these come first
         return cls(
             run, leg, launch, key, exchange.grant, reference.manifest_hash, float(released),
-            _read(place / "events.jsonl"), _read(place / "heads.jsonl"),
+            _read(place / "events.jsonl"), heads,
         )  # fmt: skip
 
     @property
@@ -119,7 +131,7 @@ class Good:
     """A checkpoint that was found good. `whole`: something marked its files as one set.
 
     steps: as its event says; None: nobody counted. progress: (seconds, units) of the training by then, as the
-    events before it report them.
+    events before it report them. newest: the highest number that was countersigned, 0 where none was.
     """
 
     stored: Stored
@@ -130,6 +142,7 @@ class Good:
     steps: int | None
     progress: tuple[tuple[float, float], ...]
     witnessed: bool
+    newest: int
 
     @property
     def context(self) -> dict[str, str]:
@@ -142,6 +155,7 @@ class _Event:
     type: str
     body: dict[str, Any]
     hash: str
+    ms: int  # by the leg's own clock
 
 
 @dataclass(frozen=True)
@@ -210,7 +224,7 @@ def check(
     operators: Sequence[KeyEntry],
 ) -> Good:
     """Hold one checkpoint against everything that is known of it. Raises RefusedError."""
-    leg = Leg.read(folder, run, each.leg, each.launch)
+    leg = Leg.read(folder, run, each.leg, each.launch, operators)
     words = f"checkpoint {each.number} of {run}"
     events = chain_of(_read(each.events), leg, words)
     own = chain_of(leg.events, leg, words) if leg.events else []
@@ -229,6 +243,8 @@ def check(
         raise refuse(
             f"the events beside {words} do not end with one that names it", Code.CHECKPOINT_CHAIN_BROKEN
         )
+    if Signed.of(_SEALED, body) is None or not _counts(body.get("steps"), spec):
+        raise refuse(f"the event of {words} is of another form", Code.CHECKPOINT_CHAIN_BROKEN)
     if _numbers(events) != list(range(1, len(_numbers(events)) + 1)):
         raise refuse(f"events are missing beside {words}", Code.CHECKPOINT_CHAIN_BROKEN)
     if body.get("number") != each.number:
@@ -243,17 +259,17 @@ def check(
             f"{words} is older than number {newest}, which was countersigned and is not here",
             Code.CHECKPOINT_OLDER,
         )
-    witnessed = _witnessed(len(events) - 1, heads, leg.released_at, spec.measure.head_interval_sec)
+    clock = [event.ms / 1000 for event in longest]
+    witnessed = _witnessed(len(events) - 1, clock, heads, leg.released_at, spec.measure.head_interval_sec)
     if policy.require_witnessed_checkpoints and not witnessed:
         raise refuse(
             f"{words} was made while no controller watched",
             Code.CHECKPOINT_NOT_WITNESSED,
             f"policy={policy.name} takes none such",
         )
-    steps = body.get("steps")
     return Good(
         each, leg, str(body["ciphertextSha256"]), str(body["plaintextSha256"]), body.get("state") == "whole",
-        steps if type(steps) is int and steps >= 0 else None, _progress(events), witnessed,
+        body.get("steps"), _progress(events), witnessed, newest,
     )  # fmt: skip
 
 
@@ -290,7 +306,7 @@ def chain_of(data: bytes, leg: Leg, words: str) -> list[_Event]:
             said = "an event beside it is missing or out of place" if number else "it is of another leg"
             raise refuse(f"{words}: {said}", code)
         previous, clock = event_hash(line), event["tMs"]
-        found.append(_Event(event["type"], event["body"], previous))
+        found.append(_Event(event["type"], event["body"], previous, clock))
     return found
 
 
@@ -340,13 +356,57 @@ def _check_file(each: Stored, body: dict[str, Any], events: Sequence[_Event], wo
     raise refuse(f"{words} is not the {body.get('bytes')} bytes that its leg sealed", Code.CHECKPOINT_TORN)
 
 
-def _witnessed(seq: int, heads: Sequence[_Signed], released_at: float, interval: float) -> bool:
-    before = max((head.time for head in heads if head.seq < seq), default=released_at)
+def _counts(steps: Any, spec: RunSpec) -> bool:
+    """Whether an event's steps can be added to those of the runs before."""
+    before = 0 if spec.continues is None else spec.continues.steps or 0
+    return steps is None or before + int(steps) <= MAX_STEPS
+
+
+def _witnessed(
+    seq: int, clock: Sequence[float], heads: Sequence[_Signed], released_at: float, interval: float
+) -> bool:
+    """Whether somebody watched when event `seq` was made. clock: when each event was, by the leg's clock.
+
+    Its clock stands where the first event was no later than the release and each head after the event that
+    it covers; so what came later than the promptest of these allows was held back for the difference.
+    """
     covers = min((head.time for head in heads if head.seq >= seq), default=None)
     if covers is None:
         return False
-    most = max(GAP_FACTOR * interval, WATCH_FLOOR_SEC, WATCH_SHARE * (covers - released_at))
-    return covers - before <= most
+    polls = [(released_at, clock[0])]
+    polls += [(head.time, clock[head.seq]) for head in heads if head.time < covers]  # of earlier polls
+    most = GAP_FACTOR * heads_every(covers - released_at, interval)
+    late = covers - clock[seq] - min(at - made for at, made in polls)
+    return covers - max(at for at, _ in polls) <= most and late <= max(most, CLOCKS_SEC)
+
+
+def _check_signed(bundle: Path, name: str, run: str, operators: Sequence[KeyEntry]) -> None:
+    """See that an operator signed the bundle, and with it the files of this launch. Raises RefusedError."""
+    try:
+        envelope = bundle / ENVELOPE
+        if not envelope.is_file():
+            raise refuse(f"the bundle of {run} lacks its signature", Code.FILE_MISSING)
+        opened = open_statement(
+            envelope.read_bytes(), Keyring(tuple(operators)), role="operator", predicate_type=BUNDLE_TYPE
+        )
+        place = bundle / name
+        there = {f"{name}/{path.name}" for path in place.iterdir()} if place.is_dir() else set()
+        signed = {each for each in opened.subjects if each.startswith(f"{name}/")}
+        for each in sorted(there | signed):
+            if each not in there:
+                raise refuse(f"{each} of {run} was signed and is missing", Code.FILE_MISSING)
+            if each not in signed:
+                raise refuse(f"{each} of {run} is not in the signed list", Code.FILE_UNLISTED)
+            if sha256_hex((bundle / each).read_bytes()) != opened.subjects[each]:
+                raise refuse(f"{each} of {run} is not the file that was signed", Code.DIGEST_MISMATCH)
+    except VerificationError as error:
+        raise refuse(
+            f"the bundle of {run} was not signed by this machine's operator: {error.what}",
+            error.code or Code.BUNDLE_SIGNATURE,
+            "go on where the run was started, with the GLASSHOUSE_HOME of then",
+        ) from error
+    except OSError as error:
+        raise refuse(f"the bundle of {run} cannot be read: {error.strerror}", Code.FILE_UNREADABLE) from error
 
 
 def _progress(events: Sequence[_Event]) -> tuple[tuple[float, float], ...]:
@@ -355,7 +415,9 @@ def _progress(events: Sequence[_Event]) -> tuple[tuple[float, float], ...]:
         seconds, units = event.body.get("elapsedSec"), event.body.get("units")
         if event.type != "progress" or event.body.get("phase") != "measure":
             continue
-        if isinstance(seconds, int | float) and isinstance(units, int | float) and min(seconds, units) >= 0:
+        if not (isinstance(seconds, int | float) and isinstance(units, int | float)):
+            continue
+        if min(seconds, units) >= 0 and max(seconds, units) <= MAX_STEPS:
             found.append((float(seconds), float(units)))
     return tuple(found)
 

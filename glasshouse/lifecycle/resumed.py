@@ -7,21 +7,25 @@ is made of it. It is held against what its leg signed once more, since time has 
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from glasshouse.canonical import parse_json
+from glasshouse.canonical import CanonicalError, parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import SealError, UsageError
 from glasshouse.judgement.record import Record
-from glasshouse.lifecycle import restore
+from glasshouse.lifecycle import checkpoints, restore
 from glasshouse.lifecycle.checkpoints import event_of, stored
 from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records import keys
+from glasshouse.runtime.checkpointing import MADE
+from glasshouse.runtime.params import WHEELS_FOLDER
 from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.memory import overwrite, private_region
@@ -31,6 +35,7 @@ from glasshouse.spec import Continues, RunSpec
 from glasshouse.workloads.package import MAX_FILE_BYTES, Resumed
 
 FEW = 5
+_STATE = {TENSORS: b"state.safetensors", VALUES: b"state.json"}
 _NUMBERED = re.compile(rb"(?:.*/)?checkpoint-([0-9]{1,12})/\Z", re.DOTALL)
 Say = Callable[[str], object]
 
@@ -77,6 +82,7 @@ def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
             index = parse_index(package.files[INDEX_NAME])
             _doubts(good, index, package, say)
             if spec.workload == "project":
+                _check_writable(index, words)
                 yield Resumed({INDEX: package.files[INDEX_NAME]}, _Pieces(package), index.nbytes)
                 return
             with _state(index, package, words) as files:
@@ -85,18 +91,71 @@ def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
         raise _explained(error, words) from error
 
 
+def check_beforehand(spec: RunSpec) -> None:
+    """Open what a run goes on from once, if anything, while nothing is rented. Raises as `opened`."""
+    if spec.continues is not None:
+        with opened(spec):
+            pass
+
+
+def _check_writable(index: Index, words: str) -> None:
+    """No job makes files in the folder of its wheels: what is installed there comes with the next package."""
+    for entry in index.entries:
+        if entry.path.split(b"/")[0] == os.fsencode(WHEELS_FOLDER):
+            raise UsageError(
+                f"this checkpoint has files in {WHEELS_FOLDER}, where only the package has any",
+                field="from", value=words, remedy=_ANOTHER,
+            )  # fmt: skip
+
+
 _ANOTHER = "name another with from=RUN@N, or begin anew without from="
 
 
-def counts_on(good: restore.Good) -> bool:
-    """Whether a state holds the steps of the whole chain; one of a class of the owner's need not."""
-    with checked_outputs(
-        good.stored.path, keys.owner_keys(), context=good.context, plaintext_sha256=good.plaintext_sha256
-    ) as package:
-        index = parse_index(package.files[INDEX_NAME])
-        with _state(index, package, f"checkpoint {good.stored.number}") as files:
-            values = parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)
-    return isinstance(values, dict) and type(values.get("steps")) is int
+@dataclass(frozen=True)
+class Told:
+    """What a state of a class of the owner's says itself. counts_on: it holds the steps of the whole chain;
+    seconds: that its own run trained until it was written, 0 where it does not say.
+    """
+
+    counts_on: bool
+    seconds: float
+
+
+def told(good: restore.Good) -> Told:
+    """Read that. Raises UsageError where it holds no state, and SealError."""
+    words = f"checkpoint {good.stored.number} of {good.leg.run}"
+    try:
+        with checked_outputs(
+            good.stored.path, keys.owner_keys(), context=good.context, plaintext_sha256=good.plaintext_sha256
+        ) as package:
+            if INDEX_NAME not in package.files:
+                raise UsageError("this checkpoint holds no files", field="from", value=words, remedy=_ANOTHER)
+            index = parse_index(package.files[INDEX_NAME])
+            names = _newest(index, words)
+            values, made = (
+                _small(index, package, names.get(name)) for name in (_STATE[VALUES], MADE.encode())
+            )
+    except SealError as error:
+        raise _explained(error, words) from error
+    seconds = made.get("elapsedSec")
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= checkpoints.MAX_STEPS:
+        seconds = 0.0
+    return Told(type(values.get("steps")) is int, float(seconds))
+
+
+def _small(index: Index, package: CheckedOutputs, entry: Entry | None) -> dict[str, Any]:
+    """An object out of a checkpoint's file; an empty one where there is none."""
+    if entry is None or entry.nbytes > MAX_VALUES_BYTES:
+        return {}
+    data = bytearray(entry.nbytes)
+    try:
+        _fill(index, package, {entry.path: memoryview(data)})
+        found = parse_json(bytes(data), max_bytes=MAX_VALUES_BYTES)
+    except CanonicalError:
+        return {}
+    finally:
+        data[:] = bytes(len(data))
+    return found if isinstance(found, dict) else {}
 
 
 def found(continues: Continues, spec: RunSpec) -> restore.Good:
@@ -137,16 +196,8 @@ class _Pieces:
 @contextmanager
 def _state(index: Index, package: CheckedOutputs, words: str) -> Iterator[Mapping[str, memoryview]]:
     """A session's state out of a checkpoint's files: the newest whole folder that has both of them."""
-    by_folder: dict[bytes, dict[bytes, Entry]] = {}
-    for entry in index.files:
-        folder, slash, name = entry.path.rpartition(b"/")
-        by_folder.setdefault(folder + slash, {})[name] = entry
-    wanted = {TENSORS: b"state.safetensors", VALUES: b"state.json"}
-    whole = [folder for folder, names in by_folder.items() if set(wanted.values()) <= names.keys()]
-    if not whole:
-        raise UsageError("this checkpoint holds no state", field="from", value=words, remedy=_ANOTHER)
-    names = by_folder[max(whole, key=_number)]
-    entries = {place: names[name] for place, name in wanted.items()}
+    names = _newest(index, words)
+    entries = {place: names[name] for place, name in _STATE.items()}
     if entries[TENSORS].nbytes > MAX_FILE_BYTES or entries[VALUES].nbytes > MAX_VALUES_BYTES:
         raise UsageError("the state is too large to seal", field="from", value=words, remedy="at most 8 GiB")
     region = private_region(sum(entry.nbytes for entry in entries.values()))
@@ -159,6 +210,18 @@ def _state(index: Index, package: CheckedOutputs, words: str) -> Iterator[Mappin
         yield files
     finally:
         overwrite(region)
+
+
+def _newest(index: Index, words: str) -> dict[bytes, Entry]:
+    """The files of the newest whole folder that has a state, by their names. Raises UsageError."""
+    by_folder: dict[bytes, dict[bytes, Entry]] = {}
+    for entry in index.files:
+        folder, slash, name = entry.path.rpartition(b"/")
+        by_folder.setdefault(folder + slash, {})[name] = entry
+    whole = [folder for folder, names in by_folder.items() if set(_STATE.values()) <= names.keys()]
+    if not whole:
+        raise UsageError("this checkpoint holds no state", field="from", value=words, remedy=_ANOTHER)
+    return by_folder[max(whole, key=_number)]
 
 
 def _number(folder: bytes) -> int:

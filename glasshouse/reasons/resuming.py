@@ -30,7 +30,8 @@ CHECKPOINTS: dict[Code, Reason] = {
     ),
     Code.CHECKPOINT_CHAIN_BROKEN: explained(
         "Its events are not whole",
-        "Of the events beside the checkpoint one is missing, out of place, or not signed by the leg's key.",
+        "Of the events beside the checkpoint one is missing, out of place, not signed by the leg's key, or "
+        "of another form.",
         Place.RESUME,
     ),
     Code.CHECKPOINT_HEAD_MISMATCH: explained(

@@ -2,6 +2,7 @@
 
     checkpoint-N/state.safetensors    the tensors of its `state()` (session.py), after N optimizer steps
     checkpoint-N/state.json           its values
+    checkpoint-N/made.json            of this run's own: units, and seconds that they took, at most
 
 No pickle. Written under another name and renamed into place, so that what has its name is whole; the one
 before goes then. Training stands still for that copy, into memory, and for no more: sealing is the keeper's.
@@ -28,7 +29,7 @@ FOLDER = "checkpoints"  # in the scratch folder
 WRITING = "writing"  # in that, until it is renamed
 UNABLE = "unable"  # there where one was due, and none can be written
 TRIES = 3  # one after the other for which there is no room, before no more are made
-TENSORS, VALUES = "state.safetensors", "state.json"
+TENSORS, VALUES, MADE = "state.safetensors", "state.json", "made.json"
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})\Z")
 
 
@@ -39,12 +40,15 @@ class Checkpointed:
         self._session, self._folder, self._every = session, folder, every
         self._next = time.monotonic() + every
         self._units = self._failed = 0
+        self._began: float | None = None  # a moment after the clock of the measured stretch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
     def run_unit(self) -> None:
         """Do one unit, and write a checkpoint where one is due."""
+        if self._began is None:
+            self._began = time.monotonic()
         self._session.run_unit()
         self._units += 1
         if time.monotonic() >= self._next:
@@ -73,6 +77,8 @@ class Checkpointed:
     def _write(self) -> None:
         session: Any = self._session
         session.synchronize()
+        assert self._began is not None
+        made = {"elapsedSec": round(time.monotonic() - self._began, 3), "units": self._units}
         tensors, values = session.state()
         steps = values.get("steps")
         if type(steps) is not int or steps < 0:
@@ -94,6 +100,7 @@ class Checkpointed:
                 finally:
                     harness.wipe_copy(tensors[name], host)
         (place / VALUES).write_bytes(canonical_json(values))
+        (place / MADE).write_bytes(canonical_json(made))
         # A rename within the tick in which it was filled would not be seen as one (looking.py).
         os.utime(place, ns=(0, 0))
         before = [path for path in self._folder.iterdir() if _NAME.match(path.name)]

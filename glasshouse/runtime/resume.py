@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from glasshouse.errors import LegError
 from glasshouse.runtime.safetensors import read_safetensors
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, parse_index, write_tree
+from glasshouse.sealing.tree_index import Entry
 
 PREFIX = "resume/"
 INDEX = f"{PREFIX}{INDEX_NAME}"
 TENSORS, VALUES = f"{PREFIX}state.safetensors", f"{PREFIX}state.json"
 MAX_VALUES_BYTES = 64 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def put_back(
@@ -53,6 +56,8 @@ def put_back(
         _make_way(files[INDEX], folder)
     elif folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
+    elif folder.is_file() and not folder.is_symlink():
+        folder.unlink()
     own = {
         name.removeprefix(PREFIX): (TensorSpec(name.removeprefix(PREFIX), spec.dtype, spec.shape), view)
         for name, (spec, view) in tensors.items()
@@ -63,12 +68,46 @@ def put_back(
 
 
 def _make_way(index: Any, folder: Path) -> None:
-    """Remove the files and links of a project's own that the checkpoint has another form of."""
-    for entry in parse_index(index).entries:
-        place = folder / os.fsdecode(entry.path)
-        # Nothing of the owner's runs yet, and no link of what was written here leads out of it.
-        if place.is_symlink() or place.is_file():
-            place.unlink()
+    """Remove what of a project's own the checkpoint has another form of, or another kind. No link is
+    followed: one on the way to an entry goes itself, and what it leads to stays.
+    """
+    root = os.open(folder, _FOLDER)
+    try:
+        for entry in parse_index(index).entries:
+            _clear(root, entry)
+    finally:
+        os.close(root)
+
+
+def _clear(root: int, entry: Entry) -> None:
+    *above, last = entry.path.split(b"/")
+    place = os.dup(root)
+    try:
+        for name in above:
+            if (mode := _mode(place, name)) is None:
+                return
+            if not stat.S_ISDIR(mode):
+                os.unlink(name, dir_fd=place)
+                return
+            deeper = os.open(name, _FOLDER, dir_fd=place)
+            os.close(place)
+            place = deeper
+        mode = _mode(place, last)
+        if mode is None or (entry.kind == "folder" and stat.S_ISDIR(mode)):
+            return
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(last, dir_fd=place)
+        else:
+            os.unlink(last, dir_fd=place)
+    finally:
+        os.close(place)
+
+
+def _mode(place: int, name: bytes) -> int | None:
+    try:
+        return os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
 
 
 def restore(session: Any, files: Mapping[str, Any]) -> bool:

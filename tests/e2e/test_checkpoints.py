@@ -143,6 +143,7 @@ def test_of_a_job_whose_controller_is_killed_they_are_fetched_before_its_machine
     folder = run_folder(program)
     assert folder is not None
     kill_with_watchdog(process, folder)
+    wait_until(lambda: on_pod(program, "legs/*/checkpoints/00000[3-9].sealed"), 90, "one made meanwhile")
     done = program("reap", "--json")
     assert done.returncode == 0, done.stderr
     assert "controller-killed" in read_record(folder)["exclusion"]["codes"]
@@ -152,4 +153,5 @@ def test_of_a_job_whose_controller_is_killed_they_are_fetched_before_its_machine
         len(newest.events.read_bytes().splitlines()) - 1
     )  # countersigned by whoever fetched it, if nobody was there before
     said, place = opened(program, folder, tmp_path / "opened")
+    assert any(doubt.startswith("checkpoint-unwitnessed:") for doubt in said["doubts"])
     check({**said, "checkpoint": {"state": "whole"}}, place)  # what was caught in between may be unmarked

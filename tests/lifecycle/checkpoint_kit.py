@@ -12,6 +12,8 @@ from glasshouse.canonical import record_json, sha256_hex
 from glasshouse.codes import Code
 from glasshouse.lifecycle.run_folder import RunFolder, SavedRun
 from glasshouse.records import keys
+from glasshouse.records.bundle import ENVELOPE
+from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
 from glasshouse.runtime.sealer import seal_tree
 from glasshouse.spec import RunSpec
 from tests.records.factory import Factory
@@ -35,6 +37,17 @@ class Died:
     def leg(self, name: str) -> Path:
         """A file of the leg, among the run's own."""
         return self.folder / "bundle" / "legs" / "s000-protected" / name
+
+    def sign(self) -> None:
+        """Sign the bundle as it lies here, as its operator did: what a test altered was always so."""
+        bundle = self.folder / "bundle"
+        subjects = {
+            str(path.relative_to(bundle)): sha256_hex(path.read_bytes())
+            for path in bundle.rglob("*")
+            if path.is_file() and path.name != ENVELOPE
+        }
+        envelope = sign_statement(keys.operator_key(), BUNDLE_TYPE, {"run": self.run}, subjects)
+        (bundle / ENVELOPE).write_bytes(envelope)
 
     def drop(self, number: int) -> None:
         """Remove a checkpoint from home, as if it had never come."""
@@ -115,6 +128,7 @@ def died(
         )
     )  # fmt: skip
     made = Died(folder, run, factory)
+    made.sign()
     made.place(1).parent.mkdir(parents=True)
     events = made.leg("events.jsonl").read_bytes().splitlines(keepends=True)
     heads = made.leg("heads.jsonl").read_bytes().splitlines(keepends=True)

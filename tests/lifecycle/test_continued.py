@@ -195,3 +195,34 @@ def test_where_it_lies_is_in_no_plan(run: Died) -> None:
     assert shown.continues is not None
     assert shown.continues.folder == "withheld"
     assert str(run.folder) not in shown.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("made", "seconds"),
+    [
+        ({"made.json": canonical_json({"elapsedSec": 7.5, "units": 20})}, 7.5),
+        ({}, 0.0),
+        ({"made.json": b"[]"}, 0.0),
+        ({"made.json": canonical_json({"elapsedSec": "7", "units": 20})}, 0.0),
+        ({"made.json": b"{" * 100}, 0.0),
+    ],
+)
+def test_a_class_of_ones_own_is_given_the_seconds_that_its_state_was_trained(
+    home: Path, made: dict[str, bytes], seconds: float
+) -> None:
+    """Not those of reports that came while it was sealed: never fewer are trained than were asked for."""
+    source = home / "mine.py"
+    source.write_text(
+        "class Mine:\n    unit, steps_per_unit, info = 'steps', 1, {}\n"
+        "    def __init__(self, params, files, device): ...\n    def run_unit(self): ...\n"
+        "    def synchronize(self): ...\n    def loss(self): ...\n"
+        "    def trainable(self): ...\n    def buffers(self): ...\n"
+    )
+    words = ["model=custom", f"model.entry={source}:Mine", "duration=1000", "order=protected-only"]
+    words.append("payload=private")
+    state = {"state.safetensors": b"x", "state.json": canonical_json({"steps": 20}), **made}
+    files = {f"checkpoint-20/{name}": data for name, data in state.items()}
+    run = died(home, config.load(words), [files] * 4, overrides=words, steps=[20] * 4)
+    spec = load(run)
+    assert spec.continues.seconds == seconds
+    assert [slot.measured_sec for slot in build_schedule(spec)] == [1000 - seconds]

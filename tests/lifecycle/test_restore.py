@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -12,13 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glasshouse import config
+from glasshouse.attestation.evidence import parse_evidence
 from glasshouse.canonical import canonical_json, parse_json, sha256_hex
 from glasshouse.errors import GlasshouseError, UsageError
 from glasshouse.lifecycle import restore
 from glasshouse.lifecycle.continued import Origin
+from glasshouse.lifecycle.follow import EventLog
 from glasshouse.lifecycle.resumed import operators
 from glasshouse.records import keys
 from glasshouse.records.chain import sign_head
+from glasshouse.records.signing import BUNDLE_TYPE, sign_statement
+from glasshouse.schema import Exchange
+from tests.lifecycle import checkpoint_kit
 from tests.lifecycle.checkpoint_kit import Died, died
 from tests.specs import make_spec
 
@@ -80,6 +86,7 @@ def test_a_later_one_that_nobody_countersigned_does_not_make_it_older(run: Died)
     run.drop(3)
     heads = run.leg("heads.jsonl").read_bytes().splitlines(keepends=True)
     run.leg("heads.jsonl").write_bytes(b"".join(heads[:9]))
+    run.sign()
     assert pick(run).stored.number == 2
 
 
@@ -124,6 +131,7 @@ def without_an_exchange(run: Died) -> None:
     for number in (1, 2):
         run.drop(number)
     run.leg("exchange.json").unlink()
+    run.sign()
 
 
 def lines(run: Died, edit: Callable[[list[bytes]], list[bytes]]) -> None:
@@ -167,6 +175,7 @@ def another_head_was_countersigned(run: Died) -> None:
         keys.operator_key(), run=run.run, leg="s000", launch=1, seq=7, head="0" * 64, time=run.factory.now
     )
     run.leg("heads.jsonl").write_bytes(b"".join(heads[:7]) + line + b"\n")
+    run.sign()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +215,7 @@ def test_a_chain_that_was_written_anew_is_not_the_countersigned_one(run: Died, t
     other = died(tmp_path, JOB, THREE)  # stands for a chain of other events under a key that is believed
     for what in ("events.jsonl", "exchange.json", "reference.json"):
         run.leg(what).write_bytes(other.leg(what).read_bytes())
+    run.sign()
     for number in (1, 2, 3):
         run.place(number, "events.jsonl").write_bytes(other.place(number, "events.jsonl").read_bytes())
     assert refusal(run).code == "checkpoint-head-mismatch"
@@ -241,6 +251,7 @@ def test_whoever_fetches_it_first_countersigns_it(run: Died) -> None:
     heads.write_bytes(b"".join(before))
     own = run.leg("heads.jsonl")
     own.write_bytes(b"".join(before))
+    run.sign()
     good = pick(run)
     assert not good.witnessed
     restore.countersign(good, keys.operator_key(), run.factory.now + 5000)
@@ -250,6 +261,158 @@ def test_whoever_fetches_it_first_countersigns_it(run: Died) -> None:
     assert not pick(run).witnessed  # long after it was made: nobody watched then
     restore.countersign(good, keys.operator_key(), run.factory.now + 6000)
     assert heads.read_bytes().splitlines(keepends=True) == after
+
+
+def taken_up(run: Died, polls: Sequence[tuple[float, slice]]) -> None:
+    """Let a controller sign the heads of what it polls: when, and which events came then."""
+    events = run.leg("events.jsonl").read_bytes().splitlines(keepends=True)
+    exchange = Exchange.model_validate_json(run.leg("exchange.json").read_bytes())
+    assert exchange.grant is not None
+    folder = run.folder / "log"
+    folder.mkdir()
+    log = EventLog(folder, keys.operator_key(), run=run.run, leg="s000", launch=1, interval=5.0, thinned=True)
+    log.begin(parse_evidence(exchange.evidence).event_key, exchange.grant)
+    clock = iter(at for at, _ in polls)
+    with pytest.MonkeyPatch.context() as patch:
+        for _, part in polls:
+            at = next(clock)
+            patch.setattr("glasshouse.lifecycle.follow.time.time", lambda at=at: run.factory.now + at)
+            log.feed(b"".join(events[part]))
+    heads = (folder / "heads.jsonl").read_bytes()
+    run.leg("heads.jsonl").write_bytes(heads)
+    run.sign()
+    for number in (1, 2, 3):
+        mine = [line for line in heads.splitlines(keepends=True) if parse_json(line)["seq"] <= 3 + 2 * number]
+        run.place(number, "heads.jsonl").write_bytes(b"".join(mine))
+
+
+HOURS = 36_000.0
+AWAY = {
+    "all in one poll": [(0, slice(0, 4)), (HOURS, slice(4, None))],
+    "handed out slowly": [
+        (0, slice(0, 4)),
+        *((HOURS + at, slice(at, at + 1)) for at in range(4, 10)),
+    ],
+    "from the beginning": [(HOURS + at, slice(at, at + 1)) for at in range(10)],
+}
+
+
+@pytest.mark.parametrize("polls", AWAY.values(), ids=AWAY.keys())
+def test_what_came_after_hours_without_a_controller_was_watched_by_nobody(
+    run: Died, polls: Sequence[tuple[float, slice]]
+) -> None:
+    """However it is handed out then: heads of one poll are one, and the leg's clock says when it was made."""
+    taken_up(run, polls)
+    for number in (1, 2, 3):
+        assert not pick(run, number).witnessed
+    assert refusal(run, require_witnessed_checkpoints=True).code == "checkpoint-not-witnessed"
+
+
+def test_what_came_as_it_was_made_was_watched(run: Died) -> None:
+    taken_up(run, [(at, slice(at, at + 1)) for at in range(10)])
+    assert [pick(run, number).witnessed for number in (1, 2, 3)] == [True] * 3
+
+
+def of_another_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: dict[str, Any]) -> Died:
+    """A run whose leg signed an event of another form for its last checkpoint."""
+    real, made = checkpoint_kit.sealed, []
+
+    def sealed(folder: Path, *args: Any) -> tuple[bytes, dict[str, Any]]:
+        data, report = real(folder, *args)
+        made.append(data)
+        if len(made) == 3:
+            report = {name: value for name, value in (report | edit).items() if value is not ...}
+        return data, report
+
+    monkeypatch.setattr(checkpoint_kit, "sealed", sealed)
+    return died(tmp_path, JOB, THREE, steps=[20, 40, edit.get("steps", 60)])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"plaintextSha256": ...},
+        {"plaintextSha256": ["x"] * 3},
+        {"plaintextSha256": "0" * 63},
+        {"ciphertextSha256": None},
+        {"bytes": "9"},
+        {"steps": 2.5},
+        {"steps": [60]},
+        {"steps": -1},
+    ],
+    ids=str,
+)
+def test_an_event_of_another_form_is_refused_and_the_one_before_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(tmp_path / "home"))
+    run = of_another_form(tmp_path, monkeypatch, edit)
+    error = refusal(run)
+    assert error.code == "checkpoint-chain-broken"
+    assert f"the newest good one at home: from={run.run}@2" in error.line()
+    good = restore.newest_good(run.folder, run.run, JOB, JOB.policy, operators=operators())
+    assert good is not None
+    assert good.stored.number == 2
+
+
+def test_the_steps_of_a_chain_stay_countable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(tmp_path / "home"))
+    first = died(tmp_path, JOB, THREE, steps=[20, 40, 60])
+    before = config.load([f"from={first.run}"], runs=first.folder.parent)
+    run = died(tmp_path, before, THREE, steps=[20, 40, 2**53 - 30])
+    with pytest.raises(restore.RefusedError, match=f"checkpoint-chain-broken.*from={run.run}@2"):
+        restore.pick(run.folder, run.run, before, JOB.policy, number=None, operators=operators())
+
+
+def cut_heads(run: Died) -> None:
+    heads = run.leg("heads.jsonl")
+    heads.write_bytes(b"".join(heads.read_bytes().splitlines(keepends=True)[:8]))
+
+
+def no_heads(run: Died) -> None:
+    run.leg("heads.jsonl").unlink()
+
+
+def one_more(run: Died) -> None:
+    run.leg("launch.jsonl").write_bytes(b"")
+
+
+def unsigned(run: Died) -> None:
+    (run.folder / "bundle" / "bundle.dsse.json").unlink()
+
+
+def parts_beside(run: Died) -> None:
+    """What a bundle is made of does not stand in for it."""
+    shutil.copytree(run.folder / "bundle", run.folder / "parts")
+    cut_heads(run)
+
+
+def of_somebody_else(run: Died) -> None:
+    bundle = run.folder / "bundle"
+    envelope = sign_statement(Ed25519PrivateKey.generate(), BUNDLE_TYPE, {}, {})
+    (bundle / "bundle.dsse.json").write_bytes(envelope)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (cut_heads, "digest-mismatch"),
+        (no_heads, "file-missing"),
+        (one_more, "file-unlisted"),
+        (unsigned, "file-missing"),
+        (parts_beside, "digest-mismatch"),
+        (of_somebody_else, "signer-unknown"),
+    ],
+)
+def test_a_bundle_that_its_operator_did_not_sign_so_is_not_believed(
+    run: Died, spoil: Callable[[Died], None], code: str
+) -> None:
+    """Or heads that are cut off would make an older checkpoint the newest."""
+    run.drop(3)
+    spoil(run)
+    error = refusal(run)
+    assert error.code == code
+    assert f"(code={code})" in error.line()
 
 
 BESIDE = {

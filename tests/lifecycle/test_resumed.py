@@ -125,3 +125,9 @@ def test_another_owners_is_said_in_words(home: Path) -> None:
     own.unlink()
     with pytest.raises(SealError, match="another owner's key"), resumed.opened(spec):
         pass
+
+
+def test_what_no_job_makes_is_refused_before_anything_is_rented(home: Path) -> None:
+    _, spec = project(home, {".glasshouse-wheels/a.whl": b"a wheel"})
+    with pytest.raises(UsageError, match=r"files in \.glasshouse-wheels"):
+        resumed.check_beforehand(spec)

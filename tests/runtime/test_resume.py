@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,60 @@ def test_where_all_of_the_folder_comes_back_the_rest_of_it_stays(tmp_path: Path)
     assert resume.put_back(*package(tmp_path / "saved", files), place, whole=True)
     assert there(place) == {"train.py": b"code", **files}
     assert not (place / "link").is_symlink()
+
+
+def _link(place: Path) -> None:
+    (place / "data").mkdir()
+    (place / "data" / "x").write_bytes(b"mine")
+    (place / "out").symlink_to("data")
+
+
+def _file(place: Path) -> None:
+    (place / "out").write_bytes(b"a file")
+
+
+def _folder(place: Path) -> None:
+    (place / "out" / "deep").mkdir(parents=True)
+    (place / "out" / "deep" / "y").write_bytes(b"y")
+
+
+def _links_in_folder(place: Path) -> None:
+    (place / "data").mkdir()
+    (place / "data" / "x").write_bytes(b"mine")
+    (place / "out").mkdir()
+    (place / "out" / "there").symlink_to("../data")
+
+
+@pytest.mark.parametrize("before", [_link, _file, _folder, _links_in_folder])
+@pytest.mark.parametrize("now", ["file", "folder", "empty", "link"])
+def test_a_job_that_changed_the_kind_of_a_path_goes_on(
+    tmp_path: Path, before: Callable[[Path], None], now: str
+) -> None:
+    """And nothing that a link led to is lost."""
+    place, saved = tmp_path / "project", tmp_path / "saved"
+    place.mkdir()
+    saved.mkdir()
+    (place / "train.py").write_bytes(b"code")
+    before(place)
+    if now == "link":
+        (saved / "out").symlink_to("elsewhere")
+    if now == "empty":
+        (saved / "out").mkdir()
+    files = {"file": {"out": b"new"}, "folder": {"out/x": b"new"}}.get(now, {})
+    files_there = {f"out/{name}": data for name, data in there(place / "out").items()}
+    assert resume.put_back(*package(saved, files), place, whole=True)
+    assert (place / "train.py").read_bytes() == b"code"
+    if (place / "data").exists():
+        assert there(place / "data") == {"x": b"mine"}
+    if now == "link":
+        assert os.readlink(place / "out") == "elsewhere"  # noqa: PTH115
+    elif now == "empty":
+        assert (place / "out").is_dir()
+        assert not (place / "out").is_symlink()
+    else:
+        kept = files_there if before is _folder and now == "folder" else {}
+        found = there(place)
+        assert {name: found[name] for name in found if name.startswith("out")} == {**kept, **files}
 
 
 def test_a_project_that_begins_anew_keeps_what_went_along(tmp_path: Path) -> None:
