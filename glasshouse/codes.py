@@ -63,6 +63,7 @@ class Code(StrEnum):
     CONNECTION_LOST = "connection-lost"
     FORWARD_REFUSED = "forward-refused"
     POD_DISK_FULL = "pod-disk-full"
+    NO_ROOM_AT_HOME = "no-room-at-home"
     POD_REFUSED = "pod-refused"
     FILE_DAMAGED = "file-damaged"
     LOST_LEG = "lost-leg"

@@ -5,6 +5,7 @@
     ├── ProviderError           exit 3   a provider refused, failed, or had no capacity
     │   └── RemoteError         exit 3   the pod could not be reached, or answered wrongly
     │       ├── HostKeyMismatch exit 3   the host that answers is not the one whose key is known
+    │       ├── NoRoom          exit 3   this machine's disk has no room for what is to be fetched
     │       ├── OutcomeUnknown  exit 3   the transport died: what ran there may have finished
     │       └── RentalOver      exit 3   the time budgeted for the rental has passed
     ├── CleanupNotProven        exit 4   something of ours may still be running
@@ -86,6 +87,12 @@ class HostKeyMismatch(RemoteError):
     """The host showed a key that is not known to be its own: trying again would ask the same stranger."""
 
     code: Code = Code.HOST_KEY_MISMATCH
+
+
+class NoRoom(RemoteError):
+    """This machine's disk has no room for what is to be fetched: the pod has done nothing wrong."""
+
+    code: Code = Code.NO_ROOM_AT_HOME
 
 
 class OutcomeUnknown(RemoteError):

@@ -84,6 +84,17 @@ def lives(named: str) -> bool:
     )
 
 
+def stopped(pid: int) -> bool:
+    """Whether a process stands still, as SIGSTOP or a debugger has it. False also where nobody can tell."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        except (OSError, IndexError):
+            return False
+    else:
+        return _said("ps", "-o", "state=", "-p", str(pid)).startswith("T")
+
+
 def of_this_boot(named: str) -> bool:
     """Whether an `identity` was made on this machine since it started, whatever the machine is called now.
 

@@ -30,7 +30,7 @@ from glasshouse.judgement.record import Record
 from glasshouse.lifecycle import collect, finish, goes_on, reap, unattended
 from glasshouse.lifecycle.interrupts import Interrupts
 from glasshouse.lifecycle.leg_display import LegView
-from glasshouse.lifecycle.live_run import LiveRun, StepFailed, create
+from glasshouse.lifecycle.live_run import LeftWaiting, LiveRun, StepFailed, create
 from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
@@ -66,8 +66,9 @@ def run_one(
     reservation: str | None = None,
     sweep: Sweep | None = None,
 ) -> finish.Recorded:
-    """Execute one run; return how it ended. Raises UsageError for what can be known beforehand, and
-    CleanupNotProven where it broke off. `reservation`: the money set aside for it (providers.budget).
+    """Execute one run; return how it ended. Raises UsageError for what can be known beforehand,
+    CleanupNotProven or ProviderError where it broke off, LeftWaiting where its outputs wait for room here.
+    `reservation`: the money set aside for it (providers.budget).
     `sweep`: the one that a launcher runs this as a cell of.
     """
     # What can be refused is refused before anything exists: no folder, no plan, no allocation.
@@ -128,6 +129,7 @@ def _run(
     try:
         packing = Packer(live, going_on(run.spec, screen.warn))
         with Watchdog(live.folder.path, screen) as watchdog, packing as packer:
+            waits = False
             try:
                 with interrupts.allowed():
                     _attempt(
@@ -135,6 +137,9 @@ def _run(
                         packer=packer, supply=supply, reservation=reservation,
                     )  # fmt: skip
                     note_taken_away(live, provider)
+            except LeftWaiting:
+                waits = True
+                raise
             except KeyboardInterrupt:
                 screen.warn("interrupted: the run is excluded; releasing what it holds")
                 live.fail(Code.INTERRUPTED)
@@ -144,7 +149,9 @@ def _run(
                 # 7. Release: destroy and prove it, whatever happened: also a full disk, a fault of ours.
                 # Sealing that still goes on is waited for when that is done.
                 packer.stop()
-                if live.rental.intended:
+                if waits:
+                    pass  # the watchdog, or reap, goes on with it
+                elif live.rental.intended:
                     _release(live, provider, journal, interrupts)
                 else:
                     live.folder.write("release.json", reap.NOTHING_CREATED)
@@ -154,12 +161,16 @@ def _run(
         # 8. and 9. Judge, record.
         with screen.phase("judging and signing the record"):
             recorded = finish.record(live)
+    except LeftWaiting as error:
+        screen.record(error.line())
+        raise
     except BaseException as error:
         why = error.line() if isinstance(error, GlasshouseError) else type(error).__name__
         screen.record(f"the run broke off: {why}")
         if (alarm := finish.broken_off(live, provider, journal, error)) is not None:
             screen.record(alarm.line())
-            _hold(live)
+            if isinstance(alarm, CleanupNotProven):
+                _hold(live)
             raise alarm from error
         raise
     finally:
@@ -363,7 +374,7 @@ def run_sweep(
             screen.warn(f"interrupted: cell {number} of {len(cells)} has no record")
             code = max(code, 1)
             break
-        except CleanupNotProven as error:
+        except (CleanupNotProven, LeftWaiting) as error:
             alarms.append(error.line())
             screen.alarm(alarms[-1])
             code = error.exit_code

@@ -24,7 +24,8 @@ destroyed, whatever came.
 While a create may yet make a machine, reap goes on looking and shows the time left. Ctrl-C ends that wait.
 
 Exit code 4 when something may still be running: of the journal's, or a machine that is not known here and
-whose name begins like one of this program; also when it is interrupted. 3 when a provider could not be asked.
+whose name begins like one of this program; also when it is interrupted. 3 when a provider could not be asked,
+or a controller that was to end its run does not answer (with --now one that is stopped is killed).
 1 when a job had ended without its controller and its row is excluded.
 """
 
@@ -218,6 +219,8 @@ def _end(name: str, *, conf: Path, json: bool) -> int:
 
 
 def _code(item: Reaped) -> int:
+    if item.state == "silent":
+        return ProviderError.exit_code
     settled = item.state in ("live", "elsewhere", "would-reap", "unattended", "stopping")
     if not settled and item.proof != "zero":
         return CLEAN_UP_NOT_PROVEN

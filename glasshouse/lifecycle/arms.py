@@ -13,7 +13,7 @@ from glasshouse.attestation.evidence import parse_evidence
 from glasshouse.attestation.forwards import opening_line
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
-from glasshouse.errors import LegError, OutcomeUnknown, RemoteError
+from glasshouse.errors import LegError, NoRoom, OutcomeUnknown, RemoteError
 from glasshouse.lifecycle import checkpoints, collect
 from glasshouse.lifecycle.ceiling import Ceiling
 from glasshouse.lifecycle.end_wait import EndWait
@@ -29,7 +29,7 @@ from glasshouse.lifecycle.leg import (
     returns_outputs,
 )
 from glasshouse.lifecycle.leg_display import LegProgress, result_line
-from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.live_run import LeftWaiting, LiveRun
 from glasshouse.lifecycle.run_folder import SavedLaunch
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
@@ -139,9 +139,18 @@ def _launched(
 
 @contextlib.contextmanager
 def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
-    """Whatever ends what goes on inside, Ctrl-C too: outputs that the leg had sealed by then come home."""
+    """Whatever ends what goes on inside, Ctrl-C too: outputs that the leg had sealed by then come home.
+
+    Raises LeftWaiting where there is no room for them here, and they may wait.
+    """
     try:
         yield
+    except NoRoom as error:
+        if live.rental.unattended_until > time.time() and not live.ending.failures:
+            raise LeftWaiting(error, live) from error
+        with contextlib.suppress(RemoteError, OSError):
+            collect.fetch_sealed(live, pod, leg, "log.sealed")
+        raise
     except BaseException:
         if collect.outputs_left(live, leg):
             live.screen.warn(f"{leg.label}: its outputs were sealed before that; fetching them")

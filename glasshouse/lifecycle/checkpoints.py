@@ -8,6 +8,9 @@
 While a leg is followed they come a chunk at a time, between two polls (`Inflow`), so that no head is delayed
 by more than one. Who comes later fetches what is not at home (`fetch`). Two checkpoints of a launch are kept
 (`looking.kept`). Nothing has its name before it has the digest that the leg signed.
+
+A machine may say that it sealed anything: numbers go up by one, records have a most size, each and all
+together, and a part of the disk stays free (disk.py). Where outputs need room, checkpoints go (`give_room`).
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ import contextlib
 import hashlib
 import itertools
 import re
+import shutil
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from glasshouse.canonical import MAX_SAFE_INTEGER, parse_json
-from glasshouse.errors import OutcomeUnknown, RemoteError, RentalOver
+from glasshouse.errors import NoRoom, OutcomeUnknown, RemoteError, RentalOver
+from glasshouse.lifecycle import disk
 from glasshouse.lifecycle.follow import Event, carry
 from glasshouse.lifecycle.leg import Leg
 from glasshouse.lifecycle.meter import Meter
@@ -38,6 +44,7 @@ KINDS = {event: kind for kind, event in kept.EVENTS.items()}
 FIRST_CHUNK, MOST_CHUNK, LEAST_CHUNK = 1 << 20, 32 << 20, 1 << 16
 CHUNK_SEC: Final = 1.0  # what a chunk is to take
 MAX_STEPS: Final = MAX_SAFE_INTEGER
+MAX_RECORDS_BYTES = 1 << 30  # of a run's, at home: of one owner's key, 16,000
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SEALED = re.compile(r"([0-9]{6,})\.sealed\Z")
 _PLACE = re.compile(r"(s[0-9]{3})-([1-9][0-9]*)\Z")
@@ -130,6 +137,44 @@ def signed_in(events: bytes) -> list[Signed]:
     return found
 
 
+def in_order(signed: Iterable[Signed]) -> list[Signed]:
+    """Those whose numbers go up by one from 1, of each kind, as a leg's do; no others."""
+    following, found = dict.fromkeys(FOLDERS, 1), []
+    for each in signed:
+        if each.number == following[each.kind]:
+            following[each.kind] += 1
+            found.append(each)
+    return found
+
+
+def give_room(folder: RunFolder, need: int) -> list[Stored]:
+    """Make room in a run's folder for outputs of `need` bytes: the package, which is on the machine by then,
+    what came of files that are on their way, and stored checkpoints go, the oldest first, as far as it takes.
+
+    Returns the checkpoints that went. Raises NoRoom, and drops nothing, where all that would not do; OSError.
+    """
+    places = [place for place, _, _ in _launches(folder.path / FOLDERS["checkpoint"])]
+    spare: list[tuple[list[Path], Stored | None]] = [
+        ([folder.package, *(path for place in places for path in place.glob("*.part"))], None)
+    ]
+    spare += [([each.path, each.events, each.heads], each) for each in reversed(stored(folder.path))]
+    gone: list[Stored] = []
+    free = shutil.disk_usage(folder.path).free
+    in_all = sum(path.stat().st_size for paths, _ in spare for path in paths if path.exists())
+    while (have := disk.room(folder.path, last=True)) < need:
+        if not spare or disk.usable(free + in_all) < need:
+            raise NoRoom(
+                f"its outputs need {need / 1e6:.1f} MB of this computer's disk, which has "
+                f"{max(have, 0) / 1e6:.1f} MB for them",
+                field="folder", value=folder.path, remedy="make room there",
+            )  # fmt: skip
+        paths, point = spare.pop(0)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        gone += [] if point is None else [point]
+    return gone
+
+
 def event_of(events: bytes) -> dict[str, Any]:
     """The checkpoint's event in the chain that is stored beside it: the last one."""
     lines = events.splitlines()
@@ -142,6 +187,26 @@ class Store:
 
     def __init__(self, folder: RunFolder, leg: Leg) -> None:
         self._folder, self._leg = folder, leg
+        self._records = sum(path.stat().st_size for _, _, _, path in records(folder.path))
+
+    def events(self) -> bytes:
+        """The launch's events that are at home, all of them checked."""
+        files = self._folder.parts if self._folder.parts.exists() else self._folder.bundle
+        path = files / self._leg.file("events.jsonl")
+        return path.read_bytes() if path.exists() else b""
+
+    def refused(self, signed: Signed) -> str:
+        """Why there is no place for this one, "" where there is. Raises OSError."""
+        if signed.kind == "watch" and self._records + signed.bytes > MAX_RECORDS_BYTES:
+            return f"is not fetched: a run's records take {MAX_RECORDS_BYTES >> 20} MiB here at most"
+        part = _part(self.path(signed))
+        have = part.stat().st_size if part.exists() else 0
+        if signed.bytes - have > (free := disk.room(self._folder.path)):
+            return (
+                f"is not fetched: it needs {signed.bytes / 1e6:.1f} MB of this computer's disk, "
+                f"which has {free / 1e6:.1f} MB beside what is kept free"
+            )
+        return ""
 
     def path(self, signed: Signed) -> Path:
         """Where this one lies, or will."""
@@ -182,6 +247,8 @@ class Store:
         part.replace(path)
         if signed.kind == "checkpoint":
             self._prune(path.parent)
+        else:
+            self._records += signed.bytes
 
     def _prune(self, place: Path) -> None:
         states = {}
@@ -219,7 +286,12 @@ class Inflow:
 
     def __init__(self, folder: RunFolder, screen: Screen, pod: Pod, leg: Leg) -> None:
         self._store, self._screen, self._pod = Store(folder, leg), screen, pod
-        self._waiting: list[Signed] = []
+        self._records: deque[Signed] = deque()
+        self._points: dict[int, Signed] = {}
+        self._next = dict.fromkeys(FOLDERS, 1)
+        for signed in in_order(signed_in(self._store.events())):  # what whoever followed it before has heard
+            self._next[signed.kind] += 1
+        self._said: set[str] = set()
         self._now: Signed | None = None
         self._digest = hashlib.sha256()
         self._have = 0
@@ -227,23 +299,44 @@ class Inflow:
 
     def heard(self, event: Event) -> None:
         """Take note of an event of the leg, which is checked."""
-        if (signed := Signed.of(event.type, event.body)) is not None:
-            self._waiting.append(signed)
+        signed = Signed.of(event.type, event.body)
+        if signed is None:
+            return
+        if signed.number != self._next[signed.kind]:
+            self._say(signed, f"is not fetched: {self._next[signed.kind]} is the one that follows")
+            return
+        self._next[signed.kind] += 1
+        if not self._store.has(signed):
+            self._wait(signed)
+
+    def _wait(self, signed: Signed) -> None:
+        if signed.kind == "watch":
+            self._records.append(signed)
+            return
+        self._points[signed.number] = signed
+        stay = looking.kept({number: each.state for number, each in self._points.items()})
+        self._points = {number: self._points[number] for number in stay}
+
+    def _following(self) -> Signed | None:
+        """What comes next. A record is small, and somebody may be looking; of checkpoints, the newest."""
+        if self._records:
+            return self._records.popleft()
+        return self._points.pop(max(self._points)) if self._points else None
 
     def step(self) -> bool:
         """Fetch a chunk, if anything is to be fetched; whether anything was. Raises as `Pod.fetch` does, but
         for a file that is there no longer, or cannot be written here.
         """
         if self._now is None:
-            self._waiting = self._store.wanted(self._waiting)
-            if not self._waiting:
+            self._now = self._following()
+            if self._now is None:
                 return False
-            # A record is small, and somebody may be looking.
-            self._now = next((each for each in self._waiting if each.kind == "watch"), self._waiting[0])
-            self._waiting.remove(self._now)
             self._have = 0
         signed = self._now
         try:
+            if why := self._store.refused(signed):
+                self._give_up(why)
+                return True
             part = _part(self._store.path(signed))
             if not (part.exists() and 0 < self._have == part.stat().st_size) and not self._begin(signed):
                 self._now = None
@@ -253,7 +346,7 @@ class Inflow:
             self._give_up(f"cannot be written: {error.strerror or type(error).__name__}")
         except (OutcomeUnknown, RentalOver):
             self._now = None  # begun anew on the next connection, from what is here
-            self._waiting.append(signed)
+            self._wait(signed)
             raise
         except RemoteError as error:
             self._give_up(f"cannot be fetched: {error.line()}")
@@ -300,6 +393,7 @@ class Inflow:
             return
         self._store.take(signed, part)
         self._now = None
+        self._said.discard(signed.kind)
         self._pod.run(["rm", "-f", "--", held])
         if signed.kind == "checkpoint":
             self._screen.say(checkpoint_line(signed))
@@ -307,11 +401,20 @@ class Inflow:
     def _give_up(self, why: str) -> None:
         signed, self._now = self._now, None
         assert signed is not None
+        part, begun = _part(self._store.path(signed)), self._have > 0
         with contextlib.suppress(OSError):
-            _part(self._store.path(signed)).unlink(missing_ok=True)
-        with contextlib.suppress(RemoteError):
-            self._pod.run(["rm", "-f", "--", self._store.held_on_pod(signed)])
-        self._screen.warn(f"{signed.kind} {signed.number} {why}")
+            begun = begun or part.exists()
+            part.unlink(missing_ok=True)
+        if begun:
+            with contextlib.suppress(RemoteError):
+                self._pod.run(["rm", "-f", "--", self._store.held_on_pod(signed)])
+        self._say(signed, why)
+
+    def _say(self, signed: Signed, why: str) -> None:
+        """Say why one does not come, once until one of its kind does: others follow it for days."""
+        if signed.kind not in self._said:
+            self._screen.warn(f"{signed.kind} {signed.number} {why}")
+        self._said.add(signed.kind)
 
 
 def checkpoint_line(signed: Signed) -> str:
@@ -331,12 +434,15 @@ def fetch(folder: RunFolder, screen: Screen, pod: Pod, leg: Leg, *, checkpoints:
     What is there no longer, or is not what was signed, is passed over. Raises as `Pod.fetch_file` does where
     the connection cannot be kept up, and OSError.
     """
-    files = folder.parts if folder.parts.exists() else folder.bundle
-    events = files / leg.file("events.jsonl")
     store = Store(folder, leg)
-    home = []
-    for signed in store.wanted(signed_in(events.read_bytes() if events.exists() else b"")):
+    home, refused = [], set()
+    for signed in store.wanted(in_order(signed_in(store.events()))):
         if signed.kind == "checkpoint" and not checkpoints:
+            continue
+        if why := store.refused(signed):
+            if signed.kind not in refused:
+                screen.warn(f"{signed.kind} {signed.number} {why}")
+            refused.add(signed.kind)
             continue
         path = store.path(signed)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -12,7 +12,15 @@ from pydantic import ValidationError
 
 from glasshouse.canonical import CanonicalError, canonical_json, parse_json
 from glasshouse.codes import Code
-from glasshouse.errors import AttestationError, LegError, RemoteError, SealError, UsageError
+from glasshouse.errors import (
+    AttestationError,
+    LegError,
+    OutcomeUnknown,
+    RemoteError,
+    SealError,
+    UsageError,
+)
+from glasshouse.lifecycle import checkpoints
 from glasshouse.lifecycle.follow import carry
 from glasshouse.lifecycle.leg import Leg, Notes
 from glasshouse.lifecycle.live_run import LiveRun
@@ -129,8 +137,29 @@ def project_exit(bundle: Path) -> dict[str, object] | None:
 def fetch_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
     """Bring sealed outputs home, into the run folder beside the bundle (they are the owner's)."""
     digest, size = sealed_outputs(live.folder.parts / leg.file("events.jsonl")) or (None, MAX_OUTPUT_BYTES)
+    make_room(live, pod, leg, size)
     fetch_sealed(live, pod, leg, "outputs.sealed", max_bytes=size, sha256=digest)
     fetch_sealed(live, pod, leg, "log.sealed")
+
+
+def make_room(live: LiveRun, pod: Pod, leg: Leg, most: int) -> None:
+    """Where outputs, of `most` bytes at most, need their room, what else is stored of the run goes.
+
+    How many they are is asked of the pod: a private job signs no size. Raises NoRoom, OSError.
+    """
+    place = live.folder.sealed(leg.id, leg.launch, "outputs.sealed")
+    if place.exists():
+        return
+    said = b""
+    with contextlib.suppress(OutcomeUnknown):  # the fetch begins with a new connection then
+        count = ["sh", "-c", 'wc -c < "$1"', "sh", f"{leg.pod_folder}/outputs.sealed"]
+        said = pod.run(count, timeout=60, max_output=100).stdout.strip()
+    if re.fullmatch(rb"[0-9]{1,15}", said) is None:
+        return  # none there, or the fetch finds out
+    size, part = min(int(said), most), place.with_name(f"{place.name}.part")
+    have = part.stat().st_size if part.exists() else 0
+    for dropped in checkpoints.give_room(live.folder, max(size - have, 0)):
+        live.screen.warn(f"checkpoint {dropped.number} is dropped here: the outputs need its room")
 
 
 def execs(events: Path) -> Execs | None:

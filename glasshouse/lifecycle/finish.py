@@ -14,7 +14,7 @@ from typing import Any
 
 from glasshouse.canonical import sha256_hex
 from glasshouse.codes import Code
-from glasshouse.errors import CleanupNotProven, GlasshouseError, UsageError
+from glasshouse.errors import CleanupNotProven, GlasshouseError, ProviderError, UsageError
 from glasshouse.judgement.judge import Judgement
 from glasshouse.judgement.record import Record
 from glasshouse.lifecycle.live_run import LiveRun
@@ -64,6 +64,7 @@ def release(
     with live.screen.phase("releasing the allocation"):
         until, note = (None, None) if entry is None else (entry.doubt_until, entry.note)
         proof = provider.release(run.allocation, rental.allocation_id, until, kept, note)
+    ending.proven = proof.proof == "zero"
     live.folder.write("release.json", release_file(proof))
     rental.simulated = rental.simulated or provider.simulated
     try:
@@ -109,8 +110,11 @@ def release_file(proof: ReleaseProof) -> Release:
 
 def broken_off(
     live: LiveRun, provider: Provider, journal: Journal, error: BaseException
-) -> CleanupNotProven | None:
-    """What to say of a run that broke off, which its watchdog now finishes; None: nothing of it is left."""
+) -> CleanupNotProven | ProviderError | None:
+    """What to say of a run that broke off, which its watchdog now finishes; None: nothing of it is left.
+
+    A ProviderError where the release was proven, and could only not be written down.
+    """
     name = live.run.allocation
     try:
         left = any(entry.name == name for entry in journal.open_entries())
@@ -119,6 +123,12 @@ def broken_off(
     if not left:
         return None
     why = str(error) or type(error).__name__
+    if live.ending.proven:
+        return ProviderError(
+            f"the run broke off ({why}); its machine is given back, and that is proven",
+            field="folder", value=live.folder.path,
+            remedy="where its disk is full, make room: `glasshouse reap` writes its row",
+        )  # fmt: skip
     ids = ",".join(provider.known_ids(name)) or live.rental.allocation_id or "not known"
     return CleanupNotProven(
         f"CLEAN-UP NOT PROVEN: {name} at {provider.kind}, id {ids}: the run broke off ({why}), "

@@ -20,7 +20,8 @@ from pathlib import Path
 from glasshouse import host
 from glasshouse.canonical import b64u, b64u_decode, sha256_hex
 from glasshouse.codes import Code
-from glasshouse.errors import GlasshouseError, LegError, ProviderError, UsageError
+from glasshouse.errors import GlasshouseError, LegError, NoRoom, ProviderError, UsageError
+from glasshouse.lifecycle.goes_on import clock
 from glasshouse.lifecycle.run_folder import RunFolder, SavedEndpoint, SavedLaunch, SavedRun
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.lifecycle.sweep import Sweep
@@ -82,7 +83,8 @@ class Ending:
 
     `messages` are for the terminal and the log, never for the bundle. `alarm` is the loud last line when
     clean-up is not proven. `in_doubt`: a create of it may yet make a machine, for which the watchdog stays.
-    `taken_up_at`: Unix seconds, when another process took it up after its controller had ended.
+    `taken_up_at`: Unix seconds, when another process took it up after its controller had ended. `proven`:
+    this process has seen that nothing of it is left.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -91,6 +93,7 @@ class Ending:
     alarm: str = ""
     in_doubt: bool = False
     taken_up_at: float | None = None
+    proven: bool = False
 
     def tell(self, message: str, exit_code: int) -> None:
         """Keep what is shown at the end; the highest exit code stands."""
@@ -111,6 +114,25 @@ class StepFailed(GlasshouseError):
         )
         self.reason = reason
         self.exit_code = cause.exit_code
+
+
+class LeftWaiting(GlasshouseError):
+    """A job has ended, and there is no room here for its outputs, which may wait where they are.
+
+    Nothing is released or recorded now; it leaves the run.
+    """
+
+    exit_code = NoRoom.exit_code
+
+    def __init__(self, cause: NoRoom, live: LiveRun) -> None:
+        until = clock(live.rental.unattended_until)
+        super().__init__(
+            f"{cause.what}: they wait on its machine until {until}",
+            field=cause.field,
+            value=cause.value,
+            remedy="make room there, and `glasshouse reap` fetches them, or its watchdog does; "
+            f"glasshouse reap --stop {live.run.id} gives them up",
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +161,7 @@ class LiveRun:
         try:
             with shown:
                 yield
-        except StepFailed:
+        except (StepFailed, LeftWaiting):
             raise
         except GlasshouseError as error:
             raise StepFailed(error, _reason(error) or code) from error

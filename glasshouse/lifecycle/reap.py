@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from glasshouse import host
 from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, unexpected
 from glasshouse.judgement.record import Record
@@ -44,6 +45,8 @@ OVERDUE_SHARE = 0.25  # of a boot deadline, after the rental's: by then the cont
 _TAKE_BACK_EVERY_SEC = 60.0
 _LOOK_SEC = 0.2
 _SAY_SEC = 30.0
+SIGN_SEC = 10.0  # for a controller that was asked to end its run to show that it heard
+_ROOM_SEC = (30.0, 60.0, 120.0, 300.0)  # between a watchdog's looks for room for outputs that wait
 NOTHING_CREATED = Release(
     proof="zero",
     active=0,
@@ -60,8 +63,9 @@ class Reaped:
     """One allocation looked at. `state`: reaped, live (its controller runs), elsewhere (it may run on another
     host), other-key (the key in the environment is not the one that rented it), would-reap, failed;
     unattended: it runs without a controller, and is left alone until `until` (Unix seconds); stopping: its
-    controller was asked to end it. `status`: of the row that was written now, verified or excluded; None
-    where none was. `by_itself`: of a job that had come to its end without its controller.
+    controller was asked to end it; silent: it was asked, and does not answer. `status`: of the row that was
+    written now, verified or excluded; None where none was. `by_itself`: of a job that had come to its end
+    without its controller.
     """
 
     run: str
@@ -107,7 +111,8 @@ def reap_all(screen: Screen, wishes: Wishes = Wishes()) -> list[Reaped]:
             if wishes.wants_end(entry) and not wishes.dry_run:
                 _ask_end(entry, wishes)
             if entry.controller_alive and wishes.wants_end(entry) and not wishes.dry_run:
-                found[entry.name] = _end_live(entry)
+                if (said := _end_live(entry, now=wishes.now)) is not None:
+                    found[entry.name] = said
             elif entry.controller_alive:
                 found[entry.name] = _said(entry, "live", "its controller is running")
             elif journal.shared and not entry.controller_here and not wishes.elsewhere:
@@ -223,13 +228,48 @@ def _ask_end(entry: Entry, wishes: Wishes) -> None:
         unattended.ask_stop(_folder(entry), "now" if wishes.now else "end")
 
 
-def _end_live(entry: Entry) -> Reaped:
-    """Ask a controller of this machine to end its run, as Ctrl-C does."""
+def _end_live(entry: Entry, *, now: bool) -> Reaped | None:
+    """Ask a controller of this machine to end its run, as Ctrl-C does; None where it has ended by that.
+
+    One that stands still is killed where all is to end `now`: it can do nothing, and must not go on later
+    beside whoever finishes its run.
+    """
     try:
-        os.kill(int(entry.controller.split(":")[2]), signal.SIGTERM)
+        pid = int(entry.controller.split(":")[2])
+        before = _traces(entry)
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + SIGN_SEC
+        while entry.controller_alive and time.monotonic() < until:
+            if _traces(entry) != before:
+                return _said(
+                    entry, "stopping", "its controller was asked to end it, as by Ctrl-C, and says what comes"
+                )
+            time.sleep(_LOOK_SEC)
+        if not entry.controller_alive:
+            return None
+        if not (still := host.stopped(pid)):
+            words = f"its controller, process {pid}, was asked to end it and gave no sign in {SIGN_SEC:.0f} s"
+            return _said(entry, "silent", f"{words}: kill -KILL {pid}, then glasshouse reap")
+        if still and not now:
+            words = f"its controller, process {pid}, is stopped and does not answer: kill -CONT {pid}"
+            return _said(entry, "silent", f"{words}, or glasshouse reap --stop {entry.run} --now")
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + SIGN_SEC
+        while entry.controller_alive and time.monotonic() < until:
+            time.sleep(_LOOK_SEC)
     except (OSError, ValueError, IndexError) as error:
-        return _said(entry, "live", f"its controller cannot be asked to end it: {type(error).__name__}")
-    return _said(entry, "stopping", "its controller was asked to end it, as by Ctrl-C, and says what comes")
+        return _said(entry, "silent", f"its controller cannot be asked to end it: {type(error).__name__}")
+    return None if not entry.controller_alive else _said(entry, "silent", "its controller cannot be ended")
+
+
+def _traces(entry: Entry) -> list[tuple[int, int]]:
+    """What a controller that heard a word leaves in its run's folder: how its log and its file stand."""
+    found = []
+    for name in ("controller.log", "run.json"):
+        with contextlib.suppress(OSError):
+            status = (_folder(entry) / name).stat()
+            found.append((status.st_mtime_ns, status.st_size))
+    return found
 
 
 def _reap(
@@ -346,7 +386,8 @@ def finish_dead(
             shutil.rmtree(live.folder.parts)
     words = [f"{proof.proof}: {proof.detail}"]
     if taken.over:
-        words.append(f"its job had ended, and its row is {status}")
+        how = "its machine was gone" if taken.gone else "its job had ended"
+        words.append(f"{how}, and its row is {status}")
         words += [taken.why] if taken.why else []
     if home:
         words.append(f"its sealed outputs were fetched first: glasshouse open {live.run.id}")
@@ -406,6 +447,16 @@ def _rents(live: LiveRun) -> bool:
 
 def watch(folder: Path, screen: Screen) -> None:
     """What the watchdog does after its controller died: wait for the lock, then finish the run."""
+    waits = iter(_ROOM_SEC)
+    pause = 0.0
+    while (until := _finish(folder, screen)) is not None:
+        pause = next(waits, pause)
+        # Without the lock: whoever has made room need not wait for us.
+        time.sleep(max(min(pause, until - time.time()), _LOOK_SEC))
+
+
+def _finish(folder: Path, screen: Screen) -> float | None:
+    """Finish a run whose controller died; until when its outputs wait, in Unix seconds, if they have to."""
     lock = RunLock(folder)
     lock.take(wait=True)
     with contextlib.closing(lock):
@@ -426,11 +477,13 @@ def watch(folder: Path, screen: Screen) -> None:
                 # One that has recorded the run has fetched what it could: what stays is a machine in doubt.
                 done = finish_dead(live, journal, mine[0], look=not live.folder.bundle.exists(), stay=True)
                 screen.say(f"{done.state}: {done.detail}")
+                return done.until if done.state == "unattended" else None
             elif not live.folder.bundle.exists():
                 live.fail(Code.CONTROLLER_KILLED, "the controller died; its watchdog finished this run")
                 if not live.folder.has("release.json"):  # else it died after its release
                     live.folder.write("release.json", NOTHING_CREATED)
                 with screen.logged(live.folder.log):
                     finish.record(live)
+        return None
     finally:
         lock.close()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from glasshouse.errors import (
     RentalOver,
     unexpected,
 )
-from glasshouse.lifecycle import checkpoints, collect
+from glasshouse.lifecycle import checkpoints, collect, disk
 from glasshouse.lifecycle.arms import event_log
 from glasshouse.lifecycle.follow import MAX_POLL_BYTES, EventReader, on_live_connection
 from glasshouse.lifecycle.leg import Leg
@@ -52,7 +51,6 @@ RESCUE_SEC: Final = 300.0
 ANSWER_SEC: Final = 60.0  # within which a machine has to answer, and to say that it has sealed outputs
 END_SEC: Final = 20.0  # for a leg that has sealed its outputs to wipe, search, and seal its log
 _CLOSE_SEC = 5.0  # of the time, for a connection that was cut to be gone
-_KEEP_FREE_BYTES = 1 << 30  # of this machine's disk, or a tenth: what proves the release is written there
 _DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each try to connect
 
 
@@ -239,8 +237,8 @@ class _Fetch(threading.Thread):
         if digest is None:
             self._screen.warn("its leg signed no digest of its outputs: they are not fetched")
             return
-        free = shutil.disk_usage(live.folder.path).free
-        most = min(size, free - min(_KEEP_FREE_BYTES, free // 10))
+        collect.make_room(live, pod, leg, size)
+        most = min(size, disk.room(live.folder.path, last=True))
         place = collect.fetch_sealed(live, pod, leg, "outputs.sealed", max_bytes=most, sha256=digest)
         if place is None:
             self._screen.warn("its machine has no outputs where its leg said that it left them")

@@ -12,7 +12,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, LegError, OutcomeUnknown, RemoteError, RentalOver
 from glasshouse.lifecycle import arms
 from glasshouse.lifecycle.leg import Leg, Notes
-from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.live_run import LeftWaiting, LiveRun
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.retry import RetryPolicy, retry
 from glasshouse.schema import Launch, Result, Slot
@@ -47,12 +47,14 @@ def run_slot(live: LiveRun, ready: Ready, slot: Slot, label: str) -> Result:
 def launched(live: LiveRun, ready: Ready, leg: Leg) -> Result:
     """Launch, follow and collect once; launch.json is written whatever happens.
 
-    Raises LegError, of which TransportFailed is one, and RentalOver.
+    Raises LegError, of which TransportFailed is one, and RentalOver; LeftWaiting, and then without it, since
+    whoever takes the launch up writes it.
     """
     notes, began, started = Notes(), time.monotonic(), time.time()
     (live.folder.parts / leg.folder).mkdir(parents=True)
     arm = arms.protected if leg.slot.lifecycle else arms.raw
     code: Code | None = Code.INTERRUPTED
+    waits = False
     try:
         result = arm(live, ready, leg, notes)
         code = None
@@ -64,12 +66,16 @@ def launched(live: LiveRun, ready: Ready, leg: Leg) -> Result:
         failure = _failure(error, notes)
         code = failure.code
         raise failure from error
+    except LeftWaiting:
+        waits = True
+        raise
     except GlasshouseError:
         code = Code.RUNTIME_ERROR
         raise
     finally:
         notes.timings["totalSec"] = time.monotonic() - began
-        live.folder.write(leg.file("launch.json"), launch_file(leg, code, notes, started, time.time()))
+        if not waits:
+            live.folder.write(leg.file("launch.json"), launch_file(leg, code, notes, started, time.time()))
 
 
 def launch_file(leg: Leg, code: Code | None, notes: Notes, started: float, ended: float) -> Launch:

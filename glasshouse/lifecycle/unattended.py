@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -47,7 +47,7 @@ from glasshouse.lifecycle.follow import (
 )
 from glasshouse.lifecycle.goes_on import clock
 from glasshouse.lifecycle.leg import Leg, Notes
-from glasshouse.lifecycle.live_run import LiveRun
+from glasshouse.lifecycle.live_run import LeftWaiting, LiveRun
 from glasshouse.lifecycle.slots import launch_file
 from glasshouse.providers.base import Provider
 from glasshouse.providers.cloud import Cloud
@@ -126,6 +126,11 @@ class Absence:
         """It answered, or nobody looked for long: what was found before counts no more."""
         self._looks = 0
 
+    @property
+    def suspected(self) -> bool:
+        """Whether the newest list lacked it."""
+        return self._looks > 0
+
     def shown(self) -> bool:
         """Look once more. False where the provider cannot be asked, or rents nothing."""
         if not self._gone():
@@ -185,11 +190,13 @@ def asked(folder: Path) -> Wish:
 class Taken:
     """What became of a dead controller's job. goes_on: it is left alone; `why` says how it stands. over: its
     launch came to an end, which is written down, with what it left. Neither: nobody can bring it to one.
+    gone: it is over since its provider lists its machine no more.
     """
 
     goes_on: bool = False
     over: bool = False
     why: str = ""
+    gone: bool = False
 
 
 NOTHING = Taken()
@@ -283,11 +290,29 @@ class _Follower:
             with contextlib.closing(self._reached(self._until - time.time())) as pod:
                 return self._to_the_end(pod)
         except RentalOver:
-            return self._unreached("it did not answer in time")
+            return self._unreached("it did not answer in time", look=True)
         except LegError as error:
             return self._failed(error)
+        except LeftWaiting as error:
+            return self._waits(error)
         except ProviderError as error:
-            return self._unreached(error.what)
+            return self._unreached(error.what, look=True)
+
+    def _waits(self, error: LeftWaiting) -> Taken:
+        """There is no room here for its outputs: they wait, unless somebody wants the end of it."""
+        if asked(self._live.folder.path):
+            return self._failed(LegError(error.what.partition(": they")[0], code=Code.NO_ROOM_AT_HOME))
+        return Taken(goes_on=True, why=f"{error.what.partition(': they')[0]}; make room and reap again")
+
+    def _absent(self) -> bool:
+        """Whether its provider lists its machine no more, looked at for a while."""
+        absence = Absence(self._live, self._provider)
+        while not absence.shown():
+            if not absence.suspected or asked(self._live.folder.path):
+                return False
+            self._live.screen.progress(f"{self._provider.kind} does not list its machine; looking again")
+            time.sleep(ABSENT_SEC / ABSENT_LOOKS)
+        return True
 
     def _bring_checkpoints(self) -> None:
         with contextlib.suppress(ProviderError):  # whoever comes next goes on with it
@@ -316,6 +341,8 @@ class _Follower:
                     return self._to_the_end(pod)
             except RentalOver:
                 break
+            except LeftWaiting as error:
+                return self._waits(error)
             except LegError as error:
                 if not _unreachable(error):
                     return self._failed(error)
@@ -323,8 +350,7 @@ class _Follower:
             except ProviderError as error:
                 why = error.what
             if absence.shown():
-                gone = "the provider lists its machine no more"
-                return self._failed(LegError(gone, code=Code.POD_UNREACHABLE))
+                return self._lost()
             if lost == 0:
                 screen.warn(f"its machine does not answer ({why}); trying again until {clock(self._until)}")
             pause = time.monotonic() + WAITS[min(lost, len(WAITS) - 1)]
@@ -370,7 +396,8 @@ class _Follower:
 
     def _followed(self, pod: Pod) -> Taken:
         live, leg, log = self._live, self._job.leg, self._opened()
-        arms.bring_checkpoints(live, pod, leg)  # those of which its controller, or a look, knew already
+        # Those of which its controller, or a look, knew already; none in the room that outputs need.
+        arms.bring_checkpoints(live, pod, leg, records_alone=collect.outputs_left(live, leg))
         inflow = checkpoints.Inflow(live.folder, live.screen, pod, leg)
         ending: EndWait | None = None
 
@@ -420,10 +447,19 @@ class _Follower:
         written = launch_file(job.leg, code, job.notes, job.started_at, now)
         live.folder.write(job.leg.file("launch.json"), written)
 
-    def _unreached(self, why: str) -> Taken:
-        """Its machine gave no answer: it may go on there, unless somebody wants its end."""
+    def _lost(self) -> Taken:
+        gone = "the provider lists its machine no more"
+        return replace(self._failed(LegError(gone, code=Code.POD_UNREACHABLE)), gone=True)
+
+    def _unreached(self, why: str, *, look: bool = False) -> Taken:
+        """Its machine gave no answer: it may go on there, unless somebody wants its end, or it is gone.
+
+        `look`: ask its provider whether it is.
+        """
         if asked(self._live.folder.path):
             return NOTHING
+        if look and self._absent():
+            return self._lost()
         return Taken(goes_on=True, why=f"its machine does not answer: {why}")
 
     def _stop_wish(self, pod: Pod) -> bool:

@@ -203,6 +203,13 @@ LEGS: dict[Code, Reason] = {
         Place.LEG,
         exit_status=3,
     ),
+    Code.NO_ROOM_AT_HOME: explained(
+        "No room here",
+        "The disk of the controller's computer had no room for what the leg had sealed: the sealed outputs "
+        "were lost with the machine.",
+        Place.LEG,
+        exit_status=3,
+    ),
     Code.POD_REFUSED: explained(
         "Refused by the machine",
         "The machine was reached, and something that a leg needs of it failed there: a command, or a file "

@@ -12,6 +12,7 @@ opens the file there finds out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import math
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 import paramiko
 
 from glasshouse.codes import Code
-from glasshouse.errors import OutcomeUnknown, RemoteError
+from glasshouse.errors import NoRoom, OutcomeUnknown, RemoteError
 from glasshouse.remote import receive_script, send_script
 from glasshouse.remote.channel import disk_full, receive_into, session
 from glasshouse.remote.connection import Link
@@ -246,7 +247,8 @@ def receive_file(
     """Write the file `path` of the pod to `target` (0600); resume TARGET.part; verify; rename.
 
     sha256: of the whole file (64 hex), where somebody signed it; else the pod hashes what it sends. Raises
-    OutcomeUnknown when the connection dies or stalls (then the part stays for the next try), RemoteError when
+    OutcomeUnknown when the connection dies or stalls (then the part stays for the next try), NoRoom when the
+    disk here is full (then it does not), RemoteError when
     the file cannot be read, is larger than `max_bytes` or becomes shorter meanwhile, when the bytes arrive
     damaged, and when the pod cannot be believed.
     """
@@ -272,8 +274,15 @@ def receive_file(
                 hasher, resumed = new(), 0
 
             def keep(piece: memoryview) -> None:
-                for start in range(0, len(piece), _WRITE):
-                    file.write(piece[start : start + _WRITE])
+                try:
+                    for start in range(0, len(piece), _WRITE):
+                        file.write(piece[start : start + _WRITE])
+                    file.flush()
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    part.unlink(missing_ok=True)  # what must still be written needs the room more
+                    raise NoRoom("the disk here is full", field="folder", value=target.parent) from error
                 hasher.update(piece)
 
             # One fills while the other is kept.
