@@ -22,7 +22,7 @@ from glasshouse.lifecycle import restore
 from glasshouse.lifecycle.checkpoints import event_of, stored
 from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records import keys
-from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES
+from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES, made
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.memory import overwrite, private_region
 from glasshouse.sealing.tree_index import INDEX_NAME, PIECE_PREFIX, Entry, Index, parse_index
@@ -96,7 +96,7 @@ def counts_on(good: restore.Good) -> bool:
         index = parse_index(package.files[INDEX_NAME])
         with _state(index, package, f"checkpoint {good.stored.number}") as files:
             values = parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)
-    return isinstance(values, dict) and type(values.get("steps")) is int
+    return made(values) is not None
 
 
 def found(continues: Continues, spec: RunSpec) -> restore.Good:
