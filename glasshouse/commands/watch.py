@@ -123,13 +123,13 @@ def drawn(found: Found) -> list[str]:
         return ["", f"its sealed records were not opened: {error.line()}"]
     lines = []
     for (leg, launch), watched in job.watched.items():
-        now = watched.now
-        if now is not None:
-            lines += [
-                "",
-                f"{leg}-{launch}, {now.number} sealed records: {', '.join(now_lines(now, over=job.over))}",
-            ]
-            lines += curve_lines(watched)
+        try:
+            now = watched.now
+            if now is not None:
+                said = ", ".join(now_lines(now, over=job.over))
+                lines += ["", f"{leg}-{launch}, {now.number} sealed records: {said}", *curve_lines(watched)]
+        except Exception as error:  # noqa: BLE001  what the job wrote costs its own curves alone
+            lines += ["", f"{leg}-{launch}: its records cannot be drawn: {type(error).__name__}"]
     return [*lines, *job.refused]
 
 

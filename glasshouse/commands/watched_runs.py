@@ -78,7 +78,12 @@ class Job:
             # Its files move from parts/ to bundle/ when the run is recorded.
             self._readers[name].launch = launch
             for record in self._readers[name].new():
-                yield Taken(launch, self.watched[name], record, self.watched[name].take(record))
+                try:
+                    brought = self.watched[name].take(record)
+                except Exception as error:  # noqa: BLE001  a job wrote it: the other records are taken
+                    self._readers[name].refused[record.number] = f"it cannot be read: {type(error).__name__}"
+                    continue
+                yield Taken(launch, self.watched[name], record, brought)
 
     @property
     def refused(self) -> list[str]:

@@ -26,7 +26,7 @@ from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records import keys
 from glasshouse.runtime.checkpointing import MADE
 from glasshouse.runtime.params import WHEELS_FOLDER
-from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES
+from glasshouse.runtime.resume import INDEX, MAX_VALUES_BYTES, PREFIX, TENSORS, VALUES, made
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.memory import overwrite, private_region
 from glasshouse.sealing.tree_index import INDEX_NAME, PIECE_PREFIX, Entry, Index, parse_index
@@ -132,15 +132,15 @@ def told(good: restore.Good) -> Told:
                 raise UsageError("this checkpoint holds no files", field="from", value=words, remedy=_ANOTHER)
             index = parse_index(package.files[INDEX_NAME])
             names = _newest(index, words)
-            values, made = (
+            values, own = (
                 _small(index, package, names.get(name)) for name in (_STATE[VALUES], MADE.encode())
             )
     except SealError as error:
         raise _explained(error, words) from error
-    seconds = made.get("elapsedSec")
+    seconds = own.get("elapsedSec")
     if not isinstance(seconds, int | float) or not 0 <= seconds <= checkpoints.MAX_STEPS:
         seconds = 0.0
-    return Told(type(values.get("steps")) is int, float(seconds))
+    return Told(made(values) is not None, float(seconds))
 
 
 def _small(index: Index, package: CheckedOutputs, entry: Entry | None) -> dict[str, Any]:

@@ -61,6 +61,7 @@ MODULES = (
     "runtime/peers.py",
     "runtime/project.py",
     "runtime/ranks.py",
+    "runtime/randomness.py",
     "runtime/raw.py",
     "runtime/readable.py",
     "runtime/residue.py",

@@ -1,8 +1,11 @@
 """Checkpoints of a session: what it goes on from, written into its scratch folder for the keeper to seal.
 
     checkpoint-N/state.safetensors    the tensors of its `state()` (session.py), after N optimizer steps
-    checkpoint-N/state.json           its values
+    checkpoint-N/state.json           its values; under RESERVED our own, {"steps": N, "random": states}
     checkpoint-N/made.json            of this run's own: units, and seconds that they took, at most
+
+N counts what was made under our eyes, also by the legs that this one goes on from; whatever the session's own
+values say, they are its own. The random states are the process's (randomness.py).
 
 No pickle. Written under another name and renamed into place, so that what has its name is whole; the one
 before goes then. Training stands still for that copy, into memory, and for no more: sealing is the keeper's.
@@ -20,9 +23,9 @@ from typing import Any
 
 from glasshouse.canonical import canonical_json
 from glasshouse.remote.sweep_script import remove
-from glasshouse.runtime import harness
+from glasshouse.runtime import harness, randomness
 from glasshouse.runtime.params import SAID
-from glasshouse.runtime.session import Session, restorable
+from glasshouse.runtime.session import RESERVED, Session, restorable
 from glasshouse.sealing.packing import write_all
 
 FOLDER = "checkpoints"  # in the scratch folder
@@ -34,10 +37,13 @@ _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})\Z")
 
 
 class Checkpointed:
-    """A session that writes a checkpoint every `every` seconds, after a unit; in all else the session."""
+    """A session that writes a checkpoint every `every` seconds, after a unit; in all else the session.
 
-    def __init__(self, session: Session, folder: Path, every: float) -> None:
-        self._session, self._folder, self._every = session, folder, every
+    before: optimizer steps that were made by what it goes on from.
+    """
+
+    def __init__(self, session: Session, folder: Path, every: float, before: int = 0) -> None:
+        self._session, self._folder, self._every, self._before = session, folder, every, before
         self._next = time.monotonic() + every
         self._units = self._failed = 0
         self._began: float | None = None  # a moment after the clock of the measured stretch
@@ -80,9 +86,10 @@ class Checkpointed:
         assert self._began is not None
         made = {"elapsedSec": round(time.monotonic() - self._began, 3), "units": self._units}
         tensors, values = session.state()
-        steps = values.get("steps")
-        if type(steps) is not int or steps < 0:
-            steps = self._units * session.steps_per_unit
+        if RESERVED in values:
+            raise ValueError(f"its state has a value named {RESERVED}, which is ours")
+        steps = self._before + self._units * session.steps_per_unit
+        values = {**values, RESERVED: {"steps": steps, "random": randomness.taken()}}
         place = self._folder / WRITING
         remove(place)
         place.mkdir(parents=True, mode=0o700)

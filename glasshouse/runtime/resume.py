@@ -15,6 +15,7 @@ are those of before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -25,7 +26,9 @@ from typing import Any
 from glasshouse.canonical import parse_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
+from glasshouse.runtime import randomness
 from glasshouse.runtime.safetensors import read_safetensors
+from glasshouse.runtime.session import RESERVED
 from glasshouse.sealing.layout import TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, parse_index, write_tree
 from glasshouse.sealing.tree_index import Entry
@@ -123,9 +126,34 @@ def restore(session: Any, files: Mapping[str, Any]) -> bool:
         values = parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)
         if not isinstance(values, dict):
             raise TypeError("the state's values are no object")
+        ours = values.pop(RESERVED, {})
         session.restore(read_safetensors(files[TENSORS]), values)
+        # Of rank 0, which wrote the checkpoint: the others would draw what it draws.
+        if "random" in ours and os.environ.get("RANK", "0") == "0":
+            randomness.put_back(ours["random"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise LegError(
             f"the session did not take the state: {error}", code=Code.CHECKPOINT_NOT_RESTORED
         ) from error
     return True
+
+
+def made(values: object) -> int | None:
+    """Optimizer steps by a state's values, of the whole chain of runs; None where they do not say it.
+
+    What is ours counts; where there is none of it, `steps`, as a state of an earlier version has it.
+    """
+    if not isinstance(values, dict):
+        return None
+    ours = values.get(RESERVED, values)
+    steps = ours.get("steps") if isinstance(ours, dict) else None
+    return steps if type(steps) is int and steps >= 0 else None
+
+
+def made_before(files: Mapping[str, Any]) -> int:
+    """Optimizer steps that were made by what a package goes on from; 0 where it begins anew."""
+    if VALUES not in files:
+        return 0
+    with contextlib.suppress(ValueError):
+        return made(parse_json(bytes(files[VALUES]), max_bytes=MAX_VALUES_BYTES)) or 0
+    return 0

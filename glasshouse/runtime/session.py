@@ -19,7 +19,9 @@ A workload is a module with `build(config, tensors, device) -> session`; a sessi
 (dict[str, Tensor], dict of JSON values). The tensors may be those in use: whoever keeps them copies them.
 `restore()` puts back what an earlier `state()` of such a session returned, so that what is trained from there
 comes out as it did then; ValueError for names, shapes or dtypes that are not its own, before anything is
-changed. Every built-in has both (state.py). They undo a warm-up, and are what a checkpoint is.
+changed. Every built-in has both (state.py). They undo a warm-up, and are what a checkpoint is. The process's
+own random states need not be among it (randomness.py). The name `glasshouse` (RESERVED) among the values is
+ours: what we keep with a checkpoint, how many optimizer steps were made by then and those random states.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from typing import Any, Protocol, TypeGuard
 SESSION_PARTS = (
     "unit", "steps_per_unit", "info", "run_unit", "synchronize", "loss", "trainable", "buffers",
 )  # fmt: skip
+
+RESERVED = "glasshouse"  # among the values of a state: ours
 
 Report = Callable[[str, object], None]  # kind of a message, its body as Channel.send takes it
 

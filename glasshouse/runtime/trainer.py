@@ -22,7 +22,7 @@ from typing import Any
 from glasshouse.canonical import b64u_decode, record_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
-from glasshouse.runtime import checkpointing, freed, harness, project, residue, sealer
+from glasshouse.runtime import checkpointing, freed, harness, project, residue, resume, sealer
 from glasshouse.runtime.channel import Channel, ChannelClosedError
 from glasshouse.runtime.confine import confine
 from glasshouse.runtime.forecast import Forecast
@@ -279,9 +279,11 @@ def _work(
         )
     _fork_keeper(plumbing, package, duties)
 
+    before = resume.made_before(package.files)
+
     def trained(session: Session) -> Session:
         if every:
-            session = checkpointing.Checkpointed(session, folder, every)
+            session = checkpointing.Checkpointed(session, folder, every, before)
         return Noted(session, notes, launch.stretch.steps) if launch.watch_sec else session
 
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.

@@ -1,7 +1,8 @@
 """The warm-up of a run that measures, and how it is undone: what is returned was trained by what is measured.
 
 A session with state() and restore() (session.py) is put back to what it began with, of which a copy is held
-meanwhile, each tensor's where the tensor lies. Of any other a second one is built from the same files, once
+meanwhile, each tensor's where the tensor lies, and with it the process's random states (randomness.py), which
+its state need not name. Of any other a second one is built from the same files, once
 the first is overwritten. Either way a digest says whether the measured stretch begins where the leg began.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Self
 from glasshouse.canonical import canonical_json
 from glasshouse.codes import Code
 from glasshouse.errors import LegError
+from glasshouse.runtime import randomness
 from glasshouse.runtime.session import Session, Tensor, restorable
 from glasshouse.runtime.wipe import Places, overwrite_staging, overwrite_tensors
 
@@ -36,11 +38,13 @@ class Beginning:
         self._make, self._of, self._kept = make, digest, kept
         self._tensors: dict[str, Tensor] = {}
         self._values: dict[str, Any] = {}
+        self._random: dict[str, Any] = {}
         self._digest = _digest(session, digest)
         if restorable(session):
             tensors, values = session.state()
             self._tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             self._values = dict(values)
+            self._random = randomness.taken()
 
     def undone(self) -> Session:
         """Return a session that stands where the first began; the copy, or the first session, is overwritten.
@@ -51,13 +55,16 @@ class Beginning:
         assert session is not None
         if restorable(session):
             session.restore(self._tensors, self._values)
+            randomness.put_back(self._random)
             self._wiped([])
         else:
             self._wiped(held_by(session))
             del session
             gc.collect()  # a model and its hooks go round in circles, and hold a device's memory
             session = self._make()
-        if _digest(session, self._of) != self._digest:
+        now = randomness.taken() if self._random else {}
+        drawn = any(now.get(name) != state for name, state in self._random.items())
+        if drawn or _digest(session, self._of) != self._digest:
             raise LegError("the warm-up could not be undone", code=Code.WARMUP_NOT_UNDONE)
         return session
 

@@ -7,17 +7,32 @@ event file. Each way is kept apart, and of a quantity the one that has most poin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from glasshouse.watching import lines, trainer_state
-from glasshouse.watching.points import EPOCH, EVAL_LOSS, LOSS, RATE, TOKENS, TOKENS_SEC, TOTAL, Point
+from glasshouse.watching.points import (
+    EPOCH,
+    EVAL_LOSS,
+    LOSS,
+    MAX_STEP,
+    RATE,
+    TOKENS,
+    TOKENS_SEC,
+    TOTAL,
+    Point,
+    Work,
+    number_of,
+    total_of,
+)
 from glasshouse.watching.record import Gpu, Part, WatchRecord
 from glasshouse.watching.tensorboard import EventFile
 from glasshouse.watching.wandb import RunFile
 
 MAX_POINTS = 2000  # of a curve; of more each other one
-MAX_SOURCES, MAX_CURVES = 64, 64
+MAX_SOURCES = 64
+MAX_CURVES, MAX_OTHERS = 64, 40  # of all sources; of quantities that are not known by their name
+_KNOWN = frozenset({LOSS, EVAL_LOSS, RATE, "grad_norm", EPOCH, TOKENS, TOKENS_SEC})
 PRINTED, NOTED, STATE = "what it printed", "the session", "trainer_state.json"
 _PENDING = 64 << 10  # of a line that does not end
 _RATES = 60  # records over which the speed is taken
@@ -119,27 +134,29 @@ class Watched:
         self._tokens: deque[tuple[float, float]] = deque(maxlen=_RATES)
         self._log_at = 0
         self._state_step = -1
+        self._work = Work()
+        self._others = self._count = 0  # curves
         self.last: WatchRecord | None = None
         self.unfinished = ""  # the line that is not ended
 
     def take(self, record: WatchRecord) -> Brought:
         """Take one record."""
-        self.last, self.unfinished = record, ""
+        self.last, self.unfinished, self._work = record, "", Work()
         said: list[str] = []
         found: list[tuple[str, Point]] = []
         for part in record.parts:
             if part.kind == "log":
-                said += self._printed(part)
-                found += _of(PRINTED, map(lines.from_printed, said))
+                said += (printed := self._printed(part))
+                found += self._of(PRINTED, self._each(lines.from_printed, printed, 8))
             elif part.kind == "bar":
                 self.unfinished = lines.plain(part.data.decode("utf-8", "replace"))
                 self._see_bar(self.unfinished)
             elif part.kind == "notes":
-                found += _of(NOTED, map(lines.from_json, self._noted.feed(part)))
+                found += self._of(NOTED, self._each(lines.from_json, self._noted.feed(part), 32))
             elif part.kind == "tail":
-                found += _of(STATE, self._state(part))
+                found += self._of(STATE, self._state(part))
             else:
-                found += _of(part.name, self._grown(part))
+                found += self._of(part.name, self._grown(part))
         for source, one in found:
             self._add(source, one)
         self._measure(record)
@@ -172,30 +189,54 @@ class Watched:
             )
         reader = self._files[part.name]
         if isinstance(reader, _Lines):
-            return map(lines.from_json, reader.feed(part))
-        return reader.feed(part.begin, part.data)
+            return self._each(lines.from_json, reader.feed(part), 32)
+        return reader.feed(part.begin, part.data, self._work)
 
     def _state(self, part: Part) -> list[Point]:
         """Of a Trainer's state what it had not had before: each has the whole history."""
-        found, said = trainer_state.read(part.data)
-        self._total = said.get("max_steps") or self._total
+        found, total = trainer_state.read(part.data, self._work)
+        self._total = total or self._total
         new = [one for one in found if one.step is not None and one.step > self._state_step]
         self._state_step = max((one.step or 0 for one in new), default=self._state_step)
         return new
 
+    def _each(
+        self, read: Callable[[str], Point | None], said: Iterable[str], size: int
+    ) -> Iterator[Point | None]:
+        """Read lines as long as there is work left for it: one for so many characters of a line."""
+        for line in said:
+            if not self._work.spend(1 + min(len(line), lines.MAX_LINE) // size):
+                return
+            yield read(line)
+
+    def _of(self, source: str, found: Iterable[Point | None]) -> list[tuple[str, Point]]:
+        """What of it there is work left for."""
+        kept = list[tuple[str, Point]]()
+        for one in found:
+            if one is None:
+                continue
+            if not self._work.spend(3 * len(one.values)):
+                break
+            kept.append((source, one))
+        return kept
+
     def _add(self, source: str, one: Point) -> None:
-        if source not in self._curves and len(self._curves) >= MAX_SOURCES:
-            return
-        own = self._curves.setdefault(source, {})
+        own = self._curves.get(source, {})
         for name, value in one.values.items():
             if name == TOTAL:
-                self._total = value or self._total
-            elif name in own or len(own) < MAX_CURVES:
-                own.setdefault(name, Curve()).add(one.step, value)
+                self._total = total_of(value) or self._total
+            elif name in own:
+                own[name].add(one.step, value)
+            elif self._count < MAX_CURVES and (name in _KNOWN or self._others < MAX_OTHERS):
+                self._count, self._others = self._count + 1, self._others + (name not in _KNOWN)
+                own[name] = Curve()
+                own[name].add(one.step, value)
+        if own:
+            self._curves[source] = own
 
     def _measure(self, record: WatchRecord) -> None:
-        if record.steps and record.steps[0]:
-            self._steps.append((record.elapsed_sec, float(record.steps[0])))
+        if record.steps and (steps := number_of(record.steps[0], 1, MAX_STEP)) is not None:
+            self._steps.append((record.elapsed_sec, steps))
         elif (loss := self.curve(LOSS)) is not None and loss.stepped:
             self._steps.append((record.elapsed_sec, loss.xs[-1]))
         if (tokens := self.curve(TOKENS)) is not None and tokens.last is not None:
@@ -230,7 +271,7 @@ class Watched:
             done = max(done or 0.0, loss.xs[-1])  # one that went on from an earlier run counts from there
         left = None
         if total is not None and done is not None and per_sec:
-            left = max(0.0, total - done) / per_sec
+            left = number_of(max(0.0, total - done) / per_sec, 0, 1e11)
         elif total is None and self._bar is not None and self._bar.total > 1:
             done, total, left, by_bar = self._bar.done, self._bar.total, self._bar.left_sec, True
         values = {name: one.last for name, one in self.shown.items() if one.last is not None}
@@ -242,10 +283,6 @@ class Watched:
         )  # fmt: skip
 
 
-def _of(source: str, found: Iterable[Point | None]) -> list[tuple[str, Point]]:
-    return [(source, one) for one in found if one is not None]
-
-
 def _is_loss(name: str) -> bool:
     return name == LOSS or name.endswith("_loss")
 
@@ -255,4 +292,4 @@ def _slope(seen: Sequence[tuple[float, float]]) -> float | None:
     if len(seen) < 2:
         return None
     (began, first), (ended, last) = seen[0], seen[-1]
-    return (last - first) / (ended - began) if ended > began and last > first else None
+    return number_of((last - first) / (ended - began), 0) if ended > began and last > first else None

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from glasshouse.watching.points import LOSS, Point, named, number_of, point
+from glasshouse.watching.points import LOSS, Point, moment, named, number_of, point
 
 MAX_LINE = 16 << 10
 MAX_PLAIN = 4000  # characters of a line that is shown
@@ -27,7 +27,7 @@ _SAID = re.compile(
 )
 _MANY = r"(\d{1,15}(?:\.\d+)?[kMG]?)"
 _BAR = re.compile(
-    rf"{_MANY}/{_MANY} \[([\d:]{{4,12}})<([\d:]{{4,12}}|\?), *"
+    rf"(?<!\d){_MANY}/{_MANY} \[([\d:]{{4,12}})<([\d:]{{4,12}}|\?), *"
     r"([\d.]{1,12}|\?) ?(\w{0,12}/s|s/\w{1,12})"
 )
 _SCALE = {"k": 1e3, "M": 1e6, "G": 1e9}
@@ -77,8 +77,7 @@ def from_object(value: dict[str, object]) -> Point | None:
 
     gather(value, "", 1)
     clock = ("time", "timestamp", "_timestamp", "wall_time")
-    said = next((number_of(one) for name, one in found if name in clock), None)
-    time = said if said is not None and 1e9 < said < 1e11 else None
+    time = next((moment(one) for name, one in found if name in clock), None)
     return point(((name, one) for name, one in found if name not in clock), time)
 
 
@@ -111,7 +110,7 @@ def bar(line: str) -> Bar | None:
     done, total = (_scaled(found[at]) for at in (1, 2))
     if not 0 <= done <= total or total <= 0:
         return None
-    return Bar(done, total, _seconds(found[4]), line[:_PRINTED].strip())
+    return Bar(done, total, number_of(_seconds(found[4]), 0, 1e11), line[:_PRINTED].strip())
 
 
 def _scaled(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 MAX_VALUES = 64
 MAX_NAME = 80
+MAX_STEP = 2**53
+WORK = 50_000  # of one record: some ten milliseconds
 _MOST = 1e100
 _SUMMARY = {"train_runtime", "total_flos"}
 LOSS, EVAL_LOSS, RATE, TOKENS_SEC = "loss", "eval_loss", "learning_rate", "tokens_per_sec"
@@ -52,6 +55,21 @@ class Point:
     time: float | None = None
 
 
+class Work:
+    """What may still be done about one record, whatever a job put into it: lines, fields, values, and places
+    that are looked at.
+    """
+
+    def __init__(self, left: int = WORK) -> None:
+        self.left = left
+
+    def spend(self, count: int = 1) -> bool:
+        """Whether there is room for so much more of it; where there is not, none is left."""
+        self.left = self.left - count if self.left >= count else 0
+        return self.left > 0
+
+
+@functools.lru_cache(4096)
 def named(tag: str) -> str:
     """One name for a quantity: `train/loss`, `Loss/train` and `loss` are the same; so are `lr` and others."""
     name = re.sub(r"[^a-z0-9]+", "_", tag[:MAX_NAME].lower()).strip("_")
@@ -81,12 +99,15 @@ def point(values: Iterable[tuple[str, object]], time: float | None = None) -> Po
         if len(kept) == MAX_VALUES:
             break
     step = kept.pop(STEP, None)
-    whole = None if step is None or not 0 <= step < 2**53 else int(step)
-    return Point(kept, whole, time) if kept else None
+    whole = None if number_of(step, 0, MAX_STEP) is None else int(step or 0)
+    return Point(kept, whole, moment(time)) if kept else None
 
 
-def number_of(value: object) -> float | None:
-    """A finite number, also where it stands in a string; None for anything else, or one that nobody draws."""
+def number_of(value: object, low: float = -_MOST, high: float = _MOST) -> float | None:
+    """A finite number from `low` to `high`, also where it stands in a string; None for anything else.
+
+    Whatever number comes from a job, its machine or its files goes through here before it is used.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and len(value) > 40:
@@ -95,6 +116,16 @@ def number_of(value: object) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    if not math.isfinite(number) or abs(number) > _MOST:
+    if not math.isfinite(number) or not low <= number <= high:
         return None
     return number if abs(number) > 1 / _MOST else 0.0
+
+
+def moment(value: object) -> float | None:
+    """A time in Unix seconds; None for what can be none."""
+    return number_of(value, 1e9, 1e11)
+
+
+def total_of(value: object) -> float | None:
+    """How many steps are to be made; None for none, fewer, or more than anybody makes."""
+    return number_of(value, 1, MAX_STEP)

@@ -79,7 +79,7 @@ def read(data: bytes) -> WatchRecord:
         number=_count(head.get("number")),
         at=_seconds(head.get("at")),
         elapsed_sec=_seconds(head.get("elapsedSec")),
-        next_checkpoint_sec=number_of(head.get("nextCheckpointSec")),
+        next_checkpoint_sec=number_of(head.get("nextCheckpointSec"), 0, 1e11),
         steps=tuple(map(_count, steps[:MAX_RANKS])) if isinstance(steps, list) else (),
         gpus=tuple(map(_gpu, gpus[:MAX_GPUS])) if isinstance(gpus, list) else (),
         parts=_parts(head.get("parts"), rest),
@@ -112,12 +112,16 @@ def _count(value: object) -> int:
 
 
 def _seconds(value: object) -> float:
-    number = number_of(value)
-    if number is None or isinstance(value, str) or not 0 <= number < 1e11:
+    number = number_of(value, 0, 1e11)
+    if number is None or isinstance(value, str):
         raise RecordError("a time of it is none")
     return number
 
 
 def _gpu(value: Any) -> Gpu:
-    names = ("utilPct", "memMib", "memTotalMib", "powerW", "tempC")
-    return Gpu(*(number_of(value.get(name)) if isinstance(value, dict) else None for name in names))
+    if not isinstance(value, dict):
+        return Gpu(None, None, None, None, None)
+    util, used, total, power = (
+        number_of(value.get(name), 0, 1e9) for name in ("utilPct", "memMib", "memTotalMib", "powerW")
+    )
+    return Gpu(util, used, total, power, number_of(value.get("tempC"), -300, 1e4))

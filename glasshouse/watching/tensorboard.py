@@ -8,15 +8,15 @@ large. The bytes' own CRC is not looked at: the record in which they came is sea
 
 from __future__ import annotations
 
-import math
 import struct
 
-from glasshouse.watching.points import Point, point
+from glasshouse.watching.points import Point, Work, point
 from glasshouse.watching.wire import BYTES, FIXED32, FIXED64, WireError, fields, message, number, text
 
 MAX_RECORD = 256 << 10  # of one that is read
 MAX_LENGTH = 1 << 30  # of one that is passed over
 _HEAD = struct.Struct("<QI")
+_UPPER = bytes(4)  # the upper half of every length up to MAX_LENGTH
 
 
 def _table() -> list[int]:
@@ -49,8 +49,12 @@ class EventFile:
         self._pending = bytearray()
         self._skip = 0  # bytes of a record that is passed over
 
-    def feed(self, at: int, data: bytes) -> list[Point]:
-        """Take bytes from position `at`; where some are missing before them, find the next record."""
+    def feed(self, at: int, data: bytes, work: Work | None = None) -> list[Point]:
+        """Take bytes from position `at`; where some are missing before them, find the next record.
+
+        What is left of them when no work is, counts as missing.
+        """
+        work = work or Work()
         if at != self._at:
             self._pending.clear()
             self._skip = 0
@@ -63,8 +67,11 @@ class EventFile:
             self._skip -= passed
             if self._skip or len(self._pending) < _HEAD.size:
                 return found
+            if not work.spend():
+                self._pending.clear()
+                return found
             if (length := _length(self._pending, 0)) is None:
-                self._find_next()
+                self._find_next(work)
                 continue
             if length > MAX_RECORD:
                 self._skip = _HEAD.size + length + 4
@@ -73,69 +80,75 @@ class EventFile:
                 return found
             body = bytes(self._pending[_HEAD.size : _HEAD.size + length])
             del self._pending[: _HEAD.size + length + 4]
-            if (one := _scalars(body)) is not None:
+            if (one := _scalars(body, work)) is not None:
                 found.append(one)
 
-    def _find_next(self) -> None:
+    def _find_next(self, work: Work) -> None:
         """Drop what stands before the next length that its CRC confirms."""
-        last = len(self._pending) - _HEAD.size
-        at = next((at for at in range(1, last + 1) if _length(self._pending, at) is not None), last + 1)
-        del self._pending[:at]
+        last, at = len(self._pending) - _HEAD.size, 1
+        while at <= last:
+            zeros = self._pending.find(_UPPER, at + len(_UPPER))
+            if zeros < 0 or not work.spend():
+                at = last + 1
+                break
+            at = zeros - len(_UPPER)
+            if at > last or _length(self._pending, at) is not None:
+                break
+            at += 1
+        del self._pending[: min(at, last + 1)]
 
 
 def _length(data: bytearray, at: int) -> int | None:
     """The length of the record that begins there; None where none does."""
     length, crc = _HEAD.unpack_from(data, at)
-    if length > MAX_LENGTH or masked_crc(bytes(data[at : at + 8])) != crc:
+    if not 0 < length <= MAX_LENGTH or masked_crc(bytes(data[at : at + 8])) != crc:
         return None
     return int(length)
 
 
-def _scalars(event: bytes) -> Point | None:
+def _scalars(event: bytes, work: Work) -> Point | None:
     time: float | None = None
     step, values = 0, list[tuple[str, object]]()
     try:
-        for name, kind, value in fields(event):
+        for name, kind, value in fields(event, work):
             if name == 1:
                 time = number(kind, value, "d")
             elif name == 2:
                 step = int(number(kind, value, "i"))
             elif name == 5 and kind == BYTES:
-                values += _summary(message(value))
+                values += _summary(message(value), work)
     except WireError:
         return None
-    if time is not None and not math.isfinite(time):
-        time = None
     return point([("step", step), *values], time) if values else None
 
 
-def _summary(data: bytes) -> list[tuple[str, object]]:
+def _summary(data: bytes, work: Work) -> list[tuple[str, object]]:
     found = list[tuple[str, object]]()
-    for name, kind, value in fields(data):
+    for name, kind, value in fields(data, work):
         if name != 1 or kind != BYTES:
             continue
         tag, scalar = "", None
-        for part, form, content in fields(message(value)):
+        for part, form, content in fields(message(value), work):
             if part == 1 and form == BYTES:
                 tag = text(content)
             elif part == 2 and form == FIXED32:
                 scalar = number(form, content, "f")
             elif part == 8 and form == BYTES:
-                scalar = _tensor(message(content))
+                scalar = _tensor(message(content), work)
         if tag and scalar is not None:
             found.append((tag, scalar))
     return found
 
 
-def _tensor(data: bytes) -> float | None:
+def _tensor(data: bytes, work: Work) -> float | None:
     """A tensor of one float or double, as tf.summary.scalar writes it (tensor.proto); None for another."""
     kinds = {1: ("<f", 4), 2: ("<d", 8)}
     dtype = 0
-    for name, kind, value in fields(data):
+    for name, kind, value in fields(data, work):
         if name == 1 and isinstance(value, int):
             dtype = value
         elif name == 2 and kind == BYTES and message(value):
-            if _elements(message(value)) != 1:
+            if _elements(message(value), work) != 1:
                 return None
         elif name in (4, 5, 6) and kind in (BYTES, FIXED32, FIXED64):
             form, size = kinds.get(dtype if name == 4 else name - 4, ("", 0))
@@ -144,11 +157,11 @@ def _tensor(data: bytes) -> float | None:
     return None
 
 
-def _elements(shape: bytes) -> int:
+def _elements(shape: bytes, work: Work) -> int:
     count = 1
-    for name, kind, dimension in fields(shape):
+    for name, kind, dimension in fields(shape, work):
         if name == 2 and kind == BYTES:
-            for part, _, size in fields(message(dimension)):
+            for part, _, size in fields(message(dimension), work):
                 if part == 1 and isinstance(size, int):
                     count *= min(size, 2)
     return count

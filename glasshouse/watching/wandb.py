@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from glasshouse.watching.points import Point, point
+from glasshouse.watching.points import Point, Work, moment, point
 from glasshouse.watching.wire import BYTES, FIXED64, VARINT, WireError, fields, message, number, text
 
 BLOCK = 32 << 10
@@ -32,8 +32,12 @@ class RunFile:
         self._open = False
         self._lost = False  # until the next block begins
 
-    def feed(self, at: int, data: bytes) -> list[Point]:
-        """Take bytes that stand at position `at`; where some are missing before them, go on with a block."""
+    def feed(self, at: int, data: bytes, work: Work | None = None) -> list[Point]:
+        """Take bytes that stand at position `at`; where some are missing before them, go on with a block.
+
+        What is left of them when no work is, counts as missing.
+        """
+        work = work or Work()
         if at != self._at + len(self._pending):
             self._at, self._lost = at, at > 0
             self._pending.clear()
@@ -43,6 +47,10 @@ class RunFile:
             self._drop(_FILE_HEAD)
         found = []
         while self._at and self._pending:
+            if not work.spend():
+                self._drop(len(self._pending))
+                self._lost, self._open = True, False
+                break
             left = BLOCK - self._at % BLOCK
             if self._lost or left < _HEAD.size:
                 aligned = self._at % BLOCK == 0
@@ -66,7 +74,7 @@ class RunFile:
                 self._lose()
                 continue
             self._drop(_HEAD.size + size)
-            if (whole := self._joined(kind, body)) is not None and (one := _history(whole)) is not None:
+            if (whole := self._joined(kind, body)) is not None and (one := _history(whole, work)) is not None:
                 found.append(one)
         return found
 
@@ -94,28 +102,29 @@ class RunFile:
         return bytes(self._record) if kind == _LAST and len(self._record) <= MAX_RECORD else None
 
 
-def _history(record: bytes) -> Point | None:
+def _history(record: bytes, work: Work) -> Point | None:
     try:
-        for name, kind, value in fields(record):
+        for name, kind, value in fields(record, work):
             if name == 2 and kind == BYTES:
-                return _items(message(value))
+                return _items(message(value), work)
     except WireError:
         pass
     return None
 
 
-def _items(history: bytes) -> Point | None:
+def _items(history: bytes, work: Work) -> Point | None:
     values, time, step = list[tuple[str, object]](), None, None
-    for name, kind, value in fields(history):
+    for name, kind, value in fields(history, work):
         if name == 2 and kind == BYTES:
             step = next(
-                (int(one) for part, _, one in fields(message(value)) if part == 1 and type(one) is int), 0
+                (int(one) for part, _, one in fields(message(value), work) if part == 1 and type(one) is int),
+                0,
             )
         if name != 1 or kind != BYTES:
             continue
-        key, said = _item(message(value))
-        if key == "_timestamp" and isinstance(said, float):
-            time = said
+        key, said = _item(message(value), work)
+        if key == "_timestamp":
+            time = moment(said)
         elif not key.startswith("_"):
             values.append((key, said))
     if not values:
@@ -123,9 +132,9 @@ def _items(history: bytes) -> Point | None:
     return point(values if step is None else [*values, ("step", step)], time)
 
 
-def _item(item: bytes) -> tuple[str, float | str | None]:
+def _item(item: bytes, work: Work) -> tuple[str, float | str | None]:
     names, said = list[str](), None  # type: tuple[list[str], float | str | None]
-    for name, kind, value in fields(item):
+    for name, kind, value in fields(item, work):
         if name in (1, 2) and kind == BYTES:
             names.append(text(value)[:200])
         elif name == 5 and kind == VARINT:
@@ -134,10 +143,4 @@ def _item(item: bytes) -> tuple[str, float | str | None]:
             said = number(kind, value, "d")
         elif name == 16 and kind == BYTES:
             said = text(message(value)[:64])
-    key = "/".join(part for part in names if part)
-    if key == "_timestamp" and isinstance(said, str):
-        try:
-            said = float(said)
-        except ValueError:
-            said = None
-    return key, said
+    return "/".join(part for part in names if part), said

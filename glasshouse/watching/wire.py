@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from glasshouse.watching.points import Work
+
 MAX_FIELDS = 20_000
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -16,12 +18,14 @@ class WireError(ValueError):
     """These bytes are no message."""
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
-    """Yield (number, wire type, value): an int of a varint, bytes of the others. Raises WireError."""
+def fields(data: bytes, work: Work | None = None) -> Iterator[tuple[int, int, int | bytes]]:
+    """Yield (number, wire type, value): an int of a varint, bytes of the others. Raises WireError, also where
+    no work is left.
+    """
     at = count = 0
     while at < len(data):
         count += 1
-        if count > MAX_FIELDS:
+        if count > MAX_FIELDS or (work is not None and not work.spend()):
             raise WireError("too many fields")
         key, at = _varint(data, at)
         number, kind = key >> 3, key & 7

@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 
 from glasshouse.canonical import sha256_hex
+from glasshouse.commands import private_pages
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.runtime.watched import MAGIC
+from glasshouse.watching.curves import Watched
+from glasshouse.watching.record import WatchRecord
 from tests.commands.kit import ROOT, Call
 from tests.watching.kit import RUN, SAMPLES, JobAtHome, seal
+
+HOSTILE, OTHERS = "20260103-030405-bbbbbb", "20260103-030405-cccccc"
 
 
 @pytest.fixture
@@ -200,6 +205,87 @@ def test_private_pages_are_for_nobody_else(job: JobAtHome, elsewhere: Path, call
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in pages.values())
     assert "<path d=" in pages[f"{RUN}.html"].read_text()
     assert call("pages", "--private", "--out", "mine", "--json")[0] == 0  # they are replaced
+
+
+def test_what_one_run_holds_costs_its_own_page_alone(
+    job: JobAtHome, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(job)
+    job.record()
+    hostile = JobAtHome(elsewhere / "runs", HOSTILE)
+    (hostile.job / "trainer_state.json").write_text(
+        '{"max_steps": 1e999, "log_history": [{"loss": 1.0, "step": 5},{"loss": 2.0, "step": 6}]}'
+    )
+    hostile.record()
+    assert call("pages", "--private", "--out", "mine")[0] == 0  # a number that is none costs nothing
+    assert "step 6, no loss" not in call("watch", HOSTILE)[1]
+    other = JobAtHome(elsewhere / "runs", OTHERS)
+    (other.place / "000001.sealed").write_bytes(b"no container")
+    other.event(1, sha256_hex(b"no container"))
+
+    draw = private_pages.run_page
+
+    def drawn(run: str, launches: Any) -> str:
+        if run == HOSTILE:
+            raise OverflowError("whatever nobody thought of")
+        return draw(run, launches)
+
+    monkeypatch.setattr(private_pages, "run_page", drawn)
+    code, out, err = call("pages", "--private", "--out", "others")
+    assert code == 1
+    assert "1 private jobs with curves" in out
+    assert f"no page for run {HOSTILE}: its records cannot be drawn: OverflowError" in err
+    assert f"no page for run {OTHERS}: " in err
+    assert "Traceback" not in err
+    assert {path.name for path in Path("others").iterdir()} == {"index.html", f"{RUN}.html"}
+    code, out, _ = call("pages", "--private", "--out", "others", "--json")
+    assert (code, json.loads(out)["ok"], set(json.loads(out)["failed"])) == (1, False, {HOSTILE, OTHERS})
+
+
+def test_a_record_that_cannot_be_taken_is_named_and_the_rest_are(
+    job: JobAtHome, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Watched.take
+
+    def taken(self: Watched, record: WatchRecord) -> Any:
+        if record.number == 1:
+            raise OverflowError("whatever nobody thought of")
+        return take(self, record)
+
+    monkeypatch.setattr(Watched, "take", taken)
+    for first in (1, 21):
+        train(job, first, first + 19)
+        job.record()
+    for command in ("watch", "logs"):
+        code, out, err = call(command, RUN)
+        assert code == 0
+        assert "s000-1 record 1: it cannot be read: OverflowError" in err
+        assert "40" in out
+    assert "s000-1, 2 sealed records: step 40" in call("show", RUN)[1]
+
+
+def test_no_name_reaches_the_terminal(job: JobAtHome, call: Call) -> None:
+    """Names of followed files and of quantities, what it printed, and words of the run's own settings."""
+    escape = "\x1b]0;owned\x07\x9b31m\u202e"
+    (job.job / f"{escape}.jsonl").write_text(json.dumps({f"{escape}loss": 1.5, "step": 3}) + "\n")
+    (job.job / f"{escape}.tfevents.1").write_bytes(b"none")
+    job.log.write(f"{escape} loss 3\n{escape} 1/2 [00:01<00:01, 1it/s]".encode())
+    job.record()
+    shown = (["watch", RUN], ["watch", RUN, "--json"], ["logs", RUN], ["logs", RUN, "--json"], ["show", RUN])
+    for line in (*shown, ["pages", "--private", "--out", "mine"]):
+        code, out, err = call(*line)
+        assert code == 0, err
+        assert all(char.isprintable() or char == "\n" for char in out + err), line
+    page = (Path("mine") / f"{RUN}.html").read_text()
+    assert all(char.isprintable() or char == "\n" for char in page)
+    saved = job.path / "run.json"  # where only such a name can come from: the settings have none
+    saved.write_text(
+        saved.read_text().replace('"project"', json.dumps(f"project{escape}")).replace("mlp", escape)
+    )
+    for line in shown:
+        _, out, err = call(*line)
+        assert all(char.isprintable() or char == "\n" for char in out + err), line
+        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("place", ["build/mine", "site/mine"])

@@ -160,9 +160,16 @@ def test_a_project_counts_its_own_steps_anew(home: Path) -> None:
     assert again.model.command == ("python", "train.py", "--more")
 
 
-@pytest.mark.parametrize(("values", "steps"), [({"steps": 45}, 45), ({"epoch": 2}, 65)])
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({"steps": 45}, 45),
+        ({"epoch": 2}, 65),
+        ({"steps": "ours stands beside it", "glasshouse": {"steps": 45}}, 45),
+    ],
+)
 def test_a_class_of_ones_own_counts_on_or_anew_as_its_state_says(
-    home: Path, values: dict[str, int], steps: int
+    home: Path, values: dict[str, Any], steps: int
 ) -> None:
     source = home / "mine.py"
     source.write_text(

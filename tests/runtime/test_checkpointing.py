@@ -18,6 +18,7 @@ import pytest
 from glasshouse.runtime import checkpointing
 from glasshouse.runtime.checkpointing import Checkpointed, is_written, steps_in
 from glasshouse.runtime.looking import look, marks
+from glasshouse.runtime.session import RESERVED
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.sealing.tree import INDEX_NAME, write_tree
 from tests.runtime import tiny
@@ -59,7 +60,9 @@ def test_each_is_whole_when_it_has_its_name_and_the_one_before_goes(tmp_path: Pa
         assert steps_in(folder) == number
         assert {mark.root for mark in marks(look(folder, is_written), "")} == {f"checkpoint-{number}"}
     place = folder / "checkpoint-3"
-    assert json.loads((place / "state.json").read_bytes()) == {"steps": 3}
+    values = json.loads((place / "state.json").read_bytes())
+    assert values.pop(RESERVED)["steps"] == 3
+    assert values == {"steps": 3}
     data = (place / "state.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -69,6 +72,28 @@ def test_each_is_whole_when_it_has_its_name_and_the_one_before_goes(tmp_path: Pa
     }
     assert data[8 + size :] == bytes(made.moments.memory) + bytes(made.weights.memory)
     assert struct.unpack_from("<f", data, 8 + size + 4096) == (3.0,)
+
+
+@pytest.mark.parametrize("own", [{"steps": 1000}, {"steps": "many"}, {"steps": -1}, {"steps": 2**52}, {}])
+def test_its_number_does_not_hang_on_what_a_class_says(tmp_path: Path, own: dict[str, Any]) -> None:
+    def state(self: Any) -> Any:
+        return {"weights": self.weights}, dict(own)
+
+    folder = tmp_path / "checkpoints"
+    one = Checkpointed(session(state=state), folder, 0.0, 40)
+    for number in (41, 42, 43):
+        one.run_unit()
+        assert [path.name for path in folder.iterdir()] == [f"checkpoint-{number}"]
+        assert steps_in(folder) == number
+    values = json.loads((folder / "checkpoint-43" / "state.json").read_bytes())
+    ours = values.pop(RESERVED)
+    assert (ours["steps"], values) == (43, own)
+
+
+def test_a_class_that_takes_our_name_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = session(state=lambda self: ({"weights": self.weights}, {RESERVED: 1}))
+    Checkpointed(made, tmp_path / "checkpoints", 0.0).run_unit()
+    assert f"its state has a value named {RESERVED}, which is ours" in capsys.readouterr().out
 
 
 def test_one_is_written_at_its_cadence_and_none_before(tmp_path: Path) -> None:
@@ -179,7 +204,9 @@ def test_a_leg_seals_its_session_while_it_trains_and_searches_who_did(tmp_path: 
             write_tree(opened.files[INDEX_NAME], opened.tensors, tmp_path / "opened")
         (place,) = (tmp_path / "opened").iterdir()
         assert place.name == f"checkpoint-{body['steps']}"
-        assert json.loads((place / "state.json").read_bytes()) == {"steps": body["steps"]}
+        values = json.loads((place / "state.json").read_bytes())
+        assert values.pop(RESERVED)["steps"] == body["steps"]
+        assert values == {"steps": body["steps"]}
 
 
 def test_where_no_descriptor_can_be_passed_it_hands_its_memory_over() -> None:
