@@ -46,7 +46,7 @@ def orders() -> list[tuple[str, ...]]:
         *((*_OF_A_JOB[:at], *_OF_A_JOB[at + 1 :]) for at in range(length)),
         *((*_OF_A_JOB[:at], kind, *_OF_A_JOB[at:]) for at in range(length) for kind in _MIDDLE),
     ]
-    drawn = random.Random(1)  # noqa: S311  the same each time
+    drawn = random.Random(1)
     for _ in range(150):
         middle = drawn.choices(_MIDDLE, k=drawn.randrange(6))
         made.append((*_START, *middle, drawn.choice(("zeroized", "failed", "sealed-outputs"))))
