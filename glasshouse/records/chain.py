@@ -34,8 +34,8 @@ HEAD_DOMAIN = "glasshouse/head/v1"
 MAX_HEAD_BYTES = 2048
 
 # Legal orders, by the letters of _LETTERS: a leg goes this far, and may fail at any point. A job whose
-# results take a while to seal says that it goes on; its keeper has ended by then. The row page has the same two
-# (site/assets/verify/launches.js).
+# outputs take a while to seal says that it goes on; its keeper has ended by then. The row page has the same
+# two (site/assets/verify/launches.js).
 _LETTERS = {
     "released": "r",
     "unsealed": "u",

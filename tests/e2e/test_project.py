@@ -610,3 +610,23 @@ def test_over_openssh_its_files_come_back_too(program: Program, sshd: Sshd, tmp_
     assert code == 0, err
     assert record["status"] == "verified"
     assert files(opened(program, folder, tmp_path / "back")) == {"saved.txt": (b"saved", False)}
+
+
+@pytest.mark.soak  # most of a minute; the order of such events: tests/records/test_chain.py
+def test_outputs_that_take_long_to_seal_count(program: Program, tmp_path: Path) -> None:
+    large = (
+        "import os\nos.mkdir('out')\n"
+        "with open('out/weights.bin', 'wb') as file:\n    file.truncate(768 << 20)\n"  # sealed like any bytes
+    )
+    mine = project(tmp_path / "mine", {"main.py": large})
+    code, record, folder, err = run(program, mine, "python", "main.py")
+    assert code == 0, err
+    assert (record["status"], record["exclusion"]) == ("verified", None)
+    (path,) = (folder / "bundle" / "legs").glob("*/events.jsonl")
+    events = [json.loads(line) for line in path.read_bytes().splitlines()]
+    kinds = [event["type"] for event in events]
+    after = events[kinds.index("trained") + 1 : kinds.index("sealed-outputs")]
+    assert after
+    assert {(event["type"], event["body"]["phase"]) for event in after} == {("progress", "sealing")}
+    checked = program("verify", str(folder / "bundle"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr

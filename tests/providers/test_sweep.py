@@ -102,7 +102,7 @@ def litter(place: Path, precious: Path) -> None:
     deep(place, 1100)
     odd = os.fsencode(place) + b"/d/d/d"
     for name in (b"\xff\xfe", b"new\nline", b"-rf", b" ", b"x" * 255):
-        os.makedirs(odd + b"/" + name + b"/in/it")
+        Path(os.fsdecode(odd + b"/" + name + b"/in/it")).mkdir(parents=True)
     for number in range(1000):
         (place / "many" / f"{number}").mkdir(parents=True)
         (place / "many" / f"{number}" / "file").touch()
@@ -141,7 +141,7 @@ def test_whatever_a_job_leaves_is_removed_and_nothing_beside_it(tmp_path: Path) 
 def test_it_takes_few_descriptors_and_says_what_is_left(tmp_path: Path) -> None:
     deep(tmp_path / "tree", 300)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 12, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 12, hard))
     try:
         assert sweep_script.remove(tmp_path / "tree") is True
     finally:

@@ -243,8 +243,22 @@ def _launched(made: Rig, stage: str, deaf: socket.socket) -> Launched:
     return leg
 
 
-STAGES = ["attesting", "training", "zeroizing", "daemon"]
-SOURCES = {"zeroizing": STUCK_AT_THE_END, "daemon": DAEMON}
+# Its plaintext lies deeper than Python's own removal goes.
+DEEP = """
+class Workload(Tiny):
+    def __init__(self, params, files, device):
+        super().__init__(params, files, device)
+        home = os.getcwd()
+        os.chdir(os.environ["TMPDIR"])
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+        with open("leaf", "w") as file:
+            file.write("plaintext")
+        os.chdir(home)
+"""
+STAGES = ["attesting", "training", "zeroizing", "daemon", "deep"]
+SOURCES = {"zeroizing": STUCK_AT_THE_END, "daemon": DAEMON, "deep": DEEP}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -285,7 +299,15 @@ def test_what_is_left_where_guard_and_supervisor_are_killed_at_once_goes_with_th
         assert made.scratch() == []
 
 
-@pytest.mark.parametrize("stage", ["training", "zeroizing", "daemon"])
+def test_a_leg_whose_scratch_folder_is_deep_comes_to_its_end_and_leaves_none_of_it() -> None:
+    with rig(DEEP) as made:
+        leg = made.launch()
+        assert leg.wait()["status"] == "complete"
+        assert leg.event("zeroized")["tmpfsRemoved"]
+        assert made.scratch() == []
+
+
+@pytest.mark.parametrize("stage", ["training", "zeroizing", "daemon", "deep"])
 def test_a_killed_trainer_ends_the_leg_with_a_result(stage: str) -> None:
     """Also where a child of it lives on, and holds what it had open."""
     with rig(SOURCES.get(stage, "")) as made, _no_answer() as deaf:
