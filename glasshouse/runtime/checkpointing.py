@@ -15,6 +15,7 @@ A session that has no `state()`, or whose state cannot be written, trains on wit
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import time
@@ -84,7 +85,8 @@ class Checkpointed:
         session: Any = self._session
         session.synchronize()
         assert self._began is not None
-        made = {"elapsedSec": round(time.monotonic() - self._began, 3), "units": self._units}
+        elapsed = time.monotonic() - self._began
+        made = {"elapsedSec": math.floor(1000 * elapsed) / 1000, "units": self._units}
         tensors, values = session.state()
         if RESERVED in values:
             raise ValueError(f"its state has a value named {RESERVED}, which is ours")

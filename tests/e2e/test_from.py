@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -66,7 +67,8 @@ def kill_pod(program: Program) -> None:
     """End every process of the pod at once, as a machine that is taken away does."""
     (pod,) = program.pods()
     for pid in processes_of(pod.name):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # one that ended with another just before
+            os.kill(pid, signal.SIGKILL)
 
 
 def weights(folder: Path) -> dict[str, list[float]]:

@@ -54,6 +54,7 @@ def test_each_is_whole_when_it_has_its_name_and_the_one_before_goes(tmp_path: Pa
     one = Checkpointed(made, folder, 0.0)
     assert one.unit == "steps"  # in all else the session
     assert steps_in(folder) is None
+    began = time.monotonic()
     for number in (1, 2, 3):
         one.run_unit()
         assert [path.name for path in folder.iterdir()] == [f"checkpoint-{number}"]
@@ -63,6 +64,9 @@ def test_each_is_whole_when_it_has_its_name_and_the_one_before_goes(tmp_path: Pa
     values = json.loads((place / "state.json").read_bytes())
     assert values.pop(RESERVED)["steps"] == 3
     assert values == {"steps": 3}
+    made_by_then = json.loads((place / "made.json").read_bytes())
+    assert made_by_then["units"] == 3
+    assert 0 <= made_by_then["elapsedSec"] <= time.monotonic() - began
     data = (place / "state.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
