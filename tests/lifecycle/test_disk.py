@@ -162,7 +162,7 @@ def test_outputs_without_room_wait_on_the_machine_until_somebody_gives_them_up(
 ) -> None:
     it = job(endpoint, tmp_path)
     events = (it.pod / "ended.jsonl").read_bytes().splitlines()
-    done = {
+    done: dict[str, object] = {
         "status": "complete", "code": None, "reasonCodes": [], "timings": {},
         "eventsHead": event_hash(events[-1]), "eventCount": len(events),
     }  # fmt: skip

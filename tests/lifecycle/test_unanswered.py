@@ -22,8 +22,8 @@ from glasshouse.lifecycle.reap import Wishes, reap_all
 from glasshouse.providers import journal as journals
 from glasshouse.providers.journal import Journal
 from tests.lifecycle.test_reap import QUIET, intended
-from tests.lifecycle.test_unattended import PRIVATE, VARIABLE, job
-from tests.providers.cloud_kit import rented
+from tests.lifecycle.test_unattended import PRIVATE, job
+from tests.providers.cloud_kit import VARIABLE, rented
 from tests.remote.conftest import embedded_endpoint, serving
 
 
