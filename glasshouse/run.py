@@ -376,7 +376,8 @@ def run_sweep(
             break
         except (CleanupNotProven, LeftWaiting) as error:
             alarms.append(error.line())
-            screen.alarm(alarms[-1])
+            if isinstance(error, CleanupNotProven):
+                screen.alarm(alarms[-1])
             code = error.exit_code
             break
         except UsageError as error:
