@@ -279,9 +279,9 @@ def test_no_name_reaches_the_terminal(job: JobAtHome, call: Call) -> None:
     page = (Path("mine") / f"{RUN}.html").read_text()
     assert all(char.isprintable() or char == "\n" for char in page)
     saved = job.path / "run.json"  # where only such a name can come from: the settings have none
-    saved.write_text(
-        saved.read_text().replace('"project"', json.dumps(f"project{escape}")).replace("mlp", escape)
-    )
+    text = saved.read_text()
+    saved.write_text(text.replace("mlp", json.dumps(escape)[1:-1]))
+    assert saved.read_text() != text
     for line in shown:
         _, out, err = call(*line)
         assert all(char.isprintable() or char == "\n" for char in out + err), line
