@@ -17,6 +17,7 @@ from glasshouse.commands import private_pages
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.runtime.watched import MAGIC
 from glasshouse.watching.curves import Watched
+from glasshouse.watching.page import run_page
 from glasshouse.watching.record import WatchRecord
 from tests.commands.kit import ROOT, Call
 from tests.watching.kit import RUN, SAMPLES, JobAtHome, seal
@@ -223,12 +224,10 @@ def test_what_one_run_holds_costs_its_own_page_alone(
     (other.place / "000001.sealed").write_bytes(b"no container")
     other.event(1, sha256_hex(b"no container"))
 
-    draw = private_pages.run_page
-
     def drawn(run: str, launches: Any) -> str:
         if run == HOSTILE:
             raise OverflowError("whatever nobody thought of")
-        return draw(run, launches)
+        return run_page(run, launches)
 
     monkeypatch.setattr(private_pages, "run_page", drawn)
     code, out, err = call("pages", "--private", "--out", "others")
@@ -279,9 +278,9 @@ def test_no_name_reaches_the_terminal(job: JobAtHome, call: Call) -> None:
     page = (Path("mine") / f"{RUN}.html").read_text()
     assert all(char.isprintable() or char == "\n" for char in page)
     saved = job.path / "run.json"  # where only such a name can come from: the settings have none
-    saved.write_text(
-        saved.read_text().replace('"project"', json.dumps(f"project{escape}")).replace("mlp", escape)
-    )
+    text = saved.read_text()
+    saved.write_text(text.replace("mlp", json.dumps(escape)[1:-1]))
+    assert saved.read_text() != text
     for line in shown:
         _, out, err = call(*line)
         assert all(char.isprintable() or char == "\n" for char in out + err), line

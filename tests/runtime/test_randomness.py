@@ -117,9 +117,8 @@ def test_a_checkpoint_is_gone_on_from_where_its_draws_were(
 
 
 def test_what_a_state_says_of_its_steps() -> None:
-    assert [resume.made(each) for each in (None, [], {}, {"steps": 3}, {"steps": -1}, {"steps": True})] == [
-        None, None, None, 3, None, None,
-    ]  # fmt: skip
+    said: list[Any] = [None, [], {}, {"steps": 3}, {"steps": -1}, {"steps": True}]
+    assert [resume.made(each) for each in said] == [None, None, None, 3, None, None]
     assert resume.made({"steps": 1000, RESERVED: {"steps": 4}}) == 4
     assert resume.made({"steps": 1000, RESERVED: 4}) is None
     assert resume.made_before({}) == 0
