@@ -80,6 +80,7 @@ class Ending:
     `messages` are for the terminal and the log, never for the bundle. `alarm` is the loud last line when
     clean-up is not proven. `in_doubt`: a create of it may yet make a machine, for which the watchdog stays.
     `taken_up_at`: Unix seconds, when another process took it up after its controller had ended.
+    `nothing_back`: of a job, that there is no file in what came back of it.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -88,6 +89,7 @@ class Ending:
     alarm: str = ""
     in_doubt: bool = False
     taken_up_at: float | None = None
+    nothing_back: bool = False
 
     def tell(self, message: str, exit_code: int) -> None:
         """Keep what is shown at the end; the highest exit code stands."""
