@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
 def listed(found: list[Found], width: int | None) -> str:
     """The table. Where it is too wide for a terminal of `width`, columns are left out, never a run's id:
-    the number of caveats, the overhead where no run has one, the rows' ids.
+    the number of caveats, the overhead where no run has one, the rows' ids, until when a run is unattended.
     """
     head = ["run", "status", "overhead %", "caveats", "row, why excluded, or control"]
     rows = [
@@ -46,7 +46,7 @@ def listed(found: list[Found], width: int | None) -> str:
         return text
     kept = [0, 1, *([2] if any(item.overhead_pct is not None for item in found) else [])]
     short = [
-        [*(row[at] for at in kept), ", ".join(item.exclusion) or item.control]
+        [item.run, item.status, *(row[at] for at in kept[2:]), ", ".join(item.exclusion) or item.control]
         for row, item in zip(rows, found, strict=True)
     ]
     return table([*(head[at] for at in kept), "why excluded, or control"], short, width)

@@ -268,8 +268,13 @@ def last_lines(live: LiveRun, ready: Sealed, leg: Leg, count: int = 3 * LAST_LIN
             text = bytes(opened.files.get("trainer.log", b"")).decode("utf-8", "replace")
     except (SealError, UsageError, OSError):
         return []
-    lines = [_printable(line) for line in MOVES.sub("\n", text).splitlines() if line.strip()]
-    return [line for line in lines if line.strip()][-count:]
+    return readable_lines(text)[-count:]
+
+
+def readable_lines(text: str) -> list[str]:
+    """The lines of a log that say something, as a terminal may show them."""
+    lines = map(_printable, MOVES.sub("\n", text).splitlines())
+    return [line for line in lines if line.strip()]
 
 
 def _printable(line: str) -> str:
