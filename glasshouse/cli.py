@@ -30,7 +30,7 @@ from glasshouse.errors import GlasshouseError, UsageError, one_line, unexpected
 from glasshouse.paths import Workspace
 
 COMMANDS = {
-    "train": "your own training project: sealed, run in memory, its files brought back",
+    "train": "your own training project: sealed, run in memory, its files brought back; from=RUN goes on",
     "run": "one run, as without a command; `run --json` prints its record",
     "plan": "what a run or sweep would do, take and cost at most; rents nothing, needs no key",
     "runs": "the runs in runs/, with status and overhead",

@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from glasshouse.lifecycle.packer import Packer
 from glasshouse.lifecycle.replacing import Replacing, note_taken_away
 from glasshouse.lifecycle.resume import Skipped
 from glasshouse.lifecycle.resumed import check_beforehand, going_on, going_on_line, line
-from glasshouse.lifecycle.run_folder import RunLock
-from glasshouse.lifecycle.screen import Screen, SummaryRow
+from glasshouse.lifecycle.run_folder import RunFolder, RunLock
+from glasshouse.lifecycle.screen import JobRow, Screen, SummaryRow
 from glasshouse.lifecycle.setup import Ready, describe, named_broker, prepared
 from glasshouse.lifecycle.slots import run_slot
 from glasshouse.lifecycle.supply import Supply, fetched_ahead
@@ -52,7 +52,7 @@ from glasshouse.records import keys
 from glasshouse.records.ledger import Ledger
 from glasshouse.records.plan import register_plan
 from glasshouse.remote.pod import Pod
-from glasshouse.spec import RunSpec
+from glasshouse.spec import Job, RunSpec
 from glasshouse.workloads.dependencies import Dependencies
 from glasshouse.workloads.package import prepare
 
@@ -115,6 +115,8 @@ def _run(
         live.rental.unattended_until = goes_on.until_from(run.spec, time.time())
         for line in goes_on.first_lines(run.spec, live.rental.unattended_until):
             screen.say(line)
+    if run.spec.job and isinstance(run.spec.model, Job) and run.spec.model.watch_sec:
+        screen.say(f"look: glasshouse watch {live.folder.path}")
 
     # 1. Plan: signed and in the ledger before anything is rented.
     registered = register_plan(
@@ -399,7 +401,7 @@ def run_sweep(
             break
         if Code.INTERRUPTED in outcome.record.reasons:
             break
-    screen.summary([summary_row(outcome.record) for outcome in outcomes])
+    screen.summary([_summary_row(outcome) for outcome in outcomes])
     for outcome in outcomes:
         if cost := _cost_line(outcome.record):
             screen.say(cost)
@@ -443,11 +445,29 @@ def summary_row(record: Record) -> SummaryRow:
     )
 
 
+def _summary_row(outcome: finish.Recorded) -> SummaryRow:
+    """The same of a run's outcome; of a private job what it did, and how it ended."""
+    row = summary_row(outcome.record)
+    folder = RunFolder(Path(outcome.folder))
+    if not folder.saved().spec.job:
+        return row
+    arm, how = outcome.record.figures.protected, collect.job_exit(folder.bundle)
+    done = arm is not None and arm.elapsed_sec is not None
+    return replace(
+        row,
+        job=JobRow(
+            steps=arm.steps if arm is not None else None,
+            elapsed_sec=arm.elapsed_sec if arm is not None else None,
+            ended=how.short if how is not None else "by itself" if done else "",
+        ),
+    )
+
+
 def _files_line(outcome: finish.Recorded) -> str:
     """What to do with what came home of a job, "" where nothing did."""
     folder = Path(outcome.folder)
     job = outcome.record.figures.order == "protected-only"
-    if not job or not any((folder / "outputs").glob("*-outputs.sealed")):
+    if not job or outcome.nothing_back or not any((folder / "outputs").glob("*-outputs.sealed")):
         return ""
     return f"open it: glasshouse open {folder}   what came back is put into {folder / 'opened'}"
 

@@ -318,6 +318,15 @@ class JobExit(Report):
         return f"ended with {self.code}"
 
     @property
+    def short(self) -> str:
+        """The same in few words, for a table: `with 7`."""
+        if self.out_of_time:
+            return "its time was over"
+        if self.signal is not None:
+            return f"by {self.signal}" + (", memory" if self.out_of_memory else "")
+        return f"with {self.code}"
+
+    @property
     def well(self) -> bool:
         """Whether it did what it was for."""
         return self.code == 0 and not self.out_of_time

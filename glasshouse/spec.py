@@ -110,7 +110,8 @@ MAX_STEPS = 10_000_000
 class Job(Strict):
     """What any model's private job may be told besides; a run that measures heeds none of it.
 
-    checkpoint_ready: a file of the outputs whose appearance or change marks a set of files as whole.
+    checkpoint_ready: a file of the outputs whose appearance or change marks a set of files as whole: a path
+    in that folder, or a pattern of one. Of a project alone: other models have no such folder.
     unattended: whether its machine goes on without a controller, to the job's end or its ceiling.
     """
 
@@ -120,6 +121,23 @@ class Job(Strict):
     watch_sec: float = Field(default=30.0, ge=0, le=3600)  # between records for who watches; 0: none
     unattended: Literal["finish", "stop"] = "finish"
     max_resumes: int = Field(default=2, ge=0, le=10)  # machines in place of interruptible ones taken away
+
+    @model_validator(mode="after")
+    def _ready(self) -> Job:
+        ready, project = self.checkpoint_ready, isinstance(self, ProjectModel)
+        if ready is None:
+            return self
+        if not project:
+            raise ValueError(
+                "model.checkpoint_ready names a file in the outputs' folder, which this model has not: it is "
+                "a setting of a project; leave it out"
+            )
+        if not {"", ".", ".."}.isdisjoint(ready.split("/")) or "\\" in ready or not ready.isprintable():
+            raise ValueError(
+                f"model.checkpoint_ready={ready} is no path in the outputs' folder: give one from there, "
+                "such as done or step-*/done, with / between its parts and without . and .."
+            )
+        return self
 
 
 class MlpModel(Job):

@@ -23,7 +23,7 @@ from glasshouse.commands.against import difference
 from glasshouse.commands.expected import FixedCost, fixed_cost
 from glasshouse.commands.needed import needed
 from glasshouse.commands.records import RUNS
-from glasshouse.commands.terminal import emit, say, table
+from glasshouse.commands.terminal import columns, emit, say, table
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle.goes_on import planned_lines
 from glasshouse.measurement.schedule import build_schedule
@@ -174,11 +174,15 @@ def _print(cells: Sequence[Cell]) -> None:
         "cell", "overrides", "provider", "gpu", "model", "order", "each arm", "slots",
         "scheduled min", "at most min", "at most USD",
     ]  # fmt: skip
-    say(table(header, rows))
-    say()
-    for number, cell in enumerate(cells):
-        say(f"cell {number} schedule: {drawn(cell.slots)}")
-    say("P protected, R raw, one fresh process each; [ ] burn-in, not counted")
+    if all(cell.spec.job for cell in cells):
+        _print_jobs(cells)
+    else:
+        say(table(header, rows))
+        say()
+        for number, cell in enumerate(cells):
+            if not cell.spec.job:
+                say(f"cell {number} schedule: {drawn(cell.slots)}")
+        say("P protected, R raw, one fresh process each; [ ] burn-in, not counted")
     say()
     costs = [cell.fixed_cost.words() for cell in cells]
     for number, words in enumerate(costs[:1] if len(set(costs)) == 1 else costs):
@@ -201,12 +205,37 @@ def _print(cells: Sequence[Cell]) -> None:
     for words in dict.fromkeys(_machines_line(cell) for cell in cells if machines(cell.spec) > 1):
         say(words)
     total = sum(cell.max_usd for cell in cells)
+    if not total and all(cell.spec.job and not cell.spec.paid for cell in cells):
+        say("nothing is rented: it costs nothing")
+        return
     say(f"together at most {sum(cell.hours for cell in cells):.2f} h and {total:.2f} USD")
     if total > 0:
         say(_cap_line(total, cap_usd([cell.spec for cell in cells])))
         for line in dict.fromkeys(map(_beside_line, (cell.spec for cell in cells))):
             if line:
                 say(line)
+
+
+def _print_jobs(cells: Sequence[Cell]) -> None:
+    """The table of private jobs, where no arm is compared and, on a machine of one's own, nothing is paid."""
+    paid = any(cell.spec.paid for cell in cells)
+    header = ["cell", "provider", "gpu", "model", "until", *(["at most min", "at most USD"] if paid else [])]
+    rows: list[list[object]] = [
+        [
+            number,
+            cell.spec.provider.kind,
+            cell.spec.gpu.name,
+            cell.spec.model.name,
+            "its command ends" if cell.spec.workload == "project" else cell.spec.amount,
+            *([cell.hours * 60, cell.max_usd] if paid else []),
+        ]
+        for number, cell in enumerate(cells)
+    ]
+    if len(cells) > 1:  # one cell's are what was typed, a project's command among them
+        header.append("settings")
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(" ".join(cell.overrides) or "(defaults)")
+    say(table(header, rows, columns() if len(cells) > 1 else None))
 
 
 def _machines_line(cell: Cell) -> str:

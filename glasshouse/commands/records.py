@@ -39,6 +39,16 @@ class Found:
         return f"running unattended until {clock(self.unattended_until)}"
 
     @property
+    def is_job(self) -> bool:
+        """Whether it is a private job, by the run's own file; False where that cannot be read."""
+        try:
+            spec = parse_json((self.path / "run.json").read_bytes()).get("spec")
+        except (OSError, CanonicalError, AttributeError):
+            return False
+        job = ("private", "protected-only")
+        return isinstance(spec, dict) and (spec.get("payload"), spec.get("order")) == job
+
+    @property
     def row(self) -> str | None:
         """The row's id."""
         return None if self.record is None else self.record.id

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from glasshouse.commands.records import RUNS, Found, find_runs
-from glasshouse.commands.terminal import emit, say, table
+from glasshouse.commands.terminal import columns, emit, say, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +22,34 @@ def run(args: argparse.Namespace) -> int:
     elif not found:
         say(f"no runs in {args.out}; `python -m glasshouse` makes one")
     else:
-        rows = [
-            [
-                item.run,
-                item.state,
-                item.overhead_pct,
-                len(item.caveats),
-                ", ".join(item.exclusion) or item.control or item.row or "",
-            ]
-            for item in found
-        ]
-        say(table(["run", "status", "overhead %", "caveats", "row, why excluded, or control"], rows))
+        say(listed(found, columns()))
     return 0
+
+
+def listed(found: list[Found], width: int | None) -> str:
+    """The table. Where it is too wide for a terminal of `width`, columns are left out, never a run's id:
+    the number of caveats, the overhead where no run has one, the rows' ids, until when a run is unattended.
+    """
+    head = ["run", "status", "overhead %", "caveats", "row, why excluded, or control"]
+    rows = [
+        [
+            item.run,
+            item.state,
+            item.overhead_pct,
+            len(item.caveats),
+            ", ".join(item.exclusion) or item.control or item.row or "",
+        ]
+        for item in found
+    ]
+    text = table(head, rows)
+    if width is None or max(map(len, text.split("\n"))) <= width:
+        return text
+    kept = [0, 1, *([2] if any(item.overhead_pct is not None for item in found) else [])]
+    short = [
+        [item.run, item.status, *(row[at] for at in kept[2:]), ", ".join(item.exclusion) or item.control]
+        for row, item in zip(rows, found, strict=True)
+    ]
+    return table([*(head[at] for at in kept), "why excluded, or control"], short, width)
 
 
 def _as_json(item: Found) -> dict[str, object]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from glasshouse.commands.records import RUNS, Found, pick_run
-from glasshouse.commands.terminal import emit, say, spark, table
+from glasshouse.commands.terminal import columns, emit, folded, say, spark, table
 from glasshouse.extras import missing
 from glasshouse.judgement.caveats import caveat
 from glasshouse.judgement.conclusions import blocks_lost, overhead_stated
@@ -50,6 +50,11 @@ def run(args: argparse.Namespace) -> int:
     if found.status == "unattended":
         say("its controller is gone; `glasshouse reap` asks its machine, and fetches what it left sealed")
         return 0
+    if found.status == "running":
+        look = f": `glasshouse watch {found.run}` shows how it stands" if found.is_job else ""
+        say(f"its controller is running{look}")
+        _watched(found)
+        return 0
     if record is None:
         say("it has no record; `glasshouse reap` finishes what a killed controller left")
         _watched(found)
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if record.exclusion is not None:
         say(f"excluded: {', '.join(record.exclusion.codes)}")
         say(f"  {record.exclusion.observed}")
-    _figures(record.figures)
+    _figures(record.figures, job=found.is_job)
     if (returned := _returned(found.path / "bundle" / "legs")) is not None:
         say(returned.words(record.figures))
     curves = list(_results(found.path / "bundle" / "legs"))
@@ -71,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
     _checks(record.checks)
     for code in record.reasons:
         why = reason(code)
-        say(f"\nreason {code}: {why.title}. {why.text}")
+        say(folded(f"\nreason {code}: {why.title}. {why.text}", columns()))
     for code in found.caveats:
         entry = _caveat(code)
-        say(f"\ncaveat {code}: {entry}")
+        say(folded(f"\ncaveat {code}: {entry}", columns()))
     say("\nshown, not verified: `glasshouse verify` recomputes all of this from the bundle")
     return 0
 
@@ -147,14 +152,31 @@ def _returned(legs: Path) -> Returned | None:
     return None
 
 
-def _figures(figures: Figures) -> None:
+def _done(figures: Figures) -> None:
+    """Of a private job, where nothing is measured: what it did."""
+    arm = figures.protected
+    if arm is None:
+        return
+    told: dict[str, object] = {"steps": arm.steps or None}
+    if figures.unit not in (None, "job"):
+        told[str(figures.unit)] = arm.units
+    told["seconds"] = arm.elapsed_sec
+    if arm.final_loss is not None:
+        told["final loss"] = arm.final_loss
+    say()
+    say(table(list(told), [list(told.values())]))
+
+
+def _figures(figures: Figures, *, job: bool) -> None:
     unit = figures.unit or "units"
     rows = [
         [name, arm.slots, arm.units, arm.elapsed_sec, arm.per_sec, arm.final_loss]
         for name, arm in ((_second_arm(figures), figures.protected), ("raw", figures.raw))
         if arm is not None
     ]
-    if rows:
+    if job:
+        _done(figures)
+    elif rows:
         say()
         say(table(["arm", "slots", unit, "seconds", f"{unit}/s", "final loss"], rows))
     if lost := blocks_lost(figures):
@@ -167,7 +189,7 @@ def _figures(figures: Figures) -> None:
         say(f"\nsteady-state overhead {stated:.2f} %{interval}")
     if figures.fixed_cost_sec is not None:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in figures.fixed_cost_sec.items())
-        say(f"fixed cost, seconds: {parts}")
+        say(folded(f"fixed cost, seconds: {parts}", columns()))
     if figures.weights is not None and figures.protected is not None:
         say(f"the command counted {steps_words(figures.protected.steps)}; {figures.weights.words}")
     if figures.chain is not None:
@@ -271,7 +293,7 @@ def _checks(checks: Sequence[CheckLine]) -> None:
             ]
             for item in checks
         ]
-        say(table(["", "check", "detail"], rows))
+        say(table(["", "check", "detail"], rows, columns()))
 
 
 def _caveat(code: str) -> str:

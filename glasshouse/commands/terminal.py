@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +52,37 @@ def require_writable(field: str, path: Path) -> None:
             pass
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Align columns with spaces; numbers to the right. No cutting: a terminal can scroll, a log cannot."""
+def columns() -> int | None:
+    """How wide the terminal is that stdout goes to; None where it goes to none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def folded(text: str, width: int | None) -> str:
+    """`text` in lines of `width` characters at most, broken at spaces; as it is without a width."""
+    if width is None:
+        return text
+    return "\n".join(
+        textwrap.fill(line, max(20, width), break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> str:
+    """Align columns with spaces; numbers to the right. Nothing is cut: a terminal can scroll, a log cannot.
+
+    width: of a terminal; the last column goes on in further lines where it does not fit in that.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     right = [all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(header))]
+    beside = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    if width is not None and beside + widths[-1] > width:
+        cells, last = [], max(20, width - beside)
+        for row in rows:
+            *first, end = [_cell(value) for value in row]
+            parts = textwrap.wrap(end, last, break_long_words=False, break_on_hyphens=False) or [""]
+            cells += [[*(first if not at else [""] * len(first)), part] for at, part in enumerate(parts)]
+        widths[-1] = max(map(len, (header[-1], *(line[-1] for line in cells))))
     lines = []
     for line in (list(header), ["-" * width for width in widths], *cells):
         padded = [

@@ -5,6 +5,9 @@
   glasshouse train . gpu=h100 model.max_hours=10 -- torchrun --nproc-per-node=gpu train.py
   glasshouse train --plan . gpu=h100 model.max_hours=10 -- python train.py    what it costs; rents nothing
 
+A job goes on where this terminal is closed: `glasshouse watch RUN` shows it, and `glasshouse from=RUN` goes
+on from its last sealed checkpoint where its machine is lost.
+
 What stands behind -- is yours and passed on untouched. It is the short form of `glasshouse model=project
 model.folder=FOLDER model.outputs=. NAME=VALUE ... -- COMMAND`: every file that the command makes or changes
 in its folder comes back, sealed to you. model.outputs=DIR narrows that to one folder.

@@ -10,8 +10,10 @@ files, lines of JSON, printed losses. Records come every half minute, later more
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -20,12 +22,17 @@ from glasshouse.commands.records import RUNS, Found, read_run
 from glasshouse.commands.terminal import say
 from glasshouse.commands.watched_runs import Job, Taken, explained, pick_job
 from glasshouse.errors import SealError, UsageError, harmless, one_line
-from glasshouse.watching.curves import Watched
+from glasshouse.watching.curves import Curve, Watched
 from glasshouse.watching.draw import plot
 from glasshouse.watching.words import as_json, length, now_lines
 
-_CLEAR = "\x1b[H\x1b[2J"
+# A screen is written over the one before in one piece, line by line: nothing blinks. What is too long is cut
+# off by the terminal, too, which counts wide characters (DEC private mode 7), so that no line becomes two.
+_BEGIN, _END, _LINE = "\x1b[?7l\x1b[H", "\x1b[J\x1b[?7h", "\x1b[K\n"
+_CLEAR = "\x1b[2J"
 _DRAWN = 2  # curves beneath each other
+_HEIGHT, _LEAST = 8, 3  # lines of a curve
+_FRAME = 3  # lines about it: an empty one, its name, its axis
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     live = sys.stdout.isatty() and not args.json and not args.once
     shown = time.monotonic()
     newest: Taken | None = None
+    seen: os.terminal_size | None = None  # as it was drawn for
     try:
         while True:
             over, followed = job.over, job.followed
@@ -49,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
                 came = newest = taken
                 if args.json:
                     stream(_as_json(job, taken))
-            if live and (came is not None or time.monotonic() - shown >= 60.0):
+            size = shutil.get_terminal_size()
+            if live and (came is not None or over or size != seen or time.monotonic() - shown >= 60.0):
                 shown = time.monotonic()
-                sys.stdout.write(_CLEAR)
-                _draw(job, newest)
+                _redraw(lines_of(job, newest, size), size, anew=size != seen)
+                seen = size
             elif came is not None and not args.json and not args.once and followed:
                 say(_in_a_line(came))
             sys.stdout.flush()
@@ -62,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     except SealError as error:
         raise explained(error) from error
     if not args.json:
-        if not live or newest is None:
-            _draw(job, newest)
+        if not live:
+            for line in lines_of(job, newest):
+                say(line)
         for line in [*job.refused, *([] if job.over or followed else [NOBODY])]:
             sys.stderr.write(f"{one_line(line)}\n")
     return 0
@@ -91,22 +101,40 @@ def _in_a_line(taken: Taken) -> str:
     return f"{length(now.elapsed_sec)}: {', '.join(now_lines(now))}"
 
 
-def _draw(job: Job, newest: Taken | None) -> None:
+def _redraw(lines: list[str], size: os.terminal_size, *, anew: bool) -> None:
+    """Write a screen over the one before it. `anew`: the terminal is another than before."""
+    shown = "".join(f"{harmless(line)[: size.columns]}{_LINE}" for line in lines)
+    sys.stdout.write(f"{_CLEAR if anew else ''}{_BEGIN}{shown}{_END}")
+
+
+def lines_of(job: Job, newest: Taken | None, size: os.terminal_size | None = None) -> list[str]:
+    """How the job stands: a line that says which it is, figures, curves.
+
+    size: of a terminal, in which the first line is to stay in sight: one line fewer than its rows at most,
+    with curves as high as there is room for. None: all of it.
+    """
     if newest is None:
-        say(f"run {job.found.run}: no record has come home yet" if not job.over else _none(job))
-        return
+        return [_none(job) if job.over else f"run {job.found.run}: no record has come home yet"]
     watched = newest.watched
     now = watched.now
     assert now is not None
     state = read_run(job.path).status if job.over else "goes on"
     what = f"record {now.number}, {length(now.elapsed_sec)} from its beginning"
-    say(f"run {job.found.run} {newest.launch.leg}-{newest.launch.launch}: {state}, {what}")
-    for line in now_lines(now, job.ceiling_sec, over=job.over):
-        say(line)
-    for line in curve_lines(watched):
-        say(line)
-    if watched.unfinished and not job.over:
-        say(f"> {harmless(watched.unfinished)[-200:]}")
+    lines = [f"run {job.found.run} {newest.launch.leg}-{newest.launch.launch}: {state}, {what}"]
+    figures = now_lines(now, job.ceiling_sec, over=job.over)
+    unfinished = harmless(watched.unfinished) if watched.unfinished and not job.over else ""
+    if size is None:
+        return [*lines, *figures, *curve_lines(watched), *([f"> {unfinished[-200:]}"] if unfinished else [])]
+    for line in figures:
+        lines += textwrap.wrap(line, max(20, size.columns), subsequent_indent="  ") or [line]
+    last = [f"> {unfinished[-max(20, size.columns - 2) :]}"] if unfinished else []
+    room = max(1, size.lines - 1)
+    free = room - len(lines) - len(last)
+    count = min(_DRAWN, len(moving(watched)), free // (_FRAME + _LEAST))
+    if count > 0:
+        height = min(_HEIGHT, free // count - _FRAME)
+        lines += curve_lines(watched, count, height=height, width=max(20, size.columns - 1))
+    return [*lines[: max(1, room - len(last))], *last][:room]
 
 
 def _none(job: Job) -> str:
@@ -133,9 +161,18 @@ def drawn(found: Found) -> list[str]:
     return [*lines, *job.refused]
 
 
-def curve_lines(watched: Watched, count: int = _DRAWN) -> list[str]:
+def moving(watched: Watched) -> list[tuple[str, Curve]]:
+    """The curves that are more than a level line."""
+    return [(name, curve) for name, curve in watched.shown.items() if min(curve.values) < max(curve.values)]
+
+
+def curve_lines(
+    watched: Watched, count: int = _DRAWN, *, height: int = _HEIGHT, width: int | None = None
+) -> list[str]:
     """The first curves, drawn."""
-    width = min(100, max(40, shutil.get_terminal_size().columns - 2))
-    moving = [(name, curve) for name, curve in watched.shown.items() if min(curve.values) < max(curve.values)]
-    drawn = (plot(curve, width=width, label=name.replace("_", " ")) for name, curve in moving[:count])
+    across = min(100, width or max(40, shutil.get_terminal_size().columns - 2))
+    drawn = (
+        plot(curve, width=across, height=height, label=name.replace("_", " "))
+        for name, curve in moving(watched)[:count]
+    )
     return [line for lines in drawn for line in ("", *lines)]

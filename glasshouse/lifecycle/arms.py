@@ -49,7 +49,8 @@ _REMOVE = 'rm -rf -- "$1"; test ! -e "$1"'
 
 def protected(live: LiveRun, ready: Ready, leg: Leg, notes: Notes) -> Result:
     """A leg with the lifecycle: ticket, launch, events and heads as they come, sealed outputs, result."""
-    pace, shown = _pace(live, leg), LegProgress(live.screen, leg.slot, leg.label)
+    job = live.run.spec.job
+    pace, shown = _pace(live, leg), LegProgress(live.screen, leg.slot, leg.label, job=job)
     if leg.launch == 1 and ready.timings:
         # Sealing and uploading happen once a run; they are booked on its first protected launch.
         notes.timings.update(ready.timings)

@@ -42,6 +42,10 @@ from glasshouse.runtime import kept, looking
 FOLDERS = kept.FOLDERS
 KINDS = {event: kind for kind, event in kept.EVENTS.items()}
 FIRST_CHUNK, MOST_CHUNK, LEAST_CHUNK = 1 << 20, 32 << 20, 1 << 16
+MARKING = (  # behind the first line on one that nothing marks as whole
+    " (a folder that is renamed into place when it is full marks one, or the file that "
+    "model.checkpoint_ready names)"
+)
 CHUNK_SEC: Final = 1.0  # what a chunk is to take
 MAX_STEPS: Final = MAX_SAFE_INTEGER
 MAX_RECORDS_BYTES = 1 << 30  # of a run's, at home: of one owner's key, 16,000
@@ -296,6 +300,8 @@ class Inflow:
         self._digest = hashlib.sha256()
         self._have = 0
         self._chunk = FIRST_CHUNK
+        self._said = 0  # number of the newest checkpoint that was said to be at home
+        self._hinted = False
 
     def heard(self, event: Event) -> None:
         """Take note of an event of the leg, which is checked."""
@@ -396,7 +402,17 @@ class Inflow:
         self._said.discard(signed.kind)
         self._pod.run(["rm", "-f", "--", held])
         if signed.kind == "checkpoint":
-            self._screen.say(checkpoint_line(signed))
+            self._at_home(signed)
+
+    def _at_home(self, signed: Signed) -> None:
+        """Say it; of one that comes after a newer one, only the log is told: it is kept beside that one."""
+        if signed.number < self._said:
+            self._screen.record(checkpoint_line(signed))
+            return
+        self._said = signed.number
+        hint = "" if signed.state == "whole" or self._hinted else MARKING
+        self._hinted |= signed.state != "whole"
+        self._screen.say(f"{checkpoint_line(signed)}{hint}")
 
     def _give_up(self, why: str) -> None:
         signed, self._now = self._now, None

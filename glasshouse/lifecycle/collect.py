@@ -32,6 +32,7 @@ from glasshouse.runtime.params import LOST, NOT_CARRIED, NOTHING, SAID
 from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.spec import Job
+from glasshouse.watching.lines import MOVES, plain
 
 MAX_OUTPUT_BYTES = 64 << 30
 LAST_LINES, LINE_CHARS = 15, 200  # of a log, as a person sees them
@@ -66,6 +67,7 @@ _HINTS = (  # what its last lines hold, what to say of it, and whether also of o
         True,
     ),
 )
+_NO_FILES = re.compile(r"^what comes back [^:]*: 0 files,")
 _ALTERED = "it is not what was uploaded"
 _PACKAGE: dict[str, str] = {  # why a leg opens nothing, in words
     Code.CONTAINER_UNREADABLE: "it is not there any more",
@@ -121,17 +123,21 @@ def trained(events: Path) -> Result:
     raise LegError("the events hold no result", code=Code.PROTECTED_INCOMPLETE)
 
 
-def project_exit(bundle: Path) -> dict[str, object] | None:
-    """How a run's project ended, as its bundle's events say: `{"code": 7, "signal": null, ...}`.
-
-    None: it is no project's run, or no launch of it came to that.
+def job_exit(bundle: Path) -> JobExit | None:
+    """How a run's job ended, as its bundle's events say. None: it ended by itself, as a model of ours does
+    when it has made its steps, or no launch of it came to an end.
     """
     found = None
     for events in sorted(bundle.glob("legs/*/events.jsonl")):
         with contextlib.suppress(LegError):
-            if (how := trained(events).exit) is not None:
-                found = how.model_dump(mode="json", by_alias=True)
+            found = trained(events).exit or found
     return found
+
+
+def project_exit(bundle: Path) -> dict[str, object] | None:
+    """The same as JSON: `{"code": 7, "signal": null, ...}`."""
+    how = job_exit(bundle)
+    return None if how is None else how.model_dump(mode="json", by_alias=True)
 
 
 def fetch_outputs(live: LiveRun, pod: Pod, leg: Leg) -> None:
@@ -255,7 +261,8 @@ def tell_end(live: LiveRun, ready: Sealed, leg: Leg, ended: JobExit) -> None:
             f"policy={live.run.spec.policy.name} lets a command start no programs of its own (git, a "
             f"compiler, spawned workers, torch.compile): {tried} by the system call filter"
         )
-    back = not any(line.startswith((NOTHING, LOST)) for line in ours)
+    back = not any(line.startswith((NOTHING, LOST)) or _NO_FILES.search(line) for line in ours)
+    live.ending.nothing_back = not back
     what = "its files and its log are" if back else "its log is"
     live.screen.say(f"{what} sealed for you: glasshouse open {live.folder.path}")
 
@@ -290,12 +297,18 @@ def last_lines(live: LiveRun, ready: Sealed, leg: Leg, count: int = 3 * LAST_LIN
             text = bytes(opened.files.get("trainer.log", b"")).decode("utf-8", "replace")
     except (SealError, UsageError, OSError):
         return []
-    lines = [_printable(line) for line in text.splitlines() if line.strip()]
-    return lines[-count:]
+    return readable_lines(text)[-count:]
+
+
+def readable_lines(text: str) -> list[str]:
+    """The lines of a log that say something, as a terminal may show them."""
+    lines = map(_printable, MOVES.sub("\n", text).splitlines())
+    return [line for line in lines if line.strip()]
 
 
 def _printable(line: str) -> str:
-    shown = "".join(char if char.isprintable() else " " for char in line.rpartition("\r")[2])
+    text = plain(line.rpartition("\r")[2])
+    shown = "".join(char if char.isprintable() else " " for char in text)
     most = SAID_CHARS if shown.startswith(SAID) else LINE_CHARS
     return shown if len(shown) <= most else f"{shown[:most]} ..."
 

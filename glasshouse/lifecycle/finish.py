@@ -39,6 +39,7 @@ class Recorded:
     exit_code: int
     alarm: str = ""
     in_doubt: bool = False
+    nothing_back: bool = False
 
 
 def release(
@@ -167,8 +168,9 @@ def record(live: LiveRun) -> Recorded:
     if judgement.status == "excluded":
         code = max(code, 1)
     return Recorded(
-        live.run.id, str(folder.path), judgement.as_record(), code, live.ending.alarm, live.ending.in_doubt
-    )
+        live.run.id, str(folder.path), judgement.as_record(), code, live.ending.alarm, live.ending.in_doubt,
+        live.ending.nothing_back,
+    )  # fmt: skip
 
 
 def outcome_file(live: LiveRun, codes: Sequence[str], ended: float) -> Outcome:

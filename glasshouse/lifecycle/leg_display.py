@@ -22,6 +22,7 @@ PHASES = {
     "measure": "measuring", "warmup": "warming up", "setup": "setting up",
     "job": "running", "sealing": "sealing its outputs",
 }  # fmt: skip
+JOB_PHASES = {**PHASES, "measure": "training"}  # of a private job, where nothing is measured
 
 
 class LegView:
@@ -114,9 +115,10 @@ def read_progress(body: object) -> Progress | None:
 class LegProgress:
     """Shows one launch while it goes on, under its label."""
 
-    def __init__(self, screen: Screen, slot: Slot, label: str) -> None:
+    def __init__(self, screen: Screen, slot: Slot, label: str, *, job: bool = False) -> None:
         self._screen = screen
         self._label = label
+        self._phases = JOB_PHASES if job else PHASES
         self._counted = slot.block is None and not slot.burn_in  # no peeking before a design is done
         self._began = time.monotonic()
         self._last: Progress | None = None
@@ -126,7 +128,7 @@ class LegProgress:
         if kind == "progress":
             self._last = read_progress(body)
         last = self._last
-        phase = PHASES.get(last.phase if last else "", kind.replace("-", " ") or "starting")
+        phase = self._phases.get(last.phase if last else "", kind.replace("-", " ") or "starting")
         if last is None or last.phase not in ("warmup", "measure"):
             # Nothing to count yet: that time passes is all there is to say.
             waited = time.monotonic() - self._began

@@ -85,6 +85,7 @@ class Ending:
     clean-up is not proven. `in_doubt`: a create of it may yet make a machine, for which the watchdog stays.
     `taken_up_at`: Unix seconds, when another process took it up after its controller had ended. `proven`:
     this process has seen that nothing of it is left.
+    `nothing_back`: of a job, that there is no file in what came back of it.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -94,6 +95,7 @@ class Ending:
     in_doubt: bool = False
     taken_up_at: float | None = None
     proven: bool = False
+    nothing_back: bool = False
 
     def tell(self, message: str, exit_code: int) -> None:
         """Keep what is shown at the end; the highest exit code stands."""

@@ -19,6 +19,8 @@ class Meter:
 
     def __call__(self, done: int, total: int) -> None:
         """Show where it is now. Fewer bytes than before: it began anew."""
+        if total < 1e6:
+            return  # over before anybody could read it, and "0 of 0 MB" says nothing
         now = self._clock()
         if self._seen and done < self._seen[-1][1]:
             self._seen.clear()

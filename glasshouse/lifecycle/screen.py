@@ -27,6 +27,7 @@ from rich.status import Status
 from rich.table import Table
 
 from glasshouse.errors import harmless
+from glasshouse.lifecycle.meter import seconds
 
 PLAIN_EVERY_SEC = 10.0
 MAX_LOG_BYTES = 2 << 20
@@ -77,6 +78,15 @@ class ControllerLog:
 
 
 @dataclass(frozen=True)
+class JobRow:
+    """What the table says of a private job: None and "" for what is not known, or never came to be."""
+
+    steps: int | None
+    elapsed_sec: float | None
+    ended: str
+
+
+@dataclass(frozen=True)
 class SummaryRow:
     """What the table at the end says of one run: rates in units a second, None where there is none."""
 
@@ -91,6 +101,7 @@ class SummaryRow:
     no_figure: str = ""
     excluded: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+    job: JobRow | None = None
 
 
 @dataclass
@@ -236,24 +247,25 @@ class Screen:
 
     def summary(self, rows: Sequence[SummaryRow]) -> None:
         """Print the table at the end, one line a run, and beneath it what each run is worth."""
+        if jobs := [(row, row.job) for row in rows if row.job is not None]:
+            self._console.print(_jobs(jobs))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("run", "order", "status"):
             table.add_column(column, no_wrap=True)
         for column in ("raw /s", "protected /s", "overhead", "fixed cost"):
             table.add_column(column, no_wrap=True, justify="right")
-        for row in rows:
-            colour = "red" if row.status == "excluded" else "yellow" if row.control else "green"
-            status = f"{row.status}{' control' if row.control else ''}"
+        measured = [row for row in rows if row.job is None]
+        for row in measured:
             table.add_row(
                 _shown(row.run),
                 _shown(row.order),
-                f"[{colour}]{_shown(status)}[/{colour}]",
+                _status(row),
                 _number(row.raw_per_sec, "{:.2f}"),
                 _number(row.protected_per_sec, "{:.2f}"),
                 _number(row.overhead_pct, "{:+.2f}%"),
                 _number(row.fixed_sec, "{:.1f} s"),
             )
-        if rows:
+        if measured:
             self._console.print(table)
         for row in rows:
             if row.excluded:
@@ -264,6 +276,31 @@ class Screen:
                 self.warn(f"{row.run} states no overhead: {row.no_figure}")
             if row.caveats:
                 self.say(f"{row.run} caveats: {', '.join(row.caveats)}")
+
+
+def _jobs(jobs: Sequence[tuple[SummaryRow, JobRow]]) -> Table:
+    """The table of private jobs, where nothing is measured: 80 columns, and never a run's id cut."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("run", "status"):
+        table.add_column(column, no_wrap=True)
+    for column in ("steps", "time"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("how it ended", overflow="fold")
+    for row, job in jobs:
+        table.add_row(
+            _shown(row.run),
+            _status(row),
+            str(job.steps) if job.steps else "-",
+            "-" if job.elapsed_sec is None else seconds(job.elapsed_sec),
+            _shown(job.ended) or "-",
+        )
+    return table
+
+
+def _status(row: SummaryRow) -> str:
+    colour = "red" if row.status == "excluded" else "yellow" if row.control else "green"
+    status = f"{row.status}{' control' if row.control else ''}"
+    return f"[{colour}]{_shown(status)}[/{colour}]"
 
 
 def _shown(text: str) -> str:

@@ -13,7 +13,13 @@ from glasshouse.watching.points import LOSS, Point, moment, named, number_of, po
 MAX_LINE = 16 << 10
 MAX_PLAIN = 4000  # characters of a line that is shown
 _PRINTED = 2 << 10
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])?")
+# ECMA-48, 5.4 (CSI), 5.6 (OSC, DCS and the like) and what xterm adds; one that is cut off at the end, too.
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]?"
+    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+MOVES = re.compile(r"\x1b\[[0-9;]*[ABEFHSTf]")  # to another line: what follows stands there
 _DEPTH, _ITEMS = 3, 200
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _PAIR = re.compile(rf"""['"]([A-Za-z0-9_./ -]{{1,80}})['"]\s*:\s*['"]?({_NUMBER})['"]?\s*(?=[,}}])""")

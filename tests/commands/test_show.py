@@ -13,8 +13,10 @@ import pytest
 
 from glasshouse import host
 from glasshouse.canonical import canonical_json
+from glasshouse.commands.records import Found
+from glasshouse.commands.runs import listed
 from glasshouse.judgement.record import Record
-from glasshouse.lifecycle.screen import Screen
+from glasshouse.lifecycle.screen import JobRow, Screen, SummaryRow
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.run import summary_row
 from tests.commands.kit import Call
@@ -100,6 +102,36 @@ def test_blocks_without_an_interval_state_no_overhead(
     assert "34.49" not in summary + call("show", "20260102")[1] + call("runs")[1]
     rewrite(some_run, control=AA)
     assert "34.49" not in summary_of(some_run, capfd) + call("show", "20260102")[1]
+
+
+def test_the_table_of_jobs_fits_80_columns_and_cuts_no_id(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run = "20260102-120000-abcdef"
+    row = SummaryRow(
+        run, "protected-only", "excluded", None, 1.0, None, 1.0,
+        job=JobRow(10_000_000, 172_800.0, "by SIGKILL, memory"),
+    )  # fmt: skip
+    screen = Screen()
+    screen._console.width = 80
+    screen.summary([row])
+    said = capfd.readouterr().err
+    assert f" {run}   excluded   10000000   48 h 0 min   by SIGKILL, memory" in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert not [word for word in ("raw", "overhead", "/s", "fixed cost") if word in said]
+
+
+def test_runs_leaves_out_columns_where_the_terminal_is_narrow(tmp_path: Path) -> None:
+    found = [
+        Found(tmp_path, "20260102-120000-abcdef", "unattended", unattended_until=2e9),
+        Found(tmp_path, "20260102-120000-bcdefg", "unfinished"),
+    ]
+    narrow = listed(found, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert all(item.run in narrow for item in found)
+    assert "caveats" not in narrow
+    assert "caveats" in listed(found, None)
 
 
 def test_show_tells_checks_that_held_from_checks_with_nothing_to_look_at(some_run: Path, call: Call) -> None:

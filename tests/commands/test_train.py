@@ -106,3 +106,28 @@ def test_a_folder_that_has_a_models_name_is_a_folder(tmp_path: Path, monkeypatch
     assert job_words(["mlp"], models=["mlp"])[1] == "model.folder='mlp'"
     with pytest.raises(UsageError, match="no command to run"):
         job_words(["mlp"], models=["mlp"], command=False)
+
+
+@pytest.mark.parametrize("ready", ["../x", "/abs/x", "a\\b", "a//b", "x/", "./x", "a\x1bb"])
+def test_a_mark_that_can_lie_nowhere_is_refused(tmp_path: Path, call: Call, ready: str) -> None:
+    words = [str(put(tmp_path / "p")), f"model.checkpoint_ready='{ready}'", "--", "python", "main.py"]
+    code, _, err = call("train", "--plan", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is no path in the outputs' folder" in err
+
+
+@pytest.mark.parametrize("ready", ["done", "step-*/done", "*/trainer_state.json", "..x"])
+def test_a_mark_is_a_path_or_a_pattern(tmp_path: Path, call: Call, ready: str) -> None:
+    words = [str(put(tmp_path / "p")), f"model.checkpoint_ready='{ready}'", "--", "python", "main.py"]
+    code, out, _ = call("train", "--plan", *words)
+    assert code == 0
+    for of_measuring in ("schedule", "raw", "burn-in", "USD", "each arm"):
+        assert of_measuring not in out
+    assert "nothing is rented: it costs nothing" in out
+
+
+def test_a_mark_is_a_setting_of_a_project(call: Call) -> None:
+    words = ["order=protected-only", "payload=private", "steps=10", "model.checkpoint_ready=x"]
+    code, _, err = call("plan", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "it is a setting of a project; leave it out" in err

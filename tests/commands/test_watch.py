@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from glasshouse import host
 from glasshouse.canonical import sha256_hex
 from glasshouse.commands import private_pages
+from glasshouse.commands.watch import lines_of
+from glasshouse.commands.watched_runs import pick_job
 from glasshouse.lifecycle.run_folder import RunLock
 from glasshouse.runtime.watched import MAGIC
 from glasshouse.watching.curves import Watched
@@ -313,3 +316,26 @@ def test_nothing_of_a_jobs_curves_lies_in_its_bundle(job: JobAtHome, call: Call)
 
 def listing(folder: Path) -> dict[str, Any]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("rows", "across"), [(24, 80), (14, 60), (50, 200), (6, 30), (2, 20)])
+def test_a_screen_fits_the_terminal_and_its_first_line_stays(job: JobAtHome, rows: int, across: int) -> None:
+    train(job, 1, 30)
+    job.log.write(b"  5%|" + b"#" * 300)
+    job.record()
+    looked = pick_job(RUN, job.path.parent)
+    *_, newest = looked.new()
+    lines = lines_of(looked, newest, os.terminal_size((across, rows)))
+    assert len(lines) <= max(1, rows - 1)
+    assert lines[0].startswith(f"run {RUN} s000-1: goes on, record 1")
+    assert max(map(len, lines[1:]), default=0) <= across
+    curves = [line for line in lines if "step 30" in line and line.startswith(" ")]
+    assert len(curves) == {24: 1, 14: 1, 50: 1, 6: 0, 2: 0}[rows]
+
+
+def test_show_of_a_run_that_goes_on_names_its_controller_and_watch(job: JobAtHome, call: Call) -> None:
+    saved = json.loads((job.path / "run.json").read_bytes())
+    (job.path / "run.json").write_text(json.dumps(saved | {"controller": host.identity(os.getpid())}))
+    out = call("show", RUN)[1]
+    assert f"its controller is running: `glasshouse watch {RUN}` shows how it stands" in out
+    assert "reap" not in out

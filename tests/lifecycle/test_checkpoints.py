@@ -133,6 +133,20 @@ def test_two_are_kept_and_records_all(sealing: Sealing, capsys: pytest.CaptureFi
     assert "checkpoint 3 is home, 0.0 MB sealed, which nothing marks as whole" in capsys.readouterr().err
 
 
+def test_how_to_mark_a_set_is_said_once_and_numbers_never_go_back(
+    sealing: Sealing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 3):
+        sealing.seal(bytes([number]) * 1000, state="unmarked")
+        if number != 2:  # 2 and 3 wait together: the newer one comes first
+            sealing.poll()
+            sealing.steps()
+    said = [line for line in capsys.readouterr().err.splitlines() if "is home" in line]
+    assert [line.split()[1] for line in said] == ["1", "3"]
+    assert [line.endswith("the file that model.checkpoint_ready names)") for line in said] == [True, False]
+    assert [each.number for each in stored(sealing.folder.path)] == [3, 2]
+
+
 def test_of_many_that_wait_the_newest_comes_first_and_the_rest_not_at_all(sealing: Sealing) -> None:
     for number in range(1, 6):
         sealing.seal(bytes([number]) * 1000, state="whole" if number == 2 else "unmarked")

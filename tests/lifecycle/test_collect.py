@@ -138,6 +138,18 @@ def test_a_project_is_asked_to_end_early_enough_to_save_before_its_rental_is_ove
     assert job_sec(make_spec(), 100.0) == 0.0
 
 
+def test_the_end_of_a_log_has_no_halves_of_escape_sequences() -> None:
+    bar = "  5%| 3/64 [00:00<00:03]\x1b[A"
+    log = f"{bar}glasshouse: what comes back of out: 0 files, 0 bytes\n"
+    log += "\x1b[31mred\x1b[0m\x1b]52;c;aGk=\x07\x1b[3"
+    assert collect.readable_lines(log) == [
+        "  5%| 3/64 [00:00<00:03]",
+        "glasshouse: what comes back of out: 0 files, 0 bytes",
+        "red",
+    ]
+    assert all(line.isprintable() for line in collect.readable_lines("\x1b[\x9b1m\u202e\x1b\x1b[A\x00x\x1b]"))
+
+
 def test_the_longest_job_reports_less_often_than_its_leg_has_room_for() -> None:
     at, reports = 0.0, 0
     while at < MAX_HOURS * 3600:

@@ -11,7 +11,7 @@ from rich.console import Console
 from glasshouse.lifecycle import follow
 from glasshouse.lifecycle.collect import readable
 from glasshouse.lifecycle.follow import Pace
-from glasshouse.lifecycle.leg_display import LegView
+from glasshouse.lifecycle.leg_display import LegProgress, LegView
 from glasshouse.lifecycle.screen import Screen
 from glasshouse.measurement.schedule import build_schedule
 from glasshouse.schema import Slot
@@ -67,6 +67,17 @@ def test_a_control_names_the_role_that_runs_raw() -> None:
     _, labels = shown(make_spec(order="abba", duration=3200.0, control="aa"), live=False)
     assert any("(raw in the protected role)" in label for label in labels)
     assert not any("(protected)" in label for label in labels)
+
+
+@pytest.mark.parametrize(("job", "word"), [(True, "training"), (False, "measuring")])
+def test_a_private_job_trains_and_is_not_measured(job: bool, word: str) -> None:
+    screen, stream = Screen(), io.StringIO()
+    screen._console = Console(file=stream, width=120, color_system=None, highlight=False)
+    with screen.phase("protected leg"):
+        screen._phase.shown = 0.0
+        shown = LegProgress(screen, SLOT, "protected leg", job=job)
+        shown.show("progress", {"phase": "measure", "elapsedSec": 8.0, "units": 10})
+    assert f"protected leg: {word} 8 s, 10 units" in stream.getvalue()
 
 
 @pytest.fixture

@@ -30,6 +30,10 @@ def test_small_files_are_in_megabytes() -> None:
     )
 
 
+def test_less_than_a_megabyte_is_not_worth_a_line() -> None:
+    assert shown((0, 0), (1, 999_999), total=999_999) == []
+
+
 def test_the_rate_is_that_of_late() -> None:
     fast, slow = (float(at) for at in range(11)), (10 + float(at) for at in range(1, 31))
     calls = [(at, int(at * 20e6)) for at in fast]
