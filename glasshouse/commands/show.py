@@ -167,7 +167,7 @@ def _done(figures: Figures) -> None:
     say(table(list(told), [list(told.values())]))
 
 
-def _figures(figures: Figures, *, job: bool) -> None:
+def _figures(figures: Figures, *, job: bool = False) -> None:
     unit = figures.unit or "units"
     rows = [
         [name, arm.slots, arm.units, arm.elapsed_sec, arm.per_sec, arm.final_loss]
