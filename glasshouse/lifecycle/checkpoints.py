@@ -300,7 +300,7 @@ class Inflow:
         self._digest = hashlib.sha256()
         self._have = 0
         self._chunk = FIRST_CHUNK
-        self._said = 0  # number of the newest checkpoint that was said to be at home
+        self._newest_said = 0  # number of the newest checkpoint that was said to be at home
         self._hinted = False
 
     def heard(self, event: Event) -> None:
@@ -406,10 +406,10 @@ class Inflow:
 
     def _at_home(self, signed: Signed) -> None:
         """Say it; of one that comes after a newer one, only the log is told: it is kept beside that one."""
-        if signed.number < self._said:
+        if signed.number < self._newest_said:
             self._screen.record(checkpoint_line(signed))
             return
-        self._said = signed.number
+        self._newest_said = signed.number
         hint = "" if signed.state == "whole" or self._hinted else MARKING
         self._hinted |= signed.state != "whole"
         self._screen.say(f"{checkpoint_line(signed)}{hint}")
