@@ -189,7 +189,7 @@ def _chain(chain: ChainFigures, *, project: bool) -> str:
 
 
 def _what(chain: ChainFigures) -> str:
-    return "what was left" if chain.number is None else f"checkpoint {chain.number}"
+    return "the outputs" if chain.number is None else f"checkpoint {chain.number}"
 
 
 def _of_each_leg(curves: Sequence[tuple[str, _Curves]]) -> None:

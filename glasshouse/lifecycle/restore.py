@@ -172,7 +172,7 @@ class Left(Good):
     @property
     def words(self) -> str:
         """What it is, for a line."""
-        return f"what {self.leg.run} left"
+        return f"the outputs of {self.leg.run}"
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ def left(
     """
     if (home := outputs_home(folder, run, spec)) is None:
         return None
-    (leg, path), words = home, f"what {run} left"
+    (leg, path), words = home, f"the outputs of {run}"
     events = chain_of(leg.events, leg, words)
     heads = _heads(leg.heads, leg, operators, words)
     if any(head.seq >= len(events) or events[head.seq].hash != head.head for head in heads):
@@ -339,11 +339,11 @@ def left(
     except OSError as error:
         raise refuse(f"{words} cannot be read: {error.strerror}", Code.CHECKPOINT_TORN) from error
     if digest != body.get("ciphertextSha256"):
-        raise refuse(f"{words} is not here as its leg sealed it", Code.CHECKPOINT_TORN)
+        raise refuse(f"{words} are not here as its leg sealed them", Code.CHECKPOINT_TORN)
     witnessed = _witnessed(at, heads, leg.released_at, spec.measure.head_interval_sec)
     if policy.require_witnessed_checkpoints and not witnessed:
         raise refuse(
-            f"{words} was sealed while no controller watched", Code.CHECKPOINT_NOT_WITNESSED,
+            f"{words} were sealed while no controller watched", Code.CHECKPOINT_NOT_WITNESSED,
             f"policy={policy.name} takes none such",
         )  # fmt: skip
     steps, how = result.get("steps"), result.get("exit")

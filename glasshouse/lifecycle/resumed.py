@@ -41,9 +41,12 @@ def line(spec: RunSpec) -> list[str]:
     if before is None:
         return []
     # What a project counts is of the moment of sealing; what it saved last may be some steps older.
-    when = "sealed when {} optimizer steps were made" if spec.workload == "project" else "after {} optimizer steps"
-    steps = "" if before.steps is None else f", {when.format(before.steps)}"
-    what = "what was left" if before.number is None else f"checkpoint {before.number}"
+    # And what was made again after an earlier save of the chain is counted twice.
+    most = "at most " if len(before.runs) > 1 else ""
+    own = f"sealed when {most}{before.steps} optimizer steps were made"
+    when = own if spec.workload == "project" else f"after {before.steps} optimizer steps"
+    steps = "" if before.steps is None else f", {when}"
+    what = "the outputs" if before.number is None else f"checkpoint {before.number}"
     seen = "" if before.witnessed else "; no controller watched when it was made: checkpoint-unwitnessed"
     return [f"going on from {what} of {before.runs[-1]}{steps}{seen}"]
 

@@ -33,34 +33,49 @@ _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})\Z")
 
 
 class Checkpointed:
-    """A session that writes a checkpoint every `every` seconds, after a unit; in all else the session."""
+    """A session that writes a checkpoint every `every` seconds, after a unit, and a last one when it is told that
+    training is over; in all else the session.
+    """
 
     def __init__(self, session: Session, folder: Path, every: float) -> None:
         self._session, self._folder, self._every = session, folder, every
         self._next = time.monotonic() + every
-        self._units = self._failed = 0
+        self._units = self._beside = self._failed = 0  # _beside: steps that made no unit
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        found = getattr(self._session, name)
+        return self._run_steps if name == "run_steps" else found
 
     def run_unit(self) -> None:
         """Do one unit, and write a checkpoint where one is due."""
         self._session.run_unit()
         self._units += 1
         if time.monotonic() >= self._next:
-            try:
-                if not restorable(self._session):
-                    raise TypeError("its session has no state() and restore()")
-                self._write()
-            except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
-                self._failed += 1
-                shutil.rmtree(self._folder / WRITING, ignore_errors=True)
-                if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
-                    self._give_up(f"{type(error).__name__}: {error}")
-                    return
-            else:
-                self._failed = 0
-            self._next = time.monotonic() + self._every
+            self._try()
+
+    def last(self) -> None:
+        """Training is over, whatever ended it: write one of its end, unless none can be written."""
+        if (self._units or self._beside) and self._next != float("inf") and restorable(self._session):
+            self._try()
+
+    def _run_steps(self, count: int) -> None:
+        self._session.run_steps(count)  # type: ignore[attr-defined]  # optional, and asked for before
+        self._beside += count
+
+    def _try(self) -> None:
+        try:
+            if not restorable(self._session):
+                raise TypeError("its session has no state() and restore()")
+            self._write()
+        except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
+            self._failed += 1
+            shutil.rmtree(self._folder / WRITING, ignore_errors=True)
+            if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
+                self._give_up(f"{type(error).__name__}: {error}")
+                return
+        else:
+            self._failed = 0
+        self._next = time.monotonic() + self._every
 
     def _give_up(self, why: str) -> None:
         self._next = float("inf")
@@ -76,7 +91,7 @@ class Checkpointed:
         tensors, values = session.state()
         steps = values.get("steps")
         if type(steps) is not int or steps < 0:
-            steps = self._units * session.steps_per_unit
+            steps = self._units * session.steps_per_unit + self._beside
         place = self._folder / WRITING
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, mode=0o700)
