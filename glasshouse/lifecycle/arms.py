@@ -159,15 +159,15 @@ def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
 
 
 def bring_last(live: LiveRun, pod: Pod, leg: Leg) -> None:
-    """Bring home the records of a leg whose outputs are here, and of a session its newest checkpoint: a project
-    goes on from its outputs, a session does not.
+    """Bring home the records of a leg whose outputs are here, and of a session its newest checkpoint: a
+    project goes on from its outputs, a session does not.
     """
     bring_checkpoints(live, pod, leg, most=0 if live.run.spec.workload == "project" else 1)
 
 
 def bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, most: int = 2) -> None:
-    """Bring home what a leg sealed while it went on and is not here yet, of checkpoints the `most` newest; say so
-    where it cannot be.
+    """Bring home what a leg sealed while it went on and is not here yet, of checkpoints the `most` newest;
+    say so where it cannot be.
     """
     try:
         home = checkpoints.fetch(live.folder, live.screen, pod, leg, most=most)

@@ -316,7 +316,8 @@ def _part(path: Path) -> Path:
 
 def fetch(folder: RunFolder, screen: Screen, pod: Pod, leg: Leg, *, most: int = 2) -> list[Signed]:
     """Bring home what a launch sealed while it went on, as its checked events here say, and is not here yet:
-    so many of the checkpoints that are kept, the newest first, and its records. Returns what came, newest checkpoint first.
+    so many of the checkpoints that are kept, the newest first, and its records. Returns what came, newest
+    checkpoint first.
 
     What is there no longer, or is not what was signed, is passed over. Raises as `Pod.fetch_file` does where
     the connection cannot be kept up, and OSError.

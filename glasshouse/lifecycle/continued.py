@@ -65,7 +65,7 @@ class Origin:
         if not RunFolder(folder).bundle.is_dir():
             raise UsageError(
                 "this run is not finished: its job may still train", field=KEY, value=saved.run,
-                remedy=f"wait for its end, or `glasshouse reap --stop {saved.run}` asks it to save and end; where "
+                remedy=f"wait for its end, or `glasshouse reap --stop {saved.run}` asks it to end; where "
                 "its controller died, `glasshouse reap` fetches what it left",
             )  # fmt: skip
         return cls(folder, saved, number)

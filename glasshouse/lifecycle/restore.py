@@ -352,7 +352,14 @@ def left(
     place = path.parent
     at_home = Stored(0, path, place / "none", place / "none", leg.leg, leg.launch)
     return Left(
-        at_home, leg, digest, str(body.get("plaintextSha256")), well, steps if counted else None, (), witnessed
+        at_home,
+        leg,
+        digest,
+        str(body.get("plaintextSha256")),
+        well,
+        steps if counted else None,
+        (),
+        witnessed,
     )
 
 

@@ -94,7 +94,9 @@ class Chain(Public):
     launch: int = Field(ge=1)
     number: int | None = Field(ge=1, description="of the checkpoint, in its leg; null: the leg's outputs")
     sha256: Hex64 = Field(description="of its ciphertext, as that leg signed it")
-    steps: int | None = Field(ge=0, description="optimizer steps of all runs, this one included; of a project at most")
+    steps: int | None = Field(
+        ge=0, description="optimizer steps of all runs, this one included; of a project at most"
+    )
     witnessed: bool = Field(description="each checkpoint of the chain was made while a controller watched")
 
 

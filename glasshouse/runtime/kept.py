@@ -143,9 +143,7 @@ class Kept(threading.Thread):
             if part is not None:
                 part.drop()
 
-    def end(
-        self, needles: list[Needle], *, one_more: bool = False
-    ) -> tuple[Keeping, list[Needle], int]:
+    def end(self, needles: list[Needle], *, one_more: bool = False) -> tuple[Keeping, list[Needle], int]:
         """Have it end its work, if `one_more` after one more checkpoint of what is there by now; search its memory for `needles`, reap it. What became of it, and what was
         found: none where it could not be searched, since it is gone then; and how many regions were unread.
         """

@@ -10,9 +10,9 @@ import pytest
 
 from glasshouse import config
 from glasshouse.codes import Code
+from glasshouse.commands.show import _chain
 from glasshouse.errors import UsageError
 from glasshouse.judgement.record import ChainFigures
-from glasshouse.commands.show import _chain
 from glasshouse.lifecycle.restore import RefusedError
 from glasshouse.lifecycle.resumed import line, opened
 from glasshouse.lifecycle.run_folder import RunFolder
@@ -34,9 +34,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def words(home: Path, *more: str) -> list[str]:
     return [
-        "model=project", f"model.folder={home / 'mine'}", "model.outputs=out", "model.command=[python,train.py]",
+        "model=project",
+        f"model.folder={home / 'mine'}",
+        "model.outputs=out",
+        "model.command=[python,train.py]",
         *more,
-    ]  # fmt: skip
+    ]
 
 
 def project(home: Path, *, checkpoints: Sequence[dict[str, bytes]] = TWO, **changes: Any) -> Died:

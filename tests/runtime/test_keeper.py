@@ -198,7 +198,9 @@ def test_at_the_end_there_is_one_more_checkpoint_where_it_is_wanted(tmp_path: Pa
     ended, found, events, files = in_child(work)
     assert ended == [0, "asked", 1, 0]
     assert found == 1  # its marker
-    assert [(kind, body["number"], body["state"]) for kind, body in events] == [("checkpoint-sealed", 1, "whole")]
+    assert [(kind, body["number"], body["state"]) for kind, body in events] == [
+        ("checkpoint-sealed", 1, "whole")
+    ]
     assert files == ["checkpoints/000001.sealed"]
 
 
