@@ -292,23 +292,30 @@ class Measure(Strict):
 
 
 class Continues(Strict):
-    """The checkpoint that a run begins with (`from=RUN`), as this side found it before anything was rented.
+    """The checkpoint, or of a project also the outputs, that a run begins with (`from=RUN`).
+
+    As this side found it before anything was rented.
 
     runs: ids of the runs of the chain, the first one first. leg, launch, number: of the checkpoint in the
-    last of them; sha256: of its ciphertext, as that leg signed it. steps, seconds: made from the very
-    beginning until then; None: nobody counted. witnessed: an operator's controller countersigned the events
+    last of them, number None: what that leg left as its outputs; sha256: of its ciphertext,
+    as that leg signed it. steps, seconds: made from the very beginning until then; None: nobody counted. witnessed: an operator's controller countersigned the events
     that name it while they were made. folder: of the last run, on this machine.
     """
 
     runs: tuple[str, ...] = Field(min_length=1, max_length=1000)
     leg: str = Field(pattern=r"^s\d{3}$", description="a leg's id")
     launch: int = Field(ge=1, le=1000)
-    number: int = Field(ge=1)
+    number: int | None = Field(default=None, ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits")
     steps: int | None = Field(default=None, ge=0, lt=2**53)
     seconds: float | None = Field(default=None, ge=0)
     witnessed: bool
     folder: str = Field(min_length=1)
+
+    @property
+    def given(self) -> str:
+        """What `from=` names it by."""
+        return f"{self.runs[-1]}{'' if self.number is None else f'@{self.number}'}"
 
 
 class Spend(Strict):

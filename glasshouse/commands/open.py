@@ -354,7 +354,7 @@ def _said(item: Sealed, path: Path, nbytes: int | None = None) -> dict[str, Any]
 def _point_line(point: Mapping[str, Any]) -> str:
     """What a checkpoint is, and whether it may be torn."""
     steps = point.get("steps")
-    counted = f", after {steps} optimizer steps" if type(steps) is int else ""
+    counted = f", sealed when {steps} optimizer steps were made" if type(steps) is int else ""
     what = f"checkpoint {point['number']}"
     if point["state"] == "whole":
         return f"{what}{counted}: marked as whole, and nothing wrote to what is marked while it was sealed"

@@ -199,6 +199,8 @@ def _print(cells: Sequence[Cell]) -> None:
         say(words)
     for words in dict.fromkeys(_ceiling_line(cell.spec) for cell in cells if cell.spec.job):
         say(words)
+    for words in dict.fromkeys(line for cell in cells for line in _going_on_lines(cell.spec)):
+        say(words)
     for words in dict.fromkeys(line for cell in cells for line in planned_lines(cell.spec)):
         say(words)
     say()
@@ -263,6 +265,14 @@ def _ceiling_line(spec: RunSpec) -> str:
         f"ceiling: {hours:.4g} h from its start ({why}); it is asked to end then, has {GRACE_SEC:.0f} s to "
         "save, and what it has comes back"
     )
+
+
+def _going_on_lines(spec: RunSpec) -> list[str]:
+    if spec.continues is None:
+        return []
+    from glasshouse.lifecycle.resumed import line  # noqa: PLC0415  it needs what opens a seal
+
+    return line(spec)
 
 
 def _checkpoint_line(spec: RunSpec) -> str:

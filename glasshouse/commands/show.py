@@ -124,9 +124,12 @@ class Returned:
             f", its share of {arm.steps} in {arm.slots} slots" if arm is not None and arm.slots > 1 else ""
         )
         warm = f", {self.warmup_steps} of them while it warmed up" if self.warmup_steps else ""
-        return (
-            f"returned: weights of {self.leg}, {steps_words(self.steps)} from the initial ones{share}{warm}"
-        )
+        since = "the initial ones"
+        if (chain := figures.chain) is not None:
+            since = f"{_what(chain)} of {chain.runs[-1]}"
+            if chain.steps is not None:
+                since += f", {chain.steps} from the initial ones"
+        return f"returned: weights of {self.leg}, {steps_words(self.steps)} from {since}{share}{warm}"
 
 
 class _TrainedBody(Report):
@@ -193,17 +196,22 @@ def _figures(figures: Figures, *, job: bool = False) -> None:
     if figures.weights is not None and figures.protected is not None:
         say(f"the command counted {steps_words(figures.protected.steps)}; {figures.weights.words}")
     if figures.chain is not None:
-        say(_chain(figures.chain))
+        say(_chain(figures.chain, project=figures.unit == "job"))
     if figures.execs is not None:
         refused = f", refused {figures.execs.refused} times" if figures.execs.refused else ""
         say(f"the command started {figures.execs.words} by itself{refused}")
 
 
-def _chain(chain: ChainFigures) -> str:
+def _chain(chain: ChainFigures, *, project: bool) -> str:
     """What a job went on from, in a line."""
-    steps = "" if chain.steps is None else f"; {chain.steps} optimizer steps in all runs together"
+    most = "at most " if project else ""  # those after its last save were made again
+    steps = "" if chain.steps is None else f"; {most}{chain.steps} optimizer steps in all runs together"
     before = ", ".join(chain.runs)
-    return f"went on from checkpoint {chain.number} of {chain.runs[-1]} (runs before: {before}){steps}"
+    return f"went on from {_what(chain)} of {chain.runs[-1]} (runs before: {before}){steps}"
+
+
+def _what(chain: ChainFigures) -> str:
+    return "the outputs" if chain.number is None else f"checkpoint {chain.number}"
 
 
 def _of_each_leg(curves: Sequence[tuple[str, _Curves]]) -> None:

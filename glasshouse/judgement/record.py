@@ -106,15 +106,17 @@ class ResourceFigures(Report):
 class ChainFigures(Report):
     """What a run went on from, as its plan says: the runs before it, the first one first, and a checkpoint of
     the last of them, by its number in its leg and the SHA-256 of its ciphertext, as that leg signed it.
+    number None: the outputs that a project's leg left at its end.
 
     steps: optimizer steps of all runs of the chain, up to that checkpoint and in this one; None: not known.
+    Of a project at most so many: those after its last save are counted, and made again.
     witnessed: each checkpoint of the chain was made while a controller watched.
     """
 
     runs: tuple[RunId, ...]
     leg: str
     launch: int
-    number: int
+    number: int | None
     sha256: Hex64
     steps: int | None
     witnessed: bool

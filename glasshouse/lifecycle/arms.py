@@ -85,7 +85,7 @@ def take_home(live: LiveRun, pod: Pod, leg: Leg, notes: Notes, *, log: EventLog,
         began = time.monotonic()
         collect.fetch_outputs(live, pod, leg)
         notes.timings["fetchSec"] = time.monotonic() - began
-        bring_checkpoints(live, pod, leg, records_alone=True)
+        bring_last(live, pod, leg)
     else:
         collect.leave_outputs(live, pod, leg)
 
@@ -162,15 +162,25 @@ def outputs_kept(live: LiveRun, pod: Pod, leg: Leg) -> Iterator[None]:
                 live.screen.warn(f"{leg.label}: its sealed outputs could not be fetched: {why}")
             else:
                 live.screen.say(f"they are sealed for you: glasshouse open {live.folder.path}")
+                bring_last(live, pod, leg)
         else:
             bring_checkpoints(live, pod, leg)
         raise
 
 
-def bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, records_alone: bool = False) -> None:
-    """Bring home what a leg sealed while it went on and is not here yet; say so where it cannot be."""
+def bring_last(live: LiveRun, pod: Pod, leg: Leg) -> None:
+    """Bring home the records of a leg whose outputs are here, and of a session its newest checkpoint: a
+    project goes on from its outputs, a session does not.
+    """
+    bring_checkpoints(live, pod, leg, most=0 if live.run.spec.workload == "project" else 1)
+
+
+def bring_checkpoints(live: LiveRun, pod: Pod, leg: Leg, *, most: int = 2) -> None:
+    """Bring home what a leg sealed while it went on and is not here yet, of checkpoints the `most` newest;
+    say so where it cannot be.
+    """
     try:
-        home = checkpoints.fetch(live.folder, live.screen, pod, leg, checkpoints=not records_alone)
+        home = checkpoints.fetch(live.folder, live.screen, pod, leg, most=most)
     except (RemoteError, OSError) as error:
         why = error.line() if isinstance(error, RemoteError) else str(error.strerror)
         live.screen.warn(f"{leg.label}: what it sealed while it went on could not all be fetched: {why}")

@@ -443,17 +443,20 @@ def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def fetch(folder: RunFolder, screen: Screen, pod: Pod, leg: Leg, *, checkpoints: bool = True) -> list[Signed]:
+def fetch(folder: RunFolder, screen: Screen, pod: Pod, leg: Leg, *, most: int = 2) -> list[Signed]:
     """Bring home what a launch sealed while it went on, as its checked events here say, and is not here yet:
-    its newest checkpoints, if `checkpoints`, and its records. Returns what came, newest checkpoint first.
+    so many of the checkpoints that are kept, the newest first, and its records. Returns what came, newest
+    checkpoint first.
 
     What is there no longer, or is not what was signed, is passed over. Raises as `Pod.fetch_file` does where
     the connection cannot be kept up, and OSError.
     """
     store = Store(folder, leg)
     home, refused = [], set()
-    for signed in store.wanted(in_order(signed_in(store.events()))):
-        if signed.kind == "checkpoint" and not checkpoints:
+    every = list(in_order(signed_in(store.events())))
+    newest = sorted((each.number for each in every if each.kind == "checkpoint"), reverse=True)[:most]
+    for signed in store.wanted(every):
+        if signed.kind == "checkpoint" and most < 2 and signed.number not in newest:
             continue
         if why := store.refused(signed):
             if signed.kind not in refused:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.canonical import canonical_json
+from glasshouse.codes import Code
 from glasshouse.conf_files import GROUPS
 from glasshouse.errors import UsageError
 from glasshouse.lifecycle import restore
@@ -53,6 +54,7 @@ class Origin:
         name = match[1] if match is not None and number is not None else given
         folder = Path(name)
         if not (folder / "run.json").is_file():
+            _name_fault(folder, given, runs)
             folder = _in(runs, name, given)
         saved = RunFolder(folder).saved()
         if not saved.spec.job:
@@ -63,7 +65,8 @@ class Origin:
         if not RunFolder(folder).bundle.is_dir():
             raise UsageError(
                 "this run is not finished: its job may still train", field=KEY, value=saved.run,
-                remedy="wait for its end; `glasshouse reap` ends it where its controller died",
+                remedy=f"wait for its end, or `glasshouse reap --stop {saved.run}` asks it to end; where "
+                "its controller died, `glasshouse reap` fetches what it left",
             )  # fmt: skip
         return cls(folder, saved, number)
 
@@ -79,15 +82,30 @@ class Origin:
     def continues(self, policy: Policy) -> Continues:
         """The checkpoint that it comes to. Raises UsageError, or RefusedError with its reason code."""
         saved, before = self.saved, self.saved.spec.continues
+        if (home := self._left(policy)) is not None:
+            return _continues(self.folder, saved, before, home)
         if before is not None and not stored(self.folder):
             raise UsageError(
                 "no checkpoint of this run is here", field=KEY, value=saved.run,
-                remedy=f"go on from what it went on from: from={before.runs[-1]}@{before.number}",
+                remedy=f"go on from what it went on from: from={before.given}",
             )  # fmt: skip
         good = restore.pick(
             self.folder, saved.run, saved.spec, policy, number=self.number, operators=operators()
         )
         return _continues(self.folder, saved, before, good)
+
+    def _left(self, policy: Policy) -> restore.Left | None:
+        """What a project left at its end, unless a checkpoint is asked for; None: nothing is at home."""
+        saved = self.saved
+        if self.number is not None:
+            return None
+        try:
+            return restore.left(self.folder, saved.run, saved.spec, policy, operators=operators())
+        except restore.RefusedError as error:
+            remedy = error.remedy or "no checkpoint at home is good"
+            if (other := self.newest_good(policy)) is not None:
+                remedy = f"the newest good checkpoint at home: from={other.given}"
+            raise restore.refuse(error.what, error.code or Code.CHECKPOINT_TORN, remedy) from error
 
     def newest_good(self, policy: Policy) -> Continues | None:
         """The newest good one at home, also where a later one was countersigned; None: there is none."""
@@ -103,7 +121,7 @@ def _continues(folder: Path, saved: SavedRun, before: Continues | None, good: re
         runs=(*(() if before is None else before.runs), saved.run),
         leg=good.stored.leg,
         launch=good.stored.launch,
-        number=good.stored.number,
+        number=good.number,
         sha256=good.sha256,
         steps=sofar,
         seconds=_seconds(saved.spec, good, before, own, said),
@@ -146,6 +164,25 @@ def _seconds(
     return earlier + (found[-1] if found else 0.0)
 
 
+def _name_fault(folder: Path, given: str, runs: Path) -> None:
+    """Refuse a folder that is no run's, and what stands behind the @ of a run where it is no number."""
+    if folder.is_dir() and len(folder.parts) > 1:
+        raise UsageError(
+            "this folder is no run's: it has no run.json", field=KEY, value=given,
+            remedy="give a run folder, as they lie in runs/; `glasshouse runs` lists them",
+        )  # fmt: skip
+    name, at, said = given.rpartition("@")
+    if (
+        at
+        and _NUMBER.match(given) is None
+        and ((Path(name) / "run.json").is_file() or [*runs.glob(f"{name}*")])
+    ):
+        raise UsageError(
+            f"a checkpoint's number is 1 or more, and this is {said or 'none'}", field=KEY, value=given,
+            remedy=f"from={name}@3 names number 3; from={name} takes the newest state",
+        )  # fmt: skip
+
+
 def _in(runs: Path, name: str, given: str) -> Path:
     found = [
         path
@@ -169,8 +206,17 @@ def continued(origin: Origin, typed: Sequence[str], compose: Compose, validate: 
     saved = origin.saved.spec
     values = saved.model_dump(mode="json") | {"continues": None}
     words = [word for word in typed if _key(word) != KEY]
+    if any(_key(word) == "experiment" for word in words):
+        raise UsageError(
+            "an experiment has settings of its own", field="experiment", value="given",
+            remedy="leave it out beside from=",
+        )  # fmt: skip
     if words:
         composed = compose(origin.overrides(words))
+        keys = {_key(word) for word in words}
+        rents = saved.provider.kind in composed["gpu"].get("provider_names", {})
+        if "gpu" in keys and "provider" not in keys and not rents:
+            _take_provider(values, composed)
         for word in words:
             _lay_over(values, composed, _key(word), saved)
     said = {_key(word) for word in words}
@@ -183,15 +229,14 @@ def continued(origin: Origin, typed: Sequence[str], compose: Compose, validate: 
     return spec
 
 
+def _take_provider(values: dict[str, Any], composed: Mapping[str, Any]) -> None:
+    """Where the run was cannot have the GPU that is typed now: whatever a fresh command line comes to."""
+    if composed["provider"]["kind"] != values["provider"]["kind"]:
+        values["provider"] = composed["provider"]
+
+
 def _lay_over(values: dict[str, Any], composed: Mapping[str, Any], key: str, saved: RunSpec) -> None:
     """Take one typed setting, or a whole group, out of what it came to."""
-    if key == "experiment":
-        raise UsageError(
-            "an experiment has settings of its own",
-            field=key,
-            value="given",
-            remedy="leave it out beside from=",
-        )
     if key.startswith("hydra"):
         return
     if key == "model":

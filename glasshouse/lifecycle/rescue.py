@@ -251,12 +251,14 @@ class _Fetch(threading.Thread):
             collect.fetch_sealed(live, pod, leg, "log.sealed")
         except (RemoteError, LegError) as error:
             self._screen.warn(f"its sealed log could not be fetched: {error.line()}")
+        if each.points and live.run.spec.workload != "project":  # a project goes on from its outputs
+            self._take_points(pod, each, most=1)
 
-    def _take_points(self, pod: Pod, each: Left) -> None:
-        """Fetch the newest checkpoints of a launch that has sealed no outputs, with the chain up to each."""
+    def _take_points(self, pod: Pod, each: Left, *, most: int = 2) -> None:
+        """Fetch the newest checkpoints of a launch, with the chain up to each."""
         _keep_events(self._live, [each])
         each.fresh = b""  # they stand where they belong by now
-        for signed in checkpoints.fetch(self._live.folder, self._screen, pod, each.leg):
+        for signed in checkpoints.fetch(self._live.folder, self._screen, pod, each.leg, most=most):
             if signed.kind == "checkpoint":
                 self._screen.say(checkpoints.checkpoint_line(signed))
 

@@ -22,12 +22,16 @@ still not the newest: whoever has the machine could have withheld what came afte
 
 Where the run has its bundle, its operator's signature says which files the leg had: a bundle that this
 machine's operator did not sign, or whose files are others, is refused by the code of that.
+
+What the last leg of a project left as its outputs is newer than every checkpoint of it, and is held against
+the same (`left`): the events are those in the run's own files, and the one that names it is `sealed-outputs`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +48,7 @@ from glasshouse.codes import Code
 from glasshouse.errors import GlasshouseError, UsageError, VerificationError
 from glasshouse.judgement.caveats import GAP_FACTOR
 from glasshouse.lifecycle.checkpoints import MAX_STEPS, Signed, Stored, stored
+from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records.bundle import ENVELOPE
 from glasshouse.records.chain import MAX_HEAD_BYTES, head_digest, sign_head
 from glasshouse.records.keys import KeyEntry, Keyring
@@ -57,6 +62,7 @@ MAX_BYTES: Final = 64 << 20  # of a leg's events, and of its heads (lifecycle/fo
 CLOCKS_SEC: Final = 30.0  # from a grant to its leg's first event, and by which two clocks may differ
 _HASHED: Final = 4 << 20
 _SEALED = "checkpoint-sealed"
+_LEG = re.compile(r"(s\d{3})-protected(?:-l([1-9]\d{0,3}))?\Z")
 
 
 class RefusedError(GlasshouseError):
@@ -148,6 +154,38 @@ class Good:
     def context(self) -> dict[str, str]:
         """What it was sealed under."""
         return {**self.leg.sealed_under, "checkpoint": str(self.stored.number)}
+
+    @property
+    def number(self) -> int | None:
+        """Of the checkpoint; None: it is none."""
+        return self.stored.number
+
+    @property
+    def words(self) -> str:
+        """What it is, for a line."""
+        return f"checkpoint {self.stored.number} of {self.leg.run}"
+
+
+@dataclass(frozen=True)
+class Left(Good):
+    """What a project's last leg left as its outputs: found good, and no checkpoint is newer. `whole`: its
+    command ended by itself, and well. `stored` is of the outputs, without a number.
+    """
+
+    @property
+    def context(self) -> dict[str, str]:
+        """What it was sealed under."""
+        return self.leg.sealed_under
+
+    @property
+    def number(self) -> int | None:
+        """None."""
+        return None
+
+    @property
+    def words(self) -> str:
+        """What it is, for a line."""
+        return f"the outputs of {self.leg.run}"
 
 
 @dataclass(frozen=True)
@@ -271,6 +309,74 @@ def check(
         each, leg, str(body["ciphertextSha256"]), str(body["plaintextSha256"]), body.get("state") == "whole",
         body.get("steps"), _progress(events), witnessed, newest,
     )  # fmt: skip
+
+
+def outputs_home(folder: Path, run: str, spec: RunSpec) -> tuple[Leg, Path] | None:
+    """The last leg of a project that got its key, and its sealed outputs; None where they are not at home."""
+    if spec.workload != "project":
+        return None
+    files = next((folder / name for name in ("parts", "bundle") if (folder / name).is_dir()), folder)
+    matches = [_LEG.match(place.name) for place in files.glob("legs/s*")]
+    launches = sorted(((match[1], int(match[2] or 1)) for match in matches if match), reverse=True)
+    for leg, launch in launches:
+        with contextlib.suppress(RefusedError):
+            found = Leg.read(folder, run, leg, launch)
+            path = RunFolder(folder).sealed(leg, launch, "outputs.sealed")
+            return (found, path) if path.is_file() else None
+    return None
+
+
+def left(
+    folder: Path, run: str, spec: RunSpec, policy: Policy, *, operators: Sequence[KeyEntry]
+) -> Left | None:
+    """What a project's last leg left, held against what that signed; None where nothing is at home, or in it.
+
+    Raises RefusedError as `check` does.
+    """
+    if (home := outputs_home(folder, run, spec)) is None:
+        return None
+    (leg, path), words = home, f"the outputs of {run}"
+    events = chain_of(leg.events, leg, words)
+    heads = _heads(leg.heads, leg, operators, words)
+    if any(head.seq >= len(events) or events[head.seq].hash != head.head for head in heads):
+        raise refuse(
+            f"the events of {words} are not those that were countersigned", Code.CHECKPOINT_HEAD_MISMATCH
+        )
+    at = next((seq for seq, event in enumerate(events) if event.type == "sealed-outputs"), None)
+    if at is None:
+        raise refuse(f"no event names {words}", Code.CHECKPOINT_CHAIN_BROKEN)
+    result = next((event.body.get("result") for event in events[:at] if event.type == "trained"), None)
+    result = result if isinstance(result, dict) else {}
+    if result.get("outputDiffers") is False:  # there is nothing in it
+        return None
+    body = events[at].body
+    try:
+        digest = _sha256(path)
+    except OSError as error:
+        raise refuse(f"{words} cannot be read: {error.strerror}", Code.CHECKPOINT_TORN) from error
+    if digest != body.get("ciphertextSha256"):
+        raise refuse(f"{words} are not here as its leg sealed them", Code.CHECKPOINT_TORN)
+    witnessed = _witnessed(at, heads, leg.released_at, spec.measure.head_interval_sec)
+    if policy.require_witnessed_checkpoints and not witnessed:
+        raise refuse(
+            f"{words} were sealed while no controller watched", Code.CHECKPOINT_NOT_WITNESSED,
+            f"policy={policy.name} takes none such",
+        )  # fmt: skip
+    steps, how = result.get("steps"), result.get("exit")
+    counted = type(steps) is int and steps >= 0 and bool(result.get("weights"))
+    well = isinstance(how, dict) and how.get("code") == 0 and how.get("signal") is None
+    place = path.parent
+    at_home = Stored(0, path, place / "none", place / "none", leg.leg, leg.launch)
+    return Left(
+        at_home,
+        leg,
+        digest,
+        str(body.get("plaintextSha256")),
+        well,
+        steps if counted else None,
+        (),
+        witnessed,
+    )
 
 
 def countersign(good: Good, operator: Ed25519PrivateKey, now: float) -> None:

@@ -45,16 +45,26 @@ def line(spec: RunSpec) -> list[str]:
     before = spec.continues
     if before is None:
         return []
-    steps = "" if before.steps is None else f", after {before.steps} optimizer steps"
+    # What a project counts is of the moment of sealing; what it saved last may be some steps older.
+    # And what was made again after an earlier save of the chain is counted twice.
+    most = "at most " if len(before.runs) > 1 else ""
+    own = f"sealed when {most}{before.steps} optimizer steps were made"
+    when = own if spec.workload == "project" else f"after {before.steps} optimizer steps"
+    steps = "" if before.steps is None else f", {when}"
+    what = "the outputs" if before.number is None else f"checkpoint {before.number}"
     seen = "" if before.witnessed else "; no controller watched when it was made: checkpoint-unwitnessed"
-    return [f"going on from checkpoint {before.number} of {before.runs[-1]}{steps}{seen}"]
+    return [f"going on from {what} of {before.runs[-1]}{steps}{seen}"]
 
 
 def going_on_line(folder: Path, record: Record) -> str:
     """What to do with the checkpoints of a run that did not come to its end; "" where there are none."""
-    if record.status == "verified" or not (at_home := stored(folder)):
+    if record.status == "verified":
         return ""
     name = record.run if folder.resolve().parent == Path("runs").resolve() else folder
+    if restore.outputs_home(folder, record.run, RunFolder(folder).saved().spec) is not None:
+        return f"go on from what it left: glasshouse from={name}"
+    if not (at_home := stored(folder)):
+        return ""
     return f"go on from its checkpoint {at_home[0].number}: glasshouse from={name}"
 
 
@@ -71,8 +81,9 @@ def opened(spec: RunSpec, say: Say = lambda _: None) -> Iterator[Resumed]:
     """
     assert spec.continues is not None
     good = found(spec.continues, spec)
-    restore.countersign(good, keys.operator_key(), time.time())
-    words = f"checkpoint {good.stored.number} of {good.leg.run}"
+    if good.number is not None:  # the events of the outputs are the run's own, and stay as they are
+        restore.countersign(good, keys.operator_key(), time.time())
+    words = good.words
     try:
         with checked_outputs(
             good.stored.path, keys.owner_keys(), context=good.context, plaintext_sha256=good.plaintext_sha256
@@ -162,6 +173,11 @@ def found(continues: Continues, spec: RunSpec) -> restore.Good:
     """The checkpoint of a plan, held against what its leg signed. Raises UsageError."""
     folder, run = Path(continues.folder), continues.runs[-1]
     where = (continues.leg, continues.launch, continues.number)
+    if continues.number is None:
+        before = RunFolder(folder).saved().spec
+        home = restore.left(folder, run, before, spec.policy, operators=operators())
+        if home is not None and home.sha256 == continues.sha256:
+            return home
     for each in stored(folder):
         if (each.leg, each.launch, each.number) == where:
             before = RunFolder(folder).saved().spec
@@ -170,7 +186,7 @@ def found(continues: Continues, spec: RunSpec) -> restore.Good:
                 return good
     raise UsageError(
         "the checkpoint that was planned is not here any more", field="from",
-        value=f"{run}@{continues.number}", remedy="look what is in its run folder, under checkpoints/",
+        value=continues.given, remedy="look what is in its run folder, under checkpoints/ and outputs/",
     )  # fmt: skip
 
 
@@ -250,13 +266,15 @@ def _fill(index: Index, package: CheckedOutputs, places: Mapping[bytes, memoryvi
 
 def _doubts(good: restore.Good, index: Index, package: CheckedOutputs, say: Say) -> None:
     """Say what of a checkpoint may be torn, or is not in it."""
-    if not good.whole:
+    if not good.whole and good.number is None:
+        say("its command did not end well by itself: what it was writing then may be torn")
+    elif not good.whole:
         say(
             "nothing marked its files as one whole set (a subfolder renamed into place, or "
             "model.checkpoint_ready): one that was being written then may be torn"
         )
-        if whole := [number for number, each in _states(good) if each == "whole"]:
-            say(f"one that was marked as whole is here, too: from={good.leg.run}@{max(whole)}")
+    if not good.whole and (whole := [number for number, each in _states(good) if each == "whole"]):
+        say(f"one that was marked as whole is here, too: from={good.leg.run}@{max(whole)}")
     doubtful = sorted({*index.changed, *index.files_in(package.mismatched)})
     for name in doubtful[:FEW]:
         say(f"written to while it was sealed, and may be torn: {name}")
@@ -266,7 +284,7 @@ def _doubts(good: restore.Good, index: Index, package: CheckedOutputs, say: Say)
 
 def _states(good: restore.Good) -> Iterator[tuple[int, str]]:
     """Number and state of the other checkpoints of the same launch that are at home."""
-    for each in stored(good.stored.path.parents[2]):
+    for each in stored(good.stored.path.parents[1 if good.number is None else 2]):
         if (each.leg, each.launch) == (
             good.stored.leg,
             good.stored.launch,

@@ -65,7 +65,7 @@ def left_of(spec: RunSpec) -> tuple[float | None, int | None]:
         if made is None:
             raise UsageError(
                 f"how much of it is made by then is not known ({field})", field="from",
-                value=f"{before.runs[-1]}@{before.number}", remedy="begin anew, without from=",
+                value=before.given, remedy="begin anew, without from=",
             )  # fmt: skip
         if total <= made:
             raise UsageError(

@@ -92,9 +92,11 @@ class Chain(Public):
     runs: tuple[RunId, ...] = Field(min_length=1, max_length=1000, description="the first one first")
     leg: Slug
     launch: int = Field(ge=1)
-    number: int = Field(ge=1, description="of the checkpoint, in its leg")
+    number: int | None = Field(ge=1, description="of the checkpoint, in its leg; null: the leg's outputs")
     sha256: Hex64 = Field(description="of its ciphertext, as that leg signed it")
-    steps: int | None = Field(ge=0, description="optimizer steps of all runs of the chain, this one included")
+    steps: int | None = Field(
+        ge=0, description="optimizer steps of all runs, this one included; of a project at most"
+    )
     witnessed: bool = Field(description="each checkpoint of the chain was made while a controller watched")
 
 

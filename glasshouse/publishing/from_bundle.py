@@ -236,7 +236,7 @@ def command(spec: RunSpec) -> str:
     model = "MODEL" if isinstance(spec.model, WithheldModel) else spec.model.name
     words += [f"gpu={spec.gpu.name}", f"model={model}", f"policy={spec.policy.name}"]
     if spec.continues is not None:
-        words += [f"from={spec.continues.runs[-1]}@{spec.continues.number}"]
+        words += [f"from={spec.continues.given}"]
     words += [f"order={spec.order}"]
     duration = "null" if spec.duration is None else f"{spec.duration:g}"
     words += [f"duration={duration}"]

@@ -38,7 +38,8 @@ _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})\Z")
 
 
 class Checkpointed:
-    """A session that writes a checkpoint every `every` seconds, after a unit; in all else the session.
+    """A session that writes a checkpoint every `every` seconds, after a unit, and a last one when it is told
+    that training is over; in all else the session.
 
     before: optimizer steps that were made by what it goes on from.
     """
@@ -46,11 +47,12 @@ class Checkpointed:
     def __init__(self, session: Session, folder: Path, every: float, before: int = 0) -> None:
         self._session, self._folder, self._every, self._before = session, folder, every, before
         self._next = time.monotonic() + every
-        self._units = self._failed = 0
+        self._units = self._beside = self._failed = 0  # _beside: steps that made no unit
         self._began: float | None = None  # a moment after the clock of the measured stretch
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        found = getattr(self._session, name)
+        return self._run_steps if name == "run_steps" else found
 
     def run_unit(self) -> None:
         """Do one unit, and write a checkpoint where one is due."""
@@ -59,19 +61,33 @@ class Checkpointed:
         self._session.run_unit()
         self._units += 1
         if time.monotonic() >= self._next:
-            try:
-                if not restorable(self._session):
-                    raise TypeError("its session has no state() and restore()")
-                self._write()
-            except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
-                self._failed += 1
-                remove(self._folder / WRITING)
-                if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
-                    self._give_up(f"{type(error).__name__}: {error}")
-                    return
-            else:
-                self._failed = 0
-            self._next = time.monotonic() + self._every
+            self._try()
+
+    def last(self) -> None:
+        """Training is over, whatever ended it: write one of its end, unless none can be written."""
+        if (self._units or self._beside) and self._next != float("inf") and restorable(self._session):
+            self._try()
+
+    def _run_steps(self, count: int) -> None:
+        if self._began is None:
+            self._began = time.monotonic()
+        self._session.run_steps(count)  # type: ignore[attr-defined]  # optional, and asked for before
+        self._beside += count
+
+    def _try(self) -> None:
+        try:
+            if not restorable(self._session):
+                raise TypeError("its session has no state() and restore()")
+            self._write()
+        except Exception as error:  # noqa: BLE001  a state() may be anybody's: training goes on
+            self._failed += 1
+            remove(self._folder / WRITING)
+            if self._failed >= TRIES or not isinstance(error, OSError):  # memory may be free by the next
+                self._give_up(f"{type(error).__name__}: {error}")
+                return
+        else:
+            self._failed = 0
+        self._next = time.monotonic() + self._every
 
     def _give_up(self, why: str) -> None:
         self._next = float("inf")
@@ -90,7 +106,7 @@ class Checkpointed:
         tensors, values = session.state()
         if RESERVED in values:
             raise ValueError(f"its state has a value named {RESERVED}, which is ours")
-        steps = self._before + self._units * session.steps_per_unit
+        steps = self._before + self._units * session.steps_per_unit + self._beside
         values = {**values, RESERVED: {"steps": steps, "random": randomness.taken()}}
         place = self._folder / WRITING
         remove(place)

@@ -10,7 +10,7 @@ has one channel to the supervisor and one pipe for ciphertext.
     sealing, bytes in the pipe, sealed     ->   a file, once size and digest are right; and its event
                                            <-   kept, or not-kept
     given-up: so many bytes were for nothing ->
-                                           <-   stop
+                                           <-   stop, with or without one more checkpoint
     ended, a marker                        ->   its memory is searched, before and after the marker's wipe
                                            <-   wipe, exit
 
@@ -35,7 +35,7 @@ from typing import Any
 from glasshouse.errors import LegError, SealError
 from glasshouse.runtime import looking, residue
 from glasshouse.runtime.cadence import watch_every
-from glasshouse.runtime.channel import Channel, ChannelClosedError
+from glasshouse.runtime.channel import Channel, ChannelClosedError, Message
 from glasshouse.runtime.confine import close_inherited
 from glasshouse.runtime.linux import (
     PR_SET_PDEATHSIG,
@@ -61,6 +61,7 @@ MARKER_BYTES = 24
 MAX_RECORD_BYTES = 56 << 10  # sealed and padded, all of a run up to this have one size (padding.py: FLOOR)
 RECORD = "record"  # the one file in a sealed record
 NICE = 10  # the job goes first
+LAST_SEC = 30.0  # for the checkpoint of the end, which is given up then
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,12 @@ class _StoppedError(Exception):
 class _Pipe:
     """Where ciphertext goes; a write ends in _StoppedError where the supervisor wants no more.
 
-    heed: whether it does; a record for whoever watches is small, and what it has is in no other.
+    heed: whether it does; a record for whoever watches is small, and what it has is in no other. until: when
+    a write ends so in any case (monotonic seconds).
     """
 
-    def __init__(self, ends: Ends, *, heed: bool = True) -> None:
-        self._ends, self._heed = ends, heed
+    def __init__(self, ends: Ends, *, heed: bool = True, until: float = math.inf) -> None:
+        self._ends, self._heed, self._until = ends, heed, until
         self.bytes = 0
 
     def write(self, data: bytes | memoryview, /) -> int | None:
@@ -232,7 +234,10 @@ class _Pipe:
             poll.register(self._ends.channel.fileno(), select.POLLIN)
         poll.register(self._ends.pipe, select.POLLOUT)
         while True:
-            ready = dict(poll.poll())
+            left = self._until - time.monotonic()
+            ready = dict(poll.poll(None if left == math.inf else max(0, math.ceil(left * 1000))))
+            if left <= 0:
+                raise _StoppedError
             if self._ends.channel.fileno() in ready:
                 raise _StoppedError
             with contextlib.suppress(BlockingIOError):
@@ -242,7 +247,9 @@ class _Pipe:
 
     def check(self) -> None:
         """Raise _StoppedError as `write` does."""
-        if select.select([self._ends.channel], [], [], 0)[0]:
+        if time.monotonic() >= self._until:
+            raise _StoppedError
+        if self._heed and select.select([self._ends.channel], [], [], 0)[0]:
             raise _StoppedError
 
 
@@ -270,6 +277,8 @@ class _Keeper:
         self._taken: Look = {}
         self._marked: frozenset[Mark] = frozenset()  # what was marked by the last checkpoint
         self._heard = False  # that it is to stop
+        self._one_more = False  # checkpoint, before that
+        self._until = math.inf  # of the last
 
     def run(self) -> None:
         """Work until the supervisor says that it is enough: raises _StoppedError."""
@@ -291,13 +300,23 @@ class _Keeper:
                     self._due_again()
 
     def last(self) -> None:
-        """After the job's end: one more record, so that whoever watches has all of it."""
+        """After the job's end: a checkpoint of that, if it is wanted, and one more record.
+
+        So whoever watches has all of it.
+        """
+        if not self._heard:
+            self._hear(self._channel.expect("stop", ANSWER_SEC))
+        if self._one_more:
+            self._until = time.monotonic() + LAST_SEC
+            with contextlib.suppress(_StoppedError, TooManyError):
+                self._take(self._seen(), anyhow=True)
         if self._watch_every == math.inf:
             return
-        if not self._heard:
-            self._channel.expect("stop", ANSWER_SEC)
         self._every = math.inf  # no checkpoint falls due any more
         self._watch()
+
+    def _hear(self, stop: Message) -> None:
+        self._heard, self._one_more = True, stop.body.get("oneMore") is True
 
     def _look(self) -> None:
         if self._duties.unable is not None and self._duties.unable.exists():
@@ -384,7 +403,9 @@ class _Keeper:
         """Seal one more of a kind. None: what `described` looked at was not to be taken; False: there is none
         for another reason, which was said.
         """
-        number, pipe = self._numbers[kind], _Pipe(self._ends, heed=kind == "checkpoint")
+        heed = kind == "checkpoint" and not self._heard
+        until = self._until if kind == "checkpoint" else math.inf
+        number, pipe = self._numbers[kind], _Pipe(self._ends, heed=heed, until=until)
         self._channel.send("sealing", {"kind": kind, "number": number})
         try:
             sealed = seal(pipe, {**self._duties.context, kind: str(number)})
@@ -410,13 +431,13 @@ class _Keeper:
                 **more,
             },
         )
-        answer = self._channel.receive(ANSWER_SEC).kind
-        if answer == "stop":
-            self._heard = True
-            if kind == "watch":  # it is kept all the same
+        answer = self._channel.receive(ANSWER_SEC)
+        if answer.kind == "stop":
+            self._hear(answer)
+            if kind == "watch" or self._one_more:  # it is kept all the same
                 self._numbers[kind] += self._channel.receive(ANSWER_SEC).kind == "kept"
             raise _StoppedError
-        if answer != "kept":
+        if answer.kind != "kept":
             return False
         self._numbers[kind] += 1
         return True

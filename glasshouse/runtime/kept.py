@@ -32,6 +32,7 @@ from glasshouse.runtime.results import Keeping
 from glasshouse.sealing.packing import write_all
 
 END_SEC = 15.0  # for a keeper to end when told to, whatever it is doing
+ONE_MORE_SEC = 45.0  # and for the checkpoint of the end, of a session (keeper.LAST_SEC, and a disk)
 STEP_SEC = 60.0  # for a message that has to follow, and for bytes that were announced
 FOLDERS = {"checkpoint": "checkpoints", "watch": "watch"}
 EVENTS = {"checkpoint": "checkpoint-sealed", "watch": "watched"}
@@ -120,7 +121,7 @@ class Kept(threading.Thread):
         self._wake, self._waker = os.pipe()
         self._signing = threading.Lock()
         self._closed = False  # nothing is signed any more
-        self._stopping = False
+        self._stopping = self._one_more = False
         self._part: _Part | None = None
         self._next = dict.fromkeys(FOLDERS, 1)
         self._missed = dict.fromkeys(FOLDERS, 0)
@@ -142,12 +143,14 @@ class Kept(threading.Thread):
             if part is not None:
                 part.drop()
 
-    def end(self, needles: list[Needle]) -> tuple[Keeping, list[Needle], int]:
-        """Have it end its work, search its memory for `needles`, reap it. What became of it, and what was
-        found: none where it could not be searched, since it is gone then; and how many regions were unread.
+    def end(self, needles: list[Needle], *, one_more: bool = False) -> tuple[Keeping, list[Needle], int]:
+        """Have it end its work, if `one_more` after one more checkpoint of what is there by now; search its
+        memory for `needles`, reap it. What became of it, and what was found: none where it could not be
+        searched, since it is gone then; and how many regions were unread.
         """
+        self._one_more = one_more
         os.write(self._waker, b"e")
-        self.join(END_SEC)
+        self.join(END_SEC + (ONE_MORE_SEC if one_more else 0.0))
         died = not self.is_alive() and self._marker is None
         self.close()
         found, unread = list[Needle](), 0
@@ -213,7 +216,7 @@ class Kept(threading.Thread):
         if self._wake in ready and not self._stopping:
             os.read(self._wake, 1)
             self._stopping = True
-            self._channel.send("stop")
+            self._channel.send("stop", {"oneMore": self._one_more})
         if self._channel.fileno() in ready or (self._pipe in ready and self._part is None):
             # What a pipe holds was announced before it was written: whoever sees the bytes first waits.
             self._hear(self._channel.receive(STEP_SEC))
@@ -270,7 +273,7 @@ class Kept(threading.Thread):
         part = self._arrived(body)
         if part.kind != kind:
             raise BrokenKeeperError
-        if self._stopping and kind == "checkpoint":
+        if self._stopping and not self._one_more and kind == "checkpoint":
             self._part = None  # told to end before it had said this: nothing comes of it
             part.drop()
             return

@@ -222,12 +222,12 @@ def _keeper_plumbing() -> tuple[Ends, Ends]:
     return Ends(ours, read_end), Ends(theirs, write_end)
 
 
-def _end_keeper(leg: LegState) -> None:
+def _end_keeper(leg: LegState, *, one_more: bool) -> None:
     """Nothing but the outputs is sealed from here on."""
     kept, leg.kept = leg.kept, None
     if kept is None:
         return
-    leg.keeping, found, unread = kept.end(leg.live_needles)
+    leg.keeping, found, unread = kept.end(leg.live_needles, one_more=one_more)
     if found and kept.how is not None:
         leg.scanned_by["keeper"] = kept.how
     leg.unscanned += unread
@@ -393,7 +393,7 @@ def _train(leg: LegState, channel: Channel, outputs: OutputDrain, ender: JobEnd)
             if kind == "trained":
                 ender.stop()  # nobody else speaks to the trainer from here on, nor runs beside it
         elif kind == "training-over":
-            _end_keeper(leg)
+            _end_keeper(leg, one_more=body.get("oneMore") is True)
             channel.send("keeper-ended")
         elif kind == "sealed-outputs":
             began = time.monotonic()

@@ -144,10 +144,13 @@ def _fork_keeper(plumbing: Plumbing, package: OpenedPackage, duties: Duties) -> 
         fork_keeper(plumbing.keeper, duties, package, supervisor=plumbing.supervisor)
 
 
-def _end_keeper(plumbing: Plumbing, channel: Channel) -> None:
-    """Have the supervisor end the keeper: what is sealed from here on are the outputs."""
+def _end_keeper(plumbing: Plumbing, channel: Channel, *, one_more: bool = False) -> None:
+    """Have the supervisor end the keeper, if `one_more` after a checkpoint of the end.
+
+    What is sealed from here on are the outputs.
+    """
     if plumbing.keeper is not None:
-        channel.send("training-over")
+        channel.send("training-over", {"oneMore": one_more})
         _await(channel, "keeper-ended")
 
 
@@ -280,10 +283,12 @@ def _work(
     _fork_keeper(plumbing, package, duties)
 
     before = resume.made_before(package.files)
+    points: checkpointing.Checkpointed | None = None
 
     def trained(session: Session) -> Session:
+        nonlocal points
         if every:
-            session = checkpointing.Checkpointed(session, folder, every, before)
+            session = points = checkpointing.Checkpointed(session, folder, every, before)
         return Noted(session, notes, launch.stretch.steps) if launch.watch_sec else session
 
     # The salt is the manifest's, authenticated with it, and so is the raw arm's.
@@ -303,7 +308,9 @@ def _work(
         ended=end or (lambda: False),
         forecast=Forecast(launch.job_sec) if launch.private else None,
     )
-    _end_keeper(plumbing, channel)
+    if points is not None:
+        points.last()
+    _end_keeper(plumbing, channel, one_more=points is not None)
     channel.send("trained", {"result": result if end is None else end.stated(result)})
 
     outputs = session.trainable()

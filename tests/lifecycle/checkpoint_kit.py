@@ -78,9 +78,11 @@ def died(
     states: Sequence[str] = (),
     every: float = 1.0,
     after: Sequence[tuple[str, dict[str, Any]]] = (),
+    outputs: Files | None = None,
+    result: Mapping[str, Any] | None = None,
 ) -> Died:
     """Make such a run. Heads are countersigned after each event, `every` seconds apart; `after`: events that
-    followed the last checkpoint.
+    followed the last checkpoint. outputs: what its leg sealed at its end, of which `result` is said.
     """
     factory = Factory(tmp_path / f"factory-{len(list(tmp_path.iterdir()))}")
     factory.operator = keys.operator_key()
@@ -89,14 +91,14 @@ def died(
     def insert(items: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
         where = items[0][1]
         found = items[:4]
+        own = {
+            "run": where["run"],
+            "leg": where["leg"],
+            "launch": str(where["launch"]),
+            "manifestHash": sha256_hex(where["run"].encode()),
+        }
         for number, files in enumerate(checkpoints, start=1):
-            context = {
-                "run": where["run"],
-                "leg": where["leg"],
-                "launch": str(where["launch"]),
-                "manifestHash": sha256_hex(where["run"].encode()),
-                "checkpoint": str(number),
-            }
+            context = {**own, "checkpoint": str(number)}
             place = tmp_path / where["run"] / str(number)
             place.mkdir(parents=True)
             data, report = sealed(place, files, context)
@@ -111,6 +113,13 @@ def died(
                 ("progress", {"phase": "measure", "elapsedSec": 10.0 * number, "units": number}),
                 ("checkpoint-sealed", body),
             ]
+        if outputs is not None:
+            place = tmp_path / where["run"] / "outputs"
+            place.mkdir(parents=True)
+            data, report = sealed(place, outputs, own)
+            containers.append(data)
+            told = {"steps": 50, "weights": {"a": "b"}, "exit": {"code": 0, "signal": None}, **(result or {})}
+            found += [("trained", {"result": told}), ("sealed-outputs", report)]
         return [*found, *after]
 
     run, files = factory.parts(
@@ -132,6 +141,10 @@ def died(
     made.place(1).parent.mkdir(parents=True)
     events = made.leg("events.jsonl").read_bytes().splitlines(keepends=True)
     heads = made.leg("heads.jsonl").read_bytes().splitlines(keepends=True)
+    if outputs is not None:
+        place = RunFolder(folder).sealed("s000", 1, "outputs.sealed")
+        place.parent.mkdir()
+        place.write_bytes(containers.pop())
     for number, data in enumerate(containers, start=1):
         upto = 4 + 2 * number
         made.place(number).write_bytes(data)

@@ -247,7 +247,7 @@ def test_records_alone_come_where_the_outputs_did(sealing: Sealing) -> None:
     sealing.seal(b"1" * 1000)
     sealing.seal(b"r" * 100, "watch")
     sealing.poll()
-    home = fetch(sealing.folder, sealing.screen, sealing.pod, sealing.leg, checkpoints=False)
+    home = fetch(sealing.folder, sealing.screen, sealing.pod, sealing.leg, most=0)
     assert [(each.kind, each.number) for each in home] == [("watch", 1)]
 
 

@@ -198,6 +198,7 @@ def test_a_leg_seals_its_session_while_it_trains_and_searches_who_did(tmp_path: 
         assert searched["package-marker"]["positiveControl"] == 0  # it let go of what it inherited
         assert one.scratch() == []
         body = made[-1]
+        assert body["steps"] == leg.event("trained")["result"]["steps"]  # the last is of the end of training
         context = {**leg.names, "manifestHash": one.manifest_hash, "checkpoint": str(body["number"])}
         with open_outputs(
             leg.folder / "checkpoints" / names[-1],

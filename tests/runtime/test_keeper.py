@@ -204,6 +204,51 @@ def test_one_with_very_many_files_to_look_at_ends_when_it_is_told_to(tmp_path: P
     assert in_child(work) == [0, "asked"]
 
 
+def test_at_the_end_there_is_one_more_checkpoint_where_it_is_wanted(tmp_path: Path) -> None:
+    def work() -> Any:
+        one = Watched(tmp_path, checkpoint_sec=1000.0, marked_only=True)
+        save(one.outputs, "checkpoint-5")
+        one.pid()
+        ended, found, _ = one.kept.end([], one_more=True)
+        return [ended.exit, ended.ended, ended.checkpoints, ended.missed], len(found), one.events, one.files()
+
+    ended, found, events, files = in_child(work)
+    assert ended == [0, "asked", 1, 0]
+    assert found == 1  # its marker
+    assert [(kind, body["number"], body["state"]) for kind, body in events] == [
+        ("checkpoint-sealed", 1, "whole")
+    ]
+    assert files == ["checkpoints/000001.sealed"]
+
+
+def test_one_in_the_middle_of_sealing_is_begun_anew_where_one_more_is_wanted(tmp_path: Path) -> None:
+    def work() -> Any:
+        one = Watched(tmp_path)
+        with (one.outputs / "large.bin").open("wb") as file:
+            file.truncate(1 << 28)
+        wait_until(lambda: "checkpoints/000001.sealed.partial" in one.files(), 20, "it begins")
+        ended, _, _ = one.kept.end([], one_more=True)
+        return [ended.exit, ended.ended, ended.checkpoints], one.events, one.files()
+
+    ended, events, files = in_child(work)
+    assert ended == [0, "asked", 1]
+    assert [body["number"] for _, body in events] == [1]
+    assert files == ["checkpoints/000001.sealed"]
+
+
+def test_the_last_one_is_given_up_where_it_takes_too_long(tmp_path: Path) -> None:
+    def work() -> Any:
+        keeper.LAST_SEC = 0.5
+        one = Watched(tmp_path, checkpoint_sec=1000.0)
+        with (one.outputs / "large.bin").open("wb") as file:
+            file.truncate(4 << 30)
+        one.pid()
+        ended, _, _ = one.kept.end([], one_more=True)
+        return [ended.exit, ended.ended, ended.checkpoints], one.events, one.files()
+
+    assert in_child(work) == [[0, "asked", 0], [], []]
+
+
 @pytest.mark.parametrize(
     ("number", "how", "words"),
     [(signal.SIGKILL, "died", "ended by itself"), (signal.SIGSTOP, "killed", "did not end when told to")],
