@@ -376,6 +376,7 @@ def left(
         steps if counted else None,
         (),
         witnessed,
+        newest=0,  # there is none after it
     )
 
 

@@ -397,7 +397,7 @@ class _Follower:
     def _followed(self, pod: Pod) -> Taken:
         live, leg, log = self._live, self._job.leg, self._opened()
         # Those of which its controller, or a look, knew already; none in the room that outputs need.
-        arms.bring_checkpoints(live, pod, leg, records_alone=collect.outputs_left(live, leg))
+        arms.bring_checkpoints(live, pod, leg, most=0 if collect.outputs_left(live, leg) else 2)
         inflow = checkpoints.Inflow(live.folder, live.screen, pod, leg)
         ending: EndWait | None = None
 

@@ -1,4 +1,4 @@
-"""`from=RUN` of a project: what its last leg left is newer than every checkpoint, and held against the same."""
+"""`from=RUN` of a project: what its last leg left is newer than any checkpoint, and held against the same."""
 
 from __future__ import annotations
 

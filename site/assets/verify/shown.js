@@ -173,12 +173,12 @@ const ledger = ({ place }) => {
   };
 };
 
-/** What a job went on from. @param {Json} c */
-const chain = (c) => {
-  const before = `The job went on from checkpoint ${c.number} of run ${c.runs.at(-1)}, SHA-256 of its ciphertext ${c.sha256}, as that run’s leg signed it. `;
+/** What a job went on from. @param {Json} c @param {boolean} counts whether its steps are a project's own count */
+const chain = (c, counts) => {
+  const before = `The job went on from ${c.number === null ? "the outputs" : `checkpoint ${c.number}`} of run ${c.runs.at(-1)}, SHA-256 of its ciphertext ${c.sha256}, as that run’s leg signed it. `;
   const all = c.runs.length > 1
     ? `It is run ${c.runs.length + 1} of a chain: ${c.runs.map((/** @type {string} */ run) => `${run}, `).join("")}this one. ` : "";
-  return before + all + (typeof c.steps === "number" ? `Optimizer steps of all of them together: ${f.number(c.steps)}.`
+  return before + all + (typeof c.steps === "number" ? `Optimizer steps of all of them together: ${counts ? "at most " : ""}${f.number(c.steps)}.`
     : "How many optimizer steps they made together is not known.");
 };
 
@@ -215,7 +215,7 @@ export const expectedTexts = (a, context) => {
       `${check.vacuous ? "not applicable" : check.ok ? "holds" : "does not hold"} ${check.code} ${plainText(check.detail)}`.trim()) } : {}),
     ...(a.caveats.length ? { caveats: a.caveats } : {}),
     ...ledger(context),
-    ...(a.chain ? { chain: [chain(a.chain)] } : {}),
+    ...(a.chain ? { chain: [chain(a.chain, a.unit === "job")] } : {}),
     ...(a.command ? { command: [a.command] } : a.withheld?.length ? { withheld: [withheld(a.withheld)] } : {}),
     hashes: [context.sha256, ...evidence],
   };
