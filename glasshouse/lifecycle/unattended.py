@@ -57,6 +57,7 @@ from glasshouse.records.keys import atomic_write
 from glasshouse.remote.pod import Pod
 from glasshouse.runtime import params
 from glasshouse.schema import Exchange, Launch
+from glasshouse.spec import CloudProvider
 
 STOP_FILE: Final = "stop"  # of a run folder: somebody asked for its end, with the word in it
 ANSWER_SEC: Final = 60.0  # within which a machine has to answer whoever only looks
@@ -75,13 +76,14 @@ Wish = Literal["", "end", "now"]
 
 
 class Patience:
-    """Whether a machine that does not answer is tried again: until the job's time is over, or it is gone.
+    """Whether a machine that does not answer is tried again: until the job's time is over, or it is gone, or
+    taken away.
 
-    For Pod's `insist`. It waits before it says yes.
+    For Pod's `insist`. It waits before it says yes, so its provider is asked no more often than WAITS says.
     """
 
     def __init__(self, live: LiveRun, provider: Provider) -> None:
-        self._live = live
+        self._live, self._provider = live, provider
         self._absence = Absence(live, provider)
         self._rounds, self._at = 0, 0.0
 
@@ -97,6 +99,9 @@ class Patience:
         if self._absence.shown():
             live.screen.warn(f"{live.run.spec.provider.kind} lists its machine no more")
             return False
+        if self._taken_away():
+            live.screen.warn(f"{live.run.spec.provider.kind} says that it took its machine away")
+            return False
         said = f"its machine does not answer ({error.what}); trying again until {clock(until)}"
         if self._rounds == 0:
             live.screen.warn(f"{said}. The job goes on there; Ctrl-C ends it")
@@ -105,6 +110,16 @@ class Patience:
         self._rounds += 1
         self._at = time.monotonic()
         return True
+
+    def _taken_away(self) -> bool:
+        """Whether its provider has an interruptible machine still, and says that it is stopped.
+
+        Only of one that is listed: a look-up that lacks it can have a gap as a list can.
+        """
+        run, cloud = self._live.run, self._provider
+        if not (isinstance(cloud, Cloud) and isinstance(run.spec.provider, CloudProvider)):
+            return False
+        return run.spec.provider.interruptible and self._absence.listed and cloud.taken_away(run.allocation)
 
 
 def patience(live: LiveRun, provider: Provider) -> Patience | None:
@@ -121,6 +136,7 @@ class Absence:
     def __init__(self, live: LiveRun, provider: Provider) -> None:
         self._live, self._provider = live, provider
         self._looks, self._since = 0, 0.0
+        self.listed = False  # whether the newest list could be had, and had it
 
     def over(self) -> None:
         """It answered, or nobody looked for long: what was found before counts no more."""
@@ -142,13 +158,15 @@ class Absence:
         return self._looks >= ABSENT_LOOKS and time.monotonic() - self._since >= ABSENT_SEC
 
     def _gone(self) -> bool:
+        self.listed = False
         if not isinstance(self._provider, Cloud):
             return False
         try:
             found = self._provider.find_ours()
         except GlasshouseError:
             return False
-        return not any(is_ours(machine.name, self._live.run.allocation) for machine in found)
+        self.listed = any(is_ours(machine.name, self._live.run.allocation) for machine in found)
+        return not self.listed
 
 
 # --- whoever comes back -----------------------------------------------------------------------

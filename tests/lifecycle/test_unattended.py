@@ -27,7 +27,7 @@ from glasshouse.remote.endpoint import Endpoint
 from glasshouse.spec import LocalProvider as LocalSpec
 from tests.lifecycle.test_reap import QUIET, intended
 from tests.lifecycle.test_rescue import Orphan, orphan
-from tests.providers.cloud_kit import VARIABLE, rented
+from tests.providers.cloud_kit import FAST, VARIABLE, rented
 from tests.remote.conftest import embedded_endpoint, serving
 from tests.runtime.rig import wait_until
 from tests.specs import make_spec
@@ -395,6 +395,28 @@ def test_a_machine_that_its_provider_lists_no_more_is_given_up(
         assert all(insists(error) for _ in range(5))  # a list can have a gap for a while
         monkeypatch.setattr(unattended, "ABSENT_SEC", 0.0)
         assert not insists(error)
+
+
+@pytest.mark.parametrize("interruptible", [True, False])
+def test_an_interruptible_machine_that_its_provider_took_away_is_given_up_at_once(
+    interruptible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unattended, "WAITS", (0.0,))
+    error = RemoteError("the pod cannot be reached")
+    with rented("vastai", interruptible=interruptible) as it:
+        live = create(it.spec.model_copy(update=PRIVATE), tmp_path, QUIET, [])
+        live.rental.unattended_until = time.time() + 600
+        machine = it.allocate(live.run.allocation)
+        insists = unattended.patience(live, it.provider)
+        assert insists is not None
+        assert all(insists(error) for _ in range(3))
+        it.server.cloud.take_away(machine.id)
+        it.faults("read-5xx", times=2 * FAST.reads)
+        assert all(insists(error) for _ in range(2))  # nobody says that it is there
+        it.server.cloud.faults.clear()
+        assert insists(error) is not interruptible
+        it.provider.api.destroy(machine.id)
+        assert insists(error)  # what is there no more is not stopped: it has to be absent for a while
 
 
 def test_a_terminal_that_closes_ends_only_what_may_not_go_on(tmp_path: Path) -> None:
