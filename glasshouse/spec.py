@@ -299,7 +299,8 @@ class Continues(Strict):
     runs: ids of the runs of the chain, the first one first. leg, launch, number: of the checkpoint in the
     last of them, number None: what that leg left as its outputs; sha256: of its ciphertext,
     as that leg signed it. steps, seconds: made from the very beginning until then; None: nobody counted.
-    witnessed: an operator's controller countersigned the events that name it while they were made. folder: of the last run, on this machine.
+    witnessed: an operator's controller countersigned the events that name it while they were made. folder: of
+    the last run, on this machine.
     """
 
     runs: tuple[str, ...] = Field(min_length=1, max_length=1000)

@@ -311,18 +311,27 @@ def check(
     )  # fmt: skip
 
 
-def outputs_home(folder: Path, run: str, spec: RunSpec) -> tuple[Leg, Path] | None:
-    """The last leg of a project that got its key, and its sealed outputs; None where they are not at home."""
+def outputs_home(
+    folder: Path, run: str, spec: RunSpec, operators: Sequence[KeyEntry]
+) -> tuple[Leg, Path] | None:
+    """The last leg of a project that got its key, and its sealed outputs; None where they are not at home.
+
+    Raises RefusedError where the run's bundle is not what `operators` signed.
+    """
     if spec.workload != "project":
         return None
-    files = next((folder / name for name in ("parts", "bundle") if (folder / name).is_dir()), folder)
+    files = next((folder / name for name in ("bundle", "parts") if (folder / name).is_dir()), folder)
     matches = [_LEG.match(place.name) for place in files.glob("legs/s*")]
     launches = sorted(((match[1], int(match[2] or 1)) for match in matches if match), reverse=True)
     for leg, launch in launches:
-        with contextlib.suppress(RefusedError):
-            found = Leg.read(folder, run, leg, launch)
-            path = RunFolder(folder).sealed(leg, launch, "outputs.sealed")
-            return (found, path) if path.is_file() else None
+        try:
+            found = Leg.read(folder, run, leg, launch, operators)
+        except RefusedError as error:
+            if error.code is Code.CHECKPOINT_FOREIGN:
+                continue  # a launch that got no key
+            raise
+        path = RunFolder(folder).sealed(leg, launch, "outputs.sealed")
+        return (found, path) if path.is_file() else None
     return None
 
 
@@ -333,7 +342,7 @@ def left(
 
     Raises RefusedError as `check` does.
     """
-    if (home := outputs_home(folder, run, spec)) is None:
+    if (home := outputs_home(folder, run, spec, operators)) is None:
         return None
     (leg, path), words = home, f"the outputs of {run}"
     events = chain_of(leg.events, leg, words)
@@ -356,7 +365,8 @@ def left(
         raise refuse(f"{words} cannot be read: {error.strerror}", Code.CHECKPOINT_TORN) from error
     if digest != body.get("ciphertextSha256"):
         raise refuse(f"{words} are not here as its leg sealed them", Code.CHECKPOINT_TORN)
-    witnessed = _witnessed(at, heads, leg.released_at, spec.measure.head_interval_sec)
+    clock = [event.ms / 1000 for event in events]
+    witnessed = _witnessed(at, clock, heads, leg.released_at, spec.measure.head_interval_sec)
     if policy.require_witnessed_checkpoints and not witnessed:
         raise refuse(
             f"{words} were sealed while no controller watched", Code.CHECKPOINT_NOT_WITNESSED,

@@ -7,6 +7,7 @@ is made of it. It is held against what its leg signed once more, since time has 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -61,8 +62,9 @@ def going_on_line(folder: Path, record: Record) -> str:
     if record.status == "verified":
         return ""
     name = record.run if folder.resolve().parent == Path("runs").resolve() else folder
-    if restore.outputs_home(folder, record.run, RunFolder(folder).saved().spec) is not None:
-        return f"go on from what it left: glasshouse from={name}"
+    with contextlib.suppress(restore.RefusedError):  # the run itself is over, and this is a hint
+        if restore.outputs_home(folder, record.run, RunFolder(folder).saved().spec, operators()) is not None:
+            return f"go on from what it left: glasshouse from={name}"
     if not (at_home := stored(folder)):
         return ""
     return f"go on from its checkpoint {at_home[0].number}: glasshouse from={name}"

@@ -118,6 +118,10 @@ def test_other_events_are_refused(home: Path) -> None:
     run.leg("events.jsonl").write_bytes(b"".join(lines[:5] + lines[6:]))
     with pytest.raises(RefusedError) as caught:
         load(run)
+    assert caught.value.code is Code.DIGEST_MISMATCH  # it has its bundle, whose list of files is signed
+    run.sign()
+    with pytest.raises(RefusedError) as caught:
+        load(run)
     assert caught.value.code is Code.CHECKPOINT_CHAIN_BROKEN
 
 
