@@ -34,7 +34,7 @@ KERNEL = r"[A-Za-z0-9._+~\-]{0,100}"
 DRIVER = r"[0-9]{1,5}(?:\.[0-9]{1,5}){1,3}|"
 GPU_NAME = r"[A-Za-z0-9 ()./+\-]{1,80}"
 GPU_UUID = r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{3}-[0-9a-f]{1,16}"
-GPU_STATE = r"[0-9]{0,9}(?:\.[0-9]{1,6})?|0x[0-9a-fA-F]{1,16}|\[[A-Za-z/ ]{1,40}\]"
+GPU_STATE = r"[0-9]{0,9}(?:\.[0-9]{1,6})?|0x[0-9a-fA-F]{1,16}|N/A|\[[A-Za-z/ ]{1,40}\]"
 DEVICE_CACHE = r"[a-z][a-z\-]{0,39}"
 NEEDLE_PLACE = r"(?:custodian|trainer|keeper)(?:/[a-z]{1,8})?|"
 # Digits, or what nvidia-smi prints for a GPU that does not count: [N/A], [Not Supported].

@@ -130,22 +130,22 @@ out.mkdir()
 
 def test_the_command_that_is_shown_first_is_what_one_types(program: Program, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text().splitlines()
-    shown = next(line.strip() for line in readme if "model=project" in line)
+    shown = next(line.strip() for line in readme if "glasshouse train" in line)
     assert shown in (ROOT / "templates/pages/index.html.j2").read_text()
-    name, *words = shlex.split(shown)
-    assert name == "glasshouse"
+    name, command, *words = shlex.split(shown)
+    assert (name, command) == ("glasshouse", "train")
     folder = tmp_path / "work/finetune"
     folder.mkdir(parents=True)
     (folder / "train.py").write_text(FINETUNE)
     done = subprocess.run(
-        [sys.executable, "-m", "glasshouse", "--out", str(program.runs), *words],
+        [sys.executable, "-m", "glasshouse", command, "--out", str(program.runs), *words],
         cwd=ROOT, env={**program.environment, "HOME": str(tmp_path)},
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (run,) = program.runs.glob("2*")
     assert program("open", str(run)).returncode == 0
-    assert (run / "opened/s000-1/lr.txt").read_text() == "0.0003"
+    assert (run / "opened/s000-1/out/lr.txt").read_text() == "0.0003"
     # What the pages say lies beside it.
     names = {path.name for path in (run / "opened").iterdir()}
     assert names == {"s000-1", "s000-1-trainer.log", "s000-1-exit.json", "s000-1-events.json"}

@@ -35,8 +35,8 @@ SPEED = re.compile(
     r".*(perSec|PerSec|per_sec|cpuShare|cpu_share|throughput(Curve)?(\[\])*)\Z|.*\.telemetry\[\].*"
 )
 SAME_LENGTH = re.compile(
-    r"(run|id|allocation(Id)?|allocation_id|aud|jkt|kid|nonce|eat_nonce|event_key|kem_key|serial"
-    r"|.*[sS]ha256|.*Digest|.*_hash|prev|head|sig|ct|info|evidence-sha256)\Z"
+    r"(run|id|allocation(Id)?|allocation_id|container_id|aud|jkt|kid|nonce|eat_nonce|event_key|kem_key|serial"
+    r"|.*[sS]ha256|.*Digest|.*_hash|prev|head|sig|ct|info|evidence-sha256|sealedSalt(\[\])?)\Z"
 )
 # How the machine was, and how often it was looked at.
 MACHINE = re.compile(
