@@ -148,7 +148,7 @@ def test_the_command_that_is_shown_first_is_what_one_types(program: Program, tmp
     assert (run / "opened/s000-1/out/lr.txt").read_text() == "0.0003"
     # What the pages say lies beside it.
     names = {path.name for path in (run / "opened").iterdir()}
-    assert names == {"s000-1", "s000-1-trainer.log", "s000-1-exit.json", "s000-1-events.json"}
+    assert names == {"s000-1", "s000-1-trainer.log", "s000-1-exit.json", "s000-1-events.json", "salt.json"}
 
 
 @pytest.fixture(scope="session")

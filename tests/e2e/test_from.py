@@ -98,7 +98,7 @@ QWEN = ["model=qwen2-tiny"]
 
 @pytest.mark.parametrize(
     ("model", "steps"),
-    [(MLP, 4000), pytest.param(QWEN, 300, marks=pytest.mark.soak)],
+    [(MLP, 8000), pytest.param(QWEN, 300, marks=pytest.mark.soak)],
     ids=["mlp", "qwen2-tiny"],
 )
 def test_a_built_in_model_ends_bit_for_bit_as_if_nothing_had_been(
