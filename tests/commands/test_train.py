@@ -52,6 +52,7 @@ def test_outputs_that_are_given_are_the_ones() -> None:
     assert job_words(["x", "model.outputs=out"]) == ["model=project", "model.folder='x'", "model.outputs=out"]
 
 
+@pytest.mark.train  # a run here asks for PyTorch before it looks at a folder
 @pytest.mark.parametrize(
     ("words", "said"),
     [
