@@ -39,6 +39,7 @@ from glasshouse.lifecycle.run_folder import RunFolder
 from glasshouse.records.keys import owner_keys
 from glasshouse.records.withheld import opened_salt
 from glasshouse.runtime.harness import safetensors_layout
+from glasshouse.runtime.params import sealed_under
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.layout import SealedObject, TensorSpec
 from glasshouse.sealing.tree import INDEX_NAME, write_tree
@@ -305,12 +306,7 @@ def _launch_folder(files: Path, leg: str, launch: int) -> Path:
 def _context(base: Path, leg: str, launch: int) -> dict[str, str]:
     """Under which a launch sealed what it left, as its files say."""
     reference = _json(base / "reference.json")
-    return {
-        "run": str(reference["run"]),
-        "leg": leg,
-        "launch": str(launch),
-        "manifestHash": str(reference["manifest_hash"]),
-    }
+    return sealed_under(str(reference["run"]), leg, launch, str(reference["manifest_hash"]))
 
 
 def _json(path: Path) -> Any:

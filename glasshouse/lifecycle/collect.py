@@ -28,7 +28,7 @@ from glasshouse.lifecycle.meter import Meter
 from glasshouse.lifecycle.setup import Ready
 from glasshouse.records import keys
 from glasshouse.remote.pod import Pod
-from glasshouse.runtime.params import LOST, NOT_CARRIED, NOTHING, SAID
+from glasshouse.runtime.params import LOST, NOT_CARRIED, NOTHING, SAID, sealed_under
 from glasshouse.schema import Ended, Exchange, Execs, JobExit, Result
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.spec import Job
@@ -286,12 +286,7 @@ def last_lines(live: LiveRun, ready: Sealed, leg: Leg, count: int = 3 * LAST_LIN
     Fit for a terminal: the pod, or whoever wrote the workload, may have printed anything. Empty: no log.
     """
     path = live.folder.sealed(leg.id, leg.launch, "log.sealed")
-    context = {
-        "run": live.run.id,
-        "leg": leg.id,
-        "launch": str(leg.launch),
-        "manifestHash": ready.manifest_hash,
-    }
+    context = sealed_under(live.run.id, leg.id, leg.launch, ready.manifest_hash)
     try:
         with open_outputs(path, keys.owner_keys(), context=context) as opened:
             text = bytes(opened.files.get("trainer.log", b"")).decode("utf-8", "replace")

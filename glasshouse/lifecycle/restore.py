@@ -55,6 +55,7 @@ from glasshouse.records.keys import KeyEntry, Keyring
 from glasshouse.records.signing import BUNDLE_TYPE, open_statement
 from glasshouse.runtime.cadence import heads_every
 from glasshouse.runtime.events import MAX_EVENT_BYTES, check_line, event_hash, first_link
+from glasshouse.runtime.params import sealed_under
 from glasshouse.schema import Exchange, Head
 from glasshouse.spec import Policy, RunSpec
 
@@ -124,12 +125,7 @@ class Leg:
     @property
     def sealed_under(self) -> dict[str, str]:
         """The context of what the leg sealed, but for a checkpoint's number."""
-        return {
-            "run": self.run,
-            "leg": self.leg,
-            "launch": str(self.launch),
-            "manifestHash": self.manifest_hash,
-        }
+        return sealed_under(self.run, self.leg, self.launch, self.manifest_hash)
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,7 @@ class LaunchParams:
     @property
     def sealed_under(self) -> dict[str, str]:
         """The context under which what this launch leaves is sealed for the owner (sealing/outputs.py)."""
-        return {
-            "run": self.run,
-            "leg": self.leg,
-            "launch": str(self.launch),
-            "manifestHash": self.manifest_hash,
-        }
+        return sealed_under(self.run, self.leg, self.launch, self.manifest_hash)
 
     @property
     def keeps(self) -> bool:
@@ -101,6 +96,11 @@ class LaunchParams:
     def where(self) -> tuple[str, str, int]:
         """Run, leg and launch number, as tokens name them."""
         return self.run, self.leg, self.launch
+
+
+def sealed_under(run: str, leg: str, launch: int, manifest_hash: str) -> dict[str, str]:
+    """The context under which a launch seals what it leaves; a checkpoint or a record adds its number."""
+    return {"run": run, "leg": leg, "launch": str(launch), "manifestHash": manifest_hash}
 
 
 def write_launch(launch: LaunchParams) -> bytes:

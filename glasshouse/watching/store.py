@@ -17,6 +17,7 @@ from pathlib import Path
 from glasshouse.canonical import CanonicalError, parse_json, sha256_hex
 from glasshouse.errors import SealError
 from glasshouse.host import read_regular
+from glasshouse.runtime.params import sealed_under
 from glasshouse.sealing.grant import KemKey
 from glasshouse.sealing.outputs import open_outputs
 from glasshouse.watching.record import RecordError, WatchRecord, read
@@ -94,13 +95,8 @@ class WatchReader:
                     yield record
 
     def _opened(self, number: int) -> WatchRecord:
-        context = {
-            "run": self.launch.run,
-            "leg": self.launch.leg,
-            "launch": str(self.launch.launch),
-            "manifestHash": self._manifest or "",
-            "watch": str(number),
-        }
+        one = self.launch
+        context = {**sealed_under(one.run, one.leg, one.launch, self._manifest or ""), "watch": str(number)}
         with open_outputs(self.launch.path(number), self._keys, context=context, threads=1) as opened:
             if len(opened.files) != 1:
                 raise RecordError("it holds something else")
